@@ -1,0 +1,1 @@
+"""Diffusion Policy Policy Optimization in JAX."""
