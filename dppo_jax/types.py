@@ -62,10 +62,10 @@ class Policy(NamedTuple):
     init: (key, obs) -> PolicyParams
     sample: (params, key, obs [B, To, Do], *, deterministic, min_std, num_active)
         -> Sample
-    log_prob: (params, x [B, Ta, Da], next_x, obs, step [B], *, num_active) -> [B]
+    log_prob: (network parameters, x [B, Ta, Da], next_x, obs, step [B]) -> [B]
     clone_loss: (network parameters, key, obs, action [B, Ta, Da]) -> scalar, the
         behaviour-cloning loss
-    entropy: (params, obs) -> scalar, mean over batch and entries
+    entropy: (network parameters, obs) -> scalar, mean over batch and entries
     num_steps: K', tuned moves in a chain
     min_std: the floor of the exploring standard deviation that `sample` uses when
         none is passed

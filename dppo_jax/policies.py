@@ -1,0 +1,199 @@
+"""Policies as chains of Gaussian moves; an ordinary Gaussian policy has one."""
+
+import functools
+from typing import Any, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dppo_jax import denoising
+from dppo_jax.denoising import Diffusion, gaussian_log_prob
+from dppo_jax.types import Array, Obs, Policy, PolicyParams, PyTree, Sample
+
+# The reference's bounds of a log-probability, which keep ratios finite.
+LOG_PROB_BOUNDS = (-5.0, 2.0)
+# A deterministic Gaussian policy keeps this much noise, as the reference does.
+_DETERMINISTIC_STD = 1e-4
+
+
+class Network(Protocol):
+    """The two functions of a Flax module that a policy needs."""
+
+    def init(self, key: Array, *args: Any) -> PyTree: ...  # noqa: E704
+
+    def apply(self, params: PyTree, *args: Any) -> Any: ...  # noqa: E704
+
+
+def diffusion_policy(
+    network: Network,
+    diffusion: Diffusion,
+    *,
+    chunk: int,
+    action_dim: int,
+    num_tuned_steps: int,
+    min_std: float = 0.1,
+    reward_horizon: int | None = None,
+    log_prob_bounds: tuple[float, float] = LOG_PROB_BOUNDS,
+) -> Policy:
+    """A denoising chain whose last K' steps are a tunable policy (paper Sec. 4).
+
+    Args:
+        network: `apply(params, x [B, Ta, Da], time [B], obs) -> [B, Ta, Da]`.
+        diffusion: schedules and bounds.
+        chunk: Ta.
+        num_tuned_steps: K'; the first K - K' steps use the frozen network.
+        min_std: floor of the sampling standard deviation while exploring.
+        reward_horizon: actions of the chunk that count in the log-probability;
+            None counts all.
+        log_prob_bounds: clamp of every entry before averaging.
+
+    Returns:
+        A Policy; `sample` averages log-probabilities over chunk and action axes,
+        which keeps ratios near one whatever the size of the action.
+
+    Raises:
+        ValueError: K' outside [1, K], or a reward horizon outside [1, Ta].
+    """
+    schedule = diffusion.explore
+    if not 1 <= num_tuned_steps <= schedule.num_steps:
+        raise ValueError(
+            f"num_tuned_steps={num_tuned_steps} must lie between 1 and the "
+            f"schedule's {schedule.num_steps} denoising steps; change one of them."
+        )
+    horizon = chunk if reward_horizon is None else reward_horizon
+    if not 1 <= horizon <= chunk:
+        raise ValueError(
+            f"reward_horizon={horizon} must lie between 1 and the chunk of {chunk}."
+        )
+    first_tuned = schedule.num_steps - num_tuned_steps
+
+    def reduce(log_prob: Array) -> Array:
+        return jnp.clip(log_prob, *log_prob_bounds)[..., :horizon, :].mean((-2, -1))
+
+    def init(key: Array, obs: Obs) -> PolicyParams:
+        x = jnp.zeros((_batch(obs), chunk, action_dim))
+        params = network.init(key, x, jnp.zeros(_batch(obs)), obs)
+        return PolicyParams(base=params, tuned=params)
+
+    def sample(
+        params: PolicyParams,
+        key: Array,
+        obs: Obs,
+        *,
+        deterministic: bool = False,
+        min_std: Array | float = min_std,
+        num_active: Array | None = None,
+    ) -> Sample:
+        def params_of(step: Array) -> PyTree:
+            if num_active is None:
+                return params.tuned
+            return jax.tree.map(
+                functools.partial(jnp.where, step >= schedule.num_steps - num_active),
+                *(params.tuned, params.base),
+            )
+
+        shape = (schedule.num_steps + 1, _batch(obs), chunk, action_dim)
+        chain, log_prob = denoising.sample_chain(
+            *(diffusion, network.apply, params.base, params_of),
+            *(jax.random.normal(key, shape), obs),
+            num_tuned=num_tuned_steps,
+            min_std=min_std,
+            deterministic=deterministic,
+        )
+        return Sample(chain, reduce(log_prob))
+
+    def log_prob(
+        params: PyTree, x: Array, next_x: Array, obs: Obs, step: Array
+    ) -> Array:
+        chex.assert_equal_shape([x, next_x])
+        return reduce(
+            denoising.step_log_prob(
+                diffusion, network.apply, params, x, next_x, obs, first_tuned + step
+            )
+        )
+
+    def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
+        time_key, noise_key = jax.random.split(key)
+        num_steps = diffusion.training.num_steps
+        time = jax.random.randint(time_key, action.shape[:1], 0, num_steps)
+        noise = jax.random.normal(noise_key, action.shape)
+        return denoising.denoising_loss(
+            diffusion, network.apply, params, action, obs, time, noise
+        )
+
+    def entropy(params: PyTree, obs: Obs) -> Array:
+        # The moves have a fixed standard deviation, so this is a constant.
+        std = jnp.maximum(schedule.std[first_tuned:], diffusion.min_log_prob_std)
+        return _gaussian_entropy(std).mean()
+
+    return Policy(init, sample, log_prob, clone_loss, entropy, num_tuned_steps, min_std)
+
+
+def gaussian_policy(
+    network: Network,
+    *,
+    chunk: int,
+    action_dim: int,
+    draw_clip: float = 3.0,
+    clone_entropy_coef: float = 0.0,
+    log_prob_bounds: tuple[float, float] = LOG_PROB_BOUNDS,
+) -> Policy:
+    """A Gaussian over action chunks, as a chain of one move from zero.
+
+    Args:
+        network: `apply(params, obs) -> mean, std`, both [B, Ta, Da].
+        draw_clip: bound of standard-normal draws; the density stays unclipped.
+        clone_entropy_coef: weight of the entropy in the behaviour-cloning loss.
+        log_prob_bounds: clamp of the averaged log-probability.
+    """
+
+    def density(mean: Array, std: Array, action: Array) -> Array:
+        return gaussian_log_prob(action, mean, std).mean((-2, -1))
+
+    def reduce(log_prob: Array) -> Array:
+        return jnp.clip(log_prob, *log_prob_bounds)
+
+    def init(key: Array, obs: Obs) -> PolicyParams:
+        params = network.init(key, obs)
+        return PolicyParams(base=params, tuned=params)
+
+    def sample(
+        params: PolicyParams,
+        key: Array,
+        obs: Obs,
+        *,
+        deterministic: bool = False,
+        min_std: Array | float = 0.0,
+        num_active: Array | None = None,
+    ) -> Sample:
+        mean, std = network.apply(params.tuned, obs)
+        scale = _DETERMINISTIC_STD if deterministic else jnp.maximum(std, min_std)
+        draw = jax.random.normal(key, mean.shape)
+        action = mean + scale * jnp.clip(draw, -draw_clip, draw_clip)
+        chain = jnp.stack([jnp.zeros_like(action), action], axis=1)
+        return Sample(chain, reduce(density(mean, std, action))[:, None])
+
+    def log_prob(
+        params: PyTree, x: Array, next_x: Array, obs: Obs, step: Array
+    ) -> Array:
+        return reduce(density(*network.apply(params, obs), next_x))
+
+    def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
+        mean, std = network.apply(params, obs)
+        bonus = clone_entropy_coef * _gaussian_entropy(std).mean()
+        return -density(mean, std, action).mean() - bonus
+
+    def entropy(params: PyTree, obs: Obs) -> Array:
+        return _gaussian_entropy(network.apply(params, obs)[1]).mean()
+
+    del chunk, action_dim  # The network knows both; named for symmetry.
+    return Policy(init, sample, log_prob, clone_loss, entropy, 1, 0.0)
+
+
+def _gaussian_entropy(std: Array) -> Array:
+    return 0.5 * jnp.log(2 * jnp.pi * jnp.e) + jnp.log(std)
+
+
+def _batch(obs: Obs) -> int:
+    return next(iter(obs.values())).shape[0]
