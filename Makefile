@@ -1,0 +1,73 @@
+# `make` lists the targets. Each of them sets up .venv by itself the first time, and
+# again when setup.cfg or constraints.txt changed; after that no network is needed.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := dppo_jax experiments benchmarks tests
+PYTEST_FLAGS ?= -q
+
+# True for an interpreter that exists, works (a pyenv shim may do neither), has a
+# version that setup.cfg accepts, and can create virtual environments.
+SUITABLE := -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' </dev/null >/dev/null 2>&1
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	if $$python $(SUITABLE); then echo $$python; break; fi; done)
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help demo test test-slow lint types format bench clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED)  ## Pre-train, fine-tune and evaluate a small policy
+	@$(BIN)/python -m experiments.demo
+
+test: lint types  ## Lint, types and the fast tests: what CI runs
+	@echo "== pytest (the first run compiles, later ones reuse .jax_cache)"
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-slow: $(INSTALLED)  ## The tests that take minutes
+	@echo "== pytest -m slow"
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS) -m slow
+
+lint: $(INSTALLED)  ## black, isort and flake8, nothing is changed
+	@echo "== black, isort, flake8"
+	@$(BIN)/python -m black --quiet --check --diff $(SOURCES)
+	@$(BIN)/python -m isort --quiet --check --diff $(SOURCES)
+	@$(BIN)/python -m flake8 $(SOURCES)
+
+types: $(INSTALLED)  ## mypy
+	@echo "== mypy"
+	@$(BIN)/python -m mypy dppo_jax experiments benchmarks
+
+format: $(INSTALLED)  ## Let black and isort rewrite the sources
+	@$(BIN)/python -m isort --quiet $(SOURCES)
+	@$(BIN)/python -m black --quiet $(SOURCES)
+
+bench: $(INSTALLED)  ## Measure physics and training steps on this machine
+	@echo "== physics"
+	@$(BIN)/python -m benchmarks.physics
+	@echo "== training step"
+	@$(BIN)/python -m benchmarks.train_step
+
+clean:  ## Remove caches and build leftovers; .venv and runs/ stay
+	@rm -rf .pytest_cache .mypy_cache .jax_cache build dist *.egg-info
+	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ] || ! $$python $(SUITABLE); then \
+		echo "No usable Python found$${python:+: '$$python' is none}." >&2; \
+		echo "dppo_jax needs Python 3.11, 3.12 or 3.13 with the venv module;" >&2; \
+		echo "install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
+		exit 1; \
+	fi; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "== creating $(VENV) with $$($$python --version)"; \
+		$$python -m venv --clear $(VENV); \
+	fi
+	@echo "== installing the dependencies into $(VENV); the first time takes minutes"
+	@$(BIN)/python -m pip install --no-input --disable-pip-version-check \
+		--constraint constraints.txt --editable ".[dev]"
+	@touch $@

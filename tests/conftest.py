@@ -1,0 +1,46 @@
+"""Settings and fixtures that all tests share.
+
+The platform is left to JAX: the same tests run on a CPU and on an accelerator.
+"""
+
+import os
+from pathlib import Path
+
+# Several test processes may share one accelerator, and plots need no display.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+# Accelerators multiply float32 matrices in fewer bits by default; the tolerances of
+# the tests are those of full float32.
+jax.config.update("jax_default_matmul_precision", "highest")
+
+# Compiling dominates the tests, so compiled programs are kept between runs.
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _shared_folder(name: str, content: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"needs {content} in ../shared/{name}, beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder of reference values; the test is skipped where it is absent."""
+    return _shared_folder("golden", "the reference values")
+
+
+@pytest.fixture(scope="session")
+def demos_dir() -> Path:
+    """Folder of recorded demonstrations; the test is skipped where it is absent."""
+    return _shared_folder("demos", "the recorded demonstrations")
