@@ -1,0 +1,15 @@
+"""Networks; they know nothing of reinforcement learning."""
+
+from dppo_jax.networks.critics import StateActionCritic, StateCritic
+from dppo_jax.networks.gaussian import GaussianMLP
+from dppo_jax.networks.mlp import MLP, DiffusionMLP, ResidualMLP, SinusoidalEmbedding
+
+__all__ = [
+    "DiffusionMLP",
+    "GaussianMLP",
+    "MLP",
+    "ResidualMLP",
+    "SinusoidalEmbedding",
+    "StateActionCritic",
+    "StateCritic",
+]

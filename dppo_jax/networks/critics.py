@@ -1,0 +1,103 @@
+"""Value networks: V(s) and Q(s, a)."""
+
+from collections.abc import Sequence
+
+import chex
+import flax.linen as nn
+import jax.numpy as jnp
+
+from dppo_jax.networks.mlp import (
+    MLP,
+    ResidualMLP,
+    activation_function,
+    check_residual_sizes,
+    check_sizes,
+    flat_state,
+)
+from dppo_jax.types import Array, Obs
+
+
+class StateCritic(nn.Module):
+    """V(s): obs -> [B].
+
+    hidden_sizes: with `residual`, 1, 3, 5, ... equal sizes.
+    activation: a name in `ACTIVATIONS`.
+    layer_norm: normalise the hidden layers.
+    residual: build the network from residual blocks.
+
+    Raises:
+        ValueError: for sizes or names that no such network can be built from.
+    """
+
+    hidden_sizes: Sequence[int] = (256, 256, 256)
+    activation: str = "mish"
+    layer_norm: bool = False
+    residual: bool = False
+
+    def __post_init__(self):
+        _check_options(self.hidden_sizes, self.activation, self.residual)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, obs: Obs) -> Array:
+        network = ResidualMLP if self.residual else MLP
+        value = network(
+            1,
+            self.hidden_sizes,
+            activation=self.activation,
+            layer_norm=self.layer_norm,
+            name="q1",
+        )(flat_state(obs))
+        return value[:, 0]
+
+
+class StateActionCritic(nn.Module):
+    """Q(s, a): (obs, action [B, Ta, Da]) -> [num_critics, B].
+
+    hidden_sizes, activation, layer_norm, residual: as in `StateCritic`.
+    num_critics: 2 gives the independent pair of clipped double Q-learning
+        (Fujimoto et al. 2018), 1 a single network.
+
+    Raises:
+        ValueError: for sizes or names that no such network can be built from.
+    """
+
+    hidden_sizes: Sequence[int] = (256, 256, 256)
+    activation: str = "mish"
+    layer_norm: bool = False
+    residual: bool = False
+    num_critics: int = 2
+
+    def __post_init__(self):
+        _check_options(self.hidden_sizes, self.activation, self.residual)
+        if self.num_critics < 1:
+            raise ValueError(f"num_critics={self.num_critics} must be at least 1.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, obs: Obs, action: Array) -> Array:
+        chex.assert_rank(action, 3)
+        network = ResidualMLP if self.residual else MLP
+        x = jnp.concatenate(
+            [flat_state(obs), action.reshape(action.shape[0], -1)], axis=-1
+        )
+        values = [
+            network(
+                1,
+                self.hidden_sizes,
+                activation=self.activation,
+                layer_norm=self.layer_norm,
+                name=f"q{i + 1}",
+            )(x)
+            for i in range(self.num_critics)
+        ]
+        return jnp.stack([value[:, 0] for value in values])
+
+
+def _check_options(
+    hidden_sizes: Sequence[int], activation: str, residual: bool
+) -> None:
+    activation_function(activation)
+    check_sizes("hidden_sizes", hidden_sizes)
+    if residual:
+        check_residual_sizes(hidden_sizes)

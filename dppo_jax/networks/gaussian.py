@@ -1,0 +1,135 @@
+"""Gaussian policies over action chunks."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dppo_jax.networks.mlp import (
+    MLP,
+    ResidualMLP,
+    activation_function,
+    check_residual_sizes,
+    check_sizes,
+    flat_state,
+)
+from dppo_jax.types import Array, Obs
+
+
+class GaussianMLP(nn.Module):
+    """A Gaussian over action chunks: obs -> (mean, std), both [B, Ta, Da].
+
+    action_dim: Da.
+    chunk: Ta.
+    hidden_sizes: with `residual`, an odd number of equal sizes where the standard
+        deviation is fixed, and an even number where a network predicts it, because
+        the last size is then the output of the shared trunk.
+    tanh_output: squash the mean into (-1, 1).
+    fixed_std: the standard deviation; None lets a network predict one.
+    learn_fixed_std: train one log-variance per action dimension from `fixed_std` on.
+    std_min, std_max: bounds of a learned standard deviation.
+
+    Raises:
+        ValueError: for sizes, names or standard deviations that do not fit together.
+    """
+
+    action_dim: int
+    chunk: int
+    hidden_sizes: Sequence[int] = (256, 256, 256)
+    activation: str = "mish"
+    tanh_output: bool = True
+    residual: bool = False
+    layer_norm: bool = False
+    fixed_std: float | None = None
+    learn_fixed_std: bool = False
+    std_min: float = 0.01
+    std_max: float = 1.0
+
+    def __post_init__(self):
+        activation_function(self.activation)
+        check_sizes("hidden_sizes", self.hidden_sizes)
+        self._check_std()
+        if self.residual and self.fixed_std is not None:
+            check_residual_sizes(self.hidden_sizes)
+        elif self.residual and (
+            len(self.hidden_sizes) % 2 or len(set(self.hidden_sizes[:-1])) != 1
+        ):
+            raise ValueError(
+                f"hidden_sizes={tuple(self.hidden_sizes)} do not suit a residual "
+                "network with a predicted standard deviation: give 2, 4, 6, ... sizes "
+                "that are equal but for the last, or set fixed_std."
+            )
+        super().__post_init__()
+
+    def _check_std(self):
+        if not 0 < self.std_min <= self.std_max:
+            raise ValueError(
+                f"std_min={self.std_min} and std_max={self.std_max} must satisfy "
+                "0 < std_min <= std_max."
+            )
+        if self.fixed_std is not None and self.fixed_std <= 0:
+            raise ValueError(
+                f"fixed_std={self.fixed_std} must be positive; None predicts it."
+            )
+        if self.learn_fixed_std and self.fixed_std is None:
+            raise ValueError(
+                "learn_fixed_std=True starts from fixed_std, which is None; set "
+                "fixed_std, for example 0.1."
+            )
+
+    @nn.compact
+    def __call__(self, obs: Obs) -> tuple[Array, Array]:
+        trunk = ResidualMLP if self.residual else MLP
+        shape = (-1, self.chunk, self.action_dim)
+        features = self.chunk * self.action_dim
+        x = flat_state(obs)
+        if self.fixed_std is None:
+            x = trunk(
+                self.hidden_sizes[-1],
+                self.hidden_sizes[:-1],
+                activation=self.activation,
+                out_activation=self.activation,
+                layer_norm=self.layer_norm,
+                layer_norm_out=self.layer_norm,
+                name="base",
+            )(x)
+            mean = MLP(features, (), name="mean")(x)
+            std = self._predicted_std(MLP(features, (), name="log_variance")(x))
+        else:
+            mean = trunk(
+                features,
+                self.hidden_sizes,
+                activation=self.activation,
+                layer_norm=self.layer_norm,
+                name="mean",
+            )(x)
+            std = jnp.broadcast_to(self._fixed_std(), mean.reshape(shape).shape)
+        if self.tanh_output:
+            mean = jnp.tanh(mean)
+        return mean.reshape(shape), std.reshape(shape)
+
+    def _predicted_std(self, x: Array) -> Array:
+        low, high = _log_variance(self.std_min), _log_variance(self.std_max)
+        return jnp.exp(0.5 * (low + 0.5 * (high - low) * (jnp.tanh(x) + 1)))
+
+    def _fixed_std(self) -> Array:
+        assert self.fixed_std is not None
+        if not self.learn_fixed_std:
+            return jnp.full((self.action_dim,), self.fixed_std, jnp.float32)
+        log_variance = self.param(
+            "fixed_log_variance",
+            nn.initializers.constant(_log_variance(self.fixed_std)),
+            (self.action_dim,),
+        )
+        low, high = _log_variance(self.std_min), _log_variance(self.std_max)
+        # The gradient passes in full at a bound (jnp.clip would halve it), so that a
+        # standard deviation that starts there can leave it at the intended speed.
+        inside = (log_variance >= low) & (log_variance <= high)
+        clipped = jax.lax.stop_gradient(jnp.clip(log_variance, low, high))
+        return jnp.exp(0.5 * jnp.where(inside, log_variance, clipped))
+
+
+def _log_variance(std: float) -> np.ndarray:
+    return np.log(np.float32(std**2))

@@ -1,0 +1,282 @@
+"""Multi-layer perceptrons: plain, residual and denoising.
+
+Layers start as PyTorch's `Linear` does, kernel and bias uniform within
+1 / sqrt(inputs), because the hyperparameters of the DPPO paper (Ren et al. 2025,
+arXiv 2409.00588) were tuned on networks that start so.
+"""
+
+from collections.abc import Callable, Sequence
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dppo_jax.types import Array, Obs
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "elu": jax.nn.elu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "identity": lambda x: x,
+    "mish": jax.nn.mish,
+    "relu": jax.nn.relu,
+    "softplus": jax.nn.softplus,
+    "tanh": jnp.tanh,
+}
+
+
+def activation_function(name: str) -> Callable[[Array], Array]:
+    """The activation called `name`, in any capitalisation.
+
+    Raises:
+        ValueError: for a name that is not in `ACTIVATIONS`.
+    """
+    if str(name).lower() not in ACTIVATIONS:
+        known = ", ".join(sorted(ACTIVATIONS))
+        raise ValueError(f"activation={name!r} is not known; choose one of {known}.")
+    return ACTIVATIONS[name.lower()]
+
+
+def check_sizes(option: str, sizes: Sequence[int]) -> None:
+    """Refuse layer sizes that are empty or not positive."""
+    if isinstance(sizes, (int, str)) or len(sizes) == 0 or min(sizes) < 1:
+        raise ValueError(
+            f"{option}={sizes!r} must be a non-empty sequence of positive layer "
+            "sizes, for example (256, 256, 256)."
+        )
+
+
+def check_residual_sizes(sizes: Sequence[int]) -> None:
+    """Refuse hidden sizes that residual blocks of two layers cannot be made of."""
+    if len(sizes) % 2 == 0 or len(set(sizes)) != 1:
+        raise ValueError(
+            f"hidden_sizes={tuple(sizes)} do not suit a residual network: after the "
+            "first hidden layer come blocks of two layers of the same width, so give "
+            "1, 3, 5, ... equal sizes, for example (256, 256, 256), or residual=False."
+        )
+
+
+def flat_state(obs: Obs) -> Array:
+    """`obs["state"]` [B, To, Do] -> [B, To * Do], the most recent entry last."""
+    state = obs["state"]
+    chex.assert_rank(state, 3)
+    return state.reshape(state.shape[0], -1)
+
+
+class Linear(nn.Module):
+    """A dense layer whose kernel and bias start uniform in +-1 / sqrt(inputs)."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        bound = 1 / np.sqrt(x.shape[-1])
+
+        def uniform(key, shape, dtype=jnp.float32):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        kernel = self.param("kernel", uniform, (x.shape[-1], self.features))
+        bias = self.param("bias", uniform, (self.features,))
+        return x @ kernel + bias
+
+
+class MLPLayer(nn.Module):
+    """Linear, optionally layer normalisation, then the activation."""
+
+    features: int
+    activation: str
+    layer_norm: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = Linear(self.features, name="linear")(x)
+        if self.layer_norm:
+            x = _layer_norm(1e-5, "norm")(x)
+        return activation_function(self.activation)(x)
+
+
+class MLP(nn.Module):
+    """A plain perceptron, [..., inputs] -> [..., features].
+
+    hidden_sizes: may be empty, which leaves one linear layer.
+    layer_norm: normalise every hidden layer before its activation.
+    layer_norm_out: normalise the output as well, before `out_activation`.
+    """
+
+    features: int
+    hidden_sizes: Sequence[int]
+    activation: str = "mish"
+    out_activation: str = "identity"
+    layer_norm: bool = False
+    layer_norm_out: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, size in enumerate(self.hidden_sizes):
+            x = MLPLayer(size, self.activation, self.layer_norm, name=f"layer_{i}")(x)
+        return MLPLayer(
+            self.features,
+            self.out_activation,
+            self.layer_norm_out,
+            name=f"layer_{len(self.hidden_sizes)}",
+        )(x)
+
+
+class ResidualBlock(nn.Module):
+    """x + two layers, each activated (and normalised) before it is applied."""
+
+    activation: str
+    layer_norm: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        activation = activation_function(self.activation)
+        residual = x
+        for i in (1, 2):
+            if self.layer_norm:
+                residual = _layer_norm(1e-6, f"norm_{i}")(residual)
+            residual = Linear(x.shape[-1], name=f"linear_{i}")(activation(residual))
+        return x + residual
+
+
+class ResidualMLP(nn.Module):
+    """Pre-activation residual blocks of two layers, [..., inputs] -> [..., features].
+
+    hidden_sizes: 1, 3, 5, ... equal sizes: a linear layer, then 0, 1, 2, ... blocks.
+    layer_norm: normalise inside the blocks.
+    layer_norm_out: normalise the output, before `out_activation`.
+
+    Raises:
+        ValueError: for hidden sizes that are not an odd number of equal sizes.
+    """
+
+    features: int
+    hidden_sizes: Sequence[int]
+    activation: str = "mish"
+    out_activation: str = "identity"
+    layer_norm: bool = False
+    layer_norm_out: bool = False
+
+    def __post_init__(self):
+        check_residual_sizes(self.hidden_sizes)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        num_blocks = (len(self.hidden_sizes) - 1) // 2
+        x = Linear(self.hidden_sizes[0], name="linear_0")(x)
+        for i in range(1, num_blocks + 1):
+            x = ResidualBlock(self.activation, self.layer_norm, name=f"block_{i}")(x)
+        x = Linear(self.features, name=f"linear_{num_blocks + 1}")(x)
+        if self.layer_norm_out:
+            x = _layer_norm(1e-5, f"norm_{num_blocks + 2}")(x)
+        return activation_function(self.out_activation)(x)
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sines and cosines at `dim / 2` frequencies from 1 to 1e-4, [B] -> [B, dim].
+
+    The position code of Vaswani et al. (2017, section 3.5) with all sines first.
+
+    Raises:
+        ValueError: for a `dim` that is odd or below 4.
+    """
+
+    dim: int
+
+    def __post_init__(self):
+        if self.dim < 4 or self.dim % 2:
+            raise ValueError(
+                f"time_dim={self.dim} must be an even number of at least 4, because "
+                "it holds a sine and a cosine of two or more frequencies."
+            )
+        super().__post_init__()
+
+    def __call__(self, time: Array) -> Array:
+        chex.assert_rank(time, 1)
+        half = self.dim // 2
+        exponent = jnp.arange(half, dtype=jnp.float32) * -(np.log(10000) / (half - 1))
+        angle = jnp.asarray(time, jnp.float32)[:, None] * jnp.exp(exponent)
+        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """A sinusoidal embedding refined by two layers with Mish, [B] -> [B, dim]."""
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, time: Array) -> Array:
+        x = SinusoidalEmbedding(self.dim)(time)
+        x = jax.nn.mish(Linear(2 * self.dim, name="linear_1")(x))
+        return Linear(self.dim, name="linear_2")(x)
+
+
+class DiffusionMLP(nn.Module):
+    """A denoiser: (x [B, Ta, Da], time [B], obs) -> output [B, Ta, Da].
+
+    What the output means (noise, clean action, velocity) is the schedule's affair.
+
+    action_dim: Da.
+    chunk: Ta.
+    time_dim: size of the time embedding, even and at least 4.
+    hidden_sizes: of the trunk that reads noisy action, time and observation.
+    condition_sizes: layers that encode the observation first; None feeds it raw.
+    activation, out_activation: names in `ACTIVATIONS`.
+    layer_norm: normalise the hidden layers of the trunk.
+    residual: build the trunk from residual blocks; needs 1, 3, 5, ... equal sizes.
+
+    Raises:
+        ValueError: for sizes or names that no such network can be built from.
+    """
+
+    action_dim: int
+    chunk: int
+    time_dim: int = 16
+    hidden_sizes: Sequence[int] = (256, 256, 256)
+    condition_sizes: Sequence[int] | None = None
+    activation: str = "mish"
+    out_activation: str = "identity"
+    layer_norm: bool = False
+    residual: bool = False
+
+    def __post_init__(self):
+        activation_function(self.activation)
+        activation_function(self.out_activation)
+        check_sizes("hidden_sizes", self.hidden_sizes)
+        if self.condition_sizes is not None:
+            check_sizes("condition_sizes", self.condition_sizes)
+        if self.residual:
+            check_residual_sizes(self.hidden_sizes)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array, obs: Obs) -> Array:
+        chex.assert_shape(x, (None, self.chunk, self.action_dim))
+        batch = x.shape[0]
+        condition = flat_state(obs)
+        chex.assert_shape([condition, time[:, None]], (batch, None))
+        if self.condition_sizes is not None:
+            condition = MLP(
+                self.condition_sizes[-1],
+                self.condition_sizes[:-1],
+                activation=self.activation,
+                name="condition",
+            )(condition)
+        time_embedding = TimeEmbedding(self.time_dim, name="time_embedding")(time)
+        trunk = ResidualMLP if self.residual else MLP
+        out = trunk(
+            self.chunk * self.action_dim,
+            self.hidden_sizes,
+            activation=self.activation,
+            out_activation=self.out_activation,
+            layer_norm=self.layer_norm,
+            name="mean",
+        )(jnp.concatenate([x.reshape(batch, -1), time_embedding, condition], axis=-1))
+        return out.reshape(x.shape)
+
+
+def _layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
+    # The two-pass variance keeps float32 accurate where the mean is large.
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)

@@ -1,0 +1,166 @@
+"""Bounds of a data set, and the maps between its units and [-1, 1].
+
+A policy is trained on normalised observations and actions, so its bounds travel
+with it. The same constants as in the published DPPO data keep those files, and
+policies trained on them, exchangeable.
+"""
+
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dppo_jax.types import Array
+
+Rows = Array | np.ndarray
+
+# A constant column has no range; this keeps its normalised value finite (-1).
+EPSILON = 1e-6
+
+
+class Normalizer(NamedTuple):
+    """Bounds in the units of the task.
+
+    obs_min, obs_max: [Do] float32.
+    action_min, action_max: [Da] float32.
+    """
+
+    obs_min: Rows
+    obs_max: Rows
+    action_min: Rows
+    action_max: Rows
+
+
+def normalize_obs(normalizer: Normalizer, obs: Array) -> Array:
+    """Observations [..., Do] in task units -> [-1, 1] inside the bounds."""
+    return _normalize(obs, normalizer.obs_min, normalizer.obs_max)
+
+
+def unnormalize_obs(normalizer: Normalizer, obs: Array) -> Array:
+    """The exact inverse of `normalize_obs`, [..., Do]."""
+    return _unnormalize(obs, normalizer.obs_min, normalizer.obs_max)
+
+
+def normalize_action(normalizer: Normalizer, action: Array) -> Array:
+    """Actions [..., Da] in task units -> [-1, 1] inside the bounds."""
+    return _normalize(action, normalizer.action_min, normalizer.action_max)
+
+
+def unnormalize_action(normalizer: Normalizer, action: Array) -> Array:
+    """Actions [..., Da] in [-1, 1] -> task units; -1 and 1 give the exact bounds.
+
+    This leaves out the small constant of `normalize_action`, so that a policy can
+    use the whole range and a round trip is off by 1e-6 task units at most.
+    """
+    low, high = normalizer.action_min, normalizer.action_max
+    return (action + 1) / 2 * (high - low) + low
+
+
+def fit_normalizer(observations: Rows, actions: Rows) -> Normalizer:
+    """The bounds of observations [N, Do] and actions [N, Da], in task units.
+
+    Raises:
+        ValueError: for no rows, unequal numbers of rows, NaN or infinite values.
+    """
+    named = {"observations": np.asarray(observations), "actions": np.asarray(actions)}
+    for name, rows in named.items():
+        if rows.ndim != 2 or len(rows) == 0:
+            raise ValueError(f"{name} {rows.shape} must be a non-empty table [N, D].")
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(bad):
+            raise ValueError(
+                f"{name} hold NaN or infinite values in {len(bad)} rows, the first "
+                f"being {bad[:5].tolist()}; remove those episodes."
+            )
+    if len(observations) != len(actions):
+        raise ValueError(
+            f"{len(observations)} observations and {len(actions)} actions: both need "
+            "one row per step."
+        )
+    return Normalizer(
+        *(
+            bound(rows, axis=0).astype(np.float32)
+            for rows in named.values()
+            for bound in (np.min, np.max)
+        )
+    )
+
+
+def load_normalizer(path: str | os.PathLike) -> Normalizer:
+    """Read a `normalization.npz` (or the one in the folder `path`).
+
+    Raises:
+        ValueError: for a missing file or key, or bounds that are no bounds.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "normalization.npz"
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist; a normaliser is saved beside its data."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in Normalizer._fields if key not in archive.files]
+            if missing:
+                raise ValueError(
+                    f"{path} lacks {', '.join(missing)}; it holds "
+                    f"{', '.join(archive.files) or 'nothing'}."
+                )
+            bounds = [np.asarray(archive[key]) for key in Normalizer._fields]
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a readable .npz file: {error}.") from error
+    normalizer = Normalizer(*bounds)
+    _check_bounds(normalizer, str(path))
+    return Normalizer(*(bound.astype(np.float32) for bound in bounds))
+
+
+def save_normalizer(path: str | os.PathLike, normalizer: Normalizer) -> None:
+    """Write a `normalization.npz` at `path`; a reader never sees half a file.
+
+    Raises:
+        ValueError: for bounds that are no bounds.
+    """
+    path = Path(path)
+    normalizer = Normalizer(*(np.asarray(bound, np.float32) for bound in normalizer))
+    _check_bounds(normalizer, "normalizer")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **normalizer._asdict())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _normalize(x: Array, low: Rows, high: Rows) -> Array:
+    return 2 * ((x - low) / (high - low + EPSILON) - 0.5)
+
+
+def _unnormalize(x: Array, low: Rows, high: Rows) -> Array:
+    return (x / 2 + 0.5) * (high - low + EPSILON) + low
+
+
+def _check_bounds(normalizer: Normalizer, source: str) -> None:
+    for kind in ("obs", "action"):
+        low = getattr(normalizer, f"{kind}_min")
+        high = getattr(normalizer, f"{kind}_max")
+        if low.dtype.kind not in "fiu" or high.dtype.kind not in "fiu":
+            raise ValueError(f"{source}: {kind}_min and {kind}_max must be numbers.")
+        if low.ndim != 1 or low.shape != high.shape or low.size == 0:
+            raise ValueError(
+                f"{source}: {kind}_min {low.shape} and {kind}_max {high.shape} must be "
+                "two vectors of the same length."
+            )
+        bad = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)) | (low > high))
+        if len(bad):
+            i = bad[0]
+            raise ValueError(
+                f"{source}: {kind}_min={low[i]} and {kind}_max={high[i]} at index {i} "
+                "are no bounds; both must be finite and min <= max."
+            )
