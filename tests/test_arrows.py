@@ -1,0 +1,283 @@
+"""Imports run one way; the arrows below are the architecture.
+
+`a <- b` reads "b may import a, and all that a may import". What no arrow allows is an
+error, and so is a part of the package that no arrow mentions: draw it here first.
+"""
+
+import ast
+import configparser
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+ARROWS = """
+types <- denoising <- policies
+types <- networks <- policies
+types <- normalize <- envs, demonstrations, rollout, checkpoint
+types <- envs <- rollout <- evaluate
+types <- parallel
+types <- replay, minibatch
+logging
+returns, losses, schedules, replay, minibatch, normalize, parallel <- algorithms
+types <- returns, losses
+types <- schedules <- optimizers <- algorithms, pretrain
+policies, rollout, evaluate, logging <- algorithms
+policies, demonstrations, schedules, minibatch, evaluate, logging <- pretrain
+evaluate, checkpoint, parallel, logging <- training
+policies, normalize, demonstrations, checkpoint <- interop
+"""
+
+# Inside these folders files are on their own: whoever needs two of them is outside.
+STRANGERS = ("algorithms",)
+
+# Settings are read by make_* and default_config; these parts take plain arguments.
+PLAIN = (
+    *("types", "denoising", "networks", "normalize", "replay", "minibatch"),
+    *("returns", "losses", "envs.core", "envs.physics", "envs.wrappers"),
+)
+
+# The reference's framework is not ours, and a pickle runs whatever it was told to.
+BANNED = {
+    **dict.fromkeys(("torch", "torchvision", "tensorflow"), "is another framework"),
+    **dict.fromkeys(
+        ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"),
+        "could unpickle a file",
+    ),
+}
+
+# Where the name to import differs from the name to install.
+INSTALLED_AS = {
+    "absl": "absl-py",
+    "jaxlib": "jax",
+    "orbax": "orbax-checkpoint",
+}
+
+
+class Module(NamedTuple):
+    """name: dotted.  tree: its syntax.  imports: dotted, wherever they stand."""
+
+    name: str
+    tree: ast.Module
+    imports: tuple[str, ...]
+
+
+def parse(name: str, source: str, *, is_package: bool = False) -> Module:
+    """`from a import b` counts as an import of a.b, be b a module or not."""
+    tree = ast.parse(source)
+    imports: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            up = name.split(".")[: len(name.split(".")) - node.level + is_package]
+            origin = [*(up if node.level else []), *filter(None, [node.module])]
+            imports += [".".join([*origin, alias.name]) for alias in node.names]
+    return Module(name, tree, tuple(imports))
+
+
+def modules() -> list[Module]:
+    found = []
+    for folder in ("dppo_jax", "experiments", "benchmarks"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            is_package = parts[-1] == "__init__"
+            name = ".".join(parts[:-1] if is_package else parts)
+            found.append(parse(name, path.read_text(), is_package=is_package))
+    return found
+
+
+def upstream(arrows: str = ARROWS) -> dict[str, set[str]]:
+    """Part of dppo_jax -> the parts that it may import."""
+    reach: dict[str, set[str]] = {}
+    for line in filter(None, arrows.splitlines()):
+        groups = [group.replace(" ", "").split(",") for group in line.split("<-")]
+        for group, before in zip(groups, [[], *groups]):
+            for part in group:
+                reach.setdefault(part, set()).update(before)
+    for _ in reach:  # A path is at most as long as there are parts.
+        for parts in reach.values():
+            parts.update(*(reach[part] for part in tuple(parts)))
+    return reach
+
+
+def part_of(name: str) -> str:
+    """dppo_jax.envs.tasks.avoid -> envs"""
+    return (name.split(".") + [""])[1]
+
+
+def arrows_run_one_way(module: Module) -> Iterator[str]:
+    reach, part = upstream(), part_of(module.name)
+    if not module.name.startswith("dppo_jax."):
+        return  # The public face and the programs may import everything.
+    if part not in reach:
+        yield f"no arrow says what {part} may import"
+        return
+    for target in module.imports:
+        root, target_part = target.split(".")[0], part_of(target)
+        if root in ("experiments", "benchmarks", "tests"):
+            yield f"the library does not know {target}"
+        elif root == "dppo_jax" and target_part not in reach:
+            yield f"no arrow mentions {target}; import it from where it lives"
+        elif root == "dppo_jax" and target_part not in reach[part] | {part}:
+            yield f"no arrow leads from {target_part} to {part}"
+
+
+def strangers_stay_strangers(module: Module) -> Iterator[str]:
+    for folder in STRANGERS:
+        home = f"dppo_jax.{folder}."
+        for target in module.imports:
+            siblings = module.name.startswith(home) and target.startswith(home)
+            if siblings and not f"{target}.".startswith(f"{module.name}."):
+                yield f"{folder} never import each other, here {target}"
+
+
+def settings_end_at_make(module: Module) -> Iterator[str]:
+    if not any(target.split(".")[0] == "ml_collections" for target in module.imports):
+        return
+    if module.name.split(".")[0] != "dppo_jax":
+        return
+    inside = module.name.removeprefix("dppo_jax.")
+    if any(f"{inside}.".startswith(f"{part}.") for part in PLAIN):
+        yield f"{inside} takes plain arguments, no ml_collections"
+    functions = [n.name for n in module.tree.body if isinstance(n, ast.FunctionDef)]
+    if not any(re.match(r"make_|default_config$", name) for name in functions):
+        yield "ml_collections without a make_* or default_config"
+
+
+def nothing_banned_is_imported(module: Module) -> Iterator[str]:
+    for target in module.imports:
+        if reason := BANNED.get(target.split(".")[0]):
+            yield f"{target} {reason}"
+
+
+def nothing_is_unpickled(module: Module) -> Iterator[str]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
+                yield f"allow_pickle={ast.unparse(node.value)}"
+        if isinstance(node, ast.Attribute) and node.attr == "read_pickle":
+            yield "read_pickle"
+
+
+def dependencies_are_declared(module: Module) -> Iterator[str]:
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    required = [setup["options"]["install_requires"]]
+    required += setup["options.extras_require"].values()
+    declared = re.findall(r"^[\w-]+", "\n".join(required), re.MULTILINE)
+    known = {name.lower().replace("_", "-") for name in declared}
+    known |= {"dppo-jax", "experiments", "benchmarks"}
+    for root in {target.split(".")[0] for target in module.imports}:
+        name = INSTALLED_AS.get(root, root).lower().replace("_", "-")
+        exempt = root in sys.stdlib_module_names or root in BANNED
+        if not exempt and name not in known:
+            yield f"setup.cfg does not require {name}"
+
+
+RULES = (
+    arrows_run_one_way,
+    strangers_stay_strangers,
+    settings_end_at_make,
+    nothing_banned_is_imported,
+    nothing_is_unpickled,
+    dependencies_are_declared,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_sources_obey(rule):
+    complaints = [f"{m.name}: {said}" for m in modules() for said in rule(m)]
+    assert not complaints, "\n".join(["", *complaints])
+
+
+OFFENCES = {
+    "envs know no policies": (
+        *("dppo_jax.envs.core", "from dppo_jax.policies import diffusion_policy"),
+        "no arrow leads from policies to envs",
+    ),
+    "nor do networks know returns, even relatively": (
+        *("dppo_jax.networks.mlp", "from ..returns import gae"),
+        "no arrow leads from returns to networks",
+    ),
+    "training imports no algorithm, not even late": (
+        *("dppo_jax.training", "def run():\n    import dppo_jax.algorithms.ppo"),
+        "no arrow leads from algorithms to training",
+    ),
+    "checkpoints neither": (
+        *("dppo_jax.checkpoint", "from dppo_jax.algorithms import ppo"),
+        "no arrow leads from algorithms to checkpoint",
+    ),
+    "nor parallel, that pre-training is one": (
+        *("dppo_jax.parallel", "from dppo_jax import pretrain"),
+        "no arrow leads from pretrain to parallel",
+    ),
+    "the library knows no program": (
+        *("dppo_jax.evaluate", "import experiments.finetune"),
+        "the library does not know experiments.finetune",
+    ),
+    "the public face is for users": (
+        *("dppo_jax.rollout", "from dppo_jax import Policy"),
+        "no arrow mentions dppo_jax.Policy; import it from where it lives",
+    ),
+    "a new part needs an arrow": (
+        *("dppo_jax.utilities", ""),
+        "no arrow says what utilities may import",
+    ),
+    "algorithms never import each other": (
+        *("dppo_jax.algorithms.dql", "from dppo_jax.algorithms.ppo import make_ppo"),
+        "algorithms never import each other, here dppo_jax.algorithms.ppo.make_ppo",
+    ),
+    "mathematics takes plain arguments": (
+        *("dppo_jax.losses", "import ml_collections\ndef make_loss(): ..."),
+        "losses takes plain arguments, no ml_collections",
+    ),
+    "configuration ends at make": (
+        *("dppo_jax.rollout", "from ml_collections import ConfigDict"),
+        "ml_collections without a make_* or default_config",
+    ),
+    "no torch": (
+        *("dppo_jax.interop.weights", "import torch.nn as nn"),
+        "torch.nn is another framework",
+    ),
+    "no pickle": (
+        *("dppo_jax.interop.weights", "from pickle import loads"),
+        "pickle.loads could unpickle a file",
+    ),
+    "nor by way of numpy": (
+        *("dppo_jax.normalize", "np.load(path, allow_pickle=True)"),
+        "allow_pickle=True",
+    ),
+    "dependencies are declared": (
+        *("benchmarks.physics", "import pandas as pd"),
+        "setup.cfg does not require pandas",
+    ),
+}
+
+
+@pytest.mark.parametrize("offence", OFFENCES)
+def test_an_offence_is_caught_by_exactly_one_rule(offence):
+    name, source, expected = OFFENCES[offence]
+    module = parse(name, source)
+    assert [said for rule in RULES for said in rule(module)] == [expected]
+
+
+def test_what_the_arrows_allow_passes():
+    source = "import jax, mujoco.mjx\nfrom ml_collections import ConfigDict\n"
+    source += (
+        "from dppo_jax import denoising, rollout\nfrom dppo_jax.types import Env\n"
+    )
+    source += "def default_config() -> ConfigDict: ...\n"
+    module = parse("dppo_jax.algorithms.ppo", source)
+    assert [said for rule in RULES for said in rule(module)] == []
+
+
+def test_relative_imports_resolve_as_python_does():
+    source = "from . import a\nfrom ..b import c"
+    assert parse("x.y.z", source).imports == ("x.y.a", "x.b.c")
+    assert parse("x.y", source, is_package=True).imports == ("x.y.a", "x.b.c")
