@@ -1,0 +1,506 @@
+"""PPO over the moves of a policy's chain: DPPO, and Gaussian PPO as a chain of one.
+
+Every pair (environment step, denoising move) is a sample of the two-layer MDP of
+the DPPO paper (arXiv 2409.00588, Sec. 4). Advantages are those of the environment
+step, discounted by the moves that were left.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from dppo_jax import losses, optimizers, returns, schedules
+from dppo_jax.minibatch import shuffled_batches
+from dppo_jax.rollout import rollout
+from dppo_jax.types import (
+    Algorithm,
+    Array,
+    Metrics,
+    Obs,
+    Policy,
+    PolicyParams,
+    PyTree,
+    Transition,
+    VecEnv,
+)
+
+
+class PPOState(NamedTuple):
+    """Everything an iteration starts from; a checkpoint of it resumes exactly."""
+
+    params: PolicyParams
+    critic_params: PyTree
+    actor_optimizer: Any
+    critic_optimizer: Any
+    env: Any
+    first: Array
+    reward_scale: returns.RewardScale
+    key: Array
+    iteration: Array
+
+
+class Pairs(NamedTuple):
+    """Samples of the update: environment steps [N, ...], each with K' moves."""
+
+    obs: Obs
+    chain: Array
+    log_prob: Array
+    advantage: Array
+    target: Array
+    value: Array
+
+
+def default_config() -> ConfigDict:
+    """Settings of the paper where it names one for all tasks; see its appendix."""
+    config = ConfigDict()
+    config.num_iterations = 100
+    config.num_envs = 40
+    config.num_steps = 100  # action chunks per environment and iteration
+    config.reset_at_iteration = True
+    config.num_tuned_steps = 10
+    config.min_std = 0.1  # exploration: floor of the sampling std
+    config.min_log_prob_std = 0.1  # stability: floor of the std in log-probs
+    config.draw_clip = 3.0
+    config.final_clip = placeholder(float)
+    config.noise_clip = placeholder(float)
+    config.eta = 1.0
+    config.reward_horizon = placeholder(int)
+    config.discount = 0.99
+    config.gae_lambda = 0.95
+    config.denoising_discount = 0.99
+    config.scale_rewards = True
+    config.reward_scale = 1.0
+    config.batch_size = 1000  # pairs (t, k)
+    config.epochs = 5
+    config.clip_top = 0.01
+    config.clip_base = 0.001
+    config.clip_rate = 3.0
+    config.value_clip = placeholder(float)
+    config.value_coef = 0.5
+    config.entropy_coef = 0.0
+    config.clone_coef = 0.0
+    config.normalize_advantage = True
+    config.advantage_quantiles = (0.0, 1.0)
+    config.target_kl = placeholder(float)
+    config.critic_warmup = 0
+    for name, rate in (("actor", 1e-4), ("critic", 1e-3)):
+        config[name] = ConfigDict(
+            dict(
+                learning_rate=rate,
+                min_learning_rate=rate,
+                cycle_steps=1000,
+                warmup_steps=10,
+                weight_decay=0.0,
+                max_grad_norm=placeholder(float),
+            )
+        )
+    # Annealing, both off: the sampling floor moves to min_std_end over
+    # min_std_steps iterations; every tuned_steps_every iterations the frozen
+    # network is replaced by the tuned one and keeps tuned_steps_drop more moves.
+    config.min_std_end = 0.1
+    config.min_std_steps = 0
+    config.tuned_steps_drop = 0
+    config.tuned_steps_every = 0
+    return config
+
+
+def policy_loss(
+    params: PyTree,
+    policy: Policy,
+    obs: Obs,
+    x: Array,
+    next_x: Array,
+    step: Array,
+    old_log_prob: Array,
+    advantage: Array,
+    *,
+    clip_top: float,
+    clip_base: float,
+    clip_rate: float,
+    denoising_discount: float,
+    normalize: bool = True,
+    quantiles: tuple[float, float] = (0.0, 1.0),
+    num_active: Array | None = None,
+) -> tuple[Array, losses.SurrogateInfo]:
+    """The clipped objective over a minibatch of moves (paper eq. 4.5).
+
+    Args:
+        x, next_x: [B, Ta, Da] the moves.
+        step: [B] index of the move, 0 the noisiest tuned one.
+        old_log_prob: [B] from the sampling pass.
+        advantage: [B] of the environment step.
+        num_active: moves that are still tuned, where K' is annealed; earlier ones
+            get no weight. None: all K'.
+    """
+    num_steps = policy.num_steps
+    weight = None
+    active_step, active = step, jnp.asarray(num_steps)
+    if num_active is not None:
+        active_step, active = step - (num_steps - num_active), num_active
+        weight = 1.0 * (active_step >= 0)
+    if normalize:
+        advantage = losses.normalize_advantage(advantage, weight)
+    advantage = losses.clip_quantiles(advantage, *quantiles, weight)
+    advantage *= losses.denoising_discount(
+        step, num_steps=num_steps, discount=denoising_discount
+    )
+    clip = losses.clip_range(
+        active_step, num_steps=active, base=clip_base, top=clip_top, rate=clip_rate
+    )
+    log_prob = policy.log_prob(params, x, next_x, obs, step)
+    return losses.clipped_surrogate(log_prob, old_log_prob, advantage, clip, weight)
+
+
+def cloning_penalty(
+    params: PyTree, policy: Policy, base: PyTree, key: Array, obs: Obs
+) -> Array:
+    """Minus the log-probability of chains that the frozen policy would sample.
+
+    Keeps the policy near its teacher on the states it visits itself (Zhu et al.
+    2024, arXiv 2403.03949, eq. 2).
+    """
+    chain, _ = policy.sample(PolicyParams(base, base), key, obs)
+    chain = jax.lax.stop_gradient(chain)
+    num_steps = policy.num_steps
+
+    def repeat(x: Array) -> Array:
+        return jnp.repeat(x, num_steps, axis=0)
+
+    log_prob = policy.log_prob(
+        params,
+        chain[:, :-1].reshape(-1, *chain.shape[2:]),
+        chain[:, 1:].reshape(-1, *chain.shape[2:]),
+        jax.tree.map(repeat, obs),
+        jnp.tile(jnp.arange(num_steps), chain.shape[0]),
+    )
+    return -log_prob.mean()
+
+
+def make_ppo(
+    env: VecEnv,
+    policy: Policy,
+    critic: Any,
+    config: ConfigDict,
+) -> Algorithm:
+    """PPO over (t, k) with the settings of `default_config`.
+
+    Args:
+        env: whose action is a chunk, [Ta, Da].
+        policy: a chain of K' moves.
+        critic: a module, `apply(params, obs) -> [B]`.
+
+    Returns:
+        An Algorithm; `init(key, params=None)` starts from given policy parameters,
+        or from new ones. One `step` is roll-out, returns and all updates.
+
+    Raises:
+        ValueError: settings that contradict each other, by name.
+    """
+    check_config(config, policy)
+    num_envs, num_steps = env.num_envs, config.num_steps
+    num_pairs = num_envs * num_steps * policy.num_steps
+    if not 1 <= config.batch_size <= num_pairs:
+        raise ValueError(
+            f"batch_size={config.batch_size} must lie between 1 and the {num_pairs} "
+            f"pairs of an iteration ({num_envs} environments x {num_steps} chunks x "
+            f"{policy.num_steps} moves); lower it or collect more."
+        )
+    actor_optimizer, critic_optimizer = (
+        optimizers.adamw(
+            weight_decay=c.weight_decay, max_grad_norm=c.get("max_grad_norm")
+        )
+        for c in (config.actor, config.critic)
+    )
+    anneals_steps = config.tuned_steps_drop > 0 and config.tuned_steps_every > 0
+    loss_settings = dict(
+        clip_top=config.clip_top,
+        clip_base=config.clip_base,
+        clip_rate=config.clip_rate,
+        denoising_discount=config.denoising_discount,
+        normalize=config.normalize_advantage,
+        quantiles=tuple(config.advantage_quantiles),
+    )
+
+    def num_active(iteration: Array) -> Array | None:
+        if not anneals_steps:
+            return None
+        drops = iteration // config.tuned_steps_every
+        return jnp.maximum(policy.num_steps - drops * config.tuned_steps_drop, 1)
+
+    def init(key: Array, params: PolicyParams | None = None) -> PPOState:
+        env_key, policy_key, critic_key, key = jax.random.split(key, 4)
+        env_state = env.reset(env_key)
+        obs = jax.tree.map(lambda x: x[:1], env_state.obs)
+        if params is None:
+            params = policy.init(policy_key, obs)
+        critic_params = critic.init(critic_key, obs)
+        return PPOState(
+            params=params,
+            critic_params=critic_params,
+            actor_optimizer=actor_optimizer.init(params.tuned),
+            critic_optimizer=critic_optimizer.init(critic_params),
+            env=env_state,
+            first=jnp.ones(num_envs),
+            reward_scale=returns.init_reward_scale(num_envs),
+            key=key,
+            iteration=jnp.zeros((), jnp.int32),
+        )
+
+    def collect(state: PPOState, key: Array) -> tuple[PPOState, Transition, Metrics]:
+        reset_key, act_key = jax.random.split(key)
+        if config.reset_at_iteration:
+            state = state._replace(
+                env=env.reset(reset_key), first=jnp.ones_like(state.first)
+            )
+        min_std = schedules.linear_anneal(
+            state.iteration,
+            start=policy.min_std,
+            end=config.min_std_end,
+            steps=config.min_std_steps,
+        )
+
+        def act(key: Array, obs: Obs) -> Any:
+            return policy.sample(
+                *(state.params, key, obs),
+                min_std=min_std,
+                num_active=num_active(state.iteration),
+            )
+
+        env_state, transitions, metrics = rollout(
+            env, act, state.env, act_key, num_steps
+        )
+        metrics = _episode_metrics(transitions, metrics) | {"min_std": min_std}
+        return state._replace(env=env_state), transitions, metrics
+
+    def evaluate_returns(
+        state: PPOState, transitions: Transition
+    ) -> tuple[PPOState, Pairs, Metrics]:
+        value, next_value = (
+            _per_step(critic.apply, state.critic_params, obs)
+            for obs in (transitions.obs, transitions.next_obs)
+        )
+        done = jnp.maximum(transitions.terminated, transitions.truncated)
+        first = jnp.concatenate([state.first[None], done[:-1]])
+        reward, reward_scale = transitions.reward, state.reward_scale
+        if config.scale_rewards:
+            reward_scale, reward = returns.scale_rewards(
+                reward_scale, reward, first, discount=config.discount
+            )
+        advantage, target = returns.gae(
+            *(reward * config.reward_scale, value, next_value),
+            *(transitions.terminated, transitions.truncated),
+            discount=config.discount,
+            gae_lambda=config.gae_lambda,
+        )
+        pairs = Pairs(
+            transitions.obs,
+            transitions.chain,
+            transitions.log_prob,
+            *(advantage, target, value),
+        )
+        pairs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pairs)
+        state = state._replace(first=done[-1], reward_scale=reward_scale)
+        variance = jnp.var(target)
+        explained = 1 - jnp.var(target - value) / jnp.where(variance > 0, variance, 1)
+        return state, pairs, {"explained_variance": explained}
+
+    def actor_loss(
+        tuned: PyTree, params: PolicyParams, batch: Pairs, step: Array, key: Array, it
+    ) -> tuple[Array, Metrics]:
+        loss, info = policy_loss(
+            *(tuned, policy, batch.obs, batch.chain[:, 0], batch.chain[:, 1], step),
+            *(batch.log_prob, batch.advantage),
+            num_active=num_active(it),
+            **loss_settings,
+        )
+        metrics = {"policy_loss": loss} | info._asdict()
+        if config.entropy_coef:
+            entropy = policy.entropy(tuned, batch.obs)
+            loss -= config.entropy_coef * entropy
+            metrics["entropy"] = entropy
+        if config.clone_coef:
+            penalty = cloning_penalty(tuned, policy, params.base, key, batch.obs)
+            loss += config.clone_coef * penalty
+            metrics["cloning_penalty"] = penalty
+        return loss, metrics
+
+    def critic_loss(critic_params: PyTree, batch: Pairs) -> tuple[Array, Array]:
+        value = critic.apply(critic_params, batch.obs)
+        loss = losses.value_loss(
+            value, batch.target, batch.value, clip=config.get("value_clip")
+        )
+        return config.value_coef * loss, loss
+
+    def minibatch(pairs: Pairs, index: Array) -> tuple[Pairs, Array]:
+        row, step = jnp.divmod(index, policy.num_steps)
+        moves = jnp.stack([step, step + 1], axis=1)
+        batch = Pairs(
+            obs=jax.tree.map(lambda x: x[row], pairs.obs),
+            chain=pairs.chain[row[:, None], moves],
+            log_prob=pairs.log_prob[row, step],
+            advantage=pairs.advantage[row],
+            target=pairs.target[row],
+            value=pairs.value[row],
+        )
+        return batch, step
+
+    def update(state: PPOState, pairs: Pairs, key: Array) -> tuple[PPOState, Metrics]:
+        it = state.iteration
+        actor_rate, critic_rate = learning_rates(config, it)
+        shuffle_key, clone_key = jax.random.split(key)
+        index = jax.vmap(
+            lambda key: shuffled_batches(key, num_pairs, config.batch_size)
+        )(jax.random.split(shuffle_key, config.epochs))
+        index = index.reshape(-1, config.batch_size)
+
+        def learn(state: PPOState, index: Array, key: Array) -> Any:
+            batch, step = minibatch(pairs, index)
+            grad = jax.grad(actor_loss, has_aux=True)
+            grads, metrics = grad(
+                state.params.tuned, state.params, batch, step, key, it
+            )
+            critic_grads, value_loss = jax.grad(critic_loss, has_aux=True)(
+                state.critic_params, batch
+            )
+            critic_params, critic_state = optimizers.update(
+                *(critic_optimizer, critic_grads, state.critic_optimizer),
+                *(state.critic_params, critic_rate),
+            )
+            tuned, actor_state = jax.lax.cond(
+                it >= config.critic_warmup,
+                lambda: optimizers.update(
+                    *(actor_optimizer, grads, state.actor_optimizer),
+                    *(state.params.tuned, actor_rate),
+                ),
+                lambda: (state.params.tuned, state.actor_optimizer),
+            )
+            state = state._replace(
+                params=state.params._replace(tuned=tuned),
+                critic_params=critic_params,
+                actor_optimizer=actor_state,
+                critic_optimizer=critic_state,
+            )
+            return state, metrics | {"value_loss": value_loss}
+
+        def guarded(carry: Any, inputs: Any) -> Any:
+            # The KL estimate is known only after the step that went too far; from
+            # there on the data are used up, as in the reference.
+            state, stopped = carry
+            shapes = jax.eval_shape(learn, state, *inputs)[1]
+            state, metrics = jax.lax.cond(
+                stopped,
+                lambda: (state, jax.tree.map(_not_a_number, shapes)),
+                lambda: learn(state, *inputs),
+            )
+            if config.get("target_kl") is not None:
+                stopped |= metrics["approx_kl"] > config.target_kl
+            return (state, stopped), metrics
+
+        keys = jax.random.split(clone_key, index.shape[0])
+        (state, _), metrics = jax.lax.scan(
+            guarded, (state, jnp.asarray(False)), (index, keys)
+        )
+        ran = jnp.isfinite(metrics["ratio"]).sum()
+        metrics = jax.tree.map(jnp.nanmean, metrics)
+        metrics |= {
+            "num_updates": ran,
+            "actor_lr": actor_rate,
+            "critic_lr": critic_rate,
+        }
+        return state, metrics
+
+    def step(state: PPOState) -> tuple[PPOState, Metrics]:
+        key, collect_key, update_key = jax.random.split(state.key, 3)
+        if anneals_steps:
+            state = _rebase(state, num_active)
+        state, transitions, episodes = collect(state, collect_key)
+        state, pairs, values = evaluate_returns(state, transitions)
+        state, updates = update(state, pairs, update_key)
+        state = state._replace(key=key, iteration=state.iteration + 1)
+        return state, episodes | values | updates
+
+    return Algorithm(init, step)
+
+
+def check_config(config: ConfigDict, policy: Policy) -> None:
+    """Refuse settings that contradict each other; raises ValueError by name."""
+    for name in ("num_steps", "epochs", "num_iterations"):
+        if config[name] < 1:
+            raise ValueError(f"{name}={config[name]} must be at least 1.")
+    if config.num_tuned_steps != policy.num_steps and policy.num_steps > 1:
+        raise ValueError(
+            f"num_tuned_steps={config.num_tuned_steps}, but the policy tunes "
+            f"{policy.num_steps} steps; make both the same."
+        )
+    for name in ("discount", "gae_lambda", "denoising_discount"):
+        if not 0 <= config[name] <= 1:
+            raise ValueError(f"{name}={config[name]} must lie in [0, 1].")
+    lower, upper = config.advantage_quantiles
+    if not 0 <= lower < upper <= 1:
+        raise ValueError(
+            f"advantage_quantiles={(lower, upper)} must satisfy 0 <= lower < upper <= 1."
+        )
+    if not 0 < config.clip_base <= config.clip_top or config.clip_rate <= 0:
+        raise ValueError(
+            f"the clip range needs 0 < clip_base <= clip_top and clip_rate > 0, got "
+            f"clip_base={config.clip_base}, clip_top={config.clip_top}, "
+            f"clip_rate={config.clip_rate}."
+        )
+    for name in ("actor", "critic"):
+        schedules.check_cosine_restarts(name, **_rate_settings(config[name]))
+
+
+def learning_rates(config: ConfigDict, iteration: Array) -> tuple[Array, Array]:
+    """Actor and critic rate; the actor's clock starts after the critic's warm-up."""
+    actor_step = jnp.maximum(iteration - config.critic_warmup, 0)
+    return (
+        schedules.cosine_restarts(actor_step, **_rate_settings(config.actor)),
+        schedules.cosine_restarts(iteration, **_rate_settings(config.critic)),
+    )
+
+
+def _rate_settings(config: ConfigDict) -> dict[str, Any]:
+    return dict(
+        peak=config.learning_rate,
+        floor=config.min_learning_rate,
+        cycle_steps=config.cycle_steps,
+        warmup_steps=config.warmup_steps,
+    )
+
+
+def _rebase(state: PPOState, num_active: Callable[..., Any]) -> PPOState:
+    """Where K' has just dropped, the tuned network becomes the frozen one."""
+    it = state.iteration
+    dropped = (it > 0) & (num_active(it) < num_active(jnp.maximum(it - 1, 0)))
+    base = jax.tree.map(
+        lambda tuned, base: jnp.where(dropped, tuned, base),
+        *(state.params.tuned, state.params.base),
+    )
+    return state._replace(params=state.params._replace(base=base))
+
+
+def _episode_metrics(transitions: Transition, metrics: Metrics) -> Metrics:
+    """Means over the episodes that ended in this roll-out; NaN where none did."""
+    done = jnp.maximum(transitions.terminated, transitions.truncated)
+    count = done.sum()
+    means = {
+        name: jnp.where(count > 0, (x * done).sum() / jnp.maximum(count, 1), jnp.nan)
+        for name, x in metrics.items()
+        if x.ndim == 2
+    }
+    return means | {"num_episodes": count, "reward": transitions.reward.mean()}
+
+
+def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:
+    """Apply a batched network to leaves [T, B, ...]."""
+    leading = next(iter(obs.values())).shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), obs)
+    return apply(params, flat).reshape(leading)
+
+
+def _not_a_number(shape: jax.ShapeDtypeStruct) -> Array:
+    return jnp.full(shape.shape, jnp.nan, shape.dtype)

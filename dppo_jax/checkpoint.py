@@ -1,0 +1,204 @@
+"""Orbax checkpoints: policy, normaliser and config together, training state apart.
+
+A run directory holds `config.json` and `checkpoints/<iteration>/` with the items
+`policy` (what another stage, or a robot, needs) and `state` (what resuming needs).
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dppo_jax.normalize import Normalizer
+from dppo_jax.types import PolicyParams, PyTree
+
+CONFIG_FILE = "config.json"
+_CHECKPOINTS = "checkpoints"
+
+
+class PolicyCheckpoint(NamedTuple):
+    """A policy as it was saved.
+
+    params: base and tuned network parameters.
+    normalizer: bounds of observations and actions it was trained with.
+    config: the whole configuration of its run, plain dictionaries.
+    iteration: when it was saved.
+    """
+
+    params: PolicyParams
+    normalizer: Normalizer
+    config: dict[str, Any]
+    iteration: int
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of one run; use as a context manager.
+
+    Saving is asynchronous: arrays are copied to the host at once, written behind
+    the next iteration, and a checkpoint becomes visible only when it is complete.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike, *, keep: int | None = 3) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        path = Path(run_dir).absolute() / _CHECKPOINTS
+        self._manager = ocp.CheckpointManager(path, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Iteration of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(
+        self, iteration: int, state: PyTree, params: PolicyParams, normalizer: Normalizer
+    ) -> None:
+        """Write one checkpoint; an iteration that is there already is left alone."""
+        if iteration == self.latest:
+            return
+        policy = {"params": params._asdict(), "normalizer": normalizer._asdict()}
+        self._manager.save(
+            iteration,
+            args=ocp.args.Composite(
+                policy=ocp.args.StandardSave(jax.tree.map(np.asarray, policy)),
+                state=ocp.args.StandardSave(_without_keys(state)),
+            ),
+        )
+
+    def restore(self, like: PyTree) -> PyTree:
+        """The newest training state, in the structure of `like`.
+
+        Raises:
+            ValueError: a state of other shapes, naming the first that differs.
+        """
+        step = self.latest
+        item = self._manager.item_metadata(step)["state"]
+        _check_same_shapes(_without_keys(like), item.tree if hasattr(item, "tree") else item)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(like))
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        )
+        return _with_keys(restored["state"], like)
+
+
+def load_policy(
+    run_dir: str | os.PathLike, iteration: int | None = None
+) -> PolicyCheckpoint:
+    """Read a policy from a run directory; the newest unless `iteration` is given.
+
+    Raises:
+        ValueError: no such run, nothing saved yet, or no such iteration.
+    """
+    run_dir = Path(run_dir).absolute()
+    config = load_config(run_dir)
+    if config is None:
+        raise ValueError(
+            f"{run_dir} is not a run directory (no {CONFIG_FILE}); pass the directory "
+            "that experiments.pretrain or experiments.finetune wrote."
+        )
+    path = run_dir / _CHECKPOINTS
+    if not path.is_dir():
+        raise ValueError(f"{run_dir} holds no checkpoint yet; let its run go on first.")
+    with ocp.CheckpointManager(path) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise ValueError(
+                f"{run_dir} holds no checkpoint yet; let its run go on first."
+            )
+        step = steps[-1] if iteration is None else iteration
+        if step not in steps:
+            raise ValueError(
+                f"{run_dir} has no checkpoint {step}; it has {steps}."
+            )
+        item = manager.restore(
+            step, args=ocp.args.Composite(policy=ocp.args.StandardRestore())
+        )["policy"]
+    return PolicyCheckpoint(
+        params=PolicyParams(**item["params"]),
+        normalizer=Normalizer(**item["normalizer"]),
+        config=config,
+        iteration=step,
+    )
+
+
+def check_matches(
+    params: PyTree, expected: PyTree, *, what: str, cure: str
+) -> None:
+    """Refuse parameters whose names or shapes differ from `expected`.
+
+    Raises:
+        ValueError: naming the first that differs, what it belongs to and the cure.
+    """
+    found, wanted = _shapes(params), _shapes(expected)
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{what} does not match the configured one: {name} has shape "
+                f"{found.get(name, 'none')}, expected {wanted.get(name, 'none')}; {cure}"
+            )
+
+
+def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
+    """The configuration of a run, or None where there is none."""
+    path = Path(run_dir) / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it.") from None
+
+
+def save_config(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Write `config.json`, whole or not at all."""
+    path = Path(run_dir) / CONFIG_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        "/".join(_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves
+    }
+
+
+def _name(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+
+def _check_same_shapes(like: PyTree, saved: PyTree) -> None:
+    check_matches(
+        *(saved, like),
+        what="the saved training state",
+        cure="use the settings of the interrupted run, or another run directory.",
+    )
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key
+    )
+
+
+def _without_keys(tree: PyTree) -> PyTree:
+    """Random keys as the integers they are, which every file format knows."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def _with_keys(tree: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x, y: jax.random.wrap_key_data(x) if _is_key(y) else x, tree, like
+    )

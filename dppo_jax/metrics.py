@@ -1,0 +1,81 @@
+"""Where the numbers of a run go: `metrics.csv` and TensorBoard events."""
+
+import csv
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+CSV_FILE = "metrics.csv"
+
+
+class MetricsWriter:
+    """Appends rows of named numbers; a context manager.
+
+    A resumed run goes on in the same file: rows from `resume_at` on, which the
+    interrupted run had written after its last checkpoint, are dropped first, so
+    that no iteration stands there twice. A new name adds a column.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike, *, resume_at: int = 0) -> None:
+        self._path = Path(run_dir) / CSV_FILE
+        self._rows = [
+            row for row in read_metrics(run_dir) if row["iteration"] < resume_at
+        ]
+        self._names = list(dict.fromkeys(name for row in self._rows for name in row))
+        self._rewrite()
+        self._events = SummaryWriter(
+            str(run_dir), purge_step=resume_at if resume_at else None
+        )
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._events.close()
+
+    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Add one row and one event per number."""
+        row = {"iteration": iteration} | {k: float(v) for k, v in metrics.items()}
+        self._rows.append(row)
+        new = [name for name in row if name not in self._names]
+        if new:
+            self._names += new
+            self._rewrite()
+        else:
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, self._names).writerow(_printable(row))
+        for name, value in row.items():
+            if name != "iteration" and math.isfinite(value):
+                self._events.add_scalar(name, value, iteration)
+
+    def _rewrite(self) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._names)
+            if self._names:
+                writer.writeheader()
+            writer.writerows(_printable(row) for row in self._rows)
+        temporary.replace(self._path)
+
+
+def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, float]]:
+    """All rows of a run's `metrics.csv`; numbers that were not logged are absent."""
+    path = Path(run_dir) / CSV_FILE
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+            if row.get("iteration")
+        ]
+
+
+def _printable(row: Mapping[str, float]) -> dict[str, str]:
+    """Six digits are what a curve needs; the iteration stays whole."""
+    text = {k: f"{v:.6g}" for k, v in row.items() if not math.isnan(v)}
+    return text | {"iteration": str(int(row["iteration"]))}

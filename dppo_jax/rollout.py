@@ -1,0 +1,47 @@
+"""Run a policy in a vectorised environment."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from dppo_jax.types import Array, Metrics, Obs, Sample, Transition, VecEnv
+
+
+def rollout(
+    env: VecEnv,
+    act: Callable[[Array, Obs], Sample],
+    env_state: Any,
+    key: Array,
+    num_steps: int,
+) -> tuple[Any, Transition, Metrics]:
+    """Execute `num_steps` action chunks in every environment.
+
+    Args:
+        act: (key, obs) -> chains and log-probabilities; the last entry of a chain is
+            executed as far as the environment's chunk reaches.
+
+    Returns:
+        The environment state to go on from, transitions and metrics, both with
+        leading axes [T, B].
+    """
+    executed = env.action_shape[0]
+
+    def step(env_state: Any, key: Array) -> tuple[Any, tuple[Transition, Metrics]]:
+        obs = env_state.obs
+        chain, log_prob = act(key, obs)
+        env_state, outcome = env.step(env_state, chain[:, -1, :executed])
+        transition = Transition(
+            obs=obs,
+            chain=chain,
+            log_prob=log_prob,
+            reward=outcome.reward,
+            next_obs=outcome.obs,
+            terminated=outcome.terminated,
+            truncated=outcome.truncated,
+        )
+        return env_state, (transition, outcome.metrics)
+
+    keys = jax.random.split(key, num_steps)
+    env_state, (transitions, metrics) = jax.lax.scan(step, env_state, keys)
+    return env_state, transitions, metrics

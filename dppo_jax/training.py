@@ -1,0 +1,132 @@
+"""The one host loop: step, log, evaluate, save, resume; knows no algorithm."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dppo_jax.checkpoint import Checkpoints
+from dppo_jax.metrics import MetricsWriter
+from dppo_jax.normalize import Normalizer
+from dppo_jax.types import Algorithm, PolicyParams
+
+# Without a terminal a bar is noise; a line this often shows that work goes on.
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def train(
+    algorithm: Algorithm,
+    state: Any,
+    *,
+    run_dir: str,
+    num_iterations: int,
+    params_of: Callable[[Any], PolicyParams],
+    normalizer: Normalizer,
+    evaluate: Callable[[Any, int], Mapping[str, float]] | None = None,
+    evaluate_every: int = 0,
+    checkpoint_every: int = 0,
+    log_every: int = 1,
+    show: Sequence[str] = (),
+    keep: int | None = 3,
+) -> Any:
+    """Run `algorithm.step` until `num_iterations`, from the last checkpoint if any.
+
+    Args:
+        state: the state to start from; its shapes are those of a resumed one.
+        params_of: state -> policy parameters, what a checkpoint offers to others.
+        evaluate: (state, iteration) -> numbers; called before the first iteration,
+            every `evaluate_every` iterations and at the end. 0: only at the ends.
+        checkpoint_every: iterations between checkpoints; 0: only at the end.
+        log_every: iterations between rows of numbers.
+        show: names of the numbers beside the progress bar.
+        keep: checkpoints that stay; None keeps all.
+
+    Returns:
+        The final state.
+
+    Raises:
+        FloatingPointError: a loss stopped being finite; the last checkpoint stays.
+    """
+    step = jax.jit(algorithm.step, donate_argnums=0)
+    with Checkpoints(run_dir, keep=keep) as checkpoints:
+        start = checkpoints.latest or 0
+        if start:
+            state = checkpoints.restore(state)
+            print(f"resuming at iteration {start} of {num_iterations}", flush=True)
+        # Donation takes the buffers; no two leaves may share one.
+        state = jax.tree.map(lambda x: x.copy(), state)
+        with MetricsWriter(run_dir, resume_at=start) as writer:
+            if evaluate and not start:
+                writer.write(0, evaluate(state, 0))
+            progress = Progress(start, num_iterations)
+            for iteration in range(start + 1, num_iterations + 1):
+                began = time.perf_counter()
+                state, metrics = step(state)
+                last = iteration == num_iterations
+                if iteration % log_every == 0 or last or iteration == start + 1:
+                    numbers = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                    numbers["seconds"] = time.perf_counter() - began
+                    _check_finite(numbers, iteration)
+                    if evaluate and (last or _due(iteration, evaluate_every)):
+                        numbers |= evaluate(state, iteration)
+                    writer.write(iteration, numbers)
+                    progress.show({k: numbers[k] for k in show if k in numbers})
+                if last or _due(iteration, checkpoint_every):
+                    checkpoints.save(iteration, state, params_of(state), normalizer)
+                progress.update()
+            progress.close()
+    return state
+
+
+class Progress:
+    """A bar with the remaining time on a terminal, lines of text elsewhere."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self._bar = tqdm(
+            initial=start, total=total, disable=not sys.stderr.isatty(), leave=True
+        )
+        self._total, self._done, self._start = total, start, start
+        self._began = self._said = time.monotonic()
+        self._text = ""
+
+    def show(self, numbers: Mapping[str, float]) -> None:
+        """Numbers to print beside the next update."""
+        self._text = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+        self._bar.set_postfix_str(self._text, refresh=False)
+
+    def update(self) -> None:
+        """One more iteration is done."""
+        self._done += 1
+        self._bar.update()
+        now = time.monotonic()
+        due = now - self._said >= _SECONDS_BETWEEN_LINES or self._done == self._total
+        if self._bar.disable and due:
+            self._said = now
+            pace = (now - self._began) / (self._done - self._start)
+            left = pace * (self._total - self._done)
+            print(
+                f"{self._done}/{self._total}  {self._text}  {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Leave the finished bar on the screen."""
+        self._bar.close()
+
+
+def _due(iteration: int, every: int) -> bool:
+    return every > 0 and iteration % every == 0
+
+
+def _check_finite(numbers: Mapping[str, float], iteration: int) -> None:
+    for name, value in numbers.items():
+        if name.endswith("loss") and not np.isfinite(value):
+            raise FloatingPointError(
+                f"{name} became {value} in iteration {iteration}; lower the learning "
+                "rate or the clip range. Checkpoints before it are intact."
+            )
