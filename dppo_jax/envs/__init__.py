@@ -1,0 +1,21 @@
+"""Environments as pure functions: tasks, wrappers, physics engines, batches."""
+
+from dppo_jax.envs.core import VecState, vectorize
+from dppo_jax.envs.tasks import TASKS, make_task
+from dppo_jax.envs.wrappers import (
+    chunk_actions,
+    normalize,
+    stack_observations,
+    time_limit,
+)
+
+__all__ = [
+    "TASKS",
+    "VecState",
+    "chunk_actions",
+    "make_task",
+    "normalize",
+    "stack_observations",
+    "time_limit",
+    "vectorize",
+]

@@ -1,0 +1,253 @@
+"""One MuJoCo model, three engines behind one pure interface.
+
+| engine     | where          | how                                                  |
+|------------|----------------|------------------------------------------------------|
+| `mjx`      | CPU, GPU, TPU  | MuJoCo XLA (`impl="jax"`) inside the jitted program  |
+| `mjx-warp` | NVIDIA GPU     | MJX with `impl="warp"`                               |
+| `mujoco`   | CPU            | C MuJoCo on all cores, behind one batched callback   |
+
+A task is written once, as pure functions of `qpos`, `qvel` and `sensordata`.
+"""
+
+import importlib.util
+import math
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from mujoco import batch as mujoco_batch
+from mujoco import mjx
+
+from dppo_jax.types import Array, PyTree
+
+ENGINES = ("mjx", "mjx-warp", "mujoco")
+
+# What MJX carries from one step to the next besides qpos and qvel. Everything else
+# in its Data is recomputed from these, so it need not live in an environment state.
+_MJX_FIELDS = (
+    "time",
+    "act",
+    "history",
+    "qacc_warmstart",
+    "eq_active",
+    "mocap_pos",
+    "mocap_quat",
+)
+
+
+class PhysicsState(NamedTuple):
+    """State of one simulation; tasks read all but `raw`.
+
+    qpos: [nq] float32.
+    qvel: [nv] float32.
+    sensordata: [nsensordata] float32, at this very state.
+    raw: what the engine needs to continue exactly: for MJX a dict of its fields, for
+        C MuJoCo the float64 integration state as bits, uint32 [2 * nstate].
+    """
+
+    qpos: Array
+    qvel: Array
+    sensordata: Array
+    raw: PyTree
+
+
+class Physics(NamedTuple):
+    """Steps one simulation; vmap it for many.
+
+    reset: (qpos [nq], qvel [nv]) -> PhysicsState at time 0.
+    step: (state, ctrl [nu]) -> PhysicsState after `num_substeps` substeps.
+    """
+
+    model: mujoco.MjModel
+    reset: Callable[[Array, Array], PhysicsState]
+    step: Callable[[PhysicsState, Array], PhysicsState]
+    engine: str
+    num_substeps: int
+
+
+def resolve_engine(engine: str, cpu_engine: str) -> str:
+    """Turn `"auto"` into an engine and refuse what cannot run here.
+
+    Args:
+        engine: "auto" or one of `ENGINES`.
+        cpu_engine: the engine that is faster on CPU for the task at hand;
+            accelerators take "mjx".
+
+    Raises:
+        ValueError: for an unknown engine, or "mjx-warp" without NVIDIA GPU or Warp.
+    """
+    backend = jax.default_backend()
+    if engine == "auto":
+        return cpu_engine if backend == "cpu" else "mjx"
+    if engine not in ENGINES:
+        raise ValueError(
+            f"Unknown engine {engine!r}; choose 'auto' or one of {list(ENGINES)}."
+        )
+    if engine == "mjx-warp":
+        if backend != "gpu":
+            raise ValueError(
+                f"engine='mjx-warp' needs an NVIDIA GPU, but JAX runs on {backend!r}; "
+                "choose 'mjx', 'mujoco' or 'auto'."
+            )
+        if importlib.util.find_spec("warp") is None:
+            raise ValueError(
+                "engine='mjx-warp' needs the package `warp-lang`; install it or "
+                "choose 'mjx'."
+            )
+    return engine
+
+
+def make_physics(
+    model: mujoco.MjModel,
+    num_substeps: int,
+    engine: str,
+    *,
+    max_contacts: int | None = None,
+    max_constraints: int | None = None,
+) -> Physics:
+    """Step `model` by `engine`, `num_substeps` simulator steps per control step.
+
+    Args:
+        model: the compiled model; its options (solver, timestep) hold everywhere.
+        num_substeps: simulator steps with constant ctrl in one `step`.
+        engine: one of `ENGINES`, see `resolve_engine`.
+        max_contacts: "mjx-warp" only, contacts to make room for.
+        max_constraints: "mjx-warp" only, constraint rows to make room for.
+
+    Raises:
+        ValueError: for fewer than one substep or an engine that cannot run here.
+    """
+    if num_substeps < 1:
+        raise ValueError(f"num_substeps={num_substeps} must be at least 1.")
+    engine = resolve_engine(engine, engine)
+    if engine == "mujoco":
+        reset, step = _make_c_mujoco(model, num_substeps)
+    elif engine == "mjx":
+        data = mjx.make_data(model, impl="jax")
+        reset, step = _make_mjx(model, data, num_substeps, "jax")
+    else:
+        data = mjx.make_data(
+            model, impl="warp", naconmax=max_contacts, njmax=max_constraints
+        )
+        reset, step = _make_mjx(model, data, num_substeps, "warp")
+    return Physics(model, reset, step, engine, num_substeps)
+
+
+def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str):
+    mjx_model = mjx.put_model(model, impl=impl)
+    names = [name for name in _MJX_FIELDS if getattr(template, name).size]
+
+    def outcome(data: Any) -> PhysicsState:
+        raw = {name: getattr(data, name) for name in names}
+        sensordata = data.sensordata
+        if model.nsensor:
+            # XLA drops the stages that no sensor reads.
+            sensordata = mjx.forward(mjx_model, data).sensordata
+        return PhysicsState(data.qpos, data.qvel, sensordata, raw)
+
+    def reset(qpos: Array, qvel: Array) -> PhysicsState:
+        return outcome(template.replace(qpos=qpos, qvel=qvel))
+
+    def step(state: PhysicsState, ctrl: Array) -> PhysicsState:
+        chex.assert_shape(ctrl, (model.nu,))
+        if impl == "warp":
+            data = template.replace(qpos=state.qpos, qvel=state.qvel, **state.raw)
+            data = data.replace(ctrl=ctrl)
+            data = jax.lax.fori_loop(
+                0, num_substeps, lambda _, data: mjx.step(mjx_model, data), data
+            )
+            return outcome(data)
+
+        def substep(carry, _):
+            qpos, qvel, raw = carry
+            data = template.replace(qpos=qpos, qvel=qvel, ctrl=ctrl, **raw)
+            data = mjx.step(mjx_model, data)
+            raw = {name: getattr(data, name) for name in names}
+            return (data.qpos, data.qvel, raw), None
+
+        # Carrying only the state through the loop lets XLA keep the rest of Data in
+        # registers and temporaries instead of copying it every substep.
+        carry, _ = jax.lax.scan(substep, state[:2] + (state.raw,), length=num_substeps)
+        qpos, qvel, raw = carry
+        return outcome(template.replace(qpos=qpos, qvel=qvel, ctrl=ctrl, **raw))
+
+    return reset, step
+
+
+def _make_c_mujoco(model: mujoco.MjModel, num_substeps: int):
+    batches: dict[int, mujoco_batch.Batch] = {}
+    lock = threading.Lock()
+    stage = _sensor_stage(model)
+    num_state = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)
+    shapes = PhysicsState(
+        qpos=jax.ShapeDtypeStruct((model.nq,), jnp.float32),
+        qvel=jax.ShapeDtypeStruct((model.nv,), jnp.float32),
+        sensordata=jax.ShapeDtypeStruct((model.nsensordata,), jnp.float32),
+        raw=jax.ShapeDtypeStruct((2 * num_state,), jnp.uint32),
+    )
+
+    def batch_of(num: int) -> mujoco_batch.Batch:
+        if num not in batches:
+            batches[num] = mujoco_batch.Batch(model, num)
+        return batches[num]
+
+    def outcome(batch: mujoco_batch.Batch, lead: tuple[int, ...]) -> PhysicsState:
+        def float32(name: str) -> np.ndarray:
+            values = batch.bind(name).astype(np.float32)
+            return values.reshape(*lead, values.shape[-1])
+
+        if model.nsensor:
+            sensordata = float32("sensordata")
+        else:
+            sensordata = np.zeros((*lead, 0), np.float32)
+        # A copy, because the next call may start before XLA has read this one.
+        raw = batch.state.view(np.uint32).copy().reshape(*lead, -1)
+        return PhysicsState(float32("qpos"), float32("qvel"), sensordata, raw)
+
+    def host_step(raw: Array, ctrl: Array) -> PhysicsState:
+        lead = raw.shape[:-1]
+        num = math.prod(lead)
+        with lock:
+            batch = batch_of(num)
+            batch.state.view(np.uint32)[...] = np.asarray(raw).reshape(num, -1)
+            batch.bind("ctrl")[...] = np.asarray(ctrl).reshape(num, -1)
+            batch.step(nstep=num_substeps, stage=stage)
+            return outcome(batch, lead)
+
+    def host_reset(qpos: Array, qvel: Array) -> PhysicsState:
+        lead = qpos.shape[:-1]
+        num = math.prod(lead)
+        with lock:
+            batch = batch_of(num)
+            batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+            batch.bind("qpos")[...] = np.asarray(qpos).reshape(num, -1)
+            batch.bind("qvel")[...] = np.asarray(qvel).reshape(num, -1)
+            if model.nsensor:
+                batch.forward(stage=stage)
+            return outcome(batch, lead)
+
+    # "broadcast_all" turns any number of vmaps into leading axes of one call.
+    def reset(qpos: Array, qvel: Array) -> PhysicsState:
+        return jax.pure_callback(
+            host_reset, shapes, qpos, qvel, vmap_method="broadcast_all"
+        )
+
+    def step(state: PhysicsState, ctrl: Array) -> PhysicsState:
+        chex.assert_shape(ctrl, (model.nu,))
+        return jax.pure_callback(
+            host_step, shapes, state.raw, ctrl, vmap_method="broadcast_all"
+        )
+
+    return reset, step
+
+
+def _sensor_stage(model: mujoco.MjModel) -> int:
+    """The last stage of mj_forward that the sensors of `model` need."""
+    if not model.nsensor:
+        return mujoco.mjtStage.mjSTAGE_NONE.value
+    return int(model.sensor_needstage.max())

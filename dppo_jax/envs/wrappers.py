@@ -1,0 +1,177 @@
+"""Pure functions `Env -> Env`, applied in the order
+
+task -> normalize -> time_limit -> stack_observations -> chunk_actions.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dppo_jax.envs.core import select
+from dppo_jax.normalize import Normalizer, normalize_obs, unnormalize_action
+from dppo_jax.types import Array, Env, Obs, TimeStep
+
+
+class NormalizeState(NamedTuple):
+    env: Any
+    obs: Obs
+
+
+class TimeLimitState(NamedTuple):
+    """step: steps taken so far."""
+
+    env: Any
+    step: Array
+
+    @property
+    def obs(self) -> Obs:
+        return self.env.obs
+
+
+class StackState(NamedTuple):
+    """obs: the last `To` observations, `{"state": [To, Do]}`."""
+
+    env: Any
+    obs: Obs
+
+
+def normalize(env: Env, normalizer: Normalizer) -> Env:
+    """Show `obs["state"]` in [-1, 1] and take actions in [-1, 1].
+
+    Raises:
+        ValueError: if the normalizer was made for other sizes than the task has.
+    """
+    sizes = {
+        "observation": (normalizer.obs_min.shape[-1], env.obs_shape["state"][-1]),
+        "action": (normalizer.action_min.shape[-1], env.action_shape[-1]),
+    }
+    for name, (given, needed) in sizes.items():
+        if given != needed:
+            raise ValueError(
+                f"The normalizer has {name} size {given}, but the environment has "
+                f"{needed}; use the normalizer of a data set of this task."
+            )
+
+    def normalized(obs: Obs) -> Obs:
+        return {**obs, "state": normalize_obs(normalizer, obs["state"])}
+
+    def reset(key: Array) -> NormalizeState:
+        state = env.reset(key)
+        return NormalizeState(state, normalized(state.obs))
+
+    def step(state: NormalizeState, action: Array) -> tuple[NormalizeState, TimeStep]:
+        env_state, time_step = env.step(
+            state.env, unnormalize_action(normalizer, action)
+        )
+        obs = normalized(time_step.obs)
+        return NormalizeState(env_state, obs), time_step._replace(obs=obs)
+
+    return env._replace(reset=reset, step=step)
+
+
+def time_limit(env: Env, max_steps: int) -> Env:
+    """Truncate an episode after `max_steps` steps, unless it terminated then.
+
+    Raises:
+        ValueError: if `max_steps` is not positive.
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps={max_steps} must be at least 1.")
+
+    def reset(key: Array) -> TimeLimitState:
+        return TimeLimitState(env.reset(key), jnp.int32(0))
+
+    def step(state: TimeLimitState, action: Array) -> tuple[TimeLimitState, TimeStep]:
+        env_state, time_step = env.step(state.env, action)
+        count = state.step + 1
+        at_limit = (count >= max_steps) & (time_step.terminated == 0)
+        truncated = jnp.maximum(time_step.truncated, at_limit.astype(jnp.float32))
+        return TimeLimitState(env_state, count), time_step._replace(truncated=truncated)
+
+    return env._replace(reset=reset, step=step, max_steps=max_steps)
+
+
+def stack_observations(env: Env, num: int) -> Env:
+    """Show the last `num` observations, each entry [Do] -> [To, Do], latest last.
+
+    The first observation of an episode is repeated to fill the history.
+
+    Raises:
+        ValueError: if `num` is not positive.
+    """
+    if num < 1:
+        raise ValueError(f"num={num} stacked observations must be at least 1.")
+
+    def reset(key: Array) -> StackState:
+        state = env.reset(key)
+        return StackState(
+            state, {k: jnp.repeat(v[None], num, axis=0) for k, v in state.obs.items()}
+        )
+
+    def step(state: StackState, action: Array) -> tuple[StackState, TimeStep]:
+        env_state, time_step = env.step(state.env, action)
+        obs = {
+            k: jnp.concatenate([state.obs[k][1:], v[None]])
+            for k, v in time_step.obs.items()
+        }
+        return StackState(env_state, obs), time_step._replace(obs=obs)
+
+    obs_shape = {k: (num, *shape) for k, shape in env.obs_shape.items()}
+    return env._replace(reset=reset, step=step, obs_shape=obs_shape)
+
+
+def chunk_actions(env: Env, chunk: int, trace: Sequence[str] = ()) -> Env:
+    """Execute `chunk` actions per step, open loop: actions are [Ta, Da].
+
+    The reward is summed over the chunk. Where the episode ends inside a chunk
+    nothing more happens: the state stays, no reward is added, and observation,
+    flags and metrics are those of the last control step that took place.
+
+    Args:
+        env: the environment that runs at the control rate.
+        chunk: Ta, control steps per step.
+        trace: names of metrics to return for every control step, [Ta, ...];
+            after an end the last value is repeated.
+
+    Raises:
+        ValueError: if `chunk` is not positive or `trace` names an unknown metric.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} actions must be at least 1.")
+    if trace:
+        state = jax.eval_shape(env.reset, jax.random.key(0))
+        action = jax.ShapeDtypeStruct(env.action_shape, jnp.float32)
+        known = jax.eval_shape(env.step, state, action)[1].metrics
+        unknown = sorted(set(trace) - set(known))
+        if unknown:
+            raise ValueError(f"Cannot trace {unknown}; metrics are {sorted(known)}.")
+
+    def step(state: Any, action: Array) -> tuple[Any, TimeStep]:
+        chex.assert_shape(action, (chunk, *env.action_shape))
+
+        def control_step(carry, action):
+            state, last, ended = carry
+            now = env.step(state, action)
+            state, time_step = select(ended, (state, last), now)
+            reward = jnp.where(ended, 0.0, time_step.reward)
+            ended |= jnp.maximum(time_step.terminated, time_step.truncated) > 0
+            traced = {name: time_step.metrics[name] for name in trace}
+            return (state, time_step, ended), (reward, traced)
+
+        # Placeholders only: the first control step of a chunk always takes place.
+        shapes = jax.eval_shape(env.step, state, action[0])[1]
+        last = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (state, time_step, _), (reward, traced) = jax.lax.scan(
+            control_step, (state, last, jnp.bool_(False)), action
+        )
+        metrics = {**time_step.metrics, **traced}
+        return state, time_step._replace(reward=reward.sum(), metrics=metrics)
+
+    max_steps = None if env.max_steps is None else math.ceil(env.max_steps / chunk)
+    return env._replace(
+        step=step, action_shape=(chunk, *env.action_shape), max_steps=max_steps
+    )
