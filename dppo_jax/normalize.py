@@ -8,9 +8,12 @@ policies trained on them, exchangeable.
 import os
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from dppo_jax.types import Array
@@ -19,6 +22,8 @@ Rows = Array | np.ndarray
 
 # A constant column has no range; this keeps its normalised value finite (-1).
 EPSILON = 1e-6
+
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
 
 
 class Normalizer(NamedTuple):
@@ -34,28 +39,28 @@ class Normalizer(NamedTuple):
     action_max: Rows
 
 
-def normalize_obs(normalizer: Normalizer, obs: Array) -> Array:
+def normalize_obs(normalizer: Normalizer, obs: Rows) -> Array:
     """Observations [..., Do] in task units -> [-1, 1] inside the bounds."""
     return _normalize(obs, normalizer.obs_min, normalizer.obs_max)
 
 
-def unnormalize_obs(normalizer: Normalizer, obs: Array) -> Array:
+def unnormalize_obs(normalizer: Normalizer, obs: Rows) -> Array:
     """The exact inverse of `normalize_obs`, [..., Do]."""
     return _unnormalize(obs, normalizer.obs_min, normalizer.obs_max)
 
 
-def normalize_action(normalizer: Normalizer, action: Array) -> Array:
+def normalize_action(normalizer: Normalizer, action: Rows) -> Array:
     """Actions [..., Da] in task units -> [-1, 1] inside the bounds."""
     return _normalize(action, normalizer.action_min, normalizer.action_max)
 
 
-def unnormalize_action(normalizer: Normalizer, action: Array) -> Array:
+def unnormalize_action(normalizer: Normalizer, action: Rows) -> Array:
     """Actions [..., Da] in [-1, 1] -> task units; -1 and 1 give the exact bounds.
 
     This leaves out the small constant of `normalize_action`, so that a policy can
     use the whole range and a round trip is off by 1e-6 task units at most.
     """
-    low, high = normalizer.action_min, normalizer.action_max
+    low, high = jnp.asarray(normalizer.action_min), jnp.asarray(normalizer.action_max)
     return (action + 1) / 2 * (high - low) + low
 
 
@@ -98,24 +103,10 @@ def load_normalizer(path: str | os.PathLike) -> Normalizer:
     path = Path(path)
     if path.is_dir():
         path = path / "normalization.npz"
-    if not path.is_file():
-        raise ValueError(
-            f"{path} does not exist; a normaliser is saved beside its data."
-        )
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in Normalizer._fields if key not in archive.files]
-            if missing:
-                raise ValueError(
-                    f"{path} lacks {', '.join(missing)}; it holds "
-                    f"{', '.join(archive.files) or 'nothing'}."
-                )
-            bounds = [np.asarray(archive[key]) for key in Normalizer._fields]
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable .npz file: {error}.") from error
-    normalizer = Normalizer(*bounds)
+    arrays = read_npz(path, Normalizer._fields)
+    normalizer = Normalizer(*(arrays[key] for key in Normalizer._fields))
     _check_bounds(normalizer, str(path))
-    return Normalizer(*(bound.astype(np.float32) for bound in bounds))
+    return Normalizer(*(bound.astype(np.float32) for bound in normalizer))
 
 
 def save_normalizer(path: str | os.PathLike, normalizer: Normalizer) -> None:
@@ -138,11 +129,51 @@ def save_normalizer(path: str | os.PathLike, normalizer: Normalizer) -> None:
         raise
 
 
-def _normalize(x: Array, low: Rows, high: Rows) -> Array:
+def read_npz(
+    path: Path, required: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """The numeric arrays of these names in an `.npz` file; nothing is unpickled.
+
+    Raises:
+        ValueError: a file that is missing or not readable, a missing key, or an
+            array that does not hold numbers.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; check the path.")
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+    except (*_UNREADABLE, ValueError) as error:
+        raise ValueError(f"{path} is not a readable .npz file: {error}.") from error
+    with archive:
+        missing = [key for key in required if key not in archive.files]
+        if missing:
+            raise ValueError(
+                f"{path} lacks {', '.join(missing)}; it holds "
+                f"{', '.join(archive.files) or 'nothing'}."
+            )
+        arrays = {}
+        for key in (*required, *(key for key in optional if key in archive.files)):
+            try:
+                arrays[key] = archive[key]
+            except (*_UNREADABLE, ValueError) as error:
+                raise ValueError(
+                    f"{path}: {key} is an object array or damaged ({error}); write it "
+                    "as one plain array of numbers."
+                ) from error
+            if arrays[key].dtype.kind not in "fiub":
+                raise ValueError(
+                    f"{path}: {key} has type {arrays[key].dtype}; it must hold numbers."
+                )
+    return arrays
+
+
+def _normalize(x: Any, low: Any, high: Any) -> Any:
     return 2 * ((x - low) / (high - low + EPSILON) - 0.5)
 
 
-def _unnormalize(x: Array, low: Rows, high: Rows) -> Array:
+def _unnormalize(x: Any, low: Any, high: Any) -> Any:
     return (x / 2 + 0.5) * (high - low + EPSILON) + low
 
 
@@ -150,8 +181,6 @@ def _check_bounds(normalizer: Normalizer, source: str) -> None:
     for kind in ("obs", "action"):
         low = getattr(normalizer, f"{kind}_min")
         high = getattr(normalizer, f"{kind}_max")
-        if low.dtype.kind not in "fiu" or high.dtype.kind not in "fiu":
-            raise ValueError(f"{source}: {kind}_min and {kind}_max must be numbers.")
         if low.ndim != 1 or low.shape != high.shape or low.size == 0:
             raise ValueError(
                 f"{source}: {kind}_min {low.shape} and {kind}_max {high.shape} must be "

@@ -1,0 +1,199 @@
+"""Demonstrations as flat arrays, and the windows that behaviour cloning trains on."""
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+from dppo_jax.normalize import Normalizer
+from dppo_jax.types import Array, Obs
+
+
+class Episodes(NamedTuple):
+    """Episodes laid end to end: N steps of E episodes.
+
+    observations: "state" [N, Do] float32 and optionally "rgb" [N, H, W, C] uint8.
+    actions: [N, Da] float32.
+    episode_lengths: [E] integers that add up to N.
+    rewards: [N] float32, or None.
+    terminals: [N] bool, true where the task ended, or None.
+    normalizer: bounds that observations and actions were normalised with, or None.
+    """
+
+    observations: dict[str, np.ndarray]
+    actions: np.ndarray
+    episode_lengths: np.ndarray
+    rewards: np.ndarray | None = None
+    terminals: np.ndarray | None = None
+    normalizer: Normalizer | None = None
+
+
+class Windows(NamedTuple):
+    """W training samples as rows of flat arrays, which are stored once.
+
+    observations, actions: the flat arrays of `Episodes`, on the device.
+    observation_rows: per observation entry, [W, To] rows of the history.
+    action_rows: [W, Ta] rows of the action chunk.
+    """
+
+    observations: Obs
+    actions: Array
+    observation_rows: dict[str, Array]
+    action_rows: Array
+
+    @property
+    def size(self) -> int:
+        """W."""
+        return self.action_rows.shape[0]
+
+
+def windows(
+    episodes: Episodes, *, chunk: int, history: int = 1, image_history: int = 1
+) -> Windows:
+    """Every window that lies within one episode, in the order of the data.
+
+    A window is an action chunk together with the observations up to its first
+    step; before the start of an episode its first observation is repeated.
+
+    Args:
+        chunk: Ta; only full chunks count, so the last Ta - 1 steps start none.
+        history: To of the state.
+        image_history: To of the images, at most `history`.
+
+    Raises:
+        ValueError: episodes that are not consistent (see `check_episodes`), a chunk
+            longer than every episode, or a history that is not positive.
+    """
+    check_episodes(episodes, "episodes")
+    if chunk < 1 or history < 1 or not 1 <= image_history <= history:
+        raise ValueError(
+            f"chunk={chunk}, history={history}, image_history={image_history}: all "
+            "must be at least 1, and image_history at most history."
+        )
+    lengths = np.asarray(episodes.episode_lengths)
+    counts = np.maximum(lengths - chunk + 1, 0)
+    if counts.sum() == 0:
+        raise ValueError(
+            f"chunk={chunk} is longer than every episode (the longest has "
+            f"{lengths.max()} steps); shorten the chunk."
+        )
+    begin = np.repeat(np.cumsum(lengths) - lengths, counts)
+    skipped = np.repeat(np.cumsum(counts) - counts, counts)
+    start = begin + np.arange(counts.sum()) - skipped
+
+    def rows_before(steps: int) -> Array:
+        rows = start[:, None] + np.arange(1 - steps, 1)
+        return jnp.asarray(np.maximum(rows, begin[:, None]), jnp.int32)
+
+    steps = {"state": history, "rgb": image_history}
+    return Windows(
+        observations={k: jnp.asarray(v) for k, v in episodes.observations.items()},
+        actions=jnp.asarray(episodes.actions),
+        observation_rows={k: rows_before(steps[k]) for k in episodes.observations},
+        action_rows=jnp.asarray(start[:, None] + np.arange(chunk), jnp.int32),
+    )
+
+
+def gather(windows: Windows, window: Array) -> tuple[Obs, Array]:
+    """The batch of windows with these numbers; pure, for use inside `jit`.
+
+    Args:
+        window: [B] integers in [0, W).
+
+    Returns:
+        Observations {"state": [B, To, Do], ...} and actions [B, Ta, Da].
+    """
+    chex.assert_rank(window, 1)
+    obs = {
+        name: values[windows.observation_rows[name][window]]
+        for name, values in windows.observations.items()
+    }
+    return obs, windows.actions[windows.action_rows[window]]
+
+
+def check_episodes(episodes: Episodes, source: str) -> None:
+    """Refuse episodes that would train a policy on nonsense.
+
+    Args:
+        source: what to call the data in a message, for example its file.
+
+    Raises:
+        ValueError: no steps, arrays of unequal length, lengths that do not add up,
+            entries of an unknown name, NaN or infinite values.
+    """
+    named = episodes.observations
+    if "state" not in named or set(named) - {"state", "rgb"}:
+        raise ValueError(
+            f"{source}: observations {sorted(named)} must hold state, and besides "
+            "only rgb."
+        )
+    tables = {**named, "actions": episodes.actions}
+    if episodes.rewards is not None:
+        tables["rewards"] = episodes.rewards
+    if episodes.terminals is not None:
+        tables["terminals"] = episodes.terminals
+    ranks = {"state": 2, "actions": 2, "rgb": 4, "rewards": 1, "terminals": 1}
+    steps = len(episodes.actions)
+    for name, array in tables.items():
+        if array.ndim != ranks[name] or len(array) != steps:
+            raise ValueError(
+                f"{source}: {name} {array.shape} must have {ranks[name]} axes, the "
+                f"first of the {steps} steps that the actions have."
+            )
+    _check_lengths(episodes.episode_lengths, steps, source)
+    for name, array in tables.items():
+        if array.dtype.kind == "f":
+            finite = np.isfinite(array.reshape(steps, -1)).all(axis=1)
+            rows = np.flatnonzero(~finite)
+            if len(rows):
+                raise ValueError(
+                    f"{source}: {name} has NaN or infinite values in {len(rows)} of "
+                    f"{steps} rows, first {rows[:5].tolist()}; drop those episodes."
+                )
+
+
+def summary(episodes: Episodes) -> str:
+    """A few lines that describe the data: sizes, lengths, ranges."""
+    lengths = episodes.episode_lengths
+    lines = [
+        f"{len(lengths)} episodes, {len(episodes.actions)} steps (shortest "
+        f"{lengths.min()}, mean {lengths.mean():.1f}, longest {lengths.max()})"
+    ]
+    for name, array in {**episodes.observations, "action": episodes.actions}.items():
+        size = list(array.shape[1:])
+        lines.append(f"{name} {size}, from {array.min():.4g} to {array.max():.4g}")
+    if episodes.rewards is not None:
+        ends = np.cumsum(lengths)
+        returns = np.add.reduceat(episodes.rewards, ends - lengths)
+        lines.append(
+            f"return {returns.mean():.4g} +- {returns.std():.4g} (from "
+            f"{returns.min():.4g} to {returns.max():.4g})"
+        )
+    if episodes.terminals is not None:
+        lines.append(f"{int(episodes.terminals.sum())} episodes ended by themselves")
+    known = "known" if episodes.normalizer is not None else "unknown"
+    lines.append(f"bounds in task units: {known}")
+    return "\n".join(lines)
+
+
+def _check_lengths(lengths: np.ndarray, steps: int, source: str) -> None:
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        raise ValueError(
+            f"{source}: the episode lengths must be a vector of integers, got "
+            f"{lengths.dtype} {lengths.shape}."
+        )
+    if len(lengths) == 0 or steps == 0:
+        raise ValueError(
+            f"{source}: the data set is empty ({len(lengths)} episodes, {steps} steps)."
+        )
+    if lengths.min() < 1:
+        raise ValueError(
+            f"{source}: episode {int(lengths.argmin())} has length {lengths.min()}; "
+            "every episode needs at least one step."
+        )
+    if lengths.sum() != steps:
+        raise ValueError(
+            f"{source}: the episode lengths add up to {lengths.sum()} steps, but there "
+            f"are {steps}; write the data set again."
+        )

@@ -1,0 +1,161 @@
+"""Network weights under PyTorch names <-> our Flax parameters, by renaming alone.
+
+The names are those of the published DPPO models (github irom-princeton/dppo): a
+plain perceptron is `moduleList.<i>.linear_1` / `norm_1`, a residual one `layers.<i>`
+with blocks `l1`, `l2`, `norm1`, `norm2`. Torch stores a linear weight as
+[out, in], Flax as [in, out].
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from dppo_jax.types import PyTree
+
+_NETWORKS = {
+    "cond_mlp": "condition",
+    "mlp_base": "base",
+    "mlp_logvar": "log_variance",
+    "mlp_mean": "mean",
+    "Q1": "q1",
+    "Q2": "q2",
+}
+# Torch path -> our path, inside a network. The kind of a bare `layers.<i>` shows in
+# the rank of its weight, so that rule carries the kind in a group of its own.
+_LAYERS = [
+    (r"moduleList\.(\d+)\.linear_1", r"layer_\1/linear"),
+    (r"moduleList\.(\d+)\.norm_1", r"layer_\1/norm"),
+    (r"layers\.(\d+)\.l([12])", r"block_\1/linear_\2"),
+    (r"layers\.(\d+)\.norm([12])", r"block_\1/norm_\2"),
+]
+_LAYERS_BACK = [
+    (r"layer_(\d+)/linear", r"moduleList.\1.linear_1"),
+    (r"layer_(\d+)/norm", r"moduleList.\1.norm_1"),
+    (r"block_(\d+)/linear_([12])", r"layers.\1.l\2"),
+    (r"block_(\d+)/norm_([12])", r"layers.\1.norm\2"),
+    (r"(?:linear|norm)_(\d+)", r"layers.\1"),
+]
+# The two linear layers stand at these places among activations.
+_TIME_EMBEDDING = {
+    "time_embedding.1": "time_embedding/linear_1",
+    "time_embedding.3": "time_embedding/linear_2",
+}
+_FIXED_LOG_VARIANCE = "fixed_log_variance"
+# Settings that torch keeps beside the weights.
+_CONSTANTS = {"logvar_min", "logvar_max"}
+
+
+def params_from_reference(
+    state_dict: Mapping[str, np.ndarray], *, prefix: str = ""
+) -> PyTree:
+    """Flax parameters, as `init` returns them, from weights under torch names.
+
+    Args:
+        state_dict: one array per name.
+        prefix: take only the names that start with it, and cut it off; a whole
+            policy's weights are told apart so (for example "actor_ft.").
+
+    Raises:
+        ValueError: names that belong to no network here (they are listed), no name
+            with the prefix, or a weight of the wrong rank.
+    """
+    state_dict = {
+        name[len(prefix) :]: np.asarray(array)
+        for name, array in state_dict.items()
+        if name.startswith(prefix) and name[len(prefix) :] not in _CONSTANTS
+    }
+    if not state_dict:
+        raise ValueError(f"No weights whose names start with {prefix!r}.")
+    flat, unknown = {}, []
+    for name, array in state_dict.items():
+        path = _path_from_reference(name, state_dict)
+        if path is None:
+            unknown.append(prefix + name)
+        else:
+            flat[path] = array.T if path.endswith("/kernel") else array
+    if unknown:
+        raise ValueError(
+            f"No network here has weights named {', '.join(sorted(unknown))}; known "
+            f"are perceptrons called {', '.join(sorted(_NETWORKS))} and time_embedding."
+        )
+    params: PyTree = {}
+    for path, array in flat.items():
+        *parents, leaf = path.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jax.numpy.asarray(array, np.float32)
+    return {"params": params}
+
+
+def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
+    """Weights under torch names from Flax parameters: the way back.
+
+    Raises:
+        ValueError: parameters without a torch name (they are listed).
+    """
+    state_dict, unknown = {}, []
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params["params"])
+    for keys, array in leaves:
+        path = "/".join(key.key for key in keys)
+        name = _path_to_reference(path)
+        if name is None:
+            unknown.append(path)
+        else:
+            array = np.asarray(array)
+            state_dict[name] = array.T if path.endswith("/kernel") else array
+    if unknown:
+        raise ValueError(f"No torch name for the parameters {', '.join(unknown)}.")
+    return state_dict
+
+
+def _path_from_reference(name: str, state_dict: Mapping) -> str | None:
+    if name == "logvar":
+        return _FIXED_LOG_VARIANCE
+    module, _, leaf = name.rpartition(".")
+    path = _TIME_EMBEDDING.get(module)
+    network, _, layer = module.partition(".")
+    weight = state_dict.get(f"{module}.weight")
+    if weight is None or leaf not in ("weight", "bias"):
+        return None
+    if network in _NETWORKS:
+        kind = "norm" if weight.ndim == 1 else "linear"
+        inner = _rewrite(layer, [*_LAYERS, (r"layers\.(\d+)", rf"{kind}_\1")])
+        path = inner and f"{_NETWORKS[network]}/{inner}"
+    if path is None:
+        return None
+    is_norm = path.rpartition("/")[2].startswith("norm")
+    if weight.ndim != (1 if is_norm else 2):
+        raise ValueError(
+            f"{module}.weight has shape {weight.shape}, which does not suit "
+            f"a {'normalisation' if is_norm else 'linear'} layer."
+        )
+    if leaf == "bias":
+        return f"{path}/bias"
+    return f"{path}/scale" if is_norm else f"{path}/kernel"
+
+
+def _path_to_reference(path: str) -> str | None:
+    if path == _FIXED_LOG_VARIANCE:
+        return "logvar"
+    module, _, leaf = path.rpartition("/")
+    names = {ours: torch for torch, ours in _TIME_EMBEDDING.items()}
+    name = names.get(module)
+    network, _, layer = module.partition("/")
+    networks = {ours: torch for torch, ours in _NETWORKS.items()}
+    if network in networks:
+        inner = _rewrite(layer, _LAYERS_BACK)
+        name = inner and f"{networks[network]}.{inner}"
+    if name is None or leaf not in ("kernel", "scale", "bias"):
+        return None
+    return f"{name}.{'bias' if leaf == 'bias' else 'weight'}"
+
+
+def _rewrite(name: str, rules: list[tuple[str, str]]) -> str | None:
+    for pattern, replacement in rules:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return match.expand(replacement)
+    return None
