@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from dppo_jax.types import Array
@@ -60,8 +59,8 @@ def unnormalize_action(normalizer: Normalizer, action: Rows) -> Array:
     This leaves out the small constant of `normalize_action`, so that a policy can
     use the whole range and a round trip is off by 1e-6 task units at most.
     """
-    low, high = jnp.asarray(normalizer.action_min), jnp.asarray(normalizer.action_max)
-    return (action + 1) / 2 * (high - low) + low
+    low: Any = normalizer.action_min
+    return (action + 1) / 2 * (normalizer.action_max - low) + low
 
 
 def fit_normalizer(observations: Rows, actions: Rows) -> Normalizer:
