@@ -1,0 +1,176 @@
+"""Reading of reference cases, and our networks as their settings describe them.
+
+A case is one `.npz` file; its keys are explained in the README beside the files. The
+names of settings, and the defaults of those that a case leaves out, are those of the
+reference's constructors.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from dppo_jax.interop import params_from_reference, params_to_reference
+from dppo_jax.networks import (
+    DiffusionMLP,
+    GaussianMLP,
+    StateActionCritic,
+    StateCritic,
+)
+
+# The tolerances that float32 allows, and the floor below which rounding decides:
+# relative to the largest entry of an array, or absolute where that is below one.
+NETWORK, CHAIN, LOSS, GRADIENT = 1e-5, 1e-4, 1e-5, 1e-4
+
+
+class Case(NamedTuple):
+    """name: file name without suffix. config: settings. arrays: all the rest."""
+
+    name: str
+    config: dict
+    arrays: dict[str, np.ndarray]
+
+    def group(self, prefix: str) -> dict[str, np.ndarray]:
+        """Arrays under `prefix`, in the order of their names, without it."""
+        return {
+            key.removeprefix(prefix): self.arrays[key]
+            for key in sorted(self.arrays)
+            if key.startswith(prefix)
+        }
+
+    def params(self, module: str):
+        """Flax parameters of one module of the case."""
+        return params_from_reference(self.arrays, prefix=f"param/{module}/")
+
+    def obs(self) -> dict[str, np.ndarray]:
+        """The observation of the case."""
+        return {"state": self.arrays["in/state"]}
+
+
+def read_case(path: Path) -> Case:
+    """Read one case; nothing is unpickled."""
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    config = arrays.pop("config", None)
+    return Case(path.stem, {} if config is None else json.loads(str(config)), arrays)
+
+
+def assert_close(actual, expected, tolerance: float, name: str) -> None:
+    """Compare within `tolerance`, relative to each entry or a tenth of the largest."""
+    expected = np.asarray(expected)
+    actual = np.asarray(actual)
+    assert actual.shape == expected.shape, name
+    floor = 0.1 * tolerance * max(1.0, np.abs(expected).max(initial=0.0))
+    np.testing.assert_allclose(
+        actual, expected, rtol=tolerance, atol=floor, err_msg=name
+    )
+
+
+def assert_gradients_close(case: Case, prefix: str, gradients) -> None:
+    """Compare gradients, named as in torch, with those recorded under `prefix`.
+
+    The floor is relative to the largest entry of the whole gradient: entries far
+    below it are sums of terms that cancel.
+    """
+    recorded = case.group(prefix)
+    ours = params_to_reference(gradients)
+    assert recorded and set(recorded) <= set(ours)
+    largest = max(np.abs(value).max() for value in recorded.values())
+    for name, value in recorded.items():
+        np.testing.assert_allclose(
+            ours[name],
+            value,
+            rtol=GRADIENT,
+            atol=0.1 * GRADIENT * min(1.0, largest) + 1e-9,
+            err_msg=f"{prefix}{name}",
+        )
+    for name in set(ours) - set(recorded):
+        assert not np.any(ours[name]), f"{prefix}{name} has no recorded gradient"
+
+
+def sum_of_squares(network, *inputs):
+    """The scalar whose gradient network cases record, as a function of params."""
+
+    def scalar(params):
+        outputs = jax.tree.leaves(network.apply(params, *inputs))
+        return sum((output**2).sum() for output in outputs)
+
+    return scalar
+
+
+def diffusion_mlp(config: dict) -> DiffusionMLP:
+    """The denoiser that the reference builds from the same settings."""
+    _refuse_dropout(config)
+    residual = config.get("residual_style", False)
+    return DiffusionMLP(
+        action_dim=config["action_dim"],
+        chunk=config["horizon_steps"],
+        time_dim=config.get("time_dim", 16),
+        hidden_sizes=_hidden_sizes(config.get("mlp_dims", [256, 256]), residual),
+        condition_sizes=config.get("cond_mlp_dims"),
+        activation=config.get("activation_type", "Mish"),
+        out_activation=config.get("out_activation_type", "Identity"),
+        layer_norm=config.get("use_layernorm", False),
+        residual=residual,
+    )
+
+
+def gaussian_mlp(config: dict) -> GaussianMLP:
+    """The Gaussian policy network that the reference builds."""
+    _refuse_dropout(config)
+    residual = config.get("residual_style", False)
+    sizes = config.get("mlp_dims", [256, 256, 256])
+    if config.get("fixed_std") is None:
+        sizes = (*_hidden_sizes(sizes[:-1], residual), sizes[-1])
+    else:
+        sizes = _hidden_sizes(sizes, residual)
+    return GaussianMLP(
+        action_dim=config["action_dim"],
+        chunk=config["horizon_steps"],
+        hidden_sizes=sizes,
+        activation=config.get("activation_type", "Mish"),
+        tanh_output=config.get("tanh_output", True),
+        residual=residual,
+        layer_norm=config.get("use_layernorm", False),
+        fixed_std=config.get("fixed_std"),
+        learn_fixed_std=config.get("learn_fixed_std", False),
+        std_min=config.get("std_min", 0.01),
+        std_max=config.get("std_max", 1.0),
+    )
+
+
+def state_critic(config: dict) -> StateCritic:
+    """The value network that the reference builds."""
+    residual = config.get("residual_style", False)
+    return StateCritic(
+        hidden_sizes=_hidden_sizes(config["mlp_dims"], residual),
+        activation=config.get("activation_type", "Mish"),
+        layer_norm=config.get("use_layernorm", False),
+        residual=residual,
+    )
+
+
+def state_action_critic(config: dict) -> StateActionCritic:
+    """The Q networks that the reference builds; it spells one option so."""
+    residual = config.get("residual_tyle", False)
+    return StateActionCritic(
+        hidden_sizes=_hidden_sizes(config["mlp_dims"], residual),
+        activation=config.get("activation_type", "Mish"),
+        layer_norm=config.get("use_layernorm", False),
+        residual=residual,
+        num_critics=2 if config.get("double_q", True) else 1,
+    )
+
+
+def _hidden_sizes(sizes: list[int], residual: bool) -> tuple[int, ...]:
+    # The reference takes the width of a residual network from the first size and
+    # only counts the others; we ask for equal ones.
+    return (sizes[0],) * len(sizes) if residual else tuple(sizes)
+
+
+def _refuse_dropout(config: dict) -> None:
+    if config.get("dropout", 0):
+        pytest.skip(f"no network here has dropout (dropout={config['dropout']})")

@@ -1,0 +1,420 @@
+"""Agreement with numbers that the reference implementation of DPPO produced.
+
+Every `.npz` file in ../shared/golden, or in the folder that DPPO_JAX_GOLDEN names, is
+a case. Sizes and settings come from the case itself, so a folder with other sizes
+and settings runs as well; what belongs to no kind known here is skipped by name.
+"""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax import denoising, losses, returns, schedules
+from dppo_jax.algorithms.ppo import policy_loss
+from dppo_jax.demonstrations import gather, load_dppo_npz, save_dppo_npz, windows
+from dppo_jax.policies import diffusion_policy, gaussian_policy
+from tests.reference_cases import (
+    CHAIN,
+    LOSS,
+    NETWORK,
+    Case,
+    assert_close,
+    assert_gradients_close,
+    diffusion_mlp,
+    gaussian_mlp,
+    read_case,
+    state_action_critic,
+    state_critic,
+    sum_of_squares,
+)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+FOLDER = Path(os.environ.get("DPPO_JAX_GOLDEN") or SHARED / "golden")
+PATHS = sorted(FOLDER.glob("*.npz"))
+
+
+@pytest.mark.parametrize("path", PATHS or [None], ids=lambda path: path and path.stem)
+def test_agrees_with_reference(path, tmp_path):
+    if path is None:
+        pytest.skip(f"needs reference values (*.npz) in {FOLDER}")
+    kind = next((kind for kind in KINDS if _belongs(path.stem, kind)), None)
+    if kind is None:
+        pytest.skip(f"{path.stem}: no check for this kind of case")
+    KINDS[kind](path, tmp_path)
+
+
+def check_schedule(path, tmp_path):
+    case = read_case(path)
+    num_steps = case.config["denoising_steps"]
+    ddpm = denoising.ddpm_schedule(num_steps)
+    betas = denoising.cosine_betas(num_steps)
+    alpha_bars = denoising.alpha_bars_of(betas)
+    ours = {
+        "betas": betas,
+        "alphas": 1 - betas,
+        "alphas_cumprod": alpha_bars,
+        "alphas_cumprod_prev": np.concatenate([[1], alpha_bars[:-1]]),
+        "sqrt_alphas_cumprod": ddpm.signal[::-1],
+        "sqrt_one_minus_alphas_cumprod": ddpm.noise[::-1],
+        "sqrt_recip_alphas_cumprod": ddpm.x0_from_x[::-1],
+        "sqrt_recipm1_alphas_cumprod": -ddpm.x0_from_out[::-1],
+        "ddpm_var": ddpm.std[::-1] ** 2,
+        "ddpm_logvar_clipped": 2 * jnp.log(ddpm.std[::-1]),
+        "ddpm_mu_coef1": ddpm.mean_from_x0[::-1],
+        "ddpm_mu_coef2": ddpm.mean_from_x[::-1],
+    }
+    if case.config.get("ddim_steps") is not None:
+        ddim = denoising.ddim_schedule(
+            case.config["ddim_steps"], num_training_steps=num_steps, eta=0.0
+        )
+        ours |= {
+            "ddim_t": ddim.time,
+            "ddim_alphas": ddim.signal**2,
+            "ddim_alphas_sqrt": ddim.signal,
+            "ddim_alphas_prev": 1 - ddim.mean_from_noise**2,
+            "ddim_sqrt_one_minus_alphas": ddim.noise,
+            "ddim_sigmas": ddim.std,
+        }
+    for name, expected in case.group("out/").items():
+        assert_close(ours[name], expected, NETWORK, name)
+
+
+def check_diffusion_mlp(path, tmp_path):
+    case = read_case(path)
+    inputs = case.arrays["in/x"], case.arrays["in/t"], case.obs()
+    check_network(case, diffusion_mlp(case.config), *inputs)
+
+
+def check_gaussian_mlp(path, tmp_path):
+    case = read_case(path)
+    check_network(case, gaussian_mlp(case.config), case.obs())
+
+
+def check_critic_obs(path, tmp_path):
+    case = read_case(path)
+    check_network(case, state_critic(case.config), case.obs())
+
+
+def check_critic_obs_act(path, tmp_path):
+    case = read_case(path)
+    network = state_action_critic(case.config)
+    check_network(case, network, case.obs(), case.arrays["in/action"])
+
+
+def check_network(case: Case, network, *inputs):
+    params = case.params("net")
+    shapes = jax.tree.map(jnp.shape, network.init(jax.random.key(0), *inputs))
+    assert shapes == jax.tree.map(jnp.shape, params)
+    outputs = network.apply(params, *inputs)
+    if not isinstance(outputs, tuple):
+        critics = case.group("out/").keys() >= {"y1"}
+        outputs = tuple(outputs) if critics else (outputs,)
+    for (name, expected), output in zip(
+        case.group("out/").items(), outputs, strict=True
+    ):
+        assert_close(output.reshape(expected.shape), expected, NETWORK, name)
+    gradients = jax.jit(jax.grad(sum_of_squares(network, *inputs)))(params)
+    assert_gradients_close(case, "grad/", gradients)
+
+
+def check_bc_loss(path, tmp_path):
+    case = read_case(path)
+    network = diffusion_mlp(case.config["net"])
+    diffusion = denoising.make_diffusion(**diffusion_settings(case.config))
+    (noise,) = case.group("draw/").values()
+
+    def loss_of(params):
+        return denoising.denoising_loss(
+            *(diffusion, network.apply, params, case.arrays["in/actions"], case.obs()),
+            *(case.arrays["in/t"], noise),
+        )
+
+    loss, gradients = jax.jit(jax.value_and_grad(loss_of))(case.params("net"))
+    assert_close(loss, case.arrays["out/loss"], LOSS, "loss")
+    assert_gradients_close(case, "grad/", gradients)
+
+
+def check_dppo(path, tmp_path):
+    case = read_case(path)
+    arch = case.config.get("arch", "diffusion_mlp")
+    if arch != "diffusion_mlp":
+        pytest.skip(f"{case.name}: no network of the kind {arch}")
+    network = diffusion_mlp(case.config["net"])
+    settings = case.config["model"]
+    diffusion = denoising.make_diffusion(**diffusion_settings(settings))
+    check_chains(case, network, diffusion)
+    policy = diffusion_policy(
+        network,
+        diffusion,
+        chunk=network.chunk,
+        action_dim=network.action_dim,
+        num_tuned_steps=settings["ft_denoising_steps"],
+        reward_horizon=min(case.config.get("reward_horizon", 4), network.chunk),
+    )
+    row, step = case.arrays["in/batch_inds"], case.arrays["in/denoising_inds"]
+    chain = case.arrays["out/chain"]
+    old_log_prob = case.arrays["out/logprobs"][row, step]
+    old_log_prob = np.clip(old_log_prob, -5, 2)
+    old_log_prob = old_log_prob[:, : case.config.get("reward_horizon", 4)]
+
+    def actor_loss(params, obs, advantage):
+        return policy_loss(
+            *(params, policy, obs, chain[row, step], chain[row, step + 1]),
+            *(jnp.asarray(step), old_log_prob.mean((-2, -1)), advantage),
+            clip_top=settings["clip_ploss_coef"],
+            clip_base=settings.get("clip_ploss_coef_base", 1e-3),
+            clip_rate=settings.get("clip_ploss_coef_rate", 3.0),
+            denoising_discount=settings["gamma_denoising"],
+            normalize=settings.get("norm_adv", True),
+            quantiles=(
+                settings.get("clip_advantage_lower_quantile", 0),
+                settings.get("clip_advantage_upper_quantile", 1),
+            ),
+        )
+
+    check_losses(case, row, "actor_ft", actor_loss, settings.get("clip_vloss_coef"))
+
+
+def check_chains(case: Case, network, diffusion):
+    """Chains on the recorded draws, and the log-probabilities of their moves."""
+    settings = case.config["model"]
+    num_tuned = settings["ft_denoising_steps"]
+    base, behaviour = case.params("actor"), case.params("actor_ft_behaviour")
+
+    def sample(draws, deterministic):
+        return jax.jit(
+            lambda draws: denoising.sample_chain(
+                *(diffusion, network.apply, base, lambda step: behaviour),
+                *(draws, case.obs()),
+                num_tuned=num_tuned,
+                min_std=settings.get("min_sampling_denoising_std", 0.1),
+                deterministic=deterministic,
+            )
+        )(np.stack(list(draws.values())))
+
+    sampled = sample(case.group("draw/"), False)
+    evaluated = sample(case.group("out/det_draw_"), True)
+    chain, log_prob = case.arrays["out/chain"], case.arrays["out/logprobs"]
+    assert_close(sampled.chain, chain, CHAIN, "chain")
+    assert_close(sampled.chain[:, -1], case.arrays["out/action"], CHAIN, "action")
+    deterministic = case.arrays["out/action_deterministic"]
+    assert_close(evaluated.chain[:, -1], deterministic, CHAIN, "action_deterministic")
+    assert_close(sampled.log_prob, log_prob, CHAIN, "log-prob. of sampling")
+
+    # The same from the recorded chain, as an update sees it: all moves at once.
+    row, step = np.divmod(np.arange(chain.shape[0] * num_tuned), num_tuned)
+    moves = denoising.step_log_prob(
+        *(diffusion, network.apply, behaviour, chain[row, step], chain[row, step + 1]),
+        {name: value[row] for name, value in case.obs().items()},
+        jnp.asarray(step + diffusion.explore.num_steps - num_tuned),
+    )
+    assert_close(moves.reshape(log_prob.shape), log_prob, CHAIN, "log-prob. of moves")
+
+
+def check_ppo_gaussian(path, tmp_path):
+    case = read_case(path)
+    network = gaussian_mlp(case.config["net"])
+    sizes = dict(chunk=network.chunk, action_dim=network.action_dim)
+    policy = gaussian_policy(network, **sizes)
+    unbounded = gaussian_policy(network, **sizes, log_prob_bounds=(-np.inf, np.inf))
+    action, params = case.arrays["in/actions"], case.params("net")
+    row = np.arange(len(action))
+    move = (np.zeros_like(action), action, case.obs(), jnp.zeros(len(row), jnp.int32))
+    arrays = case.arrays
+    log_prob = unbounded.log_prob(params, *move)
+    assert_close(log_prob, arrays["out/logprobs"], NETWORK, "logprobs")
+    entropy = policy.entropy(params, case.obs())
+    assert_close(entropy, arrays["out/entropy"], LOSS, "entropy")
+    std = network.apply(params, case.obs())[1].mean()
+    assert_close(std, arrays["out/std"], NETWORK, "std")
+
+    def actor_loss(params, obs, advantage):
+        clip = case.config["clip_ploss_coef"]
+        return policy_loss(
+            *(params, policy, move[0], move[1])[:2],
+            *(obs, move[0], move[1], move[3]),
+            *(np.clip(arrays["in/oldlogprobs"], -5, 2), advantage),
+            **dict(clip_top=clip, clip_base=clip, clip_rate=1.0),
+            denoising_discount=1.0,
+            normalize=case.config.get("norm_adv", True),
+        )
+
+    check_losses(case, row, "net", actor_loss, case.config.get("clip_vloss_coef"))
+
+
+def check_losses(case: Case, row, module: str, actor_loss, value_clip):
+    """The policy and the value loss over samples `row`, and their gradients."""
+    arrays = case.arrays
+    obs = {name: value[row] for name, value in case.obs().items()}
+    critic = state_critic(case.config["critic"])
+
+    def loss_of(params):
+        policy_term, info = actor_loss(
+            params["actor"], obs, arrays["in/advantages"][row]
+        )
+        value_term = losses.value_loss(
+            critic.apply(params["critic"], obs),
+            *(arrays["in/returns"][row], arrays["in/oldvalues"][row]),
+            clip=value_clip,
+        )
+        value_coef = case.config.get("vf_coef", 0.5)
+        return policy_term + value_coef * value_term, (policy_term, value_term, info)
+
+    params = {"actor": case.params(module), "critic": case.params("critic")}
+    gradients, (policy_term, value_term, info) = jax.jit(
+        jax.grad(loss_of, has_aux=True)
+    )(params)
+    assert_close(value_term, arrays["out/v_loss"], LOSS, "v_loss")
+    assert_gradients_close(case, "grad/critic/", gradients["critic"])
+    if np.isnan(arrays["out/pg_loss"]):
+        # The reference divides by zero where only one step is tuned.
+        assert np.isfinite(policy_term)
+        return
+    assert_close(policy_term, arrays["out/pg_loss"], LOSS, "pg_loss")
+    assert_gradients_close(case, f"grad/{module}/", gradients["actor"])
+    for ours, name in [
+        (info.approx_kl, "out/approx_kl"),
+        (info.clip_fraction, "out/clipfrac"),
+        (info.ratio, "out/ratio"),
+    ]:
+        if name in arrays:
+            assert_close(ours, arrays[name], LOSS, name)
+
+
+def check_gae(path, tmp_path):
+    case = read_case(path)
+    arrays = {name: value.astype(np.float32) for name, value in case.arrays.items()}
+    value, terminated = arrays["in/values"], arrays["in/terminated"]
+    advantage, target = returns.gae(
+        arrays["in/rewards"] * case.config.get("reward_scale_const", 1.0),
+        value,
+        np.concatenate([value[1:], arrays["in/next_values"][None]]),
+        *(terminated, np.zeros_like(terminated)),
+        discount=case.config["gamma"],
+        gae_lambda=case.config["gae_lambda"],
+    )
+    assert_close(advantage, arrays["out/advantages"], LOSS, "advantages")
+    assert_close(target, arrays["out/returns"], LOSS, "returns")
+
+
+def check_reward_scaling(path, tmp_path):
+    case = read_case(path)
+    if case.config.get("per_env", False):
+        pytest.skip(f"{case.name}: rewards are scaled by one number for all")
+    rewards, firsts = case.group("in/rewards"), case.group("in/first")
+    scale = returns.init_reward_scale(case.config["num_envs"])
+    for i in sorted(rewards, key=int):
+        scale, scaled = returns.scale_rewards(
+            scale,
+            *(jnp.asarray(x.T, jnp.float32) for x in (rewards[i], firsts[i])),
+            discount=case.config.get("gamma", 0.99),
+            bound=case.config.get("cliprew", 10.0),
+            epsilon=case.config.get("epsilon", 1e-8),
+        )
+        assert_close(scaled.T, case.arrays[f"out/scaled{i}"], LOSS, f"scaled{i}")
+        for ours, name in [
+            (scale.variance, f"out/var{i}"),
+            (scale.mean, f"out/mean{i}"),
+            (scale[2], f"out/count{i}"),
+        ]:
+            if name in case.arrays:
+                assert_close(ours, case.arrays[name], LOSS, name)
+
+
+def check_lr_schedule(path, tmp_path):
+    case = read_case(path)
+    for name in ("cycle_mult", "gamma"):
+        if case.config.get(name, 1.0) != 1.0:
+            pytest.skip(f"{case.name}: all cycles are alike, {name} is not supported")
+    expected = case.arrays["out/lr"]
+    ours = schedules.cosine_restarts(
+        jnp.arange(len(expected)),
+        peak=case.config.get("max_lr", 0.1),
+        floor=case.config.get("min_lr", 0.001),
+        cycle_steps=case.config["first_cycle_steps"],
+        warmup_steps=case.config.get("warmup_steps", 0),
+    )
+    np.testing.assert_allclose(ours, expected, rtol=LOSS, atol=1e-9)
+
+
+def check_dataset(path, tmp_path):
+    """A data set comes back from our own writer as it was; windows: see its check."""
+    data = path.with_name(path.name.replace("_check.npz", ".npz"))
+    if not data.is_file():
+        pytest.skip(f"{path.stem}: needs {data.name}")
+    if path == data:
+        episodes = load_dppo_npz(path)
+        normalizer = save_dppo_npz(tmp_path, episodes)
+        again = load_dppo_npz(tmp_path)
+        np.testing.assert_array_equal(again.normalizer.obs_min, normalizer.obs_min)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            [again.actions.shape, again.episode_lengths, again.rewards],
+            [episodes.actions.shape, episodes.episode_lengths, episodes.rewards],
+        )
+        return
+    case = read_case(path)
+    use_images = "out/rgb" in case.arrays
+    episodes = load_dppo_npz(
+        data, case.config.get("max_n_episodes", None), images=use_images
+    )
+    samples = windows(
+        episodes,
+        chunk=case.config.get("horizon_steps", 64),
+        history=case.config.get("cond_steps", 1),
+        image_history=case.config.get("img_cond_steps", 1),
+    )
+    obs, actions = gather(samples, jnp.arange(samples.size))
+    np.testing.assert_array_equal(actions, case.arrays["out/actions"])
+    np.testing.assert_array_equal(obs["state"], case.arrays["out/state"])
+    np.testing.assert_array_equal(
+        samples.action_rows[:, 0], case.arrays["out/indices"][:, 0]
+    )
+    if use_images:
+        channels_first = np.moveaxis(obs["rgb"], -1, 2)
+        np.testing.assert_array_equal(channels_first, case.arrays["out/rgb"])
+
+
+def diffusion_settings(settings: dict) -> dict:
+    """The reference's constructor arguments -> those of `make_diffusion`."""
+    if settings.get("ddim_discretize", "uniform") != "uniform":
+        pytest.skip(f"ddim_discretize={settings['ddim_discretize']}")
+    eta = settings.get("eta", 1.0)
+    if isinstance(eta, dict):
+        eta = eta.get("base_eta", 0.5)
+    return dict(
+        num_steps=settings.get("denoising_steps", 100),
+        ddim_steps=settings["ddim_steps"] if settings.get("use_ddim") else None,
+        eta=1.0 if eta is None else eta,
+        predict_noise=settings.get("predict_epsilon", True),
+        x0_clip=settings.get("denoised_clip_value", 1.0),
+        noise_clip=settings.get("eps_clip_value"),
+        draw_clip=settings.get("randn_clip_value", 10),
+        final_clip=settings.get("final_action_clip_value"),
+        min_log_prob_std=settings.get("min_logprob_denoising_std", 0.1),
+    )
+
+
+# A case belongs to the first kind that its name is, or starts with.
+KINDS = {
+    "schedule": check_schedule,
+    "net_diffusion_mlp": check_diffusion_mlp,
+    "net_critic_obs_act": check_critic_obs_act,
+    "net_critic_obs": check_critic_obs,
+    "net_gaussian_mlp": check_gaussian_mlp,
+    "bc_loss_ddpm": check_bc_loss,
+    "dppo": check_dppo,
+    "ppo_gaussian": check_ppo_gaussian,
+    "gae": check_gae,
+    "reward_scaling": check_reward_scaling,
+    "lr_schedule": check_lr_schedule,
+    "dataset_official_format": check_dataset,
+}
+
+
+def _belongs(name: str, kind: str) -> bool:
+    return name == kind or name.startswith(f"{kind}_")
