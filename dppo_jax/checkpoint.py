@@ -61,7 +61,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(
-        self, iteration: int, state: PyTree, params: PolicyParams, normalizer: Normalizer
+        self,
+        iteration: int,
+        state: PyTree,
+        params: PolicyParams,
+        normalizer: Normalizer,
     ) -> None:
         """Write one checkpoint; an iteration that is there already is left alone."""
         if iteration == self.latest:
@@ -83,7 +87,9 @@ class Checkpoints:
         """
         step = self.latest
         item = self._manager.item_metadata(step)["state"]
-        _check_same_shapes(_without_keys(like), item.tree if hasattr(item, "tree") else item)
+        _check_same_shapes(
+            _without_keys(like), item.tree if hasattr(item, "tree") else item
+        )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(like))
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -117,9 +123,7 @@ def load_policy(
             )
         step = steps[-1] if iteration is None else iteration
         if step not in steps:
-            raise ValueError(
-                f"{run_dir} has no checkpoint {step}; it has {steps}."
-            )
+            raise ValueError(f"{run_dir} has no checkpoint {step}; it has {steps}.")
         item = manager.restore(
             step, args=ocp.args.Composite(policy=ocp.args.StandardRestore())
         )["policy"]
@@ -131,9 +135,7 @@ def load_policy(
     )
 
 
-def check_matches(
-    params: PyTree, expected: PyTree, *, what: str, cure: str
-) -> None:
+def check_matches(params: PyTree, expected: PyTree, *, what: str, cure: str) -> None:
     """Refuse parameters whose names or shapes differ from `expected`.
 
     Raises:

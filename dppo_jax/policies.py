@@ -6,9 +6,13 @@ from typing import Any, Protocol
 import chex
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from dppo_jax import denoising
 from dppo_jax.denoising import Diffusion, gaussian_log_prob
+from dppo_jax.networks.gaussian import GaussianMLP
+from dppo_jax.networks.mlp import DiffusionMLP
 from dppo_jax.types import Array, Obs, Policy, PolicyParams, PyTree, Sample
 
 # The reference's bounds of a log-probability, which keep ratios finite.
@@ -197,3 +201,78 @@ def _gaussian_entropy(std: Array) -> Array:
 
 def _batch(obs: Obs) -> int:
     return next(iter(obs.values())).shape[0]
+
+
+def default_config() -> ConfigDict:
+    """What a policy is made of; fine-tuning must find it as pre-training left it."""
+    config = ConfigDict()
+    config.kind = "diffusion"  # or "gaussian"
+    config.chunk = 4  # Ta, predicted actions
+    config.network = ConfigDict(
+        dict(
+            hidden_sizes=(512, 512, 512),
+            activation="relu",
+            layer_norm=False,
+            residual=True,
+        )
+    )
+    config.diffusion = ConfigDict(
+        dict(
+            num_steps=20,  # K, or the training steps of a DDIM policy
+            ddim_steps=placeholder(int),
+            predict_noise=True,
+            x0_clip=1.0,
+            time_dim=16,
+            condition_sizes=placeholder(tuple),
+        )
+    )
+    config.gaussian = ConfigDict(
+        dict(
+            fixed_std=0.1,
+            learn_fixed_std=False,
+            std_min=0.01,
+            std_max=1.0,
+            tanh_output=True,
+        )
+    )
+    return config
+
+
+def make_policy(config: ConfigDict, tuning: ConfigDict, *, action_dim: int) -> Policy:
+    """The policy that `default_config` describes.
+
+    Args:
+        config: `default_config` with changes.
+        tuning: settings of exploration and of log-probabilities, those of
+            `algorithms.ppo.default_config`.
+        action_dim: Da.
+
+    Raises:
+        ValueError: settings that contradict each other, by name.
+    """
+    network = dict(config.network) | dict(action_dim=action_dim, chunk=config.chunk)
+    common = dict(chunk=config.chunk, action_dim=action_dim)
+    if config.kind == "gaussian":
+        module = GaussianMLP(**network, **config.gaussian)
+        return gaussian_policy(module, **common, draw_clip=tuning.draw_clip)
+    if config.kind != "diffusion":
+        raise ValueError(
+            f"model.kind={config.kind!r} is unknown; use 'diffusion' or 'gaussian'."
+        )
+    diffusion = dict(config.diffusion)
+    embedding = {k: diffusion.pop(k) for k in ("time_dim", "condition_sizes")}
+    return diffusion_policy(
+        DiffusionMLP(**network, **embedding),
+        denoising.make_diffusion(
+            **diffusion,
+            eta=tuning.eta,
+            noise_clip=tuning.noise_clip,
+            draw_clip=tuning.draw_clip,
+            final_clip=tuning.final_clip,
+            min_log_prob_std=tuning.min_log_prob_std,
+        ),
+        **common,
+        num_tuned_steps=tuning.num_tuned_steps,
+        min_std=tuning.min_std,
+        reward_horizon=tuning.reward_horizon,
+    )

@@ -46,7 +46,8 @@ def train(
         keep: checkpoints that stay; None keeps all.
 
     Returns:
-        The final state.
+        The final state. `metrics.csv` holds the numbers of `algorithm.step`, those of
+        `evaluate`, and `seconds`, the mean time of an iteration since the last row.
 
     Raises:
         FloatingPointError: a loss stopped being finite; the last checkpoint stays.
@@ -63,18 +64,20 @@ def train(
             if evaluate and not start:
                 writer.write(0, evaluate(state, 0))
             progress = Progress(start, num_iterations)
+            began, logged = time.perf_counter(), start
             for iteration in range(start + 1, num_iterations + 1):
-                began = time.perf_counter()
                 state, metrics = step(state)
                 last = iteration == num_iterations
                 if iteration % log_every == 0 or last or iteration == start + 1:
                     numbers = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                    numbers["seconds"] = time.perf_counter() - began
                     _check_finite(numbers, iteration)
+                    now = time.perf_counter()
+                    numbers["seconds"] = (now - began) / (iteration - logged)
                     if evaluate and (last or _due(iteration, evaluate_every)):
                         numbers |= evaluate(state, iteration)
                     writer.write(iteration, numbers)
                     progress.show({k: numbers[k] for k in show if k in numbers})
+                    began, logged = time.perf_counter(), iteration
                 if last or _due(iteration, checkpoint_every):
                     checkpoints.save(iteration, state, params_of(state), normalizer)
                 progress.update()

@@ -1,0 +1,60 @@
+"""From a configuration to the environment that algorithms see."""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from dppo_jax.envs.core import vectorize
+from dppo_jax.envs.tasks import make_task
+from dppo_jax.envs.wrappers import (
+    chunk_actions,
+    normalize,
+    stack_observations,
+    time_limit,
+)
+from dppo_jax.normalize import Normalizer
+from dppo_jax.types import VecEnv
+
+
+def default_config() -> ConfigDict:
+    """What an environment is made of."""
+    config = ConfigDict()
+    config.task = ""
+    config.engine = "auto"
+    config.options = ConfigDict()  # keyword arguments of the task
+    config.max_steps = 100  # control steps until the time limit
+    config.history = 1  # To
+    config.executed = placeholder(int)  # actions of a chunk; None: all of them
+    return config
+
+
+def make_env(
+    config: ConfigDict,
+    *,
+    normalizer: Normalizer,
+    chunk: int,
+    num_envs: int,
+    trace: Sequence[str] = (),
+) -> VecEnv:
+    """The vectorised, normalised, chunked environment of a configuration.
+
+    Args:
+        chunk: Ta, actions that the policy predicts.
+        trace: metrics to report at every control step.
+
+    Raises:
+        ValueError: settings that cannot work, by name.
+    """
+    executed = chunk if config.executed is None else config.executed
+    if not 1 <= executed <= chunk:
+        raise ValueError(
+            f"env.executed={executed} must lie between 1 and the {chunk} actions that "
+            "the policy predicts (model.chunk)."
+        )
+    env = make_task(config.task, engine=config.engine, **config.options)
+    env = normalize(env, normalizer)
+    env = time_limit(env, config.max_steps)
+    env = stack_observations(env, config.history)
+    env = chunk_actions(env, executed, trace)
+    return vectorize(env, num_envs)

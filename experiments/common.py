@@ -1,0 +1,123 @@
+"""What all stages share: flags, run directories, errors in one line."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from dppo_jax import runtime
+from dppo_jax.checkpoint import PolicyCheckpoint, load_config, load_policy, save_config
+
+# Changing these between a run and its resumption is what a user may want to do.
+_MAY_CHANGE = ("run_dir", "evaluate.", "loop.", "num_iterations", "num_epochs")
+# What fine-tuning and evaluation must find as pre-training left it.
+_MUST_MATCH = ("model.", "env.task", "env.history")
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "experiments/configs/FILE.py[:VARIANT], then --config.KEY=VALUE."
+)
+
+
+def run_stage(stage: Callable[[ConfigDict], Any]) -> None:
+    """Parse the flags and run a stage; a wrong setting ends in one line, status 2.
+
+    With DPPO_JAX_TRACEBACK=1 in the environment the whole traceback is printed.
+    """
+    try:
+        flags.FLAGS(sys.argv)
+        if _CONFIG.value is None:
+            raise ValueError(
+                "no configuration; pass --config=experiments/configs/avoid.py:m1"
+            )
+        runtime.configure()
+        stage(_CONFIG.value.lock())
+    except (ValueError, flags.Error, OSError, AttributeError, KeyError) as error:
+        if isinstance(error, (AttributeError, KeyError)) and not _is_config(error):
+            raise
+        if os.environ.get("DPPO_JAX_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def prepare_run(config: ConfigDict, stage: str) -> str:
+    """Create the run directory and write `config.json`; returns its path.
+
+    Raises:
+        ValueError: the directory belongs to a run with other settings.
+    """
+    run_dir = config.run_dir or str(Path("runs") / config.name / stage)
+    new = {"stage": stage} | as_json(config)
+    old = load_config(run_dir)
+    if old is not None:
+        for name, (before, now) in sorted(_differences(old, new).items()):
+            if not any(name.startswith(p) or name.endswith(p) for p in _MAY_CHANGE):
+                raise ValueError(
+                    f"{run_dir} holds a run with {name}={before!r}, not {now!r}; "
+                    f"pass --config.{name}={before} to resume it, or another "
+                    "--config.run_dir to start afresh."
+                )
+    save_config(run_dir, new)
+    return run_dir
+
+
+def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
+    """Load the checkpoint that the config names, or the run of an earlier stage.
+
+    Raises:
+        ValueError: none there, or a policy other than the configured one.
+    """
+    run_dir = config.policy or str(Path("runs") / config.name / stage)
+    if not config.policy and load_config(run_dir) is None:
+        raise ValueError(
+            f"no policy at {run_dir}; run experiments.{stage} first, or pass "
+            "--config.policy=<run directory>."
+        )
+    checkpoint = load_policy(run_dir)
+    for name, (saved, now) in _differences(checkpoint.config, as_json(config)).items():
+        if name.startswith(_MUST_MATCH):
+            raise ValueError(
+                f"{run_dir} was trained with {name}={saved!r}, but the config says "
+                f"{now!r}; pass --config.{name}={saved}, or train a policy that matches."
+            )
+    return checkpoint
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as it reads back from a JSON file."""
+    return json.loads(config.to_json_best_effort())
+
+
+def _differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
+    old, new = _flatten(old), _flatten(new)
+    return {
+        name: (old.get(name), new.get(name))
+        for name in old.keys() | new.keys()
+        if old.get(name) != new.get(name)
+    }
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _is_config(error: Exception) -> bool:
+    """Whether ml_collections refused a key, rather than our code being wrong."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("ml_collections" in frame.filename for frame in frames[-2:])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())

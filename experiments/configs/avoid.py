@@ -1,0 +1,70 @@
+"""Obstacle avoidance (D3IL) with the settings of the paper's appendix.
+
+`avoid.py:m1`, `:m2`, `:m3` are the paper's three data sets: half of the episodes
+pass the rewarded gap 5 of the third row, half pass gap 6, 7 or 8. `avoid.py:demo`
+is m1 cut down to a few minutes on two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.defaults import default_config
+
+# Gaps (row 1, row 2, row 3) that the demonstrations of each variant pass.
+MODES = {
+    "m1": ((1, 2, 5), (1, 2, 6)),
+    "m2": ((1, 2, 5), (1, 2, 7)),
+    "m3": ((1, 2, 5), (1, 2, 8)),
+}
+
+
+def get_config(variant: str = "m1") -> ConfigDict:
+    if variant not in (*MODES, "demo"):
+        raise ValueError(
+            f"avoid.py:{variant} is unknown; use {', '.join(MODES)} or demo."
+        )
+    config = default_config()
+    config.name = f"avoid_{variant}"
+    config.env.task = "avoid"
+    config.env.options = ConfigDict(dict(rewarded_gap=5))
+    config.env.max_steps = 100
+
+    config.collect.modes = MODES.get(variant, MODES["m1"])
+    config.collect.episodes_per_mode = 4  # as many as the human subsets have
+
+    # The data are tiny (8 episodes), so epochs are many and batches small.
+    config.pretrain.num_epochs = 5000
+    config.pretrain.batch_size = 16
+    config.pretrain.learning_rate = 1e-4
+    config.pretrain.min_learning_rate = 1e-5
+    config.pretrain.cycle_epochs = 5000
+    config.pretrain.warmup_epochs = 100
+
+    config.finetune.num_iterations = 51
+    config.finetune.num_envs = 50
+    config.finetune.num_steps = 25  # one episode of 100 control steps
+    config.finetune.batch_size = 6250  # half of the 50 x 25 x 10 pairs
+    config.finetune.epochs = 10
+    config.finetune.clip_top = config.finetune.clip_base = 0.1
+    config.finetune.clip_rate = 1.0
+    config.finetune.denoising_discount = 0.95
+    config.finetune.target_kl = 1.0
+    config.finetune.critic_warmup = 1
+    config.finetune.actor.learning_rate = 1e-5
+    config.finetune.actor.min_learning_rate = 1e-5
+    if variant == "demo":
+        _shorten(config)
+    return config
+
+
+def _shorten(config: ConfigDict) -> None:
+    """The same job in minutes: a smaller network, fewer and larger steps."""
+    config.collect.episodes_per_mode = 8
+    config.model.network.hidden_sizes = (256, 256, 256)
+    config.pretrain.num_epochs = 600
+    config.pretrain.batch_size = 64
+    config.pretrain.learning_rate = 1e-3
+    config.pretrain.min_learning_rate = 1e-4
+    config.pretrain.cycle_epochs = 600
+    config.pretrain.warmup_epochs = 10
+    config.finetune.actor.learning_rate = 3e-5
+    config.finetune.actor.min_learning_rate = 3e-5

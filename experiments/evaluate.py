@@ -1,0 +1,51 @@
+"""Score a saved policy: python -m experiments.evaluate --config=..."""
+
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from dppo_jax.envs.build import make_env
+from dppo_jax.evaluate import make_evaluate, summarize
+from dppo_jax.policies import make_policy
+from experiments import common
+
+
+def main(config: ConfigDict) -> dict[str, float]:
+    """Run the stage; returns and prints the mean of every metric."""
+    checkpoint = common.find_policy(config, "finetune")
+    policy = make_policy(
+        config.model,
+        config.finetune,
+        action_dim=checkpoint.normalizer.action_min.shape[0],
+    )
+    env = make_env(
+        config.env,
+        normalizer=checkpoint.normalizer,
+        chunk=config.model.chunk,
+        num_envs=min(config.evaluate.num_envs, config.evaluate.num_episodes),
+    )
+    score = make_evaluate(
+        env,
+        policy,
+        num_episodes=config.evaluate.num_episodes,
+        deterministic=config.evaluate.deterministic,
+    )
+    result = summarize(score(checkpoint.params, jax.random.key(config.evaluate.seed)))
+    mode = "deterministic" if config.evaluate.deterministic else "exploring"
+    print(
+        f"{config.evaluate.num_episodes} episodes, {mode} mode, checkpoint "
+        f"{checkpoint.iteration}"
+    )
+    for name, value in sorted(result.items()):
+        print(f"  {name:24s} {value:10.4f}")
+    if config.run_dir:
+        path = Path(config.run_dir) / "evaluation.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    common.run_stage(main)

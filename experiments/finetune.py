@@ -1,0 +1,71 @@
+"""Fine-tune a cloned policy with DPPO: python -m experiments.finetune --config=..."""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dppo_jax.algorithms import ppo
+from dppo_jax.checkpoint import check_matches
+from dppo_jax.envs.build import make_env
+from dppo_jax.evaluate import make_evaluate, summarize
+from dppo_jax.networks.critics import StateCritic
+from dppo_jax.policies import make_policy
+from dppo_jax.training import train
+from experiments import common, plots
+
+
+def main(config: ConfigDict) -> str:
+    """Run the stage; returns the run directory."""
+    pretrained = common.find_policy(config, "pretrain")
+    normalizer = pretrained.normalizer
+    policy = make_policy(
+        config.model, config.finetune, action_dim=normalizer.action_min.shape[0]
+    )
+    make = dict(normalizer=normalizer, chunk=config.model.chunk)
+    env = make_env(config.env, **make, num_envs=config.finetune.num_envs)
+    algorithm = ppo.make_ppo(env, policy, StateCritic(**config.critic), config.finetune)
+    state = algorithm.init(jax.random.key(config.seed))
+    check_matches(
+        pretrained.params.base,
+        state.params.base,
+        what=f"the policy of {config.policy or 'the pre-training run'}",
+        cure="pass the --config.model settings that it was trained with.",
+    )
+    state = algorithm.init(jax.random.key(config.seed), pretrained.params)
+    score = make_evaluate(
+        make_env(
+            config.env,
+            **make,
+            num_envs=min(config.evaluate.num_envs, config.evaluate.num_episodes),
+            trace=plots.traced_metrics(config.env.task),
+        ),
+        policy,
+        num_episodes=config.evaluate.num_episodes,
+        deterministic=config.evaluate.deterministic,
+    )
+    key = jax.random.key(config.evaluate.seed)
+    run_dir = common.prepare_run(config, "finetune")
+    print(f"fine-tuning {pretrained.config['name']}, writing to {run_dir}", flush=True)
+
+    def evaluate(state: ppo.PPOState, iteration: int) -> dict[str, float]:
+        return summarize(score(state.params, key), prefix="eval/")
+
+    before = jax.tree.map(np.asarray, score(state.params, key))
+    state = train(
+        algorithm,
+        state,
+        run_dir=run_dir,
+        num_iterations=config.finetune.num_iterations,
+        params_of=lambda state: state.params,
+        normalizer=normalizer,
+        evaluate=evaluate,
+        show=("success", "episode_return", "eval/success", "approx_kl"),
+        **config.loop.finetune,
+    )
+    after = jax.tree.map(np.asarray, score(state.params, key))
+    plots.save_plots(run_dir, config.env.task, before, after)
+    return run_dir
+
+
+if __name__ == "__main__":
+    common.run_stage(main)

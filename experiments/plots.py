@@ -1,0 +1,93 @@
+"""Pictures of a run: trajectories before and after, and learning curves."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+
+from dppo_jax.envs.tasks import avoid
+from dppo_jax.evaluate import Evaluation
+from dppo_jax.metrics import read_metrics
+
+matplotlib.use("Agg")  # Runs must not need a screen.
+from matplotlib import pyplot as plt  # noqa: E402
+
+_SUCCESS, _FAILURE = "#1f77b4", "#d62728"
+_EPISODES_SHOWN = 50
+
+
+def draw_avoid(ax: Axes, evaluation: Evaluation) -> None:
+    """Trajectories among the cylinders, seen from above (the paper's figure)."""
+    for x, y, radius in avoid.CYLINDERS:
+        ax.add_patch(plt.Circle((x, y), radius, color="0.35", zorder=3))
+    ax.axhline(avoid.FINISH_Y, color="0.5", linestyle="--", linewidth=1)
+    ax.axhline(avoid.REWARD_Y, color="tab:green", linewidth=1)
+    paths = np.asarray(evaluation.traces["position"])[:_EPISODES_SHOWN]
+    success = np.asarray(evaluation.metrics["success"])
+    start = np.broadcast_to(avoid.START, (len(paths), 1, 2))
+    for path, good in zip(np.concatenate([start, paths], axis=1), success):
+        color = _SUCCESS if good else _FAILURE
+        ax.plot(path[:, 0], path[:, 1], color=color, linewidth=0.8, alpha=0.6)
+    ax.set(xlim=(0.15, 0.85), ylim=(-0.32, 0.6), xlabel="x (m)", ylabel="y (m)")
+    ax.set_aspect("equal")
+    ax.set_title(f"success {100 * success.mean():.1f} % of {success.size}")
+
+
+# Per task: the metrics its picture needs at every control step, and the drawing.
+_DRAWINGS: dict[str, tuple[tuple[str, ...], Callable[[Axes, Evaluation], None]]] = {
+    "avoid": (("position",), draw_avoid)
+}
+
+
+def traced_metrics(task: str) -> tuple[str, ...]:
+    """Metrics that the picture of a task needs at every control step."""
+    return _DRAWINGS[task][0] if task in _DRAWINGS else ()
+
+
+def save_plots(run_dir: str, task: str, before: Evaluation, after: Evaluation) -> None:
+    """Write `plots/trajectories.png` and `plots/curve.png`, and say where."""
+    folder = Path(run_dir) / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
+    if task in _DRAWINGS:
+        figure, axes = plt.subplots(1, 2, figsize=(9, 5.5), sharey=True)
+        for ax, name, evaluation in zip(axes, ("before", "after"), (before, after)):
+            _DRAWINGS[task][1](ax, evaluation)
+            ax.set_title(f"{name}: {ax.get_title()}")
+        _save(figure, folder / "trajectories.png")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
+    plot_curves(axes[0], {"exploring": [run_dir]}, "episode_return")
+    plot_curves(axes[1], {"exploring": [run_dir]}, "success")
+    _save(figure, folder / "curve.png")
+
+
+def plot_curves(ax: Axes, groups: dict[str, Sequence[str]], metric: str) -> None:
+    """One curve per group of runs (seeds): their mean, and their range as a band."""
+    for label, run_dirs in groups.items():
+        curves = [
+            {
+                row["iteration"]: row[metric]
+                for row in read_metrics(run)
+                if metric in row
+            }
+            for run in run_dirs
+        ]
+        shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+        values = np.array([[curve[i] for i in shared] for curve in curves])
+        if not shared:
+            continue
+        (line,) = ax.plot(shared, values.mean(axis=0), label=label)
+        ax.fill_between(
+            shared, values.min(0), values.max(0), color=line.get_color(), alpha=0.2
+        )
+    ax.set(xlabel="iteration", ylabel=metric.replace("_", " "))
+    ax.grid(alpha=0.3)
+    ax.legend()
+
+
+def _save(figure, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    print(f"wrote {path}")

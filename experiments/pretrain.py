@@ -1,0 +1,71 @@
+"""Clone a policy from demonstrations: python -m experiments.pretrain --config=..."""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from dppo_jax import pretrain
+from dppo_jax.demonstrations.dataset import summary, windows
+from dppo_jax.demonstrations.dppo_npz import load_dppo_npz
+from dppo_jax.envs.build import make_env
+from dppo_jax.evaluate import make_evaluate, summarize
+from dppo_jax.policies import make_policy
+from dppo_jax.training import train
+from experiments import common
+
+
+def main(config: ConfigDict) -> str:
+    """Run the stage; returns the run directory."""
+    data = config.data or str(Path("data") / config.name)
+    if not config.data and not Path(data).exists():
+        raise ValueError(
+            f"no demonstrations at {data}; run experiments.collect first, or pass "
+            "--config.data=<folder with train.npz and normalization.npz>."
+        )
+    episodes = load_dppo_npz(data)
+    if episodes.normalizer is None:
+        raise ValueError(
+            f"{data} holds no normalization.npz, so the policy could not run in "
+            "the simulator; put it beside train.npz."
+        )
+    policy = make_policy(
+        config.model, config.finetune, action_dim=episodes.actions.shape[1]
+    )
+    dataset = windows(episodes, chunk=config.model.chunk, history=config.env.history)
+    algorithm = pretrain.make_pretrain(policy, dataset, config.pretrain)
+    env = make_env(
+        config.env,
+        normalizer=episodes.normalizer,
+        chunk=config.model.chunk,
+        num_envs=min(config.evaluate.num_envs, config.evaluate.num_episodes),
+    )
+    score = make_evaluate(
+        env,
+        policy,
+        num_episodes=config.evaluate.num_episodes,
+        deterministic=config.evaluate.deterministic,
+    )
+    run_dir = common.prepare_run(config, "pretrain")
+    print(f"{data}: {summary(episodes)}\nwriting to {run_dir}", flush=True)
+
+    def evaluate(state: pretrain.PretrainState, iteration: int) -> dict[str, float]:
+        key = jax.random.key(config.evaluate.seed)
+        return summarize(score(pretrain.params_of(state), key), prefix="eval/")
+
+    train(
+        algorithm,
+        algorithm.init(jax.random.key(config.seed)),
+        run_dir=run_dir,
+        num_iterations=config.pretrain.num_epochs,
+        params_of=pretrain.params_of,
+        normalizer=episodes.normalizer,
+        evaluate=evaluate,
+        show=("loss", "eval/success", "eval/episode_return"),
+        **config.loop.pretrain,
+    )
+    return run_dir
+
+
+if __name__ == "__main__":
+    common.run_stage(main)
