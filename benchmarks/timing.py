@@ -1,7 +1,7 @@
 """Measure honestly: compile apart, wait for the device, repeat, say on what.
 
-Every program in `benchmarks` measures by `measure`, prints by `print_table` and keeps
-its numbers, together with `device_report`, by `write_json`.
+Every program in `benchmarks` begins with `start`, measures by `measure`, prints by
+`print_table` and keeps its numbers, together with `device_report`, by `write_json`.
 """
 
 import datetime
@@ -31,7 +31,7 @@ class Timing(NamedTuple):
 
     median, fastest, slowest: over the repeats, until all results are ready.
     compile: tracing and compiling, which is no part of the others; 0 for a function
-        that is not jitted. A warm persistent compilation cache shortens it.
+        that is not jitted. A persistent compilation cache shortens it; see `start`.
     repeats: how many calls were timed.
     """
 
@@ -121,10 +121,23 @@ def matmul_rate(rows: int, width: int, dtype: Any = jnp.float32) -> float:
     return chained * 2 * rows * width**2 / measure(chain, x, weight).median
 
 
+def start() -> dict[str, Any]:
+    """Set JAX up for a benchmark; print and return `device_report`.
+
+    Precision is that of the real programs (`dppo_jax.runtime`); programs are compiled
+    afresh, whatever persistent cache the environment names, so that it can be timed.
+    """
+    jax.config.update("jax_default_matmul_precision", "float32")
+    jax.config.update("jax_enable_compilation_cache", False)
+    report = device_report()
+    print_report(report)
+    return report
+
+
 def device_report() -> dict[str, Any]:
     """What the numbers depend on: device, processor, versions, load and date."""
     device = jax.devices()[0]
-    settings = jax.config.values
+    precision = jax.config.values["jax_default_matmul_precision"]
     return {
         "platform": device.platform,
         "device": device.device_kind,
@@ -134,8 +147,7 @@ def device_report() -> dict[str, Any]:
         # Above zero before a benchmark starts means that it shares the machine.
         "load": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
-        "matmul_precision": settings["jax_default_matmul_precision"] or "default",
-        "compilation_cache": bool(settings["jax_compilation_cache_dir"]),
+        "matmul_precision": precision or "default",
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -167,6 +179,7 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"device     {report['num_devices']} x {report['device']}")
     print(f"processor  {report['processor']}, {report['cores']} cores", end="")
     print(f", load {report['load']}")
+    print(f"precision  {report['matmul_precision']}")
     print(f"versions   {versions}")
     print(f"date       {report['date']}", flush=True)
 

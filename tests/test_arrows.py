@@ -17,20 +17,15 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 ARROWS = """
-types <- denoising <- policies
-types <- networks <- policies
-types <- normalize <- envs, demonstrations, rollout, checkpoint
-types <- envs <- rollout <- evaluate
-types <- parallel
-types <- replay, minibatch
-logging
-returns, losses, schedules, replay, minibatch, normalize, parallel <- algorithms
-types <- returns, losses
+types <- denoising, networks <- policies <- algorithms, pretrain, interop
+types <- normalize <- envs <- rollout <- evaluate <- algorithms, pretrain
+types <- returns, losses, replay, minibatch, parallel <- algorithms
 types <- schedules <- optimizers <- algorithms, pretrain
-policies, rollout, evaluate, logging <- algorithms
-policies, demonstrations, schedules, minibatch, evaluate, logging <- pretrain
-evaluate, checkpoint, parallel, logging <- training
-policies, normalize, demonstrations, checkpoint <- interop
+normalize <- demonstrations <- algorithms, pretrain, interop
+minibatch, parallel <- pretrain
+normalize <- checkpoint <- interop
+evaluate, checkpoint, parallel, metrics <- training
+runtime
 """
 
 # Inside these folders files are on their own: whoever needs two of them is outside.
