@@ -4,8 +4,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 SOURCES := dppo_jax experiments benchmarks tests
-PYTEST_FLAGS ?= -q
+# Two to four processes, as many as there are cores: compiling keeps only one busy.
+PYTEST_FLAGS ?= -q --numprocesses auto --maxprocesses 4
 
 # True for an interpreter that exists, works (a pyenv shim may do neither), has a
 # version that setup.cfg accepts, and can create virtual environments.
@@ -55,19 +57,23 @@ clean:  ## Remove caches and build leftovers; .venv and runs/ stay
 	@rm -rf .pytest_cache .mypy_cache .jax_cache build dist *.egg-info
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt
-	@python="$(PYTHON)"; \
-	if [ -z "$$python" ] || ! $$python $(SUITABLE); then \
-		echo "No usable Python found$${python:+: '$$python' is none}." >&2; \
-		echo "dppo_jax needs Python 3.11, 3.12 or 3.13 with the venv module;" >&2; \
-		echo "install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
-		exit 1; \
-	fi; \
+# The stamp holds what was installed, so that a mere new date, as after switching
+# branches, installs nothing.
+$(INSTALLED): $(REQUIREMENTS)
+	@if cat $(REQUIREMENTS) | cmp -s - $@; then touch $@; exit 0; fi; \
+	set -e; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		python="$(PYTHON)"; \
+		if [ -z "$$python" ] || ! $$python $(SUITABLE); then \
+			echo "No usable Python found$${python:+: '$$python' is none}." >&2; \
+			echo "dppo_jax needs Python 3.11, 3.12 or 3.13 with the venv module;" >&2; \
+			echo "install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
+			exit 1; \
+		fi; \
 		echo "== creating $(VENV) with $$($$python --version)"; \
 		$$python -m venv --clear $(VENV); \
-	fi
-	@echo "== installing the dependencies into $(VENV); the first time takes minutes"
-	@$(BIN)/python -m pip install --no-input --disable-pip-version-check \
-		--constraint constraints.txt --editable ".[dev]"
-	@touch $@
+	fi; \
+	echo "== installing the dependencies into $(VENV); the first time takes minutes"; \
+	$(BIN)/python -m pip install --no-input --disable-pip-version-check \
+		--constraint constraints.txt --editable ".[dev]"; \
+	cat $(REQUIREMENTS) > $@
