@@ -44,16 +44,13 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: str | os.PathLike, *, keep: int | None = 3) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        path = Path(run_dir).absolute() / _CHECKPOINTS
-        self._manager = ocp.CheckpointManager(path, options=options)
+        self._manager = _manager(run_dir, max_to_keep=keep, create=True)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self._manager.close()  # Waits for what is still being written.
 
     @property
     def latest(self) -> int | None:
@@ -75,7 +72,7 @@ class Checkpoints:
             iteration,
             args=ocp.args.Composite(
                 policy=ocp.args.StandardSave(jax.tree.map(np.asarray, policy)),
-                state=ocp.args.StandardSave(_without_keys(state)),
+                state=ocp.args.StandardSave(_storable(state)),
             ),
         )
 
@@ -86,15 +83,18 @@ class Checkpoints:
             ValueError: a state of other shapes, naming the first that differs.
         """
         step = self.latest
-        item = self._manager.item_metadata(step)["state"]
-        _check_same_shapes(
-            _without_keys(like), item.tree if hasattr(item, "tree") else item
+        if step is None:
+            raise ValueError("there is no checkpoint to restore; start afresh.")
+        check_matches(
+            *(self._manager.item_metadata(step)["state"], _storable(like)),
+            what="the saved training state",
+            cure="use the settings of the interrupted run, or another run directory.",
         )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(like))
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )
-        return _with_keys(restored["state"], like)
+        return _restored(restored["state"], like)
 
 
 def load_policy(
@@ -112,10 +112,9 @@ def load_policy(
             f"{run_dir} is not a run directory (no {CONFIG_FILE}); pass the directory "
             "that experiments.pretrain or experiments.finetune wrote."
         )
-    path = run_dir / _CHECKPOINTS
-    if not path.is_dir():
+    if not (run_dir / _CHECKPOINTS).is_dir():
         raise ValueError(f"{run_dir} holds no checkpoint yet; let its run go on first.")
-    with ocp.CheckpointManager(path) as manager:
+    with _manager(run_dir) as manager:
         steps = sorted(manager.all_steps())
         if not steps:
             raise ValueError(
@@ -181,11 +180,14 @@ def _name(key: Any) -> str:
     return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 
 
-def _check_same_shapes(like: PyTree, saved: PyTree) -> None:
-    check_matches(
-        *(saved, like),
-        what="the saved training state",
-        cure="use the settings of the interrupted run, or another run directory.",
+def _manager(run_dir: str | os.PathLike, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        Path(run_dir).absolute() / _CHECKPOINTS,
+        options=ocp.CheckpointManagerOptions(**options),
+        # Named in advance, so that a fresh process knows how to read them.
+        item_handlers={
+            name: ocp.StandardCheckpointHandler() for name in ("policy", "state")
+        },
     )
 
 
@@ -195,12 +197,23 @@ def _is_key(leaf: Any) -> bool:
     )
 
 
-def _without_keys(tree: PyTree) -> PyTree:
-    """Random keys as the integers they are, which every file format knows."""
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+def _storable(tree: PyTree) -> PyTree:
+    """What every file format knows: random keys as integers, nothing empty."""
+
+    def store(leaf: Any) -> Any:
+        if _is_key(leaf):
+            return jax.random.key_data(leaf)
+        return leaf if leaf.size else np.zeros(1, leaf.dtype)
+
+    return jax.tree.map(store, tree)
 
 
-def _with_keys(tree: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda x, y: jax.random.wrap_key_data(x) if _is_key(y) else x, tree, like
-    )
+def _restored(tree: PyTree, like: PyTree) -> PyTree:
+    """Undo `_storable`, with the leaves of `like` for what it could not keep."""
+
+    def restore(leaf: Any, like: Any) -> Any:
+        if _is_key(like):
+            return jax.random.wrap_key_data(leaf)
+        return leaf if like.size else like
+
+    return jax.tree.map(restore, tree, like)

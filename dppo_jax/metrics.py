@@ -15,20 +15,23 @@ CSV_FILE = "metrics.csv"
 class MetricsWriter:
     """Appends rows of named numbers; a context manager.
 
-    A resumed run goes on in the same file: rows from `resume_at` on, which the
-    interrupted run had written after its last checkpoint, are dropped first, so
-    that no iteration stands there twice. A new name adds a column.
+    A run whose next iteration is `resume_at` goes on in the same file: rows from
+    there on, which it had written after its last checkpoint, are dropped first, so
+    that no iteration stands there twice. Iteration 1 starts a new file. A new name
+    adds a column.
     """
 
-    def __init__(self, run_dir: str | os.PathLike, *, resume_at: int = 0) -> None:
+    def __init__(self, run_dir: str | os.PathLike, *, resume_at: int = 1) -> None:
         self._path = Path(run_dir) / CSV_FILE
         self._rows = [
-            row for row in read_metrics(run_dir) if row["iteration"] < resume_at
+            row
+            for row in read_metrics(run_dir)
+            if resume_at > 1 and row["iteration"] < resume_at
         ]
         self._names = list(dict.fromkeys(name for row in self._rows for name in row))
         self._rewrite()
         self._events = SummaryWriter(
-            str(run_dir), purge_step=resume_at if resume_at else None
+            str(run_dir), purge_step=resume_at if resume_at > 1 else None
         )
 
     def __enter__(self) -> "MetricsWriter":

@@ -60,7 +60,7 @@ def train(
             print(f"resuming at iteration {start} of {num_iterations}", flush=True)
         # Donation takes the buffers; no two leaves may share one.
         state = jax.tree.map(lambda x: x.copy(), state)
-        with MetricsWriter(run_dir, resume_at=start) as writer:
+        with MetricsWriter(run_dir, resume_at=start + 1) as writer:
             if evaluate and not start:
                 writer.write(0, evaluate(state, 0))
             progress = Progress(start, num_iterations)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dppo_jax import runtime
@@ -29,21 +29,43 @@ def run_stage(stage: Callable[[ConfigDict], Any]) -> None:
 
     With DPPO_JAX_TRACEBACK=1 in the environment the whole traceback is printed.
     """
+    # Libraries report their routine here; what matters raises.
+    logging.set_verbosity(logging.ERROR)
     try:
-        flags.FLAGS(sys.argv)
-        if _CONFIG.value is None:
-            raise ValueError(
-                "no configuration; pass --config=experiments/configs/avoid.py:m1"
-            )
-        runtime.configure()
-        stage(_CONFIG.value.lock())
-    except (ValueError, flags.Error, OSError, AttributeError, KeyError) as error:
-        if isinstance(error, (AttributeError, KeyError)) and not _is_config(error):
-            raise
+        stage(_parse(sys.argv))
+    except (ValueError, OSError) as error:
         if os.environ.get("DPPO_JAX_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _parse(argv: list[str]) -> ConfigDict:
+    """The locked configuration of a command line.
+
+    Raises:
+        ValueError: no configuration, an unknown key or a value of the wrong type.
+    """
+    try:
+        flags.FLAGS(argv)
+        config = _CONFIG.value
+    except flags.Error as error:
+        # A config file that raises arrives as the text of its whole traceback.
+        raise ValueError(str(error).strip().splitlines()[-1]) from None
+    except (KeyError, AttributeError) as error:
+        # All that ml_collections says of a key that is not there is its name.
+        key = str(error.args[0]).strip("'\"") if error.args else "?"
+        given = next((arg for arg in argv if key in arg.split("=")[0]), key)
+        raise ValueError(
+            f"unknown setting {given.split('=')[0]}; experiments/defaults.py and the "
+            "config.json of any run list what there is."
+        ) from None
+    if config is None:
+        raise ValueError(
+            "no configuration; pass --config=experiments/configs/avoid.py:m1"
+        )
+    runtime.configure()
+    return config.lock()
 
 
 def prepare_run(config: ConfigDict, stage: str) -> str:
@@ -113,11 +135,5 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _is_config(error: Exception) -> bool:
-    """Whether ml_collections refused a key, rather than our code being wrong."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return any("ml_collections" in frame.filename for frame in frames[-2:])
-
-
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())
+    return " ".join(str(error).split())
