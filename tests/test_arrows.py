@@ -21,7 +21,7 @@ types <- denoising, networks <- policies <- algorithms, pretrain, interop
 types <- normalize <- envs <- rollout <- evaluate <- algorithms, pretrain
 types <- returns, losses, replay, minibatch, parallel <- algorithms
 types <- schedules <- optimizers <- algorithms, pretrain
-normalize <- demonstrations <- algorithms, pretrain, interop
+envs <- demonstrations <- algorithms, pretrain, interop
 minibatch, parallel <- pretrain
 normalize <- checkpoint <- interop
 evaluate, checkpoint, parallel, metrics <- training
