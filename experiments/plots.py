@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from dppo_jax.envs.tasks import avoid
 from dppo_jax.evaluate import Evaluation
@@ -55,11 +56,11 @@ def save_plots(run_dir: str, task: str, before: Evaluation, after: Evaluation) -
         for ax, name, evaluation in zip(axes, ("before", "after"), (before, after)):
             _DRAWINGS[task][1](ax, evaluation)
             ax.set_title(f"{name}: {ax.get_title()}")
-        _save(figure, folder / "trajectories.png")
+        save_figure(figure, folder / "trajectories.png")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
     plot_curves(axes[0], {"exploring": [run_dir]}, "episode_return")
     plot_curves(axes[1], {"exploring": [run_dir]}, "success")
-    _save(figure, folder / "curve.png")
+    save_figure(figure, folder / "curve.png")
 
 
 def plot_curves(ax: Axes, groups: dict[str, Sequence[str]], metric: str) -> None:
@@ -86,7 +87,8 @@ def plot_curves(ax: Axes, groups: dict[str, Sequence[str]], metric: str) -> None
     ax.legend()
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -7,20 +7,14 @@ is m1 cut down to a few minutes on two CPU cores.
 
 from ml_collections import ConfigDict
 
+from dppo_jax.demonstrations.avoid_script import SUBSETS
 from experiments.defaults import default_config
-
-# Gaps (row 1, row 2, row 3) that the demonstrations of each variant pass.
-MODES = {
-    "m1": ((1, 2, 5), (1, 2, 6)),
-    "m2": ((1, 2, 5), (1, 2, 7)),
-    "m3": ((1, 2, 5), (1, 2, 8)),
-}
 
 
 def get_config(variant: str = "m1") -> ConfigDict:
-    if variant not in (*MODES, "demo"):
+    if variant not in (*SUBSETS, "demo"):
         raise ValueError(
-            f"avoid.py:{variant} is unknown; use {', '.join(MODES)} or demo."
+            f"avoid.py:{variant} is unknown; use {', '.join(SUBSETS)} or demo."
         )
     config = default_config()
     config.name = f"avoid_{variant}"
@@ -28,7 +22,7 @@ def get_config(variant: str = "m1") -> ConfigDict:
     config.env.options = ConfigDict(dict(rewarded_gap=5))
     config.env.max_steps = 100
 
-    config.collect.modes = MODES.get(variant, MODES["m1"])
+    config.collect.modes = SUBSETS.get(variant, SUBSETS["m1"])
     config.collect.episodes_per_mode = 4  # as many as the human subsets have
 
     # The data are tiny (8 episodes), so epochs are many and batches small.

@@ -1,0 +1,42 @@
+"""The main job in minutes, on data it makes: python -m experiments.demo
+
+Collects scripted demonstrations of `avoid`, clones a policy, fine-tunes it with DPPO
+and compares both over 200 episodes. Interrupted, it goes on where it stopped.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from dppo_jax.metrics import read_metrics
+from experiments import collect, common, finetune, pretrain
+
+_CONFIG = "--config=experiments/configs/avoid.py:demo"
+
+
+def main(config) -> None:
+    """Run all stages and say what came out."""
+    began = time.monotonic()
+    print("== 1/3 scripted demonstrations", flush=True)
+    data = Path("data") / config.name
+    if not data.exists():
+        collect.main(config)
+    print("== 2/3 behaviour cloning", flush=True)
+    pretrain.main(config)
+    print("== 3/3 fine-tuning with DPPO", flush=True)
+    run_dir = finetune.main(config)
+    rows = [row for row in read_metrics(run_dir) if "eval/success" in row]
+    before, after = (100 * rows[i]["eval/success"] for i in (0, -1))
+    print(
+        f"\nsuccess (rewarded gap, no collision, line crossed) over "
+        f"{config.evaluate.num_episodes} evaluation episodes each:\n"
+        f"  cloned      {before:5.1f} %\n"
+        f"  fine-tuned  {after:5.1f} %\n"
+        f"picture: {run_dir}/plots/trajectories.png\n"
+        f"{time.monotonic() - began:.0f} s in all"
+    )
+
+
+if __name__ == "__main__":
+    sys.argv[1:1] = [_CONFIG]
+    common.run_stage(main)
