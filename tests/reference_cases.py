@@ -21,8 +21,8 @@ from dppo_jax.networks import (
     StateCritic,
 )
 
-# The tolerances that float32 allows, and the floor below which rounding decides:
-# relative to the largest entry of an array, or absolute where that is below one.
+# Relative tolerances that float32 allows. The absolute floors are a tenth of them,
+# times the largest entry of what is compared.
 NETWORK, CHAIN, LOSS, GRADIENT = 1e-5, 1e-4, 1e-5, 1e-4
 
 
@@ -58,34 +58,30 @@ def read_case(path: Path) -> Case:
     return Case(path.stem, {} if config is None else json.loads(str(config)), arrays)
 
 
-def assert_close(actual, expected, tolerance: float, name: str) -> None:
-    """Compare within `tolerance`, relative to each entry or a tenth of the largest."""
-    expected = np.asarray(expected)
-    actual = np.asarray(actual)
+def assert_close(actual, expected, tolerance: float, name: str, scale: float = 1.0):
+    """Compare arrays; `scale` multiplies the absolute floor."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape, name
-    floor = 0.1 * tolerance * max(1.0, np.abs(expected).max(initial=0.0))
+    floor = 0.1 * tolerance * scale * max(1.0, np.abs(expected).max(initial=0.0))
     np.testing.assert_allclose(
         actual, expected, rtol=tolerance, atol=floor, err_msg=name
     )
 
 
-def assert_gradients_close(case: Case, prefix: str, gradients) -> None:
+def assert_gradients_close(case: Case, prefix: str, gradients, scale: float = 1.0):
     """Compare gradients, named as in torch, with those recorded under `prefix`.
 
-    The floor is relative to the largest entry of the whole gradient: entries far
-    below it are sums of terms that cancel.
+    The floor goes by the largest entry of the whole gradient: entries far below it
+    are sums of terms that cancel.
     """
     recorded = case.group(prefix)
     ours = params_to_reference(gradients)
     assert recorded and set(recorded) <= set(ours)
     largest = max(np.abs(value).max() for value in recorded.values())
+    floor = 0.1 * GRADIENT * scale * min(1.0, largest) + 1e-9
     for name, value in recorded.items():
         np.testing.assert_allclose(
-            ours[name],
-            value,
-            rtol=GRADIENT,
-            atol=0.1 * GRADIENT * min(1.0, largest) + 1e-9,
-            err_msg=f"{prefix}{name}",
+            ours[name], value, rtol=GRADIENT, atol=floor, err_msg=prefix + name
         )
     for name in set(ours) - set(recorded):
         assert not np.any(ours[name]), f"{prefix}{name} has no recorded gradient"

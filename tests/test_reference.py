@@ -123,6 +123,7 @@ def check_network(case: Case, network, *inputs):
 
 def check_bc_loss(path, tmp_path):
     case = read_case(path)
+    _skip_other_networks(case)
     network = diffusion_mlp(case.config["net"])
     diffusion = denoising.make_diffusion(**diffusion_settings(case.config))
     (noise,) = case.group("draw/").values()
@@ -140,12 +141,11 @@ def check_bc_loss(path, tmp_path):
 
 def check_dppo(path, tmp_path):
     case = read_case(path)
-    arch = case.config.get("arch", "diffusion_mlp")
-    if arch != "diffusion_mlp":
-        pytest.skip(f"{case.name}: no network of the kind {arch}")
+    _skip_other_networks(case)
     network = diffusion_mlp(case.config["net"])
     settings = case.config["model"]
-    diffusion = denoising.make_diffusion(**diffusion_settings(settings))
+    eta = settings.get("eta", case.config.get("eta", case.arrays.get("out/eta")))
+    diffusion = denoising.make_diffusion(**diffusion_settings(settings, eta))
     check_chains(case, network, diffusion)
     policy = diffusion_policy(
         network,
@@ -203,7 +203,8 @@ def check_chains(case: Case, network, diffusion):
     assert_close(sampled.chain[:, -1], case.arrays["out/action"], CHAIN, "action")
     deterministic = case.arrays["out/action_deterministic"]
     assert_close(evaluated.chain[:, -1], deterministic, CHAIN, "action_deterministic")
-    assert_close(sampled.log_prob, log_prob, CHAIN, "log-prob. of sampling")
+    scale = float32_scale(chain)
+    assert_close(sampled.log_prob, log_prob, CHAIN, "log-prob. of sampling", scale)
 
     # The same from the recorded chain, as an update sees it: all moves at once.
     row, step = np.divmod(np.arange(chain.shape[0] * num_tuned), num_tuned)
@@ -212,7 +213,17 @@ def check_chains(case: Case, network, diffusion):
         {name: value[row] for name, value in case.obs().items()},
         jnp.asarray(step + diffusion.explore.num_steps - num_tuned),
     )
-    assert_close(moves.reshape(log_prob.shape), log_prob, CHAIN, "log-prob. of moves")
+    moves = moves.reshape(log_prob.shape)
+    assert_close(moves, log_prob, CHAIN, "log-prob. of moves", scale)
+
+
+def float32_scale(chain: np.ndarray) -> float:
+    """How much coarser float32 is in this chain than near 10.
+
+    Without a bound on the clean action chains reach 1000 and more, and what follows
+    from differences of their entries is known less well by that factor.
+    """
+    return max(1.0, np.abs(chain).max() / 10)
 
 
 def check_ppo_gaussian(path, tmp_path):
@@ -274,15 +285,16 @@ def check_losses(case: Case, row, module: str, actor_loss, value_clip):
         # The reference divides by zero where only one step is tuned.
         assert np.isfinite(policy_term)
         return
-    assert_close(policy_term, arrays["out/pg_loss"], LOSS, "pg_loss")
-    assert_gradients_close(case, f"grad/{module}/", gradients["actor"])
+    scale = float32_scale(arrays.get("out/chain", np.zeros(1)))
+    assert_close(policy_term, arrays["out/pg_loss"], LOSS, "pg_loss", scale)
+    assert_gradients_close(case, f"grad/{module}/", gradients["actor"], scale)
     for ours, name in [
         (info.approx_kl, "out/approx_kl"),
         (info.clip_fraction, "out/clipfrac"),
         (info.ratio, "out/ratio"),
     ]:
         if name in arrays:
-            assert_close(ours, arrays[name], LOSS, name)
+            assert_close(ours, arrays[name], LOSS, name, scale)
 
 
 def check_gae(path, tmp_path):
@@ -379,17 +391,16 @@ def check_dataset(path, tmp_path):
         np.testing.assert_array_equal(channels_first, case.arrays["out/rgb"])
 
 
-def diffusion_settings(settings: dict) -> dict:
+def diffusion_settings(settings: dict, eta=None) -> dict:
     """The reference's constructor arguments -> those of `make_diffusion`."""
     if settings.get("ddim_discretize", "uniform") != "uniform":
         pytest.skip(f"ddim_discretize={settings['ddim_discretize']}")
-    eta = settings.get("eta", 1.0)
     if isinstance(eta, dict):
         eta = eta.get("base_eta", 0.5)
     return dict(
         num_steps=settings.get("denoising_steps", 100),
         ddim_steps=settings["ddim_steps"] if settings.get("use_ddim") else None,
-        eta=1.0 if eta is None else eta,
+        eta=1.0 if eta is None else float(eta),
         predict_noise=settings.get("predict_epsilon", True),
         x0_clip=settings.get("denoised_clip_value", 1.0),
         noise_clip=settings.get("eps_clip_value"),
@@ -406,7 +417,7 @@ KINDS = {
     "net_critic_obs_act": check_critic_obs_act,
     "net_critic_obs": check_critic_obs,
     "net_gaussian_mlp": check_gaussian_mlp,
-    "bc_loss_ddpm": check_bc_loss,
+    "bc_loss": check_bc_loss,
     "dppo": check_dppo,
     "ppo_gaussian": check_ppo_gaussian,
     "gae": check_gae,
@@ -414,6 +425,12 @@ KINDS = {
     "lr_schedule": check_lr_schedule,
     "dataset_official_format": check_dataset,
 }
+
+
+def _skip_other_networks(case: Case) -> None:
+    arch = case.config.get("arch", "diffusion_mlp")
+    if arch != "diffusion_mlp" or "action_dim" not in case.config["net"]:
+        pytest.skip(f"{case.name}: no network of the kind {arch}")
 
 
 def _belongs(name: str, kind: str) -> bool:
