@@ -145,7 +145,8 @@ def check_matches(params: PyTree, expected: PyTree, *, what: str, cure: str) -> 
         if found.get(name) != wanted.get(name):
             raise ValueError(
                 f"{what} does not match the configured one: {name} has shape "
-                f"{found.get(name, 'none')}, expected {wanted.get(name, 'none')}; {cure}"
+                f"{found.get(name, 'none')}, expected {wanted.get(name, 'none')}; "
+                f"{cure}"
             )
 
 

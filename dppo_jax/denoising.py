@@ -216,9 +216,10 @@ def make_diffusion(
     else:
         if not predict_noise:
             raise ValueError("predict_noise=False needs DDPM; set ddim_steps=None.")
-        sampled = dict(num_steps=ddim_steps, num_training_steps=num_steps)
-        explore = ddim_schedule(**sampled, eta=eta)
-        deterministic = ddim_schedule(**sampled, eta=0.0)
+        explore, deterministic = (
+            ddim_schedule(ddim_steps, num_training_steps=num_steps, eta=e)
+            for e in (eta, 0.0)
+        )
     return Diffusion(
         explore=explore,
         deterministic=deterministic,
@@ -390,12 +391,28 @@ def sample_chain(
     x, draws = draws[0], draws[1:]
     if first_tuned > 0:
         x, _, _ = denoise(
-            *(diffusion, schedule, apply, lambda step: base, x, draws, obs),
-            **dict(first=0, last=first_tuned, min_std=floor),
+            diffusion,
+            schedule,
+            apply,
+            lambda step: base,
+            x,
+            draws,
+            obs,
+            first=0,
+            last=first_tuned,
+            min_std=floor,
         )
     _, xs, log_probs = denoise(
-        *(diffusion, schedule, apply, params_of, x, draws, obs),
-        **dict(first=first_tuned, last=schedule.num_steps, min_std=floor),
+        diffusion,
+        schedule,
+        apply,
+        params_of,
+        x,
+        draws,
+        obs,
+        first=first_tuned,
+        last=schedule.num_steps,
+        min_std=floor,
     )
     chain = jnp.concatenate([x[None], xs])
     return Sample(jnp.moveaxis(chain, 0, 1), jnp.moveaxis(log_probs, 0, 1))

@@ -51,7 +51,7 @@ def make_evaluate(
         raise ValueError("evaluation needs a time limit; wrap the task in time_limit.")
     if num_episodes < 1:
         raise ValueError(f"num_episodes={num_episodes} must be at least 1.")
-    num_rounds = -(-num_episodes // env.num_envs)
+    num_steps, num_rounds = env.max_steps, -(-num_episodes // env.num_envs)
 
     def round_(params: PolicyParams, key: Array) -> tuple[Metrics, Metrics]:
         reset_key, act_key = jax.random.split(key)
@@ -60,7 +60,7 @@ def make_evaluate(
             return policy.sample(params, key, obs, deterministic=deterministic)
 
         _, transitions, metrics = rollout(
-            env, act, env.reset(reset_key), act_key, env.max_steps
+            env, act, env.reset(reset_key), act_key, num_steps
         )
         done = jnp.maximum(transitions.terminated, transitions.truncated)
         end = jnp.argmax(done, axis=0)  # [B] first step that ends an episode

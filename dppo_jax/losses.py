@@ -66,6 +66,7 @@ def value_loss(
     chex.assert_equal_shape([value, target])
     error = (value - target) ** 2
     if clip is not None:
+        assert old_value is not None, "clip needs the values at collection time"
         moved = old_value + jnp.clip(value - old_value, -clip, clip)
         error = jnp.maximum(error, (moved - target) ** 2)
     return 0.5 * error.mean()

@@ -1,9 +1,11 @@
 """Policies as chains of Gaussian moves; an ordinary Gaussian policy has one."""
 
 import functools
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -21,16 +23,8 @@ LOG_PROB_BOUNDS = (-5.0, 2.0)
 _DETERMINISTIC_STD = 1e-4
 
 
-class Network(Protocol):
-    """The two functions of a Flax module that a policy needs."""
-
-    def init(self, key: Array, *args: Any) -> PyTree: ...  # noqa: E704
-
-    def apply(self, params: PyTree, *args: Any) -> Any: ...  # noqa: E704
-
-
 def diffusion_policy(
-    network: Network,
+    network: nn.Module,
     diffusion: Diffusion,
     *,
     chunk: int,
@@ -71,6 +65,7 @@ def diffusion_policy(
             f"reward_horizon={horizon} must lie between 1 and the chunk of {chunk}."
         )
     first_tuned = schedule.num_steps - num_tuned_steps
+    apply: Callable[..., Any] = network.apply
 
     def reduce(log_prob: Array) -> Array:
         return jnp.clip(log_prob, *log_prob_bounds)[..., :horizon, :].mean((-2, -1))
@@ -99,7 +94,7 @@ def diffusion_policy(
 
         shape = (schedule.num_steps + 1, _batch(obs), chunk, action_dim)
         chain, log_prob = denoising.sample_chain(
-            *(diffusion, network.apply, params.base, params_of),
+            *(diffusion, apply, params.base, params_of),
             *(jax.random.normal(key, shape), obs),
             num_tuned=num_tuned_steps,
             min_std=min_std,
@@ -113,7 +108,7 @@ def diffusion_policy(
         chex.assert_equal_shape([x, next_x])
         return reduce(
             denoising.step_log_prob(
-                diffusion, network.apply, params, x, next_x, obs, first_tuned + step
+                diffusion, apply, params, x, next_x, obs, first_tuned + step
             )
         )
 
@@ -123,7 +118,7 @@ def diffusion_policy(
         time = jax.random.randint(time_key, action.shape[:1], 0, num_steps)
         noise = jax.random.normal(noise_key, action.shape)
         return denoising.denoising_loss(
-            diffusion, network.apply, params, action, obs, time, noise
+            diffusion, apply, params, action, obs, time, noise
         )
 
     def entropy(params: PyTree, obs: Obs) -> Array:
@@ -135,7 +130,7 @@ def diffusion_policy(
 
 
 def gaussian_policy(
-    network: Network,
+    network: nn.Module,
     *,
     chunk: int,
     action_dim: int,
@@ -151,6 +146,8 @@ def gaussian_policy(
         clone_entropy_coef: weight of the entropy in the behaviour-cloning loss.
         log_prob_bounds: clamp of the averaged log-probability.
     """
+
+    apply: Callable[..., Any] = network.apply
 
     def density(mean: Array, std: Array, action: Array) -> Array:
         return gaussian_log_prob(action, mean, std).mean((-2, -1))
@@ -171,7 +168,7 @@ def gaussian_policy(
         min_std: Array | float = 0.0,
         num_active: Array | None = None,
     ) -> Sample:
-        mean, std = network.apply(params.tuned, obs)
+        mean, std = apply(params.tuned, obs)
         scale = _DETERMINISTIC_STD if deterministic else jnp.maximum(std, min_std)
         draw = jax.random.normal(key, mean.shape)
         action = mean + scale * jnp.clip(draw, -draw_clip, draw_clip)
@@ -181,15 +178,16 @@ def gaussian_policy(
     def log_prob(
         params: PyTree, x: Array, next_x: Array, obs: Obs, step: Array
     ) -> Array:
-        return reduce(density(*network.apply(params, obs), next_x))
+        mean, std = apply(params, obs)
+        return reduce(density(mean, std, next_x))
 
     def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
-        mean, std = network.apply(params, obs)
+        mean, std = apply(params, obs)
         bonus = clone_entropy_coef * _gaussian_entropy(std).mean()
         return -density(mean, std, action).mean() - bonus
 
     def entropy(params: PyTree, obs: Obs) -> Array:
-        return _gaussian_entropy(network.apply(params, obs)[1]).mean()
+        return _gaussian_entropy(apply(params, obs)[1]).mean()
 
     del chunk, action_dim  # The network knows both; named for symmetry.
     return Policy(init, sample, log_prob, clone_loss, entropy, 1, 0.0)

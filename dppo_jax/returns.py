@@ -51,13 +51,13 @@ def gae(
 class RewardScale(NamedTuple):
     """Running moments of the discounted sum of past rewards.
 
-    mean, variance, count: scalars over everything seen.
+    mean, variance, weight: scalars over everything seen; the weight in samples.
     discounted: [B] the sum that each environment carries on.
     """
 
     mean: Array
     variance: Array
-    count: Array
+    weight: Array
     discounted: Array
 
 
@@ -66,7 +66,7 @@ def init_reward_scale(num_envs: int) -> RewardScale:
     return RewardScale(
         mean=jnp.zeros(()),
         variance=jnp.ones(()),
-        count=jnp.full((), 1e-4),
+        weight=jnp.full((), 1e-4),
         discounted=jnp.zeros(num_envs),
     )
 
@@ -103,17 +103,17 @@ def scale_rewards(
 
     last, totals = jax.lax.scan(forward, scale.discounted, (reward, first))
     batch_mean, batch_variance, size = totals.mean(), totals.var(), totals.size
-    count = scale.count + size
+    weight = scale.weight + size
     delta = batch_mean - scale.mean
     squares = (
-        scale.variance * scale.count
+        scale.variance * scale.weight
         + batch_variance * size
-        + delta**2 * scale.count * size / count
+        + delta**2 * scale.weight * size / weight
     )
     scale = RewardScale(
-        mean=scale.mean + delta * size / count,
-        variance=squares / (count - 1),
-        count=count,
+        mean=scale.mean + delta * size / weight,
+        variance=squares / (weight - 1),
+        weight=weight,
         discounted=last,
     )
     scaled = reward / jnp.sqrt(scale.variance + epsilon)

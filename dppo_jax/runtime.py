@@ -17,7 +17,7 @@ def configure(*, cache_dir: str | os.PathLike | None = None) -> None:
     # biases probability ratios; the denoising chain multiplies that error by K.
     jax.config.update("jax_default_matmul_precision", "float32")
     if cache_dir is None:
-        cache_dir = jax.config.jax_compilation_cache_dir or (
+        cache_dir = jax.config.values["jax_compilation_cache_dir"] or (
             Path.home() / ".cache" / "dppo_jax"
         )
     jax.config.update("jax_compilation_cache_dir", str(cache_dir))

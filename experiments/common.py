@@ -106,7 +106,8 @@ def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
         if name.startswith(_MUST_MATCH):
             raise ValueError(
                 f"{run_dir} was trained with {name}={saved!r}, but the config says "
-                f"{now!r}; pass --config.{name}={saved}, or train a policy that matches."
+                f"{now!r}; pass --config.{name}={saved}, or train a policy that "
+                "matches."
             )
     return checkpoint
 

@@ -1,6 +1,6 @@
 """Pictures of a run: trajectories before and after, and learning curves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -63,7 +63,7 @@ def save_plots(run_dir: str, task: str, before: Evaluation, after: Evaluation) -
     save_figure(figure, folder / "curve.png")
 
 
-def plot_curves(ax: Axes, groups: dict[str, Sequence[str]], metric: str) -> None:
+def plot_curves(ax: Axes, groups: Mapping[str, Sequence[str]], metric: str) -> None:
     """One curve per group of runs (seeds): their mean, and their range as a band."""
     for label, run_dirs in groups.items():
         curves = [
@@ -87,7 +87,7 @@ def plot_curves(ax: Axes, groups: dict[str, Sequence[str]], metric: str) -> None
     ax.legend()
 
 
-def save_figure(figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(path, dpi=150)

@@ -442,7 +442,8 @@ def check_config(config: ConfigDict, policy: Policy) -> None:
     lower, upper = config.advantage_quantiles
     if not 0 <= lower < upper <= 1:
         raise ValueError(
-            f"advantage_quantiles={(lower, upper)} must satisfy 0 <= lower < upper <= 1."
+            f"advantage_quantiles={(lower, upper)} must satisfy "
+            "0 <= lower < upper <= 1."
         )
     if not 0 < config.clip_base <= config.clip_top or config.clip_rate <= 0:
         raise ValueError(
