@@ -1,0 +1,76 @@
+"""Names under torch and ours correspond one to one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.interop import params_from_reference, params_to_reference
+from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateActionCritic, StateCritic
+
+OBS = {"state": jnp.zeros((1, 1, 3))}
+DENOISER_INPUTS = (jnp.zeros((1, 4, 1)), jnp.zeros(1), OBS)
+
+
+@pytest.mark.parametrize(
+    "network, inputs",
+    [
+        (DiffusionMLP(1, 4, hidden_sizes=(5,)), DENOISER_INPUTS),
+        (DiffusionMLP(1, 4, hidden_sizes=(5,), residual=True), DENOISER_INPUTS),
+        (
+            DiffusionMLP(
+                *(1, 4),
+                hidden_sizes=(5, 5, 5),
+                condition_sizes=(6, 7),
+                layer_norm=True,
+                residual=True,
+            ),
+            DENOISER_INPUTS,
+        ),
+        (DiffusionMLP(1, 4, hidden_sizes=(5, 6), layer_norm=True), DENOISER_INPUTS),
+        (GaussianMLP(1, 4, (5, 5), residual=True, layer_norm=True), (OBS,)),
+        (GaussianMLP(1, 4, (5,), fixed_std=0.1, learn_fixed_std=True), (OBS,)),
+        (StateCritic((5, 5)), (OBS,)),
+        (StateActionCritic((5,), residual=True), (OBS, jnp.zeros((1, 4, 1)))),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_round_trip_changes_nothing(network, inputs):
+    params = network.init(jax.random.key(0), *inputs)
+    weights = params_to_reference(params)
+    assert len(weights) == len(jax.tree.leaves(params))
+    again = params_from_reference(weights)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_names_and_layout_of_linear_weights():
+    weight = np.arange(6.0).reshape(2, 3)  # two outputs, three inputs
+    params = params_from_reference(
+        {
+            "actor.mlp_mean.moduleList.0.linear_1.weight": weight,
+            "actor.mlp_mean.moduleList.0.linear_1.bias": np.ones(2),
+            "actor.logvar_min": np.zeros(()),
+            "critic.Q1.layers.0.weight": weight,
+        },
+        prefix="actor.",
+    )
+    linear = params["params"]["mean"]["layer_0"]["linear"]
+    np.testing.assert_array_equal(linear["kernel"], weight.T)
+    assert linear["kernel"].dtype == jnp.float32
+    assert set(params["params"]) == {"mean"}
+
+
+def test_unknown_names_are_listed():
+    weights = {"mlp_mean.layers.0.weight": np.zeros((2, 2)), "encoder.weight": 0}
+    with pytest.raises(ValueError, match="named encoder.weight;"):
+        params_from_reference(weights)
+    with pytest.raises(ValueError, match="start with 'actor.'"):
+        params_from_reference(weights, prefix="actor.")
+    with pytest.raises(ValueError, match="parameters encoder/kernel"):
+        params_to_reference({"params": {"encoder": {"kernel": np.zeros((2, 2))}}})
+
+
+def test_a_weight_of_another_rank_is_refused():
+    convolution = {"mlp_mean.moduleList.0.linear_1.weight": np.zeros((2, 2, 5))}
+    with pytest.raises(ValueError, match=r"linear_1.weight has shape \(2, 2, 5\)"):
+        params_from_reference(convolution)
