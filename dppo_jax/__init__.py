@@ -1,1 +1,92 @@
-"""Diffusion Policy Policy Optimization in JAX."""
+"""Diffusion Policy Policy Optimization (DPPO, arXiv 2409.00588) in JAX.
+
+The names below are what a notebook needs; each is documented where it lives.
+"""
+
+from dppo_jax.algorithms.ppo import make_ppo, policy_loss
+from dppo_jax.checkpoint import load_policy
+from dppo_jax.demonstrations.dataset import Episodes, Windows, windows
+from dppo_jax.demonstrations.dppo_npz import load_dppo_npz, save_dppo_npz
+from dppo_jax.denoising import (
+    Diffusion,
+    Schedule,
+    ddim_schedule,
+    ddpm_schedule,
+    denoising_loss,
+    make_diffusion,
+    sample_chain,
+    step_log_prob,
+)
+from dppo_jax.envs import (
+    chunk_actions,
+    make_task,
+    normalize,
+    stack_observations,
+    time_limit,
+    vectorize,
+)
+from dppo_jax.evaluate import make_evaluate, summarize
+from dppo_jax.networks.critics import StateCritic
+from dppo_jax.networks.gaussian import GaussianMLP
+from dppo_jax.networks.mlp import DiffusionMLP
+from dppo_jax.normalize import Normalizer, fit_normalizer, load_normalizer
+from dppo_jax.policies import diffusion_policy, gaussian_policy
+from dppo_jax.pretrain import make_pretrain
+from dppo_jax.returns import gae
+from dppo_jax.rollout import rollout
+from dppo_jax.training import train
+from dppo_jax.types import (
+    Algorithm,
+    Env,
+    Policy,
+    PolicyParams,
+    TimeStep,
+    Transition,
+    VecEnv,
+)
+
+__all__ = [
+    "Algorithm",
+    "Diffusion",
+    "DiffusionMLP",
+    "Env",
+    "Episodes",
+    "GaussianMLP",
+    "Normalizer",
+    "Policy",
+    "PolicyParams",
+    "Schedule",
+    "StateCritic",
+    "TimeStep",
+    "Transition",
+    "VecEnv",
+    "Windows",
+    "chunk_actions",
+    "ddim_schedule",
+    "ddpm_schedule",
+    "denoising_loss",
+    "diffusion_policy",
+    "fit_normalizer",
+    "gae",
+    "gaussian_policy",
+    "load_dppo_npz",
+    "load_normalizer",
+    "load_policy",
+    "make_diffusion",
+    "make_evaluate",
+    "make_ppo",
+    "make_pretrain",
+    "make_task",
+    "normalize",
+    "policy_loss",
+    "rollout",
+    "sample_chain",
+    "save_dppo_npz",
+    "stack_observations",
+    "step_log_prob",
+    "summarize",
+    "time_limit",
+    "train",
+    "vectorize",
+    "windows",
+]
