@@ -179,68 +179,92 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
     return reset, step
 
 
+class _Slot(NamedTuple):
+    """A batch of C simulations and live views of its arrays, all [B, ...].
+
+    bits are the float64 state rows, read as uint32.
+    """
+
+    batch: mujoco_batch.Batch
+    bits: np.ndarray
+    qpos: np.ndarray
+    qvel: np.ndarray
+    ctrl: np.ndarray
+    sensordata: np.ndarray
+
+
 def _make_c_mujoco(model: mujoco.MjModel, num_substeps: int):
-    batches: dict[int, mujoco_batch.Batch] = {}
+    slots: dict[int, _Slot] = {}
     lock = threading.Lock()
     stage = _sensor_stage(model)
     num_state = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)
-    shapes = PhysicsState(
-        qpos=jax.ShapeDtypeStruct((model.nq,), jnp.float32),
-        qvel=jax.ShapeDtypeStruct((model.nv,), jnp.float32),
-        sensordata=jax.ShapeDtypeStruct((model.nsensordata,), jnp.float32),
-        raw=jax.ShapeDtypeStruct((2 * num_state,), jnp.uint32),
+    shapes = (
+        jax.ShapeDtypeStruct((model.nq,), jnp.float32),
+        jax.ShapeDtypeStruct((model.nv,), jnp.float32),
+        jax.ShapeDtypeStruct((model.nsensordata,), jnp.float32),
+        jax.ShapeDtypeStruct((2 * num_state,), jnp.uint32),
     )
 
-    def batch_of(num: int) -> mujoco_batch.Batch:
-        if num not in batches:
-            batches[num] = mujoco_batch.Batch(model, num)
-        return batches[num]
+    def slot_of(num: int) -> _Slot:
+        if num not in slots:
+            batch = mujoco_batch.Batch(model, num)
+            slots[num] = _Slot(
+                batch=batch,
+                bits=batch.state.view(np.uint32),
+                qpos=batch.bind("qpos"),
+                qvel=batch.bind("qvel"),
+                ctrl=batch.bind("ctrl"),
+                # Binding makes the batch copy a field out after every call.
+                sensordata=(
+                    batch.bind("sensordata") if model.nsensor else np.zeros((num, 0))
+                ),
+            )
+        return slots[num]
 
-    def outcome(batch: mujoco_batch.Batch, lead: tuple[int, ...]) -> PhysicsState:
-        def float32(name: str) -> np.ndarray:
-            values = batch.bind(name).astype(np.float32)
-            return values.reshape(*lead, values.shape[-1])
+    def outcome(slot: _Slot, lead: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+        # Copies, because the next call may start before XLA has read these.
+        values = [
+            slot.qpos.astype(np.float32),
+            slot.qvel.astype(np.float32),
+            slot.sensordata.astype(np.float32),
+            slot.bits.copy(),
+        ]
+        return tuple(value.reshape(*lead, value.shape[-1]) for value in values)
 
-        if model.nsensor:
-            sensordata = float32("sensordata")
-        else:
-            sensordata = np.zeros((*lead, 0), np.float32)
-        # A copy, because the next call may start before XLA has read this one.
-        raw = batch.state.view(np.uint32).copy().reshape(*lead, -1)
-        return PhysicsState(float32("qpos"), float32("qvel"), sensordata, raw)
-
-    def host_step(raw: Array, ctrl: Array) -> PhysicsState:
-        lead = raw.shape[:-1]
-        num = math.prod(lead)
-        with lock:
-            batch = batch_of(num)
-            batch.state.view(np.uint32)[...] = np.asarray(raw).reshape(num, -1)
-            batch.bind("ctrl")[...] = np.asarray(ctrl).reshape(num, -1)
-            batch.step(nstep=num_substeps, stage=stage)
-            return outcome(batch, lead)
-
-    def host_reset(qpos: Array, qvel: Array) -> PhysicsState:
+    def host_reset(qpos: Array, qvel: Array) -> tuple[np.ndarray, ...]:
         lead = qpos.shape[:-1]
-        num = math.prod(lead)
         with lock:
-            batch = batch_of(num)
-            batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
-            batch.bind("qpos")[...] = np.asarray(qpos).reshape(num, -1)
-            batch.bind("qvel")[...] = np.asarray(qvel).reshape(num, -1)
+            slot = slot_of(math.prod(lead))
+            slot.batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+            slot.qpos[...] = np.asarray(qpos).reshape(slot.qpos.shape)
+            slot.qvel[...] = np.asarray(qvel).reshape(slot.qvel.shape)
             if model.nsensor:
-                batch.forward(stage=stage)
-            return outcome(batch, lead)
+                slot.batch.forward(stage=stage)
+            return outcome(slot, lead)
+
+    def host_step(raw: Array, ctrl: Array) -> tuple[np.ndarray, ...]:
+        lead = raw.shape[:-1]
+        with lock:
+            slot = slot_of(math.prod(lead))
+            slot.bits[...] = np.asarray(raw).reshape(slot.bits.shape)
+            slot.ctrl[...] = np.asarray(ctrl).reshape(slot.ctrl.shape)
+            slot.batch.step(nstep=num_substeps, stage=stage)
+            return outcome(slot, lead)
 
     # "broadcast_all" turns any number of vmaps into leading axes of one call.
     def reset(qpos: Array, qvel: Array) -> PhysicsState:
-        return jax.pure_callback(
-            host_reset, shapes, qpos, qvel, vmap_method="broadcast_all"
+        return PhysicsState(
+            *jax.pure_callback(
+                host_reset, shapes, qpos, qvel, vmap_method="broadcast_all"
+            )
         )
 
     def step(state: PhysicsState, ctrl: Array) -> PhysicsState:
         chex.assert_shape(ctrl, (model.nu,))
-        return jax.pure_callback(
-            host_step, shapes, state.raw, ctrl, vmap_method="broadcast_all"
+        return PhysicsState(
+            *jax.pure_callback(
+                host_step, shapes, state.raw, ctrl, vmap_method="broadcast_all"
+            )
         )
 
     return reset, step

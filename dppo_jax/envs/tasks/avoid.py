@@ -93,7 +93,7 @@ def mjcf() -> str:
     return f"""
     <mujoco model="avoid">
       <option timestep="{CONTROL_PERIOD / NUM_SUBSTEPS}" gravity="0 0 0"
-        iterations="4" ls_iterations="8"/>
+        iterations="2" ls_iterations="4"/>
       <default><geom contype="0" conaffinity="0"/></default>
       <worldbody>
         <light pos="0.5 0 2" dir="0 0 -1"/>

@@ -1,0 +1,164 @@
+"""A jointed arm with a contact and sensors, stepped by every engine of this machine."""
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from dppo_jax.envs.physics import make_physics, resolve_engine
+
+ARM = """
+<mujoco>
+  <option timestep="0.01"/>
+  <worldbody>
+    <geom name="floor" type="plane" size="1 1 1" pos="0 0 -0.55"/>
+    <body>
+      <joint name="shoulder" axis="0 1 0" damping="0.1"/>
+      <geom type="capsule" fromto="0 0 0 0 0 -0.3" size="0.03" contype="0"
+        conaffinity="0"/>
+      <body pos="0 0 -0.3">
+        <joint name="elbow" axis="0 1 0" damping="0.1"/>
+        <geom name="hand" type="sphere" size="0.05" pos="0 0 -0.25"/>
+        <site name="hand" pos="0 0 -0.25"/>
+      </body>
+    </body>
+  </worldbody>
+  <actuator>
+    <motor joint="shoulder" gear="2"/>
+    <general joint="elbow" gear="1" dyntype="filter" dynprm="0.05"/>
+  </actuator>
+  {sensors}
+</mujoco>"""
+SENSORS = """
+  <sensor><framepos objtype="site" objname="hand"/><jointvel joint="elbow"/></sensor>
+"""
+ENGINES = ("mjx", "mujoco")
+
+
+def arm(sensors=SENSORS):
+    return mujoco.MjModel.from_xml_string(ARM.format(sensors=sensors))
+
+
+def controls(num_steps, num_envs):
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (num_steps, num_envs, 2)).astype(np.float32)
+
+
+def roll(physics, ctrl):
+    """All states [T, B] after starting at rest, the arms spread out."""
+    num_envs = ctrl.shape[1]
+    qpos = jnp.stack([jnp.linspace(-1, 1, num_envs), jnp.full(num_envs, 0.1)], 1)
+
+    def step(state, ctrl):
+        state = jax.vmap(physics.step)(state, ctrl)
+        return state, state
+
+    @jax.jit
+    def run(qpos, ctrl):
+        start = jax.vmap(physics.reset)(qpos, jnp.zeros_like(qpos))
+        return jax.lax.scan(step, start, ctrl)[1]
+
+    return jax.tree.map(np.asarray, run(qpos, jnp.asarray(ctrl)))
+
+
+def test_c_rows_survive_bit_for_bit():
+    """The engine inside jit, scan and vmap is a plain loop of mj_step."""
+    model, ctrl = arm(), controls(20, 3)
+    states = roll(make_physics(model, 4, "mujoco"), ctrl)
+    spec = mujoco.mjtState.mjSTATE_INTEGRATION
+    row = np.empty(mujoco.mj_stateSize(model, spec))
+    for index, start in enumerate(np.linspace(-1, 1, 3, dtype=np.float32)):
+        data = mujoco.MjData(model)
+        data.qpos[:] = [start, np.float32(0.1)]
+        for time in range(20):
+            data.ctrl[:] = ctrl[time, index]
+            for _ in range(4):
+                mujoco.mj_step(model, data)
+            mujoco.mj_getState(model, data, row, spec)
+            np.testing.assert_array_equal(states.raw[time, index], row.view(np.uint32))
+        np.testing.assert_array_equal(states.qpos[-1, index], np.float32(data.qpos))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sensors_are_read_at_the_new_state(engine):
+    model = arm()
+    states = roll(make_physics(model, 2, engine), controls(5, 2))
+    data = mujoco.MjData(model)
+    for time in range(5):
+        data.qpos[:], data.qvel[:] = states.qpos[time, 1], states.qvel[time, 1]
+        mujoco.mj_forward(model, data)
+        np.testing.assert_allclose(
+            states.sensordata[time, 1], data.sensordata, atol=2e-6
+        )
+
+
+def test_engines_agree():
+    model, ctrl = arm(), controls(20, 3)
+    mjx, c = (roll(make_physics(model, 2, engine), ctrl) for engine in ENGINES)
+    np.testing.assert_allclose(mjx.qpos, c.qpos, atol=2e-3)
+    np.testing.assert_allclose(
+        mjx.sensordata[:, :, :3], c.sensordata[:, :, :3], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_control_steps_are_one_with_twice_the_substeps(engine):
+    """What is carried between steps is all there is to continue from."""
+    model, ctrl = arm(""), controls(4, 2)
+    short = roll(make_physics(model, 2, engine), np.repeat(ctrl, 2, axis=0))
+    long = roll(make_physics(model, 4, engine), ctrl)
+    np.testing.assert_allclose(short.qpos[1::2], long.qpos, atol=1e-6)
+    assert short.sensordata.shape == (8, 2, 0)
+    if engine == "mujoco":
+        np.testing.assert_array_equal(short.raw[1::2], long.raw)
+
+
+def test_nested_vmaps_are_one_call():
+    """Leading axes of any number become one flat batch."""
+    physics = make_physics(arm(), 2, "mujoco")
+    qpos = jnp.linspace(-1, 1, 12).reshape(2, 3, 2)
+    reset = jax.vmap(jax.vmap(physics.reset))
+    step = jax.vmap(jax.vmap(physics.step))
+    nested = jax.jit(step)(reset(qpos, 0 * qpos), 0.1 * qpos)
+    assert nested.raw.shape[:2] == (2, 3)
+    for i in range(2):
+        for j in range(3):
+            alone = physics.reset(qpos[i, j], jnp.zeros(2))
+            alone = physics.step(alone, 0.1 * qpos[i, j])
+            np.testing.assert_array_equal(nested.raw[i, j], alone.raw)
+    calls = str(jax.make_jaxpr(step)(nested, qpos)).count("pure_callback[")
+    assert calls == 1
+
+
+@pytest.mark.parametrize("num_envs", [1, 64, 2048])
+def test_hundreds_of_callbacks_do_not_hang(num_envs):
+    model = arm("")
+    physics = make_physics(model, 1, "mujoco")
+    states = roll(physics, np.zeros((200, num_envs, 2), np.float32))
+    assert np.isfinite(states.qpos).all()
+
+
+def test_an_error_behind_the_callback_becomes_an_exception():
+    physics = make_physics(arm(), 1, "mujoco")
+    state = physics.reset(jnp.zeros(2), jnp.zeros(2))
+    wrong = state._replace(raw=state.raw[:-2])
+    with pytest.raises(Exception, match="reshape"):
+        jax.block_until_ready(physics.step(wrong, jnp.zeros(2)))
+
+
+def test_unusable_settings_are_named():
+    with pytest.raises(ValueError, match="'bullet'.*mjx"):
+        make_physics(arm(), 1, "bullet")
+    with pytest.raises(ValueError, match="num_substeps=0"):
+        make_physics(arm(), 0, "mjx")
+    if jax.default_backend() != "gpu":
+        with pytest.raises(ValueError, match="NVIDIA GPU"):
+            make_physics(arm(), 1, "mjx-warp")
+
+
+def test_auto_takes_the_engine_of_the_task_on_cpu_and_mjx_elsewhere(monkeypatch):
+    for backend, expected in (("cpu", "mujoco"), ("gpu", "mjx"), ("tpu", "mjx")):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert resolve_engine("auto", cpu_engine="mujoco") == expected
+        assert resolve_engine("mujoco", cpu_engine="mjx") == "mujoco"
