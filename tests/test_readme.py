@@ -1,0 +1,31 @@
+"""The README is true: its example runs, and the files that it names exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text()
+
+
+def test_the_notebook_example_runs(capsys):
+    (source,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(compile(source, "README.md", "exec"), names)
+    assert int(names["state"].iteration) == 3
+    assert len(names["scores"].metrics["success"]) == 32
+    assert "episode_return" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_links_lead_somewhere(link):
+    assert (REPOSITORY / link).exists()
+
+
+@pytest.mark.parametrize(
+    "module",
+    sorted(set(re.findall(r"python -m ((?:experiments|benchmarks)\.\w+)", README))),
+)
+def test_commands_name_programs(module):
+    assert (REPOSITORY / module.replace(".", "/")).with_suffix(".py").exists()
