@@ -3,6 +3,8 @@
 The names below are what a notebook needs; each is documented where it lives.
 """
 
+from dppo_jax import envs
+from dppo_jax.algorithms import ppo
 from dppo_jax.algorithms.ppo import make_ppo, policy_loss
 from dppo_jax.checkpoint import load_policy
 from dppo_jax.demonstrations.dataset import Episodes, Windows, windows
@@ -17,14 +19,7 @@ from dppo_jax.denoising import (
     sample_chain,
     step_log_prob,
 )
-from dppo_jax.envs import (
-    chunk_actions,
-    make_task,
-    normalize,
-    stack_observations,
-    time_limit,
-    vectorize,
-)
+from dppo_jax.envs import make_task, vectorize
 from dppo_jax.evaluate import make_evaluate, summarize
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.networks.gaussian import GaussianMLP
@@ -33,7 +28,6 @@ from dppo_jax.normalize import Normalizer, fit_normalizer, load_normalizer
 from dppo_jax.policies import diffusion_policy, gaussian_policy
 from dppo_jax.pretrain import make_pretrain
 from dppo_jax.returns import gae
-from dppo_jax.rollout import rollout
 from dppo_jax.training import train
 from dppo_jax.types import (
     Algorithm,
@@ -61,11 +55,11 @@ __all__ = [
     "Transition",
     "VecEnv",
     "Windows",
-    "chunk_actions",
     "ddim_schedule",
     "ddpm_schedule",
     "denoising_loss",
     "diffusion_policy",
+    "envs",
     "fit_normalizer",
     "gae",
     "gaussian_policy",
@@ -77,15 +71,12 @@ __all__ = [
     "make_ppo",
     "make_pretrain",
     "make_task",
-    "normalize",
     "policy_loss",
-    "rollout",
+    "ppo",
     "sample_chain",
     "save_dppo_npz",
-    "stack_observations",
     "step_log_prob",
     "summarize",
-    "time_limit",
     "train",
     "vectorize",
     "windows",
