@@ -231,23 +231,26 @@ def _make_c_mujoco(model: mujoco.MjModel, num_substeps: int):
         ]
         return tuple(value.reshape(*lead, value.shape[-1]) for value in values)
 
-    def host_reset(qpos: Array, qvel: Array) -> tuple[np.ndarray, ...]:
+    def host_reset(qpos: Any, qvel: Any) -> tuple[np.ndarray, ...]:
         lead = qpos.shape[:-1]
+        # XLA may need a thread to hand its arrays over, so this waits for no lock.
+        qpos, qvel = np.asarray(qpos), np.asarray(qvel)
         with lock:
             slot = slot_of(math.prod(lead))
             slot.batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
-            slot.qpos[...] = np.asarray(qpos).reshape(slot.qpos.shape)
-            slot.qvel[...] = np.asarray(qvel).reshape(slot.qvel.shape)
+            slot.qpos[...] = qpos.reshape(slot.qpos.shape)
+            slot.qvel[...] = qvel.reshape(slot.qvel.shape)
             if model.nsensor:
                 slot.batch.forward(stage=stage)
             return outcome(slot, lead)
 
-    def host_step(raw: Array, ctrl: Array) -> tuple[np.ndarray, ...]:
+    def host_step(raw: Any, ctrl: Any) -> tuple[np.ndarray, ...]:
         lead = raw.shape[:-1]
+        raw, ctrl = np.asarray(raw), np.asarray(ctrl)
         with lock:
             slot = slot_of(math.prod(lead))
-            slot.bits[...] = np.asarray(raw).reshape(slot.bits.shape)
-            slot.ctrl[...] = np.asarray(ctrl).reshape(slot.ctrl.shape)
+            slot.bits[...] = raw.reshape(slot.bits.shape)
+            slot.ctrl[...] = ctrl.reshape(slot.ctrl.shape)
             slot.batch.step(nstep=num_substeps, stage=stage)
             return outcome(slot, lead)
 

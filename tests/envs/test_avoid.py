@@ -22,7 +22,7 @@ def run(env, actions, desired=None):
         return jax.lax.scan(jax.vmap(env.step), state, actions)[1]
 
     if desired is None:
-        desired = np.tile(np.float32(avoid.START), (actions.shape[1], 1))
+        desired = np.tile(np.array(avoid.START, np.float32), (actions.shape[1], 1))
     return jax.tree.map(np.asarray, play(jnp.asarray(actions), jnp.asarray(desired)))
 
 
@@ -88,8 +88,8 @@ def test_the_rod_touches_within_the_sum_of_the_radii():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_cylinder_stops_the_rod_and_is_never_forgiven(engine):
     """Straight at the first cylinder from below, then back."""
-    forward = np.tile(np.float32([[-0.0025, 0.01]]), (10, 1))
-    push = np.tile(np.float32([[0.0, 0.0125]]), (15, 1))
+    forward = np.tile(np.array([[-0.0025, 0.01]], np.float32), (10, 1))
+    push = np.tile(np.array([[0.0, 0.0125]], np.float32), (15, 1))
     actions = np.concatenate([forward, push, -push, -push])[:, None]
     steps = run(make_task("avoid", engine=engine), actions)
     collision = steps.metrics["collision"][:, 0]
@@ -111,7 +111,7 @@ def test_success_needs_the_rewarded_gap_and_the_finish_line():
         np.repeat((end - start)[None] / 25, 25, axis=0)
         for start, end in zip(points[:-1], points[1:])
     ]
-    actions = np.float32(np.concatenate(legs))[:, None]
+    actions = np.concatenate(legs).astype(np.float32)[:, None]
     steps = run(make_task("avoid", engine="mujoco", rewarded_gap=5), actions)
     codes = [steps.metrics[f"gap_row{row}"][-1, 0] for row in (1, 2, 3)]
     assert codes == [1, 2, 5]

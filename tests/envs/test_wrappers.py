@@ -67,7 +67,7 @@ def test_termination_at_the_time_limit_is_no_truncation(counter):
         env = time_limit(counter(end=end), 2)
         state, _ = env.step(env.reset(KEY), jnp.ones(1))
         _, step = env.step(state, jnp.ones(1))
-        assert (step.terminated, step.truncated) == expected
+        assert (float(step.terminated), float(step.truncated)) == expected
 
 
 def test_history_repeats_the_first_observation_and_ends_with_the_latest(counter):
