@@ -78,7 +78,8 @@ def normalize_advantage(
     """Zero mean and unit (unbiased) standard deviation over the minibatch [B]."""
     size = advantage.size if weight is None else weight.sum()
     centred = advantage - weighted_mean(advantage, weight)
-    variance = weighted_mean(centred**2, weight) * size / (size - 1)
+    # A single row has no spread; its advantage becomes zero rather than 0 / 0.
+    variance = weighted_mean(centred**2, weight) * size / jnp.maximum(size - 1, 1)
     return centred / (jnp.sqrt(variance) + epsilon)
 
 
@@ -93,6 +94,9 @@ def clip_quantiles(
     else:
         counted = jnp.where(weight > 0, advantage, jnp.nan)
         bounds = jnp.nanquantile(counted, jnp.array([lower, upper]))
+        # Without any row that counts there are no quantiles; NaN times a weight of
+        # zero would still be NaN.
+        bounds = jnp.where(weight.sum() > 0, bounds, 0.0)
     return jnp.clip(advantage, bounds[0], bounds[1])
 
 

@@ -1,0 +1,148 @@
+"""Small worlds, policies and settings that the tests of training share."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dppo_jax import denoising
+from dppo_jax.algorithms import ppo
+from dppo_jax.envs.core import vectorize
+from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
+from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateCritic
+from dppo_jax.normalize import Normalizer
+from dppo_jax.policies import diffusion_policy, gaussian_policy
+from dppo_jax.types import Array, Env, Obs, Policy, TimeStep, VecEnv
+
+GOAL = 0.5
+CHUNK, ACTION_DIM = 2, 1
+NUM_STEPS, NUM_TUNED = 4, 2  # K, K'
+OBS = {"state": jnp.array([[[0.0, 0.1]], [[0.3, -0.2]], [[-0.5, 0.4]]])}  # B = 3
+
+NORMALIZER = Normalizer(
+    obs_min=jnp.full(2, -1.0),
+    obs_max=jnp.full(2, 1.0),
+    action_min=jnp.full(ACTION_DIM, -1.0),
+    action_max=jnp.full(ACTION_DIM, 1.0),
+)
+
+
+class PointState(NamedTuple):
+    """length: [] steps that this episode takes; step: those it took."""
+
+    length: Array
+    step: Array
+    obs: Obs
+
+
+def point_task(lengths: tuple[int, ...] = (1,)) -> Env:
+    """Reward -(action - GOAL)^2; terminates after a length drawn from `lengths`.
+
+    The observation is (last action, steps taken), so that nothing is hidden.
+    """
+
+    def reset(key: Array) -> PointState:
+        length = jax.random.choice(key, jnp.array(lengths))
+        return PointState(length, jnp.int32(0), {"state": jnp.zeros(2)})
+
+    def step(state: PointState, action: Array) -> tuple[PointState, TimeStep]:
+        count = state.step + 1
+        obs = {"state": jnp.stack([action[0], count.astype(jnp.float32)])}
+        outcome = TimeStep(
+            obs=obs,
+            reward=-((action[0] - GOAL) ** 2),
+            terminated=(count >= state.length).astype(jnp.float32),
+            truncated=jnp.float32(0),
+            metrics={"steps": count.astype(jnp.float32)},
+        )
+        return PointState(state.length, count, obs), outcome
+
+    return Env(reset, step, {"state": (2,)}, (ACTION_DIM,), None)
+
+
+def point_env(
+    num_envs: int = 4,
+    *,
+    lengths: tuple[int, ...] = (1,),
+    max_steps: int = 8,
+    trace: tuple[str, ...] = (),
+) -> VecEnv:
+    """`point_task` behind the wrappers of a real one."""
+    env = stack_observations(time_limit(point_task(lengths), max_steps), 1)
+    return vectorize(chunk_actions(env, CHUNK, trace), num_envs)
+
+
+def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> Policy:
+    """K = 4 steps of a network with one hidden layer of 16."""
+    bounds = {
+        name: settings.pop(name)
+        for name in ("ddim_steps", "x0_clip", "noise_clip", "draw_clip", "final_clip")
+        if name in settings
+    }
+    network = DiffusionMLP(
+        action_dim=ACTION_DIM, chunk=CHUNK, time_dim=4, hidden_sizes=(16,)
+    )
+    return diffusion_policy(
+        network,
+        denoising.make_diffusion(num_steps=NUM_STEPS, **bounds),
+        chunk=CHUNK,
+        action_dim=ACTION_DIM,
+        num_tuned_steps=num_tuned,
+        **settings,
+    )
+
+
+def tiny_gaussian_policy(fixed_std: float = 0.2) -> Policy:
+    """A mean of one hidden layer of 16, and a fixed standard deviation."""
+    network = GaussianMLP(
+        action_dim=ACTION_DIM, chunk=CHUNK, hidden_sizes=(16,), fixed_std=fixed_std
+    )
+    return gaussian_policy(network, chunk=CHUNK, action_dim=ACTION_DIM)
+
+
+def tiny_critic() -> StateCritic:
+    """V(s) with one hidden layer of 16."""
+    return StateCritic(hidden_sizes=(16,))
+
+
+def tiny_ppo_config(**changes: Any):
+    """`ppo.default_config` for 4 environments x 4 chunks x K' = 2 moves, 32 pairs."""
+    config = ppo.default_config()
+    config.update(num_envs=4, num_steps=4, num_tuned_steps=NUM_TUNED, batch_size=16)
+    config.update(epochs=2)
+    for rate in (config.actor, config.critic):
+        rate.update(learning_rate=1e-2, min_learning_rate=1e-2, warmup_steps=0)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def make_tiny_ppo(policy: Policy | None = None, env: VecEnv | None = None, **changes):
+    """PPO on `point_env`; dots in the names of `changes` are double underscores."""
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    config = tiny_ppo_config(**changes)
+    policy = tiny_diffusion_policy(config.num_tuned_steps) if policy is None else policy
+    env = point_env(config.num_envs) if env is None else env
+    return ppo.make_ppo(env, policy, tiny_critic(), config)
+
+
+def run(algorithm, num_iterations: int, *, seed: int = 0):
+    """The final state and the metrics of every iteration, as numbers."""
+    step = jax.jit(algorithm.step)
+    state, rows = jax.jit(algorithm.init)(jax.random.key(seed)), []
+    for _ in range(num_iterations):
+        state, metrics = step(state)
+        rows.append({name: float(value) for name, value in metrics.items()})
+    return state, rows
+
+
+def same(one: Any, other: Any) -> bool:
+    """Bit for bit the same leaves, random keys included."""
+
+    def bits(leaf: Any) -> Any:
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    return all(
+        bool((bits(a) == bits(b)).all())
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
