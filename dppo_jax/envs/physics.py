@@ -9,7 +9,9 @@
 A task is written once, as pure functions of `qpos`, `qvel` and `sensordata`.
 """
 
+import contextlib
 import importlib.util
+import io
 import math
 import threading
 from collections.abc import Callable
@@ -21,9 +23,12 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 from mujoco import batch as mujoco_batch
-from mujoco import mjx
 
 from dppo_jax.types import Array, PyTree
+
+# On import, MJX prints to the screen which optional packages are absent.
+with contextlib.redirect_stdout(io.StringIO()):
+    from mujoco import mjx
 
 ENGINES = ("mjx", "mjx-warp", "mujoco")
 
