@@ -135,7 +135,6 @@ def gaussian_policy(
     chunk: int,
     action_dim: int,
     draw_clip: float = 3.0,
-    clone_entropy_coef: float = 0.0,
     log_prob_bounds: tuple[float, float] = LOG_PROB_BOUNDS,
 ) -> Policy:
     """A Gaussian over action chunks, as a chain of one move from zero.
@@ -143,7 +142,6 @@ def gaussian_policy(
     Args:
         network: `apply(params, obs) -> mean, std`, both [B, Ta, Da].
         draw_clip: bound of standard-normal draws; the density stays unclipped.
-        clone_entropy_coef: weight of the entropy in the behaviour-cloning loss.
         log_prob_bounds: clamp of the averaged log-probability.
     """
 
@@ -183,8 +181,7 @@ def gaussian_policy(
 
     def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
         mean, std = apply(params, obs)
-        bonus = clone_entropy_coef * _gaussian_entropy(std).mean()
-        return -density(mean, std, action).mean() - bonus
+        return -density(mean, std, action).mean()
 
     def entropy(params: PyTree, obs: Obs) -> Array:
         return _gaussian_entropy(apply(params, obs)[1]).mean()

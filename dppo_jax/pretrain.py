@@ -9,7 +9,15 @@ from ml_collections import ConfigDict
 from dppo_jax import optimizers, schedules
 from dppo_jax.demonstrations.dataset import Windows, gather
 from dppo_jax.minibatch import covering_batches
-from dppo_jax.types import Algorithm, Array, Metrics, Policy, PolicyParams, PyTree
+from dppo_jax.types import (
+    Algorithm,
+    Array,
+    Metrics,
+    Obs,
+    Policy,
+    PolicyParams,
+    PyTree,
+)
 
 
 class PretrainState(NamedTuple):
@@ -48,7 +56,8 @@ def make_pretrain(policy: Policy, dataset: Windows, config: ConfigDict) -> Algor
     """Behaviour cloning as an Algorithm; one `step` is one epoch.
 
     Args:
-        policy: whose `clone_loss` is minimised.
+        policy: whose `clone_loss` is minimised, less `clone_entropy_coef` times its
+            entropy.
         dataset: windows of demonstrations, on the device.
 
     Returns:
@@ -89,6 +98,12 @@ def make_pretrain(policy: Policy, dataset: Windows, config: ConfigDict) -> Algor
         decay = jnp.where(epoch < config.ema_start, 0.0, config.ema_decay)
         return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
+    def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
+        loss = policy.clone_loss(params, key, obs, action)
+        if config.clone_entropy_coef:
+            loss -= config.clone_entropy_coef * policy.entropy(params, obs)
+        return loss
+
     def step(state: PretrainState) -> tuple[PretrainState, Metrics]:
         key, shuffle_key, loss_key = jax.random.split(state.key, 3)
         learning_rate = schedules.cosine_restarts(state.epoch, **rate)
@@ -97,7 +112,7 @@ def make_pretrain(policy: Policy, dataset: Windows, config: ConfigDict) -> Algor
         def learn(state: PretrainState, inputs: Any) -> tuple[PretrainState, Array]:
             index, key = inputs
             obs, action = gather(dataset, index)
-            loss, grads = jax.value_and_grad(policy.clone_loss)(
+            loss, grads = jax.value_and_grad(clone_loss)(
                 state.params, key, obs, action
             )
             params, optimizer_state = optimizers.update(

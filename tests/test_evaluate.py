@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.evaluate import make_evaluate, summarize
+from dppo_jax.types import Policy, PolicyParams, Sample
+from tests import tiny
+
+KEY = jax.random.key(0)
+PARAMS = PolicyParams(base=jnp.array(0.5), tuned=jnp.array(0.5))
+
+
+def constant_policy() -> Policy:
+    """Always takes the action that its parameters name; exploring adds 1."""
+
+    def sample(params, key, obs, *, deterministic):
+        shape = (obs["state"].shape[0], 2, tiny.CHUNK, 1)
+        action = params.tuned + (0.0 if deterministic else 1.0)
+        return Sample(jnp.full(shape, action), jnp.zeros(shape[:2]))
+
+    def unused(*args, **kwargs):
+        raise NotImplementedError
+
+    return Policy(unused, sample, unused, unused, unused, 1, 0.0)
+
+
+def evaluate(env, **settings):
+    settings = dict(num_episodes=6) | settings
+    return make_evaluate(env, constant_policy(), **settings)(PARAMS, KEY)
+
+
+def test_only_the_first_episode_of_an_environment_counts():
+    """Half of all episodes are long. Of those that finish in the time of a long one,
+    seven in eight are short, which is what counting every episode would report."""
+    env = tiny.point_env(1000, lengths=(2, 16), max_steps=16)
+    lengths = evaluate(env, num_episodes=1000).metrics["episode_length"]
+    assert set(np.unique(lengths)) == {1.0, 8.0}  # chunks of two control steps
+    assert np.mean(lengths == 8.0) == pytest.approx(0.5, abs=0.08)
+
+
+def test_there_are_as_many_episodes_as_asked_for_in_rounds_of_different_keys():
+    env = tiny.point_env(4, lengths=tuple(range(1, 9)))
+    metrics = evaluate(env, num_episodes=10).metrics
+    assert {values.shape for values in metrics.values()} == {(10,)}
+    steps = np.asarray(metrics["steps"])
+    assert (steps[:4] != steps[4:8]).any()
+
+
+def test_an_episode_is_scored_where_it_ends():
+    """At the goal the return is 0; one further, minus one for every step."""
+    env = tiny.point_env(3, lengths=(3,))
+    at_goal = evaluate(env).metrics
+    np.testing.assert_array_equal(at_goal["episode_return"], 0.0)
+    np.testing.assert_array_equal(at_goal["steps"], 3.0)
+    exploring = evaluate(env, deterministic=False).metrics
+    np.testing.assert_allclose(exploring["episode_return"], -3.0, rtol=1e-5)
+
+
+def test_the_time_limit_ends_an_episode_that_does_not_end_itself():
+    env = tiny.point_env(3, lengths=(99,), max_steps=5)
+    metrics = evaluate(env).metrics
+    np.testing.assert_array_equal(metrics["steps"], 5.0)
+    np.testing.assert_array_equal(metrics["episode_length"], 3.0)  # chunks of two
+
+
+def test_traces_hold_every_control_step_and_freeze_at_the_end():
+    env = tiny.point_env(3, lengths=(3,), max_steps=8, trace=("steps",))
+    traces = evaluate(env, num_episodes=4).traces
+    expected = np.tile([1, 2, 3, 3, 3, 3, 3, 3], (4, 1))
+    np.testing.assert_array_equal(traces["steps"], expected)
+
+
+def test_the_key_decides_the_result():
+    env = tiny.point_env(16, lengths=tuple(range(1, 9)))
+    score = make_evaluate(env, constant_policy(), num_episodes=16)
+    one, again, other = (score(PARAMS, jax.random.key(i)) for i in (0, 0, 1))
+    assert tiny.same(one, again)
+    assert (one.metrics["steps"] != other.metrics["steps"]).any()
+
+
+def test_a_summary_holds_means_and_the_standard_error_of_the_return():
+    env = tiny.point_env(3, lengths=(3,))
+    evaluation = evaluate(env, num_episodes=3)
+    returns = jnp.array([1.0, 2.0, 6.0])
+    metrics = evaluation.metrics | {"episode_return": returns}
+    numbers = summarize(evaluation._replace(metrics=metrics), prefix="eval/")
+    assert numbers["eval/episode_return"] == pytest.approx(3.0)
+    # The variance of 1, 2, 6 is (4 + 1 + 9) / 2 = 7.
+    assert numbers["eval/episode_return_stderr"] == pytest.approx(np.sqrt(7 / 3))
+    single = evaluation._replace(metrics={"episode_return": returns[:1]})
+    assert summarize(single)["episode_return_stderr"] == 0
+
+
+def test_evaluation_without_an_end_is_refused():
+    env = tiny.point_env(1)
+    with pytest.raises(ValueError, match="time limit"):
+        make_evaluate(env._replace(max_steps=None), constant_policy(), num_episodes=1)
+    with pytest.raises(ValueError, match="num_episodes=0"):
+        make_evaluate(env, constant_policy(), num_episodes=0)

@@ -1,0 +1,70 @@
+import math
+
+from dppo_jax.metrics import MetricsWriter, read_metrics
+
+
+def write(run_dir, rows, **settings):
+    run_dir.mkdir(exist_ok=True)
+    with MetricsWriter(run_dir, **settings) as writer:
+        for iteration, row in rows:
+            writer.write(iteration, row)
+
+
+def test_rows_read_back_as_they_were_written(tmp_path):
+    write(tmp_path, [(1, {"loss": 0.5}), (2, {"loss": -1e-7})])
+    assert read_metrics(tmp_path) == [
+        {"iteration": 1, "loss": 0.5},
+        {"iteration": 2, "loss": -1e-7},
+    ]
+
+
+def test_a_row_is_on_disk_before_the_next_is_written(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        for iteration in (1, 2, 3):
+            writer.write(iteration, {"loss": 1.0})
+            assert len(read_metrics(tmp_path)) == iteration
+
+
+def test_a_new_name_adds_a_column_and_keeps_the_rows(tmp_path):
+    write(tmp_path, [(1, {"a": 1.0}), (2, {"b": 2.0}), (3, {"a": 3.0, "b": 4.0})])
+    assert read_metrics(tmp_path) == [
+        {"iteration": 1, "a": 1.0},
+        {"iteration": 2, "b": 2.0},
+        {"iteration": 3, "a": 3.0, "b": 4.0},
+    ]
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert header == "iteration,a,b"
+
+
+def test_a_number_that_is_none_leaves_a_gap_and_an_infinite_one_shows(tmp_path):
+    write(tmp_path, [(1, {"success": math.nan, "ratio": math.inf, "x": 0.0})])
+    assert read_metrics(tmp_path) == [{"iteration": 1, "ratio": math.inf, "x": 0.0}]
+
+
+def test_resuming_drops_the_rows_that_will_come_again(tmp_path):
+    write(tmp_path, [(i, {"loss": float(i)}) for i in range(6)])
+    write(tmp_path, [(i, {"loss": 10.0 * i}) for i in (4, 5)], resume_at=4)
+    rows = read_metrics(tmp_path)
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [row["loss"] for row in rows] == [0, 1, 2, 3, 40, 50]
+
+
+def test_a_run_that_starts_anew_starts_a_new_file(tmp_path):
+    write(tmp_path, [(1, {"old": 1.0})])
+    write(tmp_path, [(1, {"new": 2.0})])
+    assert read_metrics(tmp_path) == [{"iteration": 1, "new": 2.0}]
+
+
+def test_a_folder_without_numbers_has_no_rows(tmp_path):
+    assert read_metrics(tmp_path) == []
+    assert read_metrics(tmp_path / "nowhere") == []
+
+
+def test_large_iterations_stay_whole(tmp_path):
+    write(tmp_path, [(12_345_678, {"loss": 1.0})])
+    assert read_metrics(tmp_path)[0]["iteration"] == 12_345_678
+
+
+def test_events_are_written_for_tensorboard(tmp_path):
+    write(tmp_path, [(1, {"loss": 0.5})])
+    assert list(tmp_path.glob("events.out.tfevents.*"))
