@@ -41,7 +41,8 @@ def train(
         evaluate: (state, iteration) -> numbers; called before the first iteration,
             every `evaluate_every` iterations and at the end. 0: only at the ends.
         checkpoint_every: iterations between checkpoints; 0: only at the end.
-        log_every: iterations between rows of numbers.
+        log_every: iterations between rows of numbers; evaluations and checkpoints
+            come with a row of their own.
         show: names of the numbers beside the progress bar.
         keep: checkpoints that stay; None keeps all.
 
@@ -68,17 +69,24 @@ def train(
             for iteration in range(start + 1, num_iterations + 1):
                 state, metrics = step(state)
                 last = iteration == num_iterations
-                if iteration % log_every == 0 or last or iteration == start + 1:
+                save_now = last or _due(iteration, checkpoint_every)
+                evaluate_now = bool(evaluate) and (
+                    last or _due(iteration, evaluate_every)
+                )
+                # A checkpoint needs its row as well: only numbers that were looked
+                # at are known to be finite.
+                log_now = iteration == start + 1 or _due(iteration, log_every)
+                if log_now or save_now or evaluate_now:
                     numbers = {k: float(v) for k, v in jax.device_get(metrics).items()}
                     _check_finite(numbers, iteration)
                     now = time.perf_counter()
                     numbers["seconds"] = (now - began) / (iteration - logged)
-                    if evaluate and (last or _due(iteration, evaluate_every)):
+                    if evaluate and evaluate_now:
                         numbers |= evaluate(state, iteration)
                     writer.write(iteration, numbers)
                     progress.show({k: numbers[k] for k in show if k in numbers})
                     began, logged = time.perf_counter(), iteration
-                if last or _due(iteration, checkpoint_every):
+                if save_now:
                     checkpoints.save(iteration, state, params_of(state), normalizer)
                 progress.update()
             progress.close()

@@ -393,21 +393,22 @@ def make_ppo(
             shapes = jax.eval_shape(learn, state, *inputs)[1]
             state, metrics = jax.lax.cond(
                 stopped,
-                lambda: (state, jax.tree.map(_not_a_number, shapes)),
+                lambda: (state, jax.tree.map(jnp.zeros_like, shapes)),
                 lambda: learn(state, *inputs),
             )
+            ran = ~stopped
             if config.get("target_kl") is not None:
                 stopped |= metrics["approx_kl"] > config.target_kl
-            return (state, stopped), metrics
+            return (state, stopped), (metrics, ran)
 
         keys = jax.random.split(clone_key, index.shape[0])
-        (state, _), metrics = jax.lax.scan(
+        (state, _), (metrics, ran) = jax.lax.scan(
             guarded, (state, jnp.asarray(False)), (index, keys)
         )
-        ran = jnp.isfinite(metrics["ratio"]).sum()
-        metrics = jax.tree.map(jnp.nanmean, metrics)
+        # Means over the updates that ran; a NaN among them must show.
+        metrics = {name: x.sum() / ran.sum() for name, x in metrics.items()}
         metrics |= {
-            "num_updates": ran,
+            "num_updates": ran.sum(),
             "actor_lr": actor_rate,
             "critic_lr": critic_rate,
         }
@@ -501,7 +502,3 @@ def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:
     leading = next(iter(obs.values())).shape[:2]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), obs)
     return apply(params, flat).reshape(leading)
-
-
-def _not_a_number(shape: jax.ShapeDtypeStruct) -> Array:
-    return jnp.full(shape.shape, jnp.nan, shape.dtype)
