@@ -214,7 +214,7 @@ def _restored(tree: PyTree, like: PyTree) -> PyTree:
 
     def restore(leaf: Any, like: Any) -> Any:
         if _is_key(like):
-            return jax.random.wrap_key_data(leaf)
+            return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
         return leaf if like.size else like
 
     return jax.tree.map(restore, tree, like)

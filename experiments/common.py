@@ -33,7 +33,7 @@ def run_stage(stage: Callable[[ConfigDict], Any]) -> None:
     logging.set_verbosity(logging.ERROR)
     try:
         stage(_parse(sys.argv))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("DPPO_JAX_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {_one_line(error)}", file=sys.stderr)
@@ -44,10 +44,11 @@ def _parse(argv: list[str]) -> ConfigDict:
     """The locked configuration of a command line.
 
     Raises:
-        ValueError: no configuration, an unknown key or a value of the wrong type.
+        ValueError: no configuration, an unknown key, a value of the wrong type, or
+            a word that is no flag.
     """
     try:
-        flags.FLAGS(argv)
+        _, *words = flags.FLAGS(argv)
         config = _CONFIG.value
     except flags.Error as error:
         # A config file that raises arrives as the text of its whole traceback.
@@ -60,6 +61,8 @@ def _parse(argv: list[str]) -> ConfigDict:
             f"unknown setting {given.split('=')[0]}; experiments/defaults.py and the "
             "config.json of any run list what there is."
         ) from None
+    if words:
+        raise ValueError(f"{words[0]!r} is no flag; write --config.KEY=VALUE.")
     if config is None:
         raise ValueError(
             "no configuration; pass --config=experiments/configs/avoid.py:m1"
@@ -102,8 +105,12 @@ def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
             "--config.policy=<run directory>."
         )
     checkpoint = load_policy(run_dir)
+    must_match = _MUST_MATCH
+    if checkpoint.config.get("stage") == "finetune":
+        # Its frozen and its tuned network differ, and K' says which one moves when.
+        must_match += ("finetune.num_tuned_steps",)
     for name, (saved, now) in _differences(checkpoint.config, as_json(config)).items():
-        if name.startswith(_MUST_MATCH):
+        if name.startswith(must_match):
             raise ValueError(
                 f"{run_dir} was trained with {name}={saved!r}, but the config says "
                 f"{now!r}; pass --config.{name}={saved}, or train a policy that "

@@ -18,7 +18,7 @@ def main(config) -> None:
     """Run all stages and say what came out."""
     began = time.monotonic()
     print("== 1/3 scripted demonstrations", flush=True)
-    data = Path("data") / config.name
+    data = Path(config.data or Path("data") / config.name)
     if not data.exists():
         collect.main(config)
     print("== 2/3 behaviour cloning", flush=True)
