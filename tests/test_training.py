@@ -1,0 +1,157 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.checkpoint import load_policy, save_config
+from dppo_jax.metrics import read_metrics
+from dppo_jax.training import train
+from dppo_jax.types import Algorithm, PolicyParams
+from tests import tiny
+
+
+def counter(*, fails_at=None) -> Algorithm:
+    """Its state is a number that doubles; its loss may stop being one."""
+
+    def init(key):
+        return {"x": jnp.ones(()), "iteration": jnp.zeros((), jnp.int32)}
+
+    def step(state):
+        iteration = state["iteration"] + 1
+        loss = jnp.where(iteration == fails_at, jnp.nan, 1.0) if fails_at else 1.0
+        new = {"x": 2 * state["x"], "iteration": iteration}
+        return new, {"loss": jnp.asarray(loss), "x": new["x"]}
+
+    return Algorithm(init, step)
+
+
+def count(run_dir, num_iterations, algorithm=None, **settings):
+    algorithm = counter() if algorithm is None else algorithm
+    save_config(run_dir, {})
+    return train(
+        algorithm,
+        algorithm.init(None),
+        run_dir=run_dir,
+        num_iterations=num_iterations,
+        params_of=lambda state: PolicyParams(base=state["x"], tuned=state["x"]),
+        normalizer=tiny.NORMALIZER,
+        **settings,
+    )
+
+
+def iterations(run_dir, name="iteration"):
+    return [row["iteration"] for row in read_metrics(run_dir) if name in row]
+
+
+def test_a_resumed_ppo_run_is_an_uninterrupted_one_bit_for_bit(tmp_path):
+    """Episodes, keys, moments and reward scale all continue: 4 = 2 + 2."""
+    env = tiny.point_env(4, lengths=(3, 99), max_steps=16)
+    algorithm = tiny.make_tiny_ppo(env=env, reset_at_iteration=False)
+    settings = dict(params_of=lambda s: s.params, normalizer=tiny.NORMALIZER)
+
+    def go(name, num_iterations):
+        save_config(tmp_path / name, {})
+        start = algorithm.init(jax.random.key(0))
+        return train(
+            *(algorithm, start),
+            run_dir=tmp_path / name,
+            num_iterations=num_iterations,
+            **settings,
+        )
+
+    whole = go("whole", 4)
+    go("parts", 2)
+    parts = go("parts", 4)
+    assert tiny.same(whole, parts)
+    one, other = (read_metrics(tmp_path / name) for name in ("whole", "parts"))
+    for a, b in zip(one, other, strict=True):
+        del a["seconds"], b["seconds"]
+        assert a == b
+    policies = [load_policy(tmp_path / name).params for name in ("whole", "parts")]
+    assert tiny.same(*policies) and tiny.same(policies[0], whole.params)
+
+
+def test_a_run_killed_between_checkpoints_repeats_what_it_lost(tmp_path):
+    """Rows 0 ... 5 are there, the last checkpoint is 4: 5 is done and told again."""
+
+    def die(state, iteration):
+        if iteration == 5:
+            raise KeyboardInterrupt
+        return {"score": iteration}
+
+    settings = dict(checkpoint_every=2, evaluate_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        count(tmp_path, 8, evaluate=die, **settings)
+    assert load_policy(tmp_path).iteration == 4
+    state = count(tmp_path, 8, evaluate=lambda state, i: {"score": i}, **settings)
+    assert iterations(tmp_path) == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert [row["x"] for row in read_metrics(tmp_path)[1:]] == [2.0**i for i in R8]
+    assert state["x"] == 2.0**8
+
+
+R8 = range(1, 9)
+
+
+def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(tmp_path):
+    count(tmp_path, 3)
+    before = (tmp_path / "metrics.csv").read_text()
+    assert count(tmp_path, 3)["x"] == 8.0
+    assert (tmp_path / "metrics.csv").read_text() == before
+    assert count(tmp_path, 5)["x"] == 32.0
+    assert iterations(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_the_state_that_is_handed_in_survives(tmp_path):
+    """The step may overwrite its argument, but not what belongs to the caller."""
+    algorithm = counter()
+    state = algorithm.init(None)
+    train(
+        *(algorithm, state),
+        run_dir=tmp_path,
+        num_iterations=2,
+        params_of=lambda state: PolicyParams(state["x"], state["x"]),
+        normalizer=tiny.NORMALIZER,
+    )
+    assert state["x"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings, rows, scores, saved",
+    [
+        (dict(), range(13), [0, 12], [12]),
+        (dict(log_every=5), [0, 1, 5, 10, 12], [0, 12], [12]),
+        (
+            dict(log_every=5, evaluate_every=4),
+            [0, 1, 4, 5, 8, 10, 12],
+            [0, 4, 8, 12],
+            [12],
+        ),
+        (
+            dict(log_every=6, checkpoint_every=5),
+            [0, 1, 5, 6, 10, 12],
+            [0, 12],
+            [5, 10, 12],
+        ),
+    ],
+)
+def test_rows_evaluations_and_checkpoints_come_when_they_are_due(
+    tmp_path, settings, rows, scores, saved
+):
+    score = {"evaluate": lambda state, iteration: {"score": iteration}}
+    count(tmp_path, 12, **score, **settings)
+    assert iterations(tmp_path) == list(rows)
+    assert iterations(tmp_path, "score") == scores
+    folders = (tmp_path / "checkpoints").iterdir()
+    assert sorted(int(path.name) for path in folders) == saved
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoints(tmp_path):
+    with pytest.raises(FloatingPointError, match="loss became nan in iteration 4"):
+        count(tmp_path, 9, counter(fails_at=4), checkpoint_every=2, log_every=5)
+    assert load_policy(tmp_path).iteration == 2
+
+
+def test_rows_tell_the_time_of_an_iteration(tmp_path):
+    count(tmp_path, 3)
+    seconds = [row["seconds"] for row in read_metrics(tmp_path)]
+    assert len(seconds) == 3 and np.all(np.array(seconds) > 0)
