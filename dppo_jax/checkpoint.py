@@ -4,9 +4,10 @@ A run directory holds `config.json` and `checkpoints/<iteration>/` with the item
 `policy` (what another stage, or a robot, needs) and `state` (what resuming needs).
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,20 +81,26 @@ class Checkpoints:
         """The newest training state, in the structure of `like`.
 
         Raises:
-            ValueError: a state of other shapes, naming the first that differs.
+            ValueError: a state of other shapes, naming the first that differs, or a
+                damaged checkpoint.
         """
         step = self.latest
         if step is None:
             raise ValueError("there is no checkpoint to restore; start afresh.")
+        with _named(self._manager, step):
+            saved = self._manager.item_metadata(step)["state"]
+            if saved is None:
+                raise KeyError("no state")
         check_matches(
-            *(self._manager.item_metadata(step)["state"], _storable(like)),
+            *(saved, _storable(like)),
             what="the saved training state",
             cure="use the settings of the interrupted run, or another run directory.",
         )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )
+        with _named(self._manager, step):
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )
         return _restored(restored["state"], like)
 
 
@@ -103,7 +110,8 @@ def load_policy(
     """Read a policy from a run directory; the newest unless `iteration` is given.
 
     Raises:
-        ValueError: no such run, nothing saved yet, or no such iteration.
+        ValueError: no such run, nothing saved yet, no such iteration, or a damaged
+            checkpoint.
     """
     run_dir = Path(run_dir).absolute()
     config = load_config(run_dir)
@@ -123,9 +131,10 @@ def load_policy(
         step = steps[-1] if iteration is None else iteration
         if step not in steps:
             raise ValueError(f"{run_dir} has no checkpoint {step}; it has {steps}.")
-        item = manager.restore(
-            step, args=ocp.args.Composite(policy=ocp.args.StandardRestore())
-        )["policy"]
+        with _named(manager, step):
+            item = manager.restore(
+                step, args=ocp.args.Composite(policy=ocp.args.StandardRestore())
+            )["policy"]
     return PolicyCheckpoint(
         params=PolicyParams(**item["params"]),
         normalizer=Normalizer(**item["normalizer"]),
@@ -168,6 +177,18 @@ def save_config(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _named(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    """Say which checkpoint is damaged; Orbax names a file or a key inside it."""
+    try:
+        yield
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{manager.directory / str(step)} is damaged, remove it to go back to the "
+            f"checkpoint before it: {error}"
+        ) from error
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -120,11 +120,39 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         load_policy(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path):
+def remove_policy(checkpoint):
+    shutil.rmtree(checkpoint / "policy")
+
+
+def remove_state(checkpoint):
+    shutil.rmtree(checkpoint / "state")
+
+
+def remove_metadata(checkpoint):
+    for path in checkpoint.rglob("_METADATA"):
+        path.unlink()
+
+
+def cut_arrays(checkpoint):
+    for path in checkpoint.glob("*/d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+
+
+@pytest.mark.parametrize("damage", [remove_policy, remove_metadata, cut_arrays])
+def test_a_damaged_policy_is_an_error_that_names_its_checkpoint(tmp_path, damage):
     save(tmp_path, 1)
-    shutil.rmtree(tmp_path / "checkpoints" / "1" / "policy" / "d")
-    with pytest.raises((ValueError, OSError), match="checkpoints"):
+    damage(tmp_path / "checkpoints" / "1")
+    with pytest.raises(ValueError, match="checkpoints/1 is damaged, remove it"):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [remove_state, remove_metadata, cut_arrays])
+def test_a_damaged_state_is_an_error_that_names_its_checkpoint(tmp_path, damage):
+    save(tmp_path, 1)
+    damage(tmp_path / "checkpoints" / "1")
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match="checkpoints/1 is damaged, remove it"):
+            checkpoints.restore(state_at(0))
 
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path):
