@@ -1,0 +1,315 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.algorithms import ppo
+from dppo_jax.types import Algorithm, PolicyParams
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def algorithm():
+    """PPO with every setting at its tiny default; compiled once for the module."""
+    return Algorithm(*map(jax.jit, tiny.make_tiny_ppo()))
+
+
+@pytest.fixture(scope="module")
+def history(algorithm):
+    """States 0 ... 10 and the metrics that led to each."""
+    state = algorithm.init(jax.random.key(0))
+    states, rows = [state], []
+    for _ in range(10):
+        state, metrics = algorithm.step(state)
+        states.append(state)
+        rows.append({name: float(value) for name, value in metrics.items()})
+    return states, rows
+
+
+def leaves_differ(one, other):
+    return all(
+        bool((a != b).any())
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+def test_ten_iterations_are_one_program(algorithm, history):
+    assert history[0][-1].iteration == 10
+    assert algorithm.step._cache_size() == 1
+
+
+def test_the_seed_decides_everything_bit_for_bit(algorithm, history):
+    state = algorithm.init(jax.random.key(0))
+    for expected in history[0][1:4]:
+        state, _ = algorithm.step(state)
+        assert tiny.same(state, expected)
+    other, _ = algorithm.step(algorithm.init(jax.random.key(1)))
+    assert leaves_differ(other.params.tuned, history[0][1].params.tuned)
+
+
+def test_the_frozen_network_stays_and_the_tuned_one_moves(history):
+    first, last = (history[0][i].params for i in (0, -1))
+    assert tiny.same(first.base, last.base)
+    assert tiny.same(first.base, first.tuned)
+    assert leaves_differ(first.tuned, last.tuned)
+
+
+def test_an_iteration_makes_every_update_and_counts_every_episode(history):
+    for row in history[1]:
+        assert row["num_updates"] == 4  # 2 epochs of 32 pairs in batches of 16
+        assert row["num_episodes"] == 16  # each chunk is an episode
+        assert row["reward"] == pytest.approx(row["episode_return"], rel=1e-5)
+        assert np.isfinite(list(row.values())).all()
+
+
+@pytest.fixture(scope="module")
+def single_update():
+    """State and metrics after one update, with the critic's gradient cut to 1e-3."""
+    changes = dict(batch_size=32, epochs=1, critic__max_grad_norm=1e-3)
+    state, (row,) = tiny.run(tiny.make_tiny_ppo(**changes), 1)
+    return state, row
+
+
+def test_the_first_update_finds_the_policy_that_sampled(single_update):
+    """Before any step of the optimiser all ratios are one and nothing is clipped."""
+    row = single_update[1]
+    assert row["num_updates"] == 1
+    assert row["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert row["approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert row["clip_fraction"] == 0.0
+
+
+@pytest.mark.slow
+def test_jit_changes_nothing():
+    """Without jit a long scan is slow, so: one environment, one chunk, two updates."""
+    changes = dict(num_envs=1, num_steps=2, batch_size=4, epochs=1)
+    small = tiny.make_tiny_ppo(normalize_advantage=False, **changes)
+    state = small.init(jax.random.key(0))
+    jitted, metrics = jax.jit(small.step)(state)
+    with jax.disable_jit():
+        plain, plain_metrics = small.step(state)
+    for a, b in zip(*(jax.tree.leaves(s.params.tuned) for s in (jitted, plain))):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    for name in metrics:
+        np.testing.assert_allclose(
+            metrics[name], plain_metrics[name], rtol=1e-3, atol=1e-5, err_msg=name
+        )
+
+
+def test_the_critic_learns_alone_during_its_warm_up():
+    warm = tiny.make_tiny_ppo(critic_warmup=2)
+    step, state = jax.jit(warm.step), jax.jit(warm.init)(jax.random.key(0))
+    for iteration in range(3):
+        following, _ = step(state)
+        assert not tiny.same(following.critic_params, state.critic_params)
+        frozen = tiny.same(
+            (following.params, following.actor_optimizer),
+            (state.params, state.actor_optimizer),
+        )
+        assert frozen == (iteration < 2)
+        state = following
+
+
+def test_a_kl_beyond_its_target_ends_the_updates_of_an_iteration():
+    """The first update has no KL yet; a huge step makes the second one exceed it."""
+    changes = dict(target_kl=1e-4, epochs=8, actor__learning_rate=0.3)
+    changes |= dict(actor__min_learning_rate=0.3, batch_size=32)
+    _, (row, _) = tiny.run(tiny.make_tiny_ppo(**changes), 2)
+    assert row["num_updates"] == 2
+    # A mean over the updates that ran: 0 of the first, all of it from the second.
+    assert row["approx_kl"] > 1e-4 / 2
+
+
+def test_a_nan_in_one_update_shows_in_the_metrics():
+    """The step after an infinite learning rate has a loss that is no number."""
+    changes = dict(actor__learning_rate=1e38, actor__min_learning_rate=1e38)
+    _, rows = tiny.run(tiny.make_tiny_ppo(**changes), 1)
+    assert not np.isfinite(rows[0]["policy_loss"])
+
+
+def test_annealing_hands_moves_to_a_copy_of_the_tuned_network(annealed):
+    """Every two iterations one of two moves is dropped, but one always stays."""
+    states, _ = annealed
+    for iteration, (state, following) in enumerate(zip(states, states[1:])):
+        moved = not tiny.same(following.params.base, state.params.base)
+        assert moved == (iteration == 2)
+        if moved:
+            assert tiny.same(following.params.base, state.params.tuned)
+
+
+def test_the_sampling_floor_is_annealed(annealed):
+    expected = [0.1, 0.08, 0.06, 0.04, 0.02, 0.02]
+    assert [row["min_std"] for row in annealed[1]] == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def annealed():
+    """Six iterations in which K' and the sampling floor fall."""
+    algorithm = tiny.make_tiny_ppo(
+        tuned_steps_drop=1, tuned_steps_every=2, min_std_end=0.02, min_std_steps=4
+    )
+    step, state = jax.jit(algorithm.step), jax.jit(algorithm.init)(jax.random.key(0))
+    states, rows = [state], []
+    for _ in range(6):
+        state, metrics = step(state)
+        states.append(state)
+        rows.append({name: float(value) for name, value in metrics.items()})
+    assert step._cache_size() == 1
+    return states, rows
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_episodes_go_on_across_iterations_unless_they_are_reset(reset):
+    """Episodes of 8 chunks, 4 chunks an iteration: without resets they end in every
+    second iteration, with resets never."""
+    env = tiny.point_env(4, lengths=(99,), max_steps=16)
+    algorithm = tiny.make_tiny_ppo(env=env, reset_at_iteration=reset)
+    state, rows = tiny.run(algorithm, 4)
+    ended = [row["num_episodes"] for row in rows]
+    assert ended == ([0, 0, 0, 0] if reset else [0, 4, 0, 4])
+    assert np.isnan(rows[0]["episode_return"])
+    np.testing.assert_array_equal(state.first, 0.0 if reset else 1.0)
+
+
+def test_gradients_are_clipped_to_their_norm(single_update, history):
+    """Adam's moments remember how large the gradients were that reached it."""
+
+    def moment(state):
+        adam = next(s for s in state.critic_optimizer if hasattr(s, "mu"))
+        return np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(adam.mu)))
+
+    assert moment(history[0][1]) > 1e-2
+    np.testing.assert_allclose(moment(single_update[0]), 0.1 * 1e-3, rtol=1e-3)
+
+
+def test_training_starts_from_the_parameters_it_is_given():
+    algorithm = tiny.make_tiny_ppo()
+    policy = tiny.tiny_diffusion_policy()
+    params = policy.init(jax.random.key(9), tiny.OBS)
+    state = algorithm.init(jax.random.key(0), params)
+    assert tiny.same(state.params, params)
+    np.testing.assert_array_equal(state.first, 1.0)
+
+
+def test_penalties_join_the_loss_and_are_reported():
+    """A cloning penalty alone (no learning signal) is what is minimised."""
+    changes = dict(clone_coef=1.0, entropy_coef=0.5)
+    _, rows = tiny.run(tiny.make_tiny_ppo(tiny.tiny_gaussian_policy(), **changes), 1)
+    assert rows[0]["entropy"] == pytest.approx(
+        np.log(0.2 * np.sqrt(2 * np.pi * np.e)), rel=1e-4
+    )
+    assert np.isfinite(rows[0]["cloning_penalty"])
+
+
+def test_the_cloning_penalty_is_smallest_for_the_teacher_itself():
+    policy = tiny.tiny_diffusion_policy()
+    teacher = policy.init(jax.random.key(0), tiny.OBS).base
+    obs = {"state": jnp.tile(tiny.OBS["state"], (50, 1, 1))}
+
+    def penalty(params):
+        key = jax.random.key(1)
+        return ppo.cloning_penalty(params, policy, teacher, key, obs)
+
+    at_teacher = jax.jit(penalty)(teacher)
+    for seed in (1, 2, 3):
+        stranger = policy.init(jax.random.key(seed), tiny.OBS).base
+        assert jax.jit(penalty)(stranger) > at_teacher
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "gaussian"])
+def test_both_kinds_of_policy_learn_where_the_reward_is(kind):
+    """One-step episodes with reward -(a - 0.5)^2; both start away from 0.5."""
+    if kind == "diffusion":
+        policy = tiny.tiny_diffusion_policy()
+    else:
+        policy = tiny.tiny_gaussian_policy()
+    changes = dict(num_envs=64, batch_size=128, epochs=4, clip_top=0.2, clip_base=0.2)
+    _, rows = tiny.run(tiny.make_tiny_ppo(policy, **changes), 15)
+    before, after = (
+        np.mean([row["reward"] for row in r]) for r in (rows[:2], rows[-2:])
+    )
+    # What is left at best is the spread of exploration, about 2 x 0.1 x 0.1 or 0.04.
+    assert after > 0.6 * before and after > before + 0.05
+
+
+def test_minibatches_pair_every_step_with_its_own_move():
+    """The policy gradient with K' = 2 is the mean of those of single moves."""
+    policy = tiny.tiny_diffusion_policy()
+    params = policy.init(jax.random.key(0), tiny.OBS)
+    chain, log_prob = policy.sample(params, jax.random.key(1), tiny.OBS)
+    advantage = jnp.array([1.0, -2.0, 0.5])
+    settings = dict(clip_top=0.1, clip_base=0.1, clip_rate=1.0, normalize=False)
+
+    def loss(row, step):
+        rows, steps = jnp.array(row), jnp.array(step)
+        return ppo.policy_loss(
+            *(params.tuned, policy, {"state": tiny.OBS["state"][rows]}),
+            *(chain[rows, steps], chain[rows, steps + 1], steps),
+            *(log_prob[rows, steps], advantage[rows]),
+            denoising_discount=0.5,
+            **settings,
+        )[0]
+
+    # Ratios are one: a pair's loss is minus its advantage, halved per move left.
+    assert loss([0], [1]) == pytest.approx(-1.0, abs=1e-4)
+    assert loss([0], [0]) == pytest.approx(-0.5, abs=1e-4)
+    both = loss([0, 1, 1], [0, 0, 1])
+    assert both == pytest.approx((-0.5 + 1.0 + 2.0) / 3, abs=1e-4)
+
+
+def test_dropped_moves_have_no_share_in_the_loss():
+    policy = tiny.tiny_diffusion_policy()
+    params = policy.init(jax.random.key(0), tiny.OBS)
+    stranger = policy.init(jax.random.key(5), tiny.OBS).tuned
+    chain, log_prob = policy.sample(
+        PolicyParams(params.base, params.tuned), jax.random.key(1), tiny.OBS
+    )
+
+    def loss(rows, steps, num_active=None):
+        return ppo.policy_loss(
+            *(stranger, policy, {"state": tiny.OBS["state"][rows]}),
+            *(chain[rows, steps], chain[rows, steps + 1], steps),
+            *(log_prob[rows, steps], jnp.array([1.0, -2.0, 0.5])[rows]),
+            **dict(clip_top=0.1, clip_base=0.01, clip_rate=1.0),
+            denoising_discount=0.9,
+            quantiles=(0.1, 0.9),
+            num_active=num_active,
+        )
+
+    rows = jnp.array([0, 1, 2, 0, 1, 2])
+    steps = jnp.array([1, 1, 1, 0, 0, 0])
+    annealed = loss(rows, steps, jnp.array(1))
+    # A chain of which one move is left has the full clip range in that move, as the
+    # last of two has, so dropping the rows by hand gives the same.
+    alone = loss(rows[:3], steps[:3])
+    for a, b in zip(jax.tree.leaves(annealed), jax.tree.leaves(alone)):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(batch_size=33), "batch_size=33 .* 32 pairs .*4 environments x 4 chunks"),
+        (dict(batch_size=0), "batch_size=0"),
+        (dict(num_steps=0), "num_steps=0"),
+        (dict(epochs=0), "epochs=0"),
+        (dict(num_iterations=0), "num_iterations=0"),
+        (dict(discount=1.5), "discount=1.5"),
+        (dict(gae_lambda=-0.1), "gae_lambda=-0.1"),
+        (dict(denoising_discount=2.0), "denoising_discount=2.0"),
+        (dict(advantage_quantiles=(0.9, 0.1)), r"advantage_quantiles=\(0.9, 0.1\)"),
+        (dict(clip_base=0.2, clip_top=0.1), "clip_base=0.2, clip_top=0.1"),
+        (dict(clip_rate=0.0), "clip_rate=0.0"),
+        (dict(actor__warmup_steps=1000), "actor: warmup_steps=1000"),
+        (dict(critic__learning_rate=1e-3), "critic: .*peak=0.001"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.make_tiny_ppo(**changes)
+
+
+def test_a_policy_with_another_number_of_tuned_moves_is_refused():
+    policy = tiny.tiny_diffusion_policy(3)
+    with pytest.raises(ValueError, match="num_tuned_steps=2, but the policy tunes 3"):
+        tiny.make_tiny_ppo(policy)
