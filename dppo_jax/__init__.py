@@ -11,9 +11,6 @@ from dppo_jax.demonstrations.dataset import Episodes, Windows, windows
 from dppo_jax.demonstrations.dppo_npz import load_dppo_npz, save_dppo_npz
 from dppo_jax.denoising import (
     Diffusion,
-    Schedule,
-    ddim_schedule,
-    ddpm_schedule,
     denoising_loss,
     make_diffusion,
     sample_chain,
@@ -24,6 +21,7 @@ from dppo_jax.evaluate import make_evaluate, summarize
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import DiffusionMLP
+from dppo_jax.noise_schedules import Schedule, ddim_schedule, ddpm_schedule
 from dppo_jax.normalize import Normalizer, fit_normalizer, load_normalizer
 from dppo_jax.policies import diffusion_policy, gaussian_policy
 from dppo_jax.pretrain import make_pretrain

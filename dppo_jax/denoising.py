@@ -8,8 +8,7 @@ step k,
     mean = mean_from_x0[k] x0 + mean_from_x[k] x
     x'   ~ N(mean, max(std[k], min_std)^2)
 
-Step k = 0 is the noisiest one. `alpha_bar` is the product of (1 - beta), called
-alpha in the DDIM paper.
+Step k = 0 is the noisiest one.
 """
 
 from collections.abc import Callable
@@ -18,44 +17,11 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from dppo_jax.noise_schedules import Schedule, ddim_schedule, ddpm_schedule
 from dppo_jax.types import Array, Obs, PyTree, Sample
 
 NetworkApply = Callable[[PyTree, Array, Array, Obs], Array]
-
-# DDPM tables floor the posterior variance; deterministic DDPM floors its std.
-_MIN_VARIANCE = 1e-20
-_MIN_DETERMINISTIC_STD = 1e-3
-_MIN_DDIM_STD = 1e-10
-
-
-class Schedule(NamedTuple):
-    """[K] arrays, noisiest step first.
-
-    time: what the network is told.
-    signal, noise: the forward process x_k = signal[k] x0 + noise[k] epsilon.
-    x0_from_x, x0_from_out: the clean action from x and the network's output.
-    mean_from_x0, mean_from_x: the mean of the next x.
-    mean_from_noise: weight of the predicted noise in that mean (0 for DDPM); only
-        read where the predicted noise is clipped.
-    std: standard deviation of the next x.
-    """
-
-    time: Array
-    signal: Array
-    noise: Array
-    x0_from_x: Array
-    x0_from_out: Array
-    mean_from_x0: Array
-    mean_from_x: Array
-    mean_from_noise: Array
-    std: Array
-
-    @property
-    def num_steps(self) -> int:
-        """K."""
-        return self.time.shape[0]
 
 
 class Diffusion(NamedTuple):
@@ -82,97 +48,6 @@ class Diffusion(NamedTuple):
     draw_clip: float
     final_clip: float | None
     min_log_prob_std: float
-
-
-def cosine_betas(num_steps: int, *, offset: float = 0.008) -> np.ndarray:
-    """Noise rates beta of the cosine schedule (Nichol and Dhariwal 2021, eq. 17).
-
-    alpha_bar(u) = cos^2((u + s) / (1 + s) * pi / 2) is sampled at num_steps + 1
-    points over u in [0, 1], as DPPO's reference code does; beta is capped at 0.999.
-
-    Returns:
-        [num_steps] float32, cleanest first.
-
-    Raises:
-        ValueError: fewer than one step.
-    """
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}; a chain needs at least one step.")
-    u = np.linspace(0.0, 1.0, num_steps + 1)
-    power = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
-    return np.clip(1 - power[1:] / power[:-1], 0.0, 0.999).astype(np.float32)
-
-
-def alpha_bars_of(betas: np.ndarray) -> np.ndarray:
-    """Signal power alpha_bar, the running product of (1 - beta), float32."""
-    # 1 - alpha_bar cancels at the clean end, so the rounding counts: the product
-    # runs in float64 over float32 rates, as in the code that trained the
-    # checkpoints people have.
-    return np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
-
-
-def ddpm_schedule(
-    num_steps: int, *, predict_noise: bool = True, deterministic: bool = False
-) -> Schedule:
-    """Ancestral sampling over every step (Ho et al. 2020, eqs. 6 and 7).
-
-    Args:
-        num_steps: K.
-        predict_noise: whether the network predicts the noise or the clean action.
-        deterministic: keep the posterior noise (at least 1e-3) but add none in the
-            last step, as the reference evaluates.
-    """
-    betas = cosine_betas(num_steps)
-    alpha_bars = alpha_bars_of(betas)
-    previous = np.concatenate([np.ones(1, np.float32), alpha_bars[:-1]])
-    variance = betas * (1 - previous) / (1 - alpha_bars)
-    std = np.sqrt(np.maximum(variance, _MIN_VARIANCE))
-    if deterministic:
-        std = np.maximum(std, _MIN_DETERMINISTIC_STD)
-        std[0] = 0.0
-    return _schedule(
-        time=np.arange(num_steps),
-        alpha_bars=alpha_bars,
-        predict_noise=predict_noise,
-        mean_from_x0=betas * np.sqrt(previous) / (1 - alpha_bars),
-        mean_from_x=(1 - previous) * np.sqrt(1 - betas) / (1 - alpha_bars),
-        mean_from_noise=np.zeros(num_steps),
-        std=std,
-    )
-
-
-def ddim_schedule(num_steps: int, *, num_training_steps: int, eta: float) -> Schedule:
-    """Sub-sampled chain of noise predictions (Song et al. 2021, eqs. 12 and 16).
-
-    Args:
-        num_steps: K, steps that are sampled ("leading" spacing).
-        num_training_steps: steps of the schedule that the network was trained on.
-        eta: 1 gives DDPM-like noise (exploration), 0 none (evaluation).
-
-    Raises:
-        ValueError: more sampled than trained steps.
-    """
-    if not 1 <= num_steps <= num_training_steps:
-        raise ValueError(
-            f"ddim_steps={num_steps} must lie between 1 and the "
-            f"{num_training_steps} denoising steps of training."
-        )
-    time = np.arange(num_steps) * (num_training_steps // num_steps)
-    alpha_bars = alpha_bars_of(cosine_betas(num_training_steps))[time]
-    previous = np.concatenate([np.ones(1, np.float32), alpha_bars[:-1]])
-    std = eta * np.sqrt((1 - previous) / (1 - alpha_bars) * (1 - alpha_bars / previous))
-    std = np.maximum(std, _MIN_DDIM_STD)
-    mean_from_noise = np.sqrt(np.maximum(1 - previous - std**2, 0))
-    return _schedule(
-        time=time,
-        alpha_bars=alpha_bars,
-        predict_noise=True,
-        mean_from_x0=np.sqrt(previous)
-        - mean_from_noise * np.sqrt(alpha_bars) / np.sqrt(1 - alpha_bars),
-        mean_from_x=mean_from_noise / np.sqrt(1 - alpha_bars),
-        mean_from_noise=mean_from_noise,
-        std=std if eta > 0 else np.zeros(num_steps),
-    )
 
 
 def make_diffusion(
@@ -416,27 +291,6 @@ def sample_chain(
     )
     chain = jnp.concatenate([x[None], xs])
     return Sample(jnp.moveaxis(chain, 0, 1), jnp.moveaxis(log_probs, 0, 1))
-
-
-def _schedule(*, time, alpha_bars, predict_noise, **means) -> Schedule:
-    """Fill in what follows from alpha_bar and turn everything noisiest first."""
-    if predict_noise:
-        x0_from_x = np.sqrt(1 / alpha_bars)
-        x0_from_out = -np.sqrt(1 / alpha_bars - 1)
-    else:
-        x0_from_x = np.zeros_like(alpha_bars)
-        x0_from_out = np.ones_like(alpha_bars)
-    tables = dict(
-        time=time,
-        signal=np.sqrt(alpha_bars),
-        noise=np.sqrt(1 - alpha_bars),
-        x0_from_x=x0_from_x,
-        x0_from_out=x0_from_out,
-        **means,
-    )
-    return Schedule(
-        **{k: jnp.asarray(v[::-1].copy(), jnp.float32) for k, v in tables.items()}
-    )
 
 
 def _column(table: Array, like: Array) -> Array:

@@ -17,6 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 ARROWS = """
+types <- noise_schedules <- denoising
 types <- denoising, networks <- policies <- algorithms, pretrain, interop
 types <- normalize <- envs <- rollout <- evaluate <- algorithms, pretrain
 types <- returns, losses, replay, minibatch, parallel <- algorithms
@@ -33,7 +34,15 @@ STRANGERS = ("algorithms",)
 
 # Settings are read by make_* and default_config; these parts take plain arguments.
 PLAIN = (
-    *("types", "denoising", "networks", "normalize", "replay", "minibatch"),
+    *(
+        "types",
+        "noise_schedules",
+        "denoising",
+        "networks",
+        "normalize",
+        "replay",
+        "minibatch",
+    ),
     *("returns", "losses", "envs.core", "envs.physics", "envs.wrappers"),
 )
 

@@ -3,18 +3,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax import denoising
 from dppo_jax.denoising import (
-    alpha_bars_of,
-    cosine_betas,
-    ddim_schedule,
-    ddpm_schedule,
     denoise_mean,
     denoising_loss,
     gaussian_log_prob,
     make_diffusion,
     sample_chain,
     step_log_prob,
+)
+from dppo_jax.noise_schedules import (
+    alpha_bars_of,
+    cosine_betas,
+    ddim_schedule,
+    ddpm_schedule,
 )
 
 K = 5
@@ -309,6 +310,6 @@ def test_settings_that_cannot_work_are_refused_by_name(settings, message):
 
 
 def test_a_schedule_of_one_step_is_one_exact_move():
-    schedule = denoising.ddpm_schedule(1)
+    schedule = ddpm_schedule(1)
     assert schedule.num_steps == 1
     np.testing.assert_allclose(schedule.mean_from_x0, 1, rtol=1e-6)

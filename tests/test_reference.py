@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax import denoising, returns, schedules
+from dppo_jax import noise_schedules, returns, schedules
 from dppo_jax.demonstrations import gather, load_dppo_npz, save_dppo_npz, windows
 from dppo_jax.normalize import unnormalize_action, unnormalize_obs
 from tests.reference_cases import (
@@ -49,9 +49,9 @@ def test_agrees_with_reference(path, tmp_path):
 def check_schedule(path, tmp_path):
     case = read_case(path)
     num_steps = case.config["denoising_steps"]
-    ddpm = denoising.ddpm_schedule(num_steps)
-    betas = denoising.cosine_betas(num_steps)
-    alpha_bars = denoising.alpha_bars_of(betas)
+    ddpm = noise_schedules.ddpm_schedule(num_steps)
+    betas = noise_schedules.cosine_betas(num_steps)
+    alpha_bars = noise_schedules.alpha_bars_of(betas)
     ours = {
         "betas": betas,
         "alphas": 1 - betas,
@@ -67,7 +67,7 @@ def check_schedule(path, tmp_path):
         "ddpm_mu_coef2": ddpm.mean_from_x[::-1],
     }
     if case.config.get("ddim_steps") is not None:
-        ddim = denoising.ddim_schedule(
+        ddim = noise_schedules.ddim_schedule(
             case.config["ddim_steps"], num_training_steps=num_steps, eta=0.0
         )
         ours |= {
