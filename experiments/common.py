@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -54,12 +55,16 @@ def _parse(argv: list[str]) -> ConfigDict:
         # A config file that raises arrives as the text of its whole traceback.
         raise ValueError(str(error).strip().splitlines()[-1]) from None
     except (KeyError, AttributeError) as error:
-        # All that ml_collections says of a key that is not there is its name.
-        key = str(error.args[0]).strip("'\"") if error.args else "?"
+        # All that ml_collections says of a key that is not there is its name, in
+        # layers of quotes, and one that looks alike if there is any.
+        name = re.search(r"\w+", str(error))
+        alike = re.search(r"Did you mean \W*(\w+)", str(error))
+        key = name[0] if name else "?"
         given = next((arg for arg in argv if key in arg.split("=")[0]), key)
+        hint = f"did you mean {alike[1]}? " if alike else ""
         raise ValueError(
-            f"unknown setting {given.split('=')[0]}; experiments/defaults.py and the "
-            "config.json of any run list what there is."
+            f"unknown setting {given.split('=')[0]}; {hint}experiments/defaults.py and "
+            "the config.json of any run list what there is."
         ) from None
     if words:
         raise ValueError(f"{words[0]!r} is no flag; write --config.KEY=VALUE.")

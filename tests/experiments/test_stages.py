@@ -1,0 +1,262 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+
+from dppo_jax.metrics import read_metrics
+from experiments import collect, common, evaluate, finetune, pretrain, report
+from experiments.configs import avoid
+from tests.conftest import REPOSITORY
+
+# All of it in seconds: episodes of 8 control steps and networks of 16 units.
+TINY = {
+    "env.engine": "mujoco",
+    "env.max_steps": 8,
+    "model.network.hidden_sizes": (16,),
+    "model.diffusion.num_steps": 4,
+    "critic.hidden_sizes": (16,),
+    "collect.modes": [(1, 3, 5)],
+    "collect.episodes_per_mode": 2,
+    "pretrain.num_epochs": 3,
+    "pretrain.warmup_epochs": 1,
+    "finetune.num_iterations": 2,
+    "finetune.num_envs": 4,
+    "finetune.num_steps": 2,
+    "finetune.num_tuned_steps": 2,
+    "finetune.batch_size": 8,
+    "finetune.epochs": 1,
+    "evaluate.num_episodes": 6,
+    "evaluate.num_envs": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder that the stages have run in, one after the other."""
+    folder = tmp_path_factory.mktemp("world")
+    collect.main(make_config(folder, "collect"))
+    pretrain.main(make_config(folder, "pretrain"))
+    finetune.main(make_config(folder, "finetune"))
+    return folder
+
+
+def make_config(folder, stage, **changes):
+    """A locked configuration; dots in names are double underscores."""
+    config = avoid.get_config("m1")
+    config.update_from_flattened_dict(TINY)
+    config.data = str(folder / "data")
+    config.run_dir = str(folder / stage)
+    if stage == "finetune":
+        config.policy = str(folder / "pretrain")
+    if stage == "evaluate":
+        config.policy = str(folder / "finetune")
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return config.lock()
+
+
+def evaluations(run_dir):
+    rows = [row for row in read_metrics(run_dir) if "eval/episode_return" in row]
+    return {int(row["iteration"]): row["eval/episode_return"] for row in rows}
+
+
+def test_every_stage_leaves_what_the_next_one_and_the_user_need(world):
+    assert (world / "data" / "train.npz").exists()
+    for stage in ("pretrain", "finetune"):
+        config = json.loads((world / stage / "config.json").read_text())
+        assert config["stage"] == stage and config["env"]["task"] == "avoid"
+        assert list((world / stage).glob("events.out.tfevents.*"))
+    assert [row["iteration"] for row in read_metrics(world / "finetune")] == [0, 1, 2]
+    assert sorted(evaluations(world / "pretrain")) == [0, 3]
+    plots = {path.name for path in (world / "finetune" / "plots").iterdir()}
+    assert plots == {"trajectories.png", "curve.png"}
+
+
+def test_fine_tuning_starts_where_cloning_ended(world):
+    before = evaluations(world / "finetune")[0]
+    assert before == pytest.approx(evaluations(world / "pretrain")[3], rel=1e-4)
+
+
+def test_evaluation_alone_agrees_with_evaluation_in_training(world, capsys):
+    result = evaluate.main(make_config(world, "evaluate"))
+    last = evaluations(world / "finetune")[2]
+    assert result["episode_return"] == pytest.approx(last, rel=1e-4)
+    saved = json.loads((world / "evaluate" / "evaluation.json").read_text())
+    assert saved == result
+    said = capsys.readouterr().out
+    assert "6 episodes, deterministic mode, checkpoint 2" in said
+    assert "episode_return" in said
+
+
+def test_the_same_command_goes_on_where_it_stopped(world, capsys):
+    config = make_config(world, "pretrain", pretrain__num_epochs=4)
+    pretrain.main(config)
+    assert "resuming at iteration 3 of 4" in capsys.readouterr().out
+    rows = read_metrics(world / "pretrain")
+    assert [row["iteration"] for row in rows] == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("model.chunk", 2),
+        ("model.diffusion.num_steps", 5),
+        ("model.network.hidden_sizes", (16, 16, 16)),
+        ("model.diffusion.ddim_steps", 2),
+        ("model.diffusion.condition_sizes", (8,)),
+        ("env.history", 2),
+        ("env.task", "hopper"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_policy_other_than_the_configured_one_is_refused_by_name(
+    world, stage, name, value
+):
+    config = make_config(
+        world, "evaluate", **{name: value, "policy": str(world / stage)}
+    )
+    with pytest.raises(ValueError, match=f"was trained with {name}=.*--config.{name}="):
+        common.find_policy(config, stage)
+
+
+def test_a_fine_tuned_policy_keeps_its_split_and_a_cloned_one_has_none(world):
+    """With another K' a fine-tuned chain would be another policy."""
+    changes = dict(finetune__num_tuned_steps=3)
+    with pytest.raises(ValueError, match="trained with finetune.num_tuned_steps=2"):
+        common.find_policy(make_config(world, "evaluate", **changes), "finetune")
+    common.find_policy(make_config(world, "finetune", **changes), "pretrain")
+
+
+def test_a_run_directory_belongs_to_its_settings(world):
+    """What changes the run is refused by name and changes nothing; the rest may."""
+    before = (world / "finetune" / "config.json").read_bytes()
+    for name, value in [
+        ("seed", 7),
+        ("finetune.discount", 0.5),
+        ("model.network.hidden_sizes", (8,)),
+        ("finetune.target_kl", None),
+        ("env.executed", 2),
+    ]:
+        with pytest.raises(ValueError, match=f"holds a run with {name}="):
+            common.prepare_run(
+                make_config(world, "finetune", **{name: value}), "finetune"
+            )
+    assert (world / "finetune" / "config.json").read_bytes() == before
+    changes = {"finetune.num_iterations": 9, "evaluate.seed": 3}
+    changes |= {"loop.finetune.log_every": 2}
+    common.prepare_run(make_config(world, "finetune", **changes), "finetune")
+    common.prepare_run(make_config(world, "finetune"), "finetune")
+    assert (world / "finetune" / "config.json").read_bytes() == before
+
+
+def test_a_run_directory_belongs_to_its_stage(world):
+    config = make_config(world, "finetune", run_dir=str(world / "pretrain"))
+    with pytest.raises(ValueError, match="holds a .*pretrain.*--config.run_dir"):
+        common.prepare_run(config, "finetune")
+
+
+def test_demonstrations_are_not_overwritten(world):
+    before = (world / "data" / "train.npz").read_bytes()
+    with pytest.raises(ValueError, match="holds demonstrations already"):
+        collect.main(make_config(world, "collect"))
+    assert (world / "data" / "train.npz").read_bytes() == before
+
+
+def test_a_stage_without_the_one_before_it_says_which(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="run experiments.collect first"):
+        pretrain.main(make_config(tmp_path, "pretrain", data=""))
+    with pytest.raises(ValueError, match="run experiments.pretrain first"):
+        finetune.main(make_config(tmp_path, "finetune", policy=""))
+    with pytest.raises(ValueError, match="run experiments.finetune first"):
+        evaluate.main(make_config(tmp_path, "evaluate", policy=""))
+    with pytest.raises(ValueError, match="no demonstrator for env.task='hopper'"):
+        collect.main(make_config(tmp_path, "collect", env__task="hopper"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="avoid.py:m4 is unknown; use m1, m2, m3"):
+        avoid.get_config("m4")
+
+
+def test_a_report_draws_and_tabulates_groups_of_runs(world, tmp_path, capsys):
+    picture = tmp_path / "report.png"
+    flags.FLAGS(["report", f"--output={picture}", "--metrics=eval/episode_return"])
+    run_dir = world / "finetune"
+    report.main(["report", f"tiny={run_dir},{run_dir}"])
+    assert picture.stat().st_size > 1000
+    first, last = (evaluations(run_dir)[i] for i in (0, 2))
+    row = f"| tiny | 2 | eval/episode_return | {first:.3f} | {last:.3f} |"
+    assert row in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argument", ["tiny=/nowhere", "tiny", None])
+def test_a_report_of_nothing_is_refused(argument, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["report"] + ([argument] if argument else []))
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["--config.finetune.clip_tpo=1"],
+            "setting --config.finetune.clip_tpo; did you mean clip_top?",
+        ),
+        (["config.seed=1"], "'config.seed=1' is no flag"),
+        (["--config.seed=one"], "one"),
+    ],
+)
+def test_a_wrong_command_ends_in_one_line_and_harms_nothing(
+    tmp_path, arguments, message
+):
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.collect"),
+            f"--config={REPOSITORY}/experiments/configs/avoid.py:m1",
+            *arguments,
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert result.returncode == 2, result.stderr
+    assert len(errors) == 1 and errors[0].startswith("error: ")
+    assert message in errors[0] and "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("a setting\nis wrong"), OSError("no file"), FloatingPointError("nan")],
+)
+def test_a_stage_that_fails_says_so_in_one_line(monkeypatch, capsys, error):
+    def stage(config):
+        raise error
+
+    monkeypatch.setattr(common, "_parse", lambda argv: None)
+    monkeypatch.delenv("DPPO_JAX_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit, match="2"):
+        common.run_stage(stage)
+    assert capsys.readouterr().err == f"error: {' '.join(str(error).split())}\n"
+    monkeypatch.setenv("DPPO_JAX_TRACEBACK", "1")
+    with pytest.raises(SystemExit, match="2"):
+        common.run_stage(stage)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_tasks_are_in_the_units_of_the_simulator(world):
+    """Data are normalised, and their bounds are those of the task's table."""
+    with np.load(world / "data" / "normalization.npz") as bounds:
+        assert 0.2 < bounds["obs_min"][0] < bounds["obs_max"][0] < 0.8
+    with np.load(world / "data" / "train.npz") as data:
+        assert abs(data["states"]).max() <= 1.0 + 1e-5
