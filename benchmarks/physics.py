@@ -22,7 +22,12 @@ from mujoco import batch as mujoco_batch
 
 from benchmarks import timing
 from dppo_jax.envs import TASKS, make_task, time_limit, vectorize
-from dppo_jax.envs.physics import ENGINES, PhysicsState, resolve_engine
+from dppo_jax.envs.physics import (
+    ENGINES,
+    PhysicsState,
+    compile_model,
+    resolve_engine,
+)
 from dppo_jax.types import Array
 
 # Control steps in one timed call, and the seconds after which repeating stops.
@@ -90,7 +95,7 @@ def physics_state(state: Any) -> PhysicsState:
 def start_simulations(name: str, batch: int, num_steps: int) -> Simulations:
     """Simulations in the states where environments are after `num_steps` steps."""
     task = sys.modules[TASKS[name].__module__]
-    model = mujoco.MjModel.from_xml_string(task.mjcf())
+    model = compile_model(task.mjcf())
     reset, rollout = make_rollout(name, "mujoco", batch, num_steps)
     state = rollout(reset(jax.random.key(0)), jax.random.key(1))
     raw = np.asarray(physics_state(state).raw).view(np.float64)

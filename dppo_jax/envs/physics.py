@@ -6,7 +6,8 @@
 | `mjx-warp` | NVIDIA GPU     | MJX with `impl="warp"`                               |
 | `mujoco`   | CPU            | C MuJoCo on all cores, behind one batched callback   |
 
-A task is written once, as pure functions of `qpos`, `qvel` and `sensordata`.
+A task is written once, as pure functions of `qpos`, `qvel`, `displacement` and
+`sensordata`.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import importlib.util
 import io
 import math
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,6 +53,9 @@ class PhysicsState(NamedTuple):
     qpos: [nq] float32.
     qvel: [nv] float32.
     sensordata: [nsensordata] float32, at this very state.
+    displacement: [nq] float32, change of qpos over the last step, 0 after a reset.
+        C MuJoCo subtracts before it rounds, so a velocity taken from it is as exact
+        metres from the origin as at the origin; rounded positions would not be.
     raw: what the engine needs to continue exactly: for MJX a dict of its fields, for
         C MuJoCo the float64 integration state as bits, uint32 [2 * nstate].
     """
@@ -58,6 +63,7 @@ class PhysicsState(NamedTuple):
     qpos: Array
     qvel: Array
     sensordata: Array
+    displacement: Array
     raw: PyTree
 
 
@@ -107,6 +113,17 @@ def resolve_engine(engine: str, cpu_engine: str) -> str:
     return engine
 
 
+def compile_model(xml: str) -> mujoco.MjModel:
+    """Compile an MJCF text without a word about what is deprecated in it.
+
+    `MjModel.from_xml_string` prints such warnings and leaves a log file in the working
+    directory; users can change neither the files that packages ship nor their age.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
+        return mujoco.MjSpec.from_string(xml).compile()
+
+
 def make_physics(
     model: mujoco.MjModel,
     num_substeps: int,
@@ -147,16 +164,17 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
     mjx_model = mjx.put_model(model, impl=impl)
     names = [name for name in _MJX_FIELDS if getattr(template, name).size]
 
-    def outcome(data: Any) -> PhysicsState:
+    def outcome(data: Any, displacement: Array) -> PhysicsState:
         raw = {name: getattr(data, name) for name in names}
         sensordata = data.sensordata
         if model.nsensor:
             # XLA drops the stages that no sensor reads.
             sensordata = mjx.forward(mjx_model, data).sensordata
-        return PhysicsState(data.qpos, data.qvel, sensordata, raw)
+        return PhysicsState(data.qpos, data.qvel, sensordata, displacement, raw)
 
     def reset(qpos: Array, qvel: Array) -> PhysicsState:
-        return outcome(template.replace(qpos=qpos, qvel=qvel))
+        data = template.replace(qpos=qpos, qvel=qvel)
+        return outcome(data, jnp.zeros_like(data.qpos))
 
     def step(state: PhysicsState, ctrl: Array) -> PhysicsState:
         chex.assert_shape(ctrl, (model.nu,))
@@ -166,7 +184,7 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
             data = jax.lax.fori_loop(
                 0, num_substeps, lambda _, data: mjx.step(mjx_model, data), data
             )
-            return outcome(data)
+            return outcome(data, data.qpos - state.qpos)
 
         def substep(carry, _):
             qpos, qvel, raw = carry
@@ -177,9 +195,12 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
 
         # Carrying only the state through the loop lets XLA keep the rest of Data in
         # registers and temporaries instead of copying it every substep.
-        carry, _ = jax.lax.scan(substep, state[:2] + (state.raw,), length=num_substeps)
+        carry, _ = jax.lax.scan(
+            substep, (state.qpos, state.qvel, state.raw), length=num_substeps
+        )
         qpos, qvel, raw = carry
-        return outcome(template.replace(qpos=qpos, qvel=qvel, ctrl=ctrl, **raw))
+        data = template.replace(qpos=qpos, qvel=qvel, ctrl=ctrl, **raw)
+        return outcome(data, qpos - state.qpos)
 
     return reset, step
 
@@ -187,11 +208,13 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
 class _Slot(NamedTuple):
     """A batch of C simulations and live views of its arrays, all [B, ...].
 
-    bits are the float64 state rows, read as uint32.
+    bits are the float64 state rows, read as uint32; fresh are those of a simulation
+    that has just been reset, [2 * nstate].
     """
 
     batch: mujoco_batch.Batch
     bits: np.ndarray
+    fresh: np.ndarray
     qpos: np.ndarray
     qvel: np.ndarray
     ctrl: np.ndarray
@@ -207,15 +230,18 @@ def _make_c_mujoco(model: mujoco.MjModel, num_substeps: int):
         jax.ShapeDtypeStruct((model.nq,), jnp.float32),
         jax.ShapeDtypeStruct((model.nv,), jnp.float32),
         jax.ShapeDtypeStruct((model.nsensordata,), jnp.float32),
+        jax.ShapeDtypeStruct((model.nq,), jnp.float32),
         jax.ShapeDtypeStruct((2 * num_state,), jnp.uint32),
     )
 
     def slot_of(num: int) -> _Slot:
         if num not in slots:
             batch = mujoco_batch.Batch(model, num)
+            bits = batch.state.view(np.uint32)
             slots[num] = _Slot(
                 batch=batch,
-                bits=batch.state.view(np.uint32),
+                bits=bits,
+                fresh=bits[0].copy(),
                 qpos=batch.bind("qpos"),
                 qvel=batch.bind("qvel"),
                 ctrl=batch.bind("ctrl"),
@@ -226,12 +252,15 @@ def _make_c_mujoco(model: mujoco.MjModel, num_substeps: int):
             )
         return slots[num]
 
-    def outcome(slot: _Slot, lead: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    def outcome(
+        slot: _Slot, lead: tuple[int, ...], start: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         # Copies, because the next call may start before XLA has read these.
         values = [
             slot.qpos.astype(np.float32),
             slot.qvel.astype(np.float32),
             slot.sensordata.astype(np.float32),
+            (slot.qpos - start).astype(np.float32),
             slot.bits.copy(),
         ]
         return tuple(value.reshape(*lead, value.shape[-1]) for value in values)
@@ -242,12 +271,13 @@ def _make_c_mujoco(model: mujoco.MjModel, num_substeps: int):
         qpos, qvel = np.asarray(qpos), np.asarray(qvel)
         with lock:
             slot = slot_of(math.prod(lead))
-            slot.batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+            # All of a simulation is in its row, and mj_resetData is slow by comparison.
+            slot.bits[...] = slot.fresh
             slot.qpos[...] = qpos.reshape(slot.qpos.shape)
             slot.qvel[...] = qvel.reshape(slot.qvel.shape)
             if model.nsensor:
                 slot.batch.forward(stage=stage)
-            return outcome(slot, lead)
+            return outcome(slot, lead, slot.qpos)
 
     def host_step(raw: Any, ctrl: Any) -> tuple[np.ndarray, ...]:
         lead = raw.shape[:-1]
@@ -256,8 +286,9 @@ def _make_c_mujoco(model: mujoco.MjModel, num_substeps: int):
             slot = slot_of(math.prod(lead))
             slot.bits[...] = raw.reshape(slot.bits.shape)
             slot.ctrl[...] = ctrl.reshape(slot.ctrl.shape)
+            start = slot.qpos.copy()
             slot.batch.step(nstep=num_substeps, stage=stage)
-            return outcome(slot, lead)
+            return outcome(slot, lead, start)
 
     # "broadcast_all" turns any number of vmaps into leading axes of one call.
     def reset(qpos: Array, qvel: Array) -> PhysicsState:

@@ -4,9 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 from dppo_jax.envs.tasks.avoid import make_avoid
+from dppo_jax.envs.tasks.halfcheetah import make_halfcheetah
+from dppo_jax.envs.tasks.hopper import make_hopper
+from dppo_jax.envs.tasks.walker2d import make_walker2d
 from dppo_jax.types import Env
 
-TASKS: dict[str, Callable[..., Env]] = {"avoid": make_avoid}
+TASKS: dict[str, Callable[..., Env]] = {
+    "avoid": make_avoid,
+    "halfcheetah": make_halfcheetah,
+    "hopper": make_hopper,
+    "walker2d": make_walker2d,
+}
 
 
 def make_task(name: str, *, engine: str = "auto", **options: Any) -> Env:

@@ -1,0 +1,42 @@
+"""Gymnasium's Hopper: one leg with a foot, three motors, hop forward.
+
+Limits and weights are those of gymnasium.envs.mujoco.hopper_v4 (and v5).
+"""
+
+import jax.numpy as jnp
+
+from dppo_jax.envs.tasks.locomotion import (
+    Runner,
+    check_version,
+    gymnasium_xml,
+    make_runner,
+)
+from dppo_jax.types import Array, Env
+
+NUM_SUBSTEPS = 4
+
+
+def mjcf(version: str = "v4") -> str:
+    """Gymnasium's model; both versions have the same."""
+    check_version(version)
+    return gymnasium_xml("hopper.xml")
+
+
+def is_healthy(qpos: Array, qvel: Array) -> Array:
+    """Torso above 0.7 m and within 0.2 rad of upright, nothing beyond +-100."""
+    bounded = jnp.all(jnp.abs(jnp.concatenate([qpos[2:], qvel])) < 100.0)
+    return bounded & (qpos[1] > 0.7) & (jnp.abs(qpos[2]) < 0.2)
+
+
+def make_hopper(*, engine: str = "auto", version: str = "v4") -> Env:
+    """Hopper: action [3] in [-1, 1], observation [11]; see `make_runner`."""
+    runner = Runner(
+        num_substeps=NUM_SUBSTEPS,
+        control_cost=1e-3,
+        healthy_reward=1.0,
+        reset_noise=5e-3,
+        normal_velocities=False,
+        max_velocity=10.0,
+        is_healthy=is_healthy,
+    )
+    return make_runner(runner, mjcf(version), engine=engine, version=version)
