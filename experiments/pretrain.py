@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from dppo_jax import pretrain
 from dppo_jax.demonstrations.dataset import summary, windows
-from dppo_jax.demonstrations.dppo_npz import load_dppo_npz
+from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import make_evaluate, summarize
 from dppo_jax.policies import make_policy
@@ -21,14 +21,9 @@ def main(config: ConfigDict) -> str:
     if not config.data and not Path(data).exists():
         raise ValueError(
             f"no demonstrations at {data}; run experiments.collect first, or pass "
-            "--config.data=<folder with train.npz and normalization.npz>."
+            "--config.data=<file or folder>, see docs/data.md."
         )
-    episodes = load_dppo_npz(data)
-    if episodes.normalizer is None:
-        raise ValueError(
-            f"{data} holds no normalization.npz, so the policy could not run in "
-            "the simulator; put it beside train.npz."
-        )
+    episodes = load_demonstrations(data)
     policy = make_policy(
         config.model, config.finetune, action_dim=episodes.actions.shape[1]
     )

@@ -1,20 +1,50 @@
 """Demonstration data: readers and the windows that training draws from."""
 
+from dppo_jax.demonstrations.d4rl import load_d4rl, save_d4rl
 from dppo_jax.demonstrations.dataset import (
     Episodes,
     Windows,
+    concatenate,
     gather,
+    normalize_episodes,
+    select_episodes,
+    split_episodes,
     summary,
+    unnormalize_episodes,
     windows,
 )
 from dppo_jax.demonstrations.dppo_npz import load_dppo_npz, save_dppo_npz
+from dppo_jax.demonstrations.formats import (
+    FORMATS,
+    detect_format,
+    load_demonstrations,
+    save_demonstrations,
+)
+from dppo_jax.demonstrations.lerobot import load_lerobot
+from dppo_jax.demonstrations.minari import load_minari, save_minari
+from dppo_jax.demonstrations.robomimic import load_robomimic
 
 __all__ = [
+    "FORMATS",
     "Episodes",
     "Windows",
+    "concatenate",
+    "detect_format",
     "gather",
+    "load_d4rl",
+    "load_demonstrations",
     "load_dppo_npz",
+    "load_lerobot",
+    "load_minari",
+    "load_robomimic",
+    "normalize_episodes",
+    "save_d4rl",
+    "save_demonstrations",
     "save_dppo_npz",
+    "save_minari",
+    "select_episodes",
+    "split_episodes",
     "summary",
+    "unnormalize_episodes",
     "windows",
 ]

@@ -1,12 +1,19 @@
 """Demonstrations as flat arrays, and the windows that behaviour cloning trains on."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
 import jax.numpy as jnp
 import numpy as np
 
-from dppo_jax.normalize import Normalizer
+from dppo_jax.normalize import (
+    Normalizer,
+    fit_normalizer,
+    normalize_action,
+    normalize_obs,
+    unnormalize_obs,
+)
 from dppo_jax.types import Array, Obs
 
 
@@ -18,7 +25,8 @@ class Episodes(NamedTuple):
     episode_lengths: [E] integers that add up to N.
     rewards: [N] float32, or None.
     terminals: [N] bool, true where the task ended, or None.
-    normalizer: bounds that observations and actions were normalised with, or None.
+    normalizer: bounds that observations and actions were normalised with; None where
+        they are in the units of the task.
     """
 
     observations: dict[str, np.ndarray]
@@ -112,6 +120,117 @@ def gather(windows: Windows, window: Array) -> tuple[Obs, Array]:
     return obs, windows.actions[windows.action_rows[window]]
 
 
+def concatenate(parts: Sequence[Episodes]) -> Episodes:
+    """Lay episodes of one task, in its units, end to end.
+
+    Rewards and terminals are kept where every part has them.
+
+    Raises:
+        ValueError: no parts, or parts of different observations or action sizes.
+    """
+    if not parts:
+        raise ValueError("there are no episodes to lay end to end.")
+
+    def sizes(part: Episodes) -> dict[str, tuple[int, ...]]:
+        tables = {**part.observations, "actions": part.actions}
+        return {name: array.shape[1:] for name, array in tables.items()}
+
+    for index, part in enumerate(parts):
+        if sizes(part) != sizes(parts[0]):
+            raise ValueError(
+                f"episode {index} has sizes {sizes(part)}, but episode 0 has "
+                f"{sizes(parts[0])}; keep data of different tasks apart."
+            )
+    rewards = [part.rewards for part in parts if part.rewards is not None]
+    terminals = [part.terminals for part in parts if part.terminals is not None]
+    return Episodes(
+        observations={
+            name: np.concatenate([part.observations[name] for part in parts])
+            for name in parts[0].observations
+        },
+        actions=np.concatenate([part.actions for part in parts]),
+        episode_lengths=np.concatenate([part.episode_lengths for part in parts]),
+        rewards=np.concatenate(rewards) if len(rewards) == len(parts) else None,
+        terminals=np.concatenate(terminals) if len(terminals) == len(parts) else None,
+    )
+
+
+def select_episodes(episodes: Episodes, indices: np.ndarray) -> Episodes:
+    """The episodes with these numbers, in this order."""
+    lengths = np.asarray(episodes.episode_lengths)
+    begin = np.cumsum(lengths) - lengths
+    rows = np.concatenate([begin[i] + np.arange(lengths[i]) for i in indices])
+    rewards, terminals = episodes.rewards, episodes.terminals
+    return episodes._replace(
+        observations={k: v[rows] for k, v in episodes.observations.items()},
+        actions=episodes.actions[rows],
+        episode_lengths=lengths[indices],
+        rewards=None if rewards is None else rewards[rows],
+        terminals=None if terminals is None else terminals[rows],
+    )
+
+
+def split_episodes(
+    episodes: Episodes, fraction: float, seed: int
+) -> tuple[Episodes, Episodes]:
+    """Draw whole episodes for validation: neighbouring steps are too much alike.
+
+    Args:
+        fraction: of the episodes that go to validation, in (0, 1); they are at least
+            one, and at least one is left to train on.
+
+    Returns:
+        (train, validation), each in the order of the data.
+
+    Raises:
+        ValueError: a fraction outside (0, 1), or fewer than two episodes.
+    """
+    total = len(episodes.episode_lengths)
+    if not 0 < fraction < 1 or total < 2:
+        raise ValueError(
+            f"fraction={fraction} of {total} episodes cannot be split off; it "
+            "must lie in (0, 1), and there must be at least 2 episodes."
+        )
+    held_out = min(max(round(fraction * total), 1), total - 1)
+    order = np.random.default_rng(seed).permutation(total)
+    train, validation = np.sort(order[held_out:]), np.sort(order[:held_out])
+    return select_episodes(episodes, train), select_episodes(episodes, validation)
+
+
+def normalize_episodes(episodes: Episodes) -> Episodes:
+    """Fit bounds to episodes in task units and map these to [-1, 1].
+
+    Episodes that have a normaliser come back as they are.
+    """
+    if episodes.normalizer is not None:
+        return episodes
+    state, actions = episodes.observations["state"], episodes.actions
+    normalizer = fit_normalizer(state, actions)
+    state = np.asarray(normalize_obs(normalizer, state), np.float32)
+    return episodes._replace(
+        observations={**episodes.observations, "state": state},
+        actions=np.asarray(normalize_action(normalizer, actions), np.float32),
+        normalizer=normalizer,
+    )
+
+
+def unnormalize_episodes(episodes: Episodes) -> Episodes:
+    """The inverse of `normalize_episodes`: the same episodes in task units."""
+    bounds = episodes.normalizer
+    if bounds is None:
+        return episodes
+    low, high = bounds.action_min, bounds.action_max
+    state = unnormalize_obs(bounds, episodes.observations["state"])
+    # `unnormalize_action` stretches a little so that a policy reaches its bounds;
+    # recorded actions need the exact inverse, which is that of observations.
+    actions = unnormalize_obs(Normalizer(low, high, low, high), episodes.actions)
+    return episodes._replace(
+        observations={**episodes.observations, "state": np.asarray(state, np.float32)},
+        actions=np.asarray(actions, np.float32),
+        normalizer=None,
+    )
+
+
 def check_episodes(episodes: Episodes, source: str) -> None:
     """Refuse episodes that would train a policy on nonsense.
 
@@ -171,8 +290,18 @@ def summary(episodes: Episodes) -> str:
             f"{returns.min():.4g} to {returns.max():.4g})"
         )
     if episodes.terminals is not None:
-        lines.append(f"{int(episodes.terminals.sum())} episodes ended by themselves")
-    known = "known" if episodes.normalizer is not None else "unknown"
+        ended = np.asarray(episodes.terminals)[np.cumsum(lengths) - 1]
+        lines.append(f"{int(ended.sum())} episodes ended by themselves")
+    bounds = episodes.normalizer
+    known = (
+        "unknown"
+        if bounds is None
+        else (
+            f"state from {np.min(bounds.obs_min):.4g} to {np.max(bounds.obs_max):.4g}, "
+            f"action from {np.min(bounds.action_min):.4g} to "
+            f"{np.max(bounds.action_max):.4g}"
+        )
+    )
     lines.append(f"bounds in task units: {known}")
     return "\n".join(lines)
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dppo_jax.demonstrations.dataset import Episodes, check_episodes
+from dppo_jax.demonstrations.dataset import (
+    Episodes,
+    check_episodes,
+    normalize_episodes,
+)
 from dppo_jax.normalize import (
     Normalizer,
-    fit_normalizer,
     load_normalizer,
-    normalize_action,
-    normalize_obs,
     read_npz,
     save_normalizer,
 )
@@ -86,16 +87,13 @@ def save_dppo_npz(
     if taken and not overwrite:
         raise ValueError(f"{taken[0]} exists; pass overwrite=True to replace it.")
     check_episodes(episodes, "episodes")
-    state, actions = episodes.observations["state"], episodes.actions
+    episodes = normalize_episodes(episodes)
     normalizer = episodes.normalizer
-    if normalizer is None:
-        normalizer = fit_normalizer(state, actions)
-        state = np.asarray(normalize_obs(normalizer, state))
-        actions = np.asarray(normalize_action(normalizer, actions))
+    assert normalizer is not None
     _check_sizes(episodes, normalizer, "the normalizer does not suit the episodes")
     arrays: dict[str, np.ndarray | None] = {
-        "states": np.asarray(state, np.float32),
-        "actions": np.asarray(actions, np.float32),
+        "states": np.asarray(episodes.observations["state"], np.float32),
+        "actions": np.asarray(episodes.actions, np.float32),
         "traj_lengths": np.asarray(episodes.episode_lengths, np.int64),
         "rewards": episodes.rewards,
         "terminals": episodes.terminals,
