@@ -1,7 +1,8 @@
 """Orbax checkpoints: policy, normaliser and config together, training state apart.
 
 A run directory holds `config.json` and `checkpoints/<iteration>/` with the items
-`policy` (what another stage, or a robot, needs) and `state` (what resuming needs).
+`policy` (what another stage, or a robot, needs) and `state` (what resuming needs). A
+policy that was trained elsewhere has no `state`, but may have a `critic`.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from dppo_jax.types import PolicyParams, PyTree
 
 CONFIG_FILE = "config.json"
 _CHECKPOINTS = "checkpoints"
+_ITEMS = ("policy", "state", "critic")
 
 
 class PolicyCheckpoint(NamedTuple):
@@ -68,14 +70,30 @@ class Checkpoints:
         """Write one checkpoint; an iteration that is there already is left alone."""
         if iteration == self.latest:
             return
-        policy = {"params": params._asdict(), "normalizer": normalizer._asdict()}
         self._manager.save(
             iteration,
             args=ocp.args.Composite(
-                policy=ocp.args.StandardSave(jax.tree.map(np.asarray, policy)),
+                policy=_policy_item(params, normalizer),
                 state=ocp.args.StandardSave(_storable(state)),
             ),
         )
+
+    def save_policy(
+        self,
+        iteration: int,
+        params: PolicyParams,
+        normalizer: Normalizer,
+        critic: PyTree | None = None,
+    ) -> None:
+        """Write a checkpoint of a policy that was trained elsewhere.
+
+        Args:
+            critic: parameters of its value network, if there are any.
+        """
+        items = {"policy": _policy_item(params, normalizer)}
+        if critic is not None:
+            items["critic"] = ocp.args.StandardSave(jax.tree.map(np.asarray, critic))
+        self._manager.save(iteration, args=ocp.args.Composite(**items))
 
     def restore(self, like: PyTree) -> PyTree:
         """The newest training state, in the structure of `like`.
@@ -120,27 +138,31 @@ def load_policy(
             f"{run_dir} is not a run directory (no {CONFIG_FILE}); pass the directory "
             "that experiments.pretrain or experiments.finetune wrote."
         )
-    if not (run_dir / _CHECKPOINTS).is_dir():
-        raise ValueError(f"{run_dir} holds no checkpoint yet; let its run go on first.")
-    with _manager(run_dir) as manager:
-        steps = sorted(manager.all_steps())
-        if not steps:
-            raise ValueError(
-                f"{run_dir} holds no checkpoint yet; let its run go on first."
-            )
-        step = steps[-1] if iteration is None else iteration
-        if step not in steps:
-            raise ValueError(f"{run_dir} has no checkpoint {step}; it has {steps}.")
-        with _named(manager, step):
-            item = manager.restore(
-                step, args=ocp.args.Composite(policy=ocp.args.StandardRestore())
-            )["policy"]
+    item, step = _load_item(run_dir, "policy", iteration)
     return PolicyCheckpoint(
         params=PolicyParams(**item["params"]),
         normalizer=Normalizer(**item["normalizer"]),
         config=config,
         iteration=step,
     )
+
+
+def load_critic(
+    run_dir: str | os.PathLike, iteration: int | None = None
+) -> PyTree | None:
+    """The critic that was saved beside a policy; None where there is none.
+
+    It is the `critic` of a policy from elsewhere, or the `critic_params` of a training
+    state.
+
+    Raises:
+        ValueError: as `load_policy`.
+    """
+    critic, _ = _load_item(run_dir, "critic", iteration)
+    if critic is None:
+        state, _ = _load_item(run_dir, "state", iteration)
+        critic = (state or {}).get("critic_params")
+    return critic
 
 
 def check_matches(params: PyTree, expected: PyTree, *, what: str, cure: str) -> None:
@@ -179,6 +201,38 @@ def save_config(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
+def _policy_item(params: PolicyParams, normalizer: Normalizer) -> Any:
+    policy = {"params": params._asdict(), "normalizer": normalizer._asdict()}
+    return ocp.args.StandardSave(jax.tree.map(np.asarray, policy))
+
+
+def _load_item(
+    run_dir: str | os.PathLike, name: str, iteration: int | None
+) -> tuple[Any, int]:
+    """An item of a checkpoint as nested dictionaries, and its iteration.
+
+    Every checkpoint has a `policy`; another item is None where there is none.
+    """
+    if not (Path(run_dir) / _CHECKPOINTS).is_dir():
+        raise ValueError(f"{run_dir} holds no checkpoint yet; let its run go on first.")
+    with _manager(run_dir) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise ValueError(
+                f"{run_dir} holds no checkpoint yet; let its run go on first."
+            )
+        step = steps[-1] if iteration is None else iteration
+        if step not in steps:
+            raise ValueError(f"{run_dir} has no checkpoint {step}; it has {steps}.")
+        if name != "policy" and not (manager.directory / str(step) / name).exists():
+            return None, step
+        with _named(manager, step):
+            item = manager.restore(
+                step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore()})
+            )[name]
+    return item, step
+
+
 @contextlib.contextmanager
 def _named(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
     """Say which checkpoint is damaged; Orbax names a file or a key inside it."""
@@ -207,9 +261,7 @@ def _manager(run_dir: str | os.PathLike, **options: Any) -> ocp.CheckpointManage
         Path(run_dir).absolute() / _CHECKPOINTS,
         options=ocp.CheckpointManagerOptions(**options),
         # Named in advance, so that a fresh process knows how to read them.
-        item_handlers={
-            name: ocp.StandardCheckpointHandler() for name in ("policy", "state")
-        },
+        item_handlers={name: ocp.StandardCheckpointHandler() for name in _ITEMS},
     )
 
 

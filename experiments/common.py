@@ -1,11 +1,12 @@
 """What all stages share: flags, run directories, errors in one line."""
 
+import contextlib
 import json
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,26 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def run_stage(stage: Callable[[ConfigDict], Any]) -> None:
+def run_stage(stage: Callable[..., Any], words: Sequence[str] = ()) -> None:
     """Parse the flags and run a stage; a wrong setting ends in one line, status 2.
 
     With DPPO_JAX_TRACEBACK=1 in the environment the whole traceback is printed.
+
+    Args:
+        stage: called with one string for each of `words`, then the configuration.
+        words: what the command line must name besides flags.
     """
+    with errors_in_one_line():
+        stage(*_parse(sys.argv, words))
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """End the program in one line, with status 2, for what a user did wrong."""
     # Libraries report their routine here; what matters raises.
     logging.set_verbosity(logging.ERROR)
     try:
-        stage(_parse(sys.argv))
+        yield
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("DPPO_JAX_TRACEBACK"):
             traceback.print_exc()
@@ -41,15 +53,15 @@ def run_stage(stage: Callable[[ConfigDict], Any]) -> None:
         sys.exit(2)
 
 
-def _parse(argv: list[str]) -> ConfigDict:
-    """The locked configuration of a command line.
+def _parse(argv: list[str], words: Sequence[str]) -> list[Any]:
+    """What a command line gives for `words`, and its locked configuration.
 
     Raises:
-        ValueError: no configuration, an unknown key, a value of the wrong type, or
-            a word that is no flag.
+        ValueError: no configuration, an unknown key, a value of the wrong type,
+            words that are no flags, or others than `words`.
     """
     try:
-        _, *words = flags.FLAGS(argv)
+        _, *given = flags.FLAGS(argv)
         config = _CONFIG.value
     except flags.Error as error:
         # A config file that raises arrives as the text of its whole traceback.
@@ -60,20 +72,22 @@ def _parse(argv: list[str]) -> ConfigDict:
         name = re.search(r"\w+", str(error))
         alike = re.search(r"Did you mean \W*(\w+)", str(error))
         key = name[0] if name else "?"
-        given = next((arg for arg in argv if key in arg.split("=")[0]), key)
+        flag = next((arg for arg in argv if key in arg.split("=")[0]), key)
         hint = f"did you mean {alike[1]}? " if alike else ""
         raise ValueError(
-            f"unknown setting {given.split('=')[0]}; {hint}experiments/defaults.py and "
+            f"unknown setting {flag.split('=')[0]}; {hint}experiments/defaults.py and "
             "the config.json of any run list what there is."
         ) from None
-    if words:
-        raise ValueError(f"{words[0]!r} is no flag; write --config.KEY=VALUE.")
+    if given and not words:
+        raise ValueError(f"{given[0]!r} is no flag; write --config.KEY=VALUE.")
+    if len(given) != len(words):
+        raise ValueError(f"{given} given; write {' '.join(words)} --config=FILE.")
     if config is None:
         raise ValueError(
             "no configuration; pass --config=experiments/configs/avoid.py:m1"
         )
     runtime.configure()
-    return config.lock()
+    return [*given, config.lock()]
 
 
 def prepare_run(config: ConfigDict, stage: str) -> str:

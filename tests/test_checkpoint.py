@@ -10,6 +10,7 @@ from dppo_jax.checkpoint import (
     Checkpoints,
     check_matches,
     load_config,
+    load_critic,
     load_policy,
     save_config,
 )
@@ -76,6 +77,27 @@ def test_a_policy_travels_with_its_normalizer_and_its_config(tmp_path):
     assert tiny.same(loaded.params, PARAMS)
     assert tiny.same(loaded.normalizer, tiny.NORMALIZER)
     assert loaded.normalizer._fields == tiny.NORMALIZER._fields
+
+
+def test_a_policy_from_elsewhere_needs_no_training_state(tmp_path):
+    save_config(tmp_path, CONFIG)
+    critic = {"v": jnp.ones((2, 1))}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_policy(3, PARAMS, tiny.NORMALIZER)
+        checkpoints.save_policy(4, PARAMS, tiny.NORMALIZER, critic)
+    assert tiny.same(load_policy(tmp_path).params, PARAMS)
+    assert load_critic(tmp_path, 3) is None
+    assert tiny.same(load_critic(tmp_path), critic)
+
+
+def test_the_critic_of_a_run_is_part_of_its_training_state(tmp_path):
+    save(tmp_path, 1)
+    assert load_critic(tmp_path) is None
+    critic = {"v": jnp.ones(2)}
+    state = {"critic_params": critic, "key": jax.random.key(0), "none": ()}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, state, PARAMS, tiny.NORMALIZER)
+    assert tiny.same(load_critic(tmp_path), critic)
 
 
 def test_old_checkpoints_make_room_and_a_named_one_can_be_read(tmp_path):

@@ -1,5 +1,21 @@
 """Exchange with other implementations."""
 
+from dppo_jax.interop.reference_checkpoint import (
+    ReferenceCheckpoint,
+    infer_settings,
+    load_reference_checkpoint,
+    save_reference_checkpoint,
+)
 from dppo_jax.interop.reference_params import params_from_reference, params_to_reference
+from dppo_jax.interop.torch_file import load_torch_file, save_torch_file
 
-__all__ = ["params_from_reference", "params_to_reference"]
+__all__ = [
+    "ReferenceCheckpoint",
+    "infer_settings",
+    "load_reference_checkpoint",
+    "load_torch_file",
+    "params_from_reference",
+    "params_to_reference",
+    "save_reference_checkpoint",
+    "save_torch_file",
+]

@@ -1,0 +1,258 @@
+"""Checkpoints of the published DPPO code (github irom-princeton/dppo) <-> ours.
+
+Pre-training there saves {"epoch", "model", "ema"}, whose weights are `network.*`;
+fine-tuning saves {"itr", "model"} with `actor.*` (the frozen network), `actor_ft.*`
+(the tuned one), `critic.*`, and `network.*`, which repeats one of the two. Schedules
+are no part of it: what the weights do not tell, a configuration must.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dppo_jax.interop.reference_params import params_from_reference, params_to_reference
+from dppo_jax.interop.torch_file import load_torch_file, save_torch_file
+from dppo_jax.normalize import Normalizer
+from dppo_jax.types import PolicyParams, PyTree
+
+# Bounds of the noise level of DDIM in every published configuration.
+_ETA_BOUNDS = (0.1, 1.0)
+
+
+class ReferenceCheckpoint(NamedTuple):
+    """A policy of the reference implementation.
+
+    stage: "pretrain" or "finetune".
+    params: base and tuned network; the same one twice after pre-training.
+    critic: parameters of V(s), None where there is none.
+    std_bounds: least and largest standard deviation of a Gaussian policy.
+    iteration: epoch of pre-training, or iteration of fine-tuning.
+    """
+
+    stage: str
+    params: PolicyParams
+    critic: PyTree | None
+    std_bounds: tuple[float, float] | None
+    iteration: int
+
+
+def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
+    """Read a `state_<n>.pt`; of a pre-trained policy its moving average, if any.
+
+    Raises:
+        ValueError: a file that cannot be read, that is no such checkpoint, or that
+            holds networks other than perceptrons.
+    """
+    tree = load_torch_file(path)
+    tree = tree if isinstance(tree, dict) else {}
+    weights = tree.get("ema", tree.get("model"))
+    iteration = tree.get("itr", tree.get("epoch"))
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(array, np.ndarray) for array in weights.values())
+        or not isinstance(iteration, int)
+    ):
+        raise ValueError(
+            f"{path} is no checkpoint of the reference's pre-training (epoch, model, "
+            "ema) or fine-tuning (itr, model); pass a state_<n>.pt that it saved."
+        )
+    tuned = any(name.startswith("actor_ft.") for name in weights)
+    prefixes = ("actor.", "actor_ft.") if tuned else ("network.", "network.")
+    try:
+        params = PolicyParams(
+            *(params_from_reference(weights, prefix=prefix) for prefix in prefixes)
+        )
+        critic = None
+        if any(name.startswith("critic.") for name in weights):
+            critic = params_from_reference(weights, prefix="critic.")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    log_bounds = [weights.get(f"{prefixes[1]}logvar_{end}") for end in ("min", "max")]
+    low, high = (
+        None if bound is None else float(np.exp(0.5 * bound)) for bound in log_bounds
+    )
+    return ReferenceCheckpoint(
+        stage="finetune" if tuned else "pretrain",
+        params=params,
+        critic=critic,
+        std_bounds=None if low is None or high is None else (low, high),
+        iteration=iteration,
+    )
+
+
+def save_reference_checkpoint(
+    path: str | os.PathLike,
+    checkpoint: ReferenceCheckpoint,
+    *,
+    eta: float | None = None,
+) -> None:
+    """Write a `.pt` that the reference loads.
+
+    Of a pre-trained policy there is only the moving average, which goes by both names,
+    `model` and `ema`. A fine-tuned one without a critic loads where the reference
+    allows missing weights (`network_path`, evaluation), but does not resume a run.
+
+    Args:
+        eta: noise level of a DDIM policy; the reference keeps it among the weights.
+
+    Raises:
+        ValueError: parameters that have no name in the reference.
+    """
+    constants = {}
+    if checkpoint.std_bounds is not None:
+        constants = {
+            f"logvar_{end}": np.asarray(2 * np.log(std), np.float32)
+            for end, std in zip(("min", "max"), checkpoint.std_bounds)
+        }
+    base, tuned = (
+        constants | params_to_reference(params) for params in checkpoint.params
+    )
+    if checkpoint.stage == "pretrain":
+        network = _prefixed("network", tuned)
+        tree = {"epoch": checkpoint.iteration, "model": network, "ema": network}
+        save_torch_file(path, tree)
+        return
+    # There the network of the base class is the frozen one of a diffusion policy and
+    # the tuned one of a Gaussian policy.
+    is_diffusion = _is_diffusion(checkpoint.params.tuned)
+    model = _prefixed("network", base if is_diffusion else tuned)
+    if eta is not None:
+        model["eta.eta_logit"] = _eta_logit(eta)
+    model |= _prefixed("actor", base) | _prefixed("actor_ft", tuned)
+    if checkpoint.critic is not None:
+        model |= _prefixed("critic", params_to_reference(checkpoint.critic))
+    save_torch_file(path, {"itr": checkpoint.iteration, "model": model})
+
+
+def infer_settings(
+    checkpoint: ReferenceCheckpoint, normalizer: Normalizer
+) -> dict[str, Any]:
+    """What the weights tell of the configuration, under its names.
+
+    Args:
+        normalizer: bounds that the policy was trained with; their number tells the
+            sizes of an action and of an observation, the weights only those of a
+            chunk and of a history.
+
+    Returns:
+        For example {"model.chunk": 4, "model.network.hidden_sizes": (512, 512, 512)}.
+        A setting without an effect on the weights is missing.
+
+    Raises:
+        ValueError: a normalizer of other sizes, or networks with layers missing.
+    """
+    net, critic = checkpoint.params.base["params"], {}
+    try:
+        if _is_diffusion(checkpoint.params.base):
+            settings = _diffusion_settings(net)
+        else:
+            settings = _gaussian_settings(net, checkpoint.std_bounds)
+        if checkpoint.critic is not None:
+            critic = _perceptron(checkpoint.critic["params"]["q1"])
+    except KeyError as error:
+        raise ValueError(
+            f"the policy lacks the weights {error}, which a denoiser, a Gaussian "
+            "policy or V(s) has; nothing else can be imported."
+        ) from None
+    trunk = settings.pop("trunk")
+    for what, vector, size, name in (
+        ("outputs", normalizer.action_min, settings.pop("outputs"), "model.chunk"),
+        ("inputs", normalizer.obs_min, settings.pop("inputs"), "env.history"),
+    ):
+        settings[name], rest = divmod(size, len(vector))
+        if rest or not settings[name]:
+            raise ValueError(
+                f"the policy has {size} {what}, which is no multiple of the "
+                f"{len(vector)} in the normalization; pass the --normalization that "
+                "the policy was trained with."
+            )
+    return settings | _prefixed("model.network", trunk) | _prefixed("critic", critic)
+
+
+def _diffusion_settings(net: Mapping[str, Any]) -> dict[str, Any]:
+    time_dim = len(net["time_embedding"]["linear_2"]["bias"])
+    inputs, outputs = _inputs(net["mean"]), _outputs(net["mean"])
+    condition_sizes = None
+    inputs -= time_dim + outputs
+    if "condition" in net:
+        layers = _perceptron(net["condition"])["hidden_sizes"]
+        condition_sizes = (*layers, _outputs(net["condition"]))
+        inputs = _inputs(net["condition"])
+    return {
+        "model.kind": "diffusion",
+        "model.diffusion.time_dim": time_dim,
+        "model.diffusion.condition_sizes": condition_sizes,
+        "inputs": inputs,
+        "outputs": outputs,
+        "trunk": _perceptron(net["mean"]),
+    }
+
+
+def _gaussian_settings(
+    net: Mapping[str, Any], std_bounds: tuple[float, float] | None
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {"model.kind": "gaussian"}
+    first = net.get("base", net["mean"])
+    trunk = _perceptron(first)
+    if "base" in net:
+        trunk["hidden_sizes"] += (_outputs(net["base"]),)
+        settings["model.gaussian.fixed_std"] = None
+    learned = "fixed_log_variance" in net
+    settings["model.gaussian.learn_fixed_std"] = learned
+    if std_bounds is not None and (learned or "base" in net):
+        for name, bound in zip(("std_min", "std_max"), std_bounds):
+            settings[f"model.gaussian.{name}"] = bound
+    outputs = _outputs(net["mean"])
+    return settings | dict(inputs=_inputs(first), outputs=outputs, trunk=trunk)
+
+
+def _perceptron(net: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a plain or a residual perceptron from its layers."""
+    residual = "linear_0" in net
+    sizes: tuple[int, ...]
+    if residual:
+        hidden = [layer for name, layer in net.items() if name.startswith("block_")]
+        sizes = (len(net["linear_0"]["bias"]),) * (1 + 2 * len(hidden))
+    else:
+        layers = [net[f"layer_{i}"] for i in range(len(net))]
+        hidden = layers[:-1]
+        sizes = tuple(len(layer["linear"]["bias"]) for layer in hidden)
+    settings = {"hidden_sizes": sizes, "residual": residual}
+    if hidden:
+        settings["layer_norm"] = any(name.startswith("norm") for name in hidden[0])
+    return settings
+
+
+def _inputs(net: Mapping[str, Any]) -> int:
+    first = net["linear_0"] if "linear_0" in net else net["layer_0"]["linear"]
+    return first["kernel"].shape[0]
+
+
+def _outputs(net: Mapping[str, Any]) -> int:
+    if "linear_0" in net:
+        num_blocks = sum(name.startswith("block_") for name in net)
+        return len(net[f"linear_{num_blocks + 1}"]["bias"])
+    return len(net[f"layer_{len(net) - 1}"]["linear"]["bias"])
+
+
+def _is_diffusion(params: PyTree) -> bool:
+    return "time_embedding" in params["params"]
+
+
+def _prefixed(prefix: str, items: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{name}": value for name, value in items.items()}
+
+
+def _eta_logit(eta: float) -> np.ndarray:
+    """The number that the reference squashes by tanh into the bounds of eta."""
+    low, high = _ETA_BOUNDS
+    if not low <= eta <= high:
+        raise ValueError(
+            f"eta={eta} lies outside of [{low}, {high}], where the reference keeps it; "
+            "its configurations use 1 in training and 0, always, in evaluation."
+        )
+    with np.errstate(divide="ignore"):
+        return np.arctanh([np.float32(2 * (eta - low) / (high - low) - 1)])

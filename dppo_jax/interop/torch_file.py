@@ -1,0 +1,322 @@
+"""Files of `torch.save`, read and written without torch; nothing in them can run.
+
+Such a file is a zip archive: `data.pkl` describes a tree of containers and tensors,
+`data/<key>` are the raw bytes behind the tensors. `data.pkl` is written in the
+language of pickles, which in general calls whatever it names. Here a small
+interpreter knows only the instructions that saving weights needs, and of names only
+those of tensors and their types; it imports and calls nothing that a file names.
+"""
+
+import os
+import pickletools
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+_STORAGES = {
+    "torch FloatStorage": "f4",
+    "torch DoubleStorage": "f8",
+    "torch HalfStorage": "f2",
+    "torch LongStorage": "i8",
+    "torch IntStorage": "i4",
+    "torch ShortStorage": "i2",
+    "torch CharStorage": "i1",
+    "torch ByteStorage": "u1",
+    "torch BoolStorage": "b1",
+}
+_TENSOR = "torch._utils _rebuild_tensor_v2"
+_PARAMETER = "torch._utils _rebuild_parameter"
+_ORDERED_DICT = "collections OrderedDict"
+_NAMES = {*_STORAGES, _TENSOR, _PARAMETER, _ORDERED_DICT}
+# What `archive/version` may say; 3 is written since torch 1.6.
+_VERSIONS = range(1, 11)
+_BYTE_ORDERS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
+_SAVE_AGAIN = (
+    "read it with torch.load and write what is needed, plain tensors in dictionaries, "
+    "with torch.save"
+)
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, OSError),
+    *(RuntimeError, NotImplementedError),  # encrypted, compressed in unknown ways
+)
+# What malformed instructions lead to, all of it harmless.
+_MALFORMED = (
+    *(ValueError, TypeError, LookupError, AttributeError),
+    *(OverflowError, struct.error),
+)
+
+
+class _Name(NamedTuple):
+    """A function or class that the stream names: "module name"."""
+
+    name: str
+
+
+def load_torch_file(path: str | os.PathLike) -> Any:
+    """The tree in a file of `torch.save`: dictionaries, lists, numbers and tensors.
+
+    Tensors come as numpy arrays, read-only views of their storages; those that share a
+    storage in the file share it here.
+
+    Raises:
+        ValueError: a file that is missing, damaged, older than torch 1.6, or that
+            holds anything else than containers, numbers, strings and tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; check the path.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _load(archive, path)
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"{path} is not a readable file of torch.save ({error}); copy it again, "
+            "or, if torch older than 1.6 wrote it, load and save it with a newer one."
+        ) from error
+
+
+def _load(archive: zipfile.ZipFile, path: Path) -> Any:
+    folders = [
+        name.removesuffix("/data.pkl")
+        for name in archive.namelist()
+        if name.endswith("/data.pkl")
+    ]
+    if len(folders) != 1:
+        raise ValueError(f"{path} is a zip file, but not one of torch.save.")
+    records = {
+        name.removeprefix(f"{folders[0]}/"): archive.getinfo(name)
+        for name in archive.namelist()
+    }
+
+    def text(name: str, default: str) -> str:
+        if name not in records:
+            return default
+        return archive.read(records[name]).decode(errors="replace").strip()
+
+    version, byte_order = text("version", "3"), text("byteorder", "little")
+    if not version.isdecimal() or int(version) not in _VERSIONS:
+        raise ValueError(
+            f"{path} has format version {version!r}, which is not known here; "
+            f"{_SAVE_AGAIN} of 2.x."
+        )
+    if byte_order not in _BYTE_ORDERS:
+        raise ValueError(f"{path} has byte order {byte_order!r}; {_SAVE_AGAIN}.")
+    storages: dict[str, np.ndarray] = {}
+
+    def storage(kind: str, type_: _Name, key: str, device: str, size: int) -> Any:
+        dtype = np.dtype(_STORAGES[type_.name]).newbyteorder(_BYTE_ORDERS[byte_order])
+        info = records[f"data/{key}"]
+        # Checked before reading, so that a false size costs no memory.
+        if kind != "storage" or info.file_size != size * dtype.itemsize:
+            raise ValueError(f"storage {key} has {info.file_size} bytes")
+        if key not in storages:
+            storages[key] = np.frombuffer(archive.read(info), dtype)
+        if storages[key].dtype != dtype:
+            raise ValueError(f"storage {key} has two types")
+        return storages[key]
+
+    instructions = archive.read(records["data.pkl"])
+    try:
+        return _interpret(instructions, storage)
+    except _Refused as error:
+        raise ValueError(f"{path} holds {error}; {_SAVE_AGAIN}.") from error
+    except _MALFORMED as error:
+        raise ValueError(
+            f"{path} is damaged ({error or type(error).__name__}); copy it again."
+        ) from error
+
+
+class _Refused(Exception):
+    """What a file holds beyond weights."""
+
+
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def _interpret(instructions: bytes, storage: Callable[..., Any]) -> Any:
+    """Run the stack machine that such a stream is written for."""
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def pop(size: int) -> list[Any]:
+        if size > len(stack):
+            raise ValueError("instructions without their arguments")
+        items = stack[len(stack) - size :]
+        del stack[len(stack) - size :]
+        return items
+
+    def pop_marked() -> list[Any]:
+        return pop(len(stack) - marks.pop())
+
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(instructions):
+        name = opcode.name
+        if name in _LITERALS:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name in _TUPLES:
+            stack.append(tuple(pop(_TUPLES[name])))
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name == "TUPLE":
+            stack.append(tuple(pop_marked()))
+        elif name == "APPENDS":
+            items = pop_marked()
+            stack[-1].extend(items)
+        elif name == "APPEND":
+            item = pop(1)
+            stack[-1].extend(item)
+        elif name == "SETITEMS":
+            items = pop_marked()
+            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        elif name == "SETITEM":
+            item = pop(2)
+            stack[-1].update([item])
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "GLOBAL":
+            if argument not in _NAMES:
+                raise _Refused(argument.replace(" ", "."))
+            stack.append(_Name(argument))
+        elif name == "BINPERSID":
+            ((*reference,),) = pop(1)
+            stack.append(storage(*reference))
+        elif name == "REDUCE":
+            function, arguments = pop(2)
+            stack.append(_call(function.name, arguments))
+        elif name == "BUILD":
+            pop(1)  # Attributes of a container: the versions of its modules.
+        elif name == "STOP":
+            return stack.pop()
+        elif name != "PROTO":
+            raise _Refused(f"the instruction {name}")
+    raise ValueError("instructions without an end")
+
+
+def _call(name: str, arguments: tuple) -> Any:
+    if name == _ORDERED_DICT:
+        return dict(*arguments)
+    if name == _PARAMETER:
+        return arguments[0]
+    if name == _TENSOR:
+        return _tensor(*arguments[:4])
+    raise ValueError(f"{name} is not a function")
+
+
+def _tensor(
+    storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> np.ndarray:
+    """A view of the storage; shape and strides count elements, as in torch."""
+    if len(shape) != len(strides) or min((offset, *shape, *strides), default=0) < 0:
+        raise ValueError(f"a tensor {shape} with strides {strides}")
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
+    if 0 not in shape and last >= storage.size:
+        raise ValueError(f"a tensor {shape} beyond the end of its storage")
+    return np.lib.stride_tricks.as_strided(
+        storage[offset:],
+        shape,
+        [stride * storage.itemsize for stride in strides],
+        writeable=False,
+    )
+
+
+def save_torch_file(path: str | os.PathLike, tree: Any) -> None:
+    """Write a file that `torch.load(path, weights_only=True)` reads.
+
+    Args:
+        tree: dictionaries, lists, tuples, strings, numbers, None and numpy arrays,
+            which become tensors. The same array in two places is stored once, and
+            the two tensors share their memory.
+
+    Raises:
+        ValueError: anything else in the tree, or an array of another type than torch
+            has.
+    """
+    path = Path(path)
+    storages: dict[int, np.ndarray] = {}
+    instructions = b"\x80\x02" + _encode(tree, storages) + b"."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            records = {"data.pkl": instructions, "byteorder": b"little"}
+            for key, array in enumerate(storages.values()):
+                little = array.astype(array.dtype.newbyteorder("<"))
+                records[f"data/{key}"] = little.tobytes()
+            records["version"] = b"3\n"
+            for name, content in records.items():
+                # Without a time of writing the same tree gives the same bytes.
+                archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _encode(tree: Any, storages: dict[int, np.ndarray]) -> bytes:
+    """Instructions that rebuild `tree`; its arrays enter `storages`, by identity."""
+    if tree is None:
+        return b"N"
+    if isinstance(tree, bool):
+        return b"\x88" if tree else b"\x89"
+    if isinstance(tree, int):
+        length = tree.bit_length() // 8 + 1
+        return b"\x8a" + bytes([length]) + tree.to_bytes(length, "little", signed=True)
+    if isinstance(tree, float):
+        return b"G" + struct.pack(">d", tree)
+    if isinstance(tree, str):
+        text = tree.encode()
+        return b"X" + struct.pack("<I", len(text)) + text
+
+    def encode(*items: Any) -> bytes:
+        return b"".join(_encode(item, storages) for item in items)
+
+    if isinstance(tree, dict):
+        items = [part for pair in tree.items() for part in pair]
+        return b"}(" + encode(*items) + b"u"
+    if isinstance(tree, list):
+        return b"](" + encode(*tree) + b"e"
+    if isinstance(tree, tuple):
+        return b"(" + encode(*tree) + b"t"
+    if isinstance(tree, np.ndarray):
+        storages.setdefault(id(tree), tree)
+        key = list(storages).index(id(tree))
+        strides = [int(np.prod(tree.shape[i + 1 :])) for i in range(tree.ndim)]
+        place = encode("storage") + _name(_storage_of(tree.dtype))
+        place = b"(" + place + encode(str(key), "cpu", tree.size) + b"tQ"
+        layout = encode(0, tree.shape, tuple(strides), False)
+        hooks = _name(_ORDERED_DICT) + b")R"
+        return _name(_TENSOR) + b"(" + place + layout + hooks + b"tR"
+    raise ValueError(f"a file of torch.save cannot hold a {type(tree).__name__} here.")
+
+
+def _name(name: str) -> bytes:
+    return b"c" + name.replace(" ", "\n").encode() + b"\n"
+
+
+def _storage_of(dtype: np.dtype) -> str:
+    for name, code in _STORAGES.items():
+        if np.dtype(code) == dtype.newbyteorder("="):
+            return name
+    raise ValueError(f"torch has no tensors of type {dtype}; convert them to float32.")

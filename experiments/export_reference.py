@@ -1,0 +1,52 @@
+"""Write a policy for the published DPPO code:
+
+python -m experiments.export_reference RUN_DIR state_30.pt
+"""
+
+import sys
+from pathlib import Path
+
+from dppo_jax.checkpoint import load_critic, load_policy
+from dppo_jax.interop import ReferenceCheckpoint, save_reference_checkpoint
+from dppo_jax.normalize import save_normalizer
+from experiments import common
+
+
+def main(run_dir: str, path: str) -> str:
+    """Run the program; returns the path of the bounds, written beside `path`."""
+    policy = load_policy(run_dir)
+    stage, model = policy.config["stage"], policy.config["model"]
+    is_gaussian = model["kind"] == "gaussian"
+    bounds = model["gaussian"]
+    critic = load_critic(run_dir, policy.iteration) if stage == "finetune" else None
+    save_reference_checkpoint(
+        path,
+        ReferenceCheckpoint(
+            stage=stage,
+            params=policy.params,
+            critic=critic,
+            std_bounds=(bounds["std_min"], bounds["std_max"]) if is_gaussian else None,
+            iteration=policy.iteration,
+        ),
+        eta=(
+            policy.config["finetune"]["eta"]
+            if not is_gaussian and model["diffusion"]["ddim_steps"] is not None
+            else None
+        ),
+    )
+    normalization = str(Path(path).with_name(f"{Path(path).stem}_normalization.npz"))
+    save_normalizer(normalization, policy.normalizer)
+    print(
+        f"{run_dir}: stage {stage}, iteration {policy.iteration}, written to {path} "
+        f"and {normalization}"
+    )
+    if stage == "finetune" and critic is None:
+        print("there is no critic: it loads as network_path, but resumes no run there")
+    return normalization
+
+
+if __name__ == "__main__":
+    with common.errors_in_one_line():
+        if len(sys.argv) != 3:
+            raise ValueError(f"{sys.argv[1:]} given; write RUN_DIR STATE.pt.")
+        main(*sys.argv[1:])

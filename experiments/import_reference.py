@@ -1,0 +1,106 @@
+"""Make a run directory of a checkpoint of the published DPPO code:
+
+python -m experiments.import_reference state_30.pt RUN_DIR --config=... \
+    [--normalization=normalization.npz]
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from dppo_jax.checkpoint import Checkpoints, check_matches, save_config
+from dppo_jax.envs.build import make_env
+from dppo_jax.interop import infer_settings, load_reference_checkpoint
+from dppo_jax.normalize import Normalizer, load_normalizer
+from dppo_jax.policies import make_policy
+from dppo_jax.types import PolicyParams
+from experiments import common
+
+_NORMALIZATION = flags.DEFINE_string(
+    "normalization", "", "bounds of the data it was trained on; empty: those of --data"
+)
+# What no weight depends on; a wrong value goes unnoticed until the policy runs.
+_UNTOLD = (
+    *("model.network.activation", "model.diffusion.num_steps"),
+    *("model.diffusion.ddim_steps", "model.diffusion.predict_noise"),
+    *("model.diffusion.x0_clip", "model.gaussian.tanh_output"),
+)
+
+
+def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -> str:
+    """Run the program; returns the run directory."""
+    if Path(run_dir).exists() and any(Path(run_dir).iterdir()):
+        raise ValueError(f"{run_dir} is not empty; name another directory.")
+    checkpoint = load_reference_checkpoint(path)
+    normalizer = load_normalizer(
+        normalization or config.data or str(Path("data") / config.name)
+    )
+    for name, told in infer_settings(checkpoint, normalizer).items():
+        configured = _lookup(config, name)
+        if not _same(told, configured):
+            raise ValueError(
+                f"{path} has {name}={told!r}, but the config says {configured!r}; "
+                f"pass --config.{name}={told!r}, or the checkpoint that you meant."
+            )
+    check_matches(
+        checkpoint.params,
+        _expected_params(config, normalizer),
+        what=f"the policy of {path}",
+        cure="pass the --config.model settings that it was trained with.",
+    )
+    # A task of other sizes than the normalizer is refused here.
+    make_env(config.env, normalizer=normalizer, chunk=config.model.chunk, num_envs=1)
+    with Checkpoints(run_dir) as checkpoints:
+        checkpoints.save_policy(
+            *(checkpoint.iteration, checkpoint.params, normalizer, checkpoint.critic)
+        )
+    # The name keeps this directory from being taken for a run to resume.
+    origin = {"stage": checkpoint.stage, "imported_from": str(path)}
+    save_config(run_dir, origin | common.as_json(config))
+    untold = [
+        f"{name}={_lookup(config, name)}"
+        for name in _UNTOLD
+        if name.split(".")[1] in ("network", config.model.kind)
+    ]
+    if checkpoint.stage == "finetune" and config.model.kind == "diffusion":
+        untold.append(f"finetune.num_tuned_steps={config.finetune.num_tuned_steps}")
+    critic = "without" if checkpoint.critic is None else "with its"
+    print(
+        f"{path}: stage {checkpoint.stage}, iteration {checkpoint.iteration}, {critic} "
+        f"critic, written to {run_dir}\n"
+        f"not told by the weights, taken from the config: {', '.join(untold)}"
+    )
+    return run_dir
+
+
+def _expected_params(config: ConfigDict, normalizer: Normalizer) -> PolicyParams:
+    policy = make_policy(
+        config.model, config.finetune, action_dim=len(normalizer.action_min)
+    )
+    shape = (1, config.env.history, len(normalizer.obs_min))
+    obs = {"state": jax.ShapeDtypeStruct(shape, np.float32)}
+    return jax.eval_shape(policy.init, jax.random.key(0), obs)
+
+
+def _lookup(config: ConfigDict, name: str) -> Any:
+    return functools.reduce(lambda node, key: node[key], name.split("."), config)
+
+
+def _same(told: Any, configured: Any) -> bool:
+    if isinstance(told, tuple):
+        return configured is not None and told == tuple(configured)
+    if isinstance(told, float) and configured is not None:
+        return bool(np.isclose(told, configured, rtol=1e-5))
+    return told == configured
+
+
+if __name__ == "__main__":
+    common.run_stage(
+        lambda path, run_dir, config: main(path, run_dir, config, _NORMALIZATION.value),
+        words=("STATE.pt", "RUN_DIR"),
+    )
