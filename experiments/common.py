@@ -10,16 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dppo_jax import runtime
 from dppo_jax.checkpoint import PolicyCheckpoint, load_config, load_policy, save_config
+from dppo_jax.envs.build import make_env
+from dppo_jax.evaluate import Evaluation, make_evaluate
+from dppo_jax.normalize import Normalizer
+from dppo_jax.types import Policy, PolicyParams
+from experiments import plots
 
 # Changing these between a run and its resumption is what a user may want to do.
 _MAY_CHANGE = ("run_dir", "evaluate.", "loop.", "num_iterations", "num_epochs")
 # What fine-tuning and evaluation must find as pre-training left it.
-_MUST_MATCH = ("model.", "env.task", "env.history")
+_MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "experiments/configs/FILE.py[:VARIANT], then --config.KEY=VALUE."
@@ -136,6 +142,27 @@ def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
                 "matches."
             )
     return checkpoint
+
+
+def make_score(
+    config: ConfigDict, policy: Policy, normalizer: Normalizer
+) -> Callable[[PolicyParams], Evaluation]:
+    """The evaluation that `config.evaluate` describes, always on the same draws."""
+    settings = config.evaluate
+    env = make_env(
+        config.env,
+        normalizer=normalizer,
+        chunk=config.model.chunk,
+        num_envs=min(settings.num_envs, settings.num_episodes),
+        trace=plots.traced_metrics(config.env.task),
+    )
+    evaluate = make_evaluate(
+        env,
+        policy,
+        num_episodes=settings.num_episodes,
+        deterministic=settings.deterministic,
+    )
+    return lambda params: evaluate(params, jax.random.key(settings.seed))
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

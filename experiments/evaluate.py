@@ -3,11 +3,9 @@
 import json
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
-from dppo_jax.envs.build import make_env
-from dppo_jax.evaluate import make_evaluate, summarize
+from dppo_jax.evaluate import summarize
 from dppo_jax.policies import make_policy
 from experiments import common
 
@@ -20,19 +18,8 @@ def main(config: ConfigDict) -> dict[str, float]:
         config.finetune,
         action_dim=checkpoint.normalizer.action_min.shape[0],
     )
-    env = make_env(
-        config.env,
-        normalizer=checkpoint.normalizer,
-        chunk=config.model.chunk,
-        num_envs=min(config.evaluate.num_envs, config.evaluate.num_episodes),
-    )
-    score = make_evaluate(
-        env,
-        policy,
-        num_episodes=config.evaluate.num_episodes,
-        deterministic=config.evaluate.deterministic,
-    )
-    result = summarize(score(checkpoint.params, jax.random.key(config.evaluate.seed)))
+    score = common.make_score(config, policy, checkpoint.normalizer)
+    result = summarize(score(checkpoint.params))
     mode = "deterministic" if config.evaluate.deterministic else "exploring"
     print(
         f"{config.evaluate.num_episodes} episodes, {mode} mode, checkpoint "

@@ -1,13 +1,12 @@
 """Fine-tune a cloned policy with DPPO: python -m experiments.finetune --config=..."""
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import ppo
 from dppo_jax.checkpoint import check_matches
 from dppo_jax.envs.build import make_env
-from dppo_jax.evaluate import make_evaluate, summarize
+from dppo_jax.evaluate import summarize
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.policies import make_policy
 from dppo_jax.training import train
@@ -21,8 +20,12 @@ def main(config: ConfigDict) -> str:
     policy = make_policy(
         config.model, config.finetune, action_dim=normalizer.action_min.shape[0]
     )
-    make = dict(normalizer=normalizer, chunk=config.model.chunk)
-    env = make_env(config.env, **make, num_envs=config.finetune.num_envs)
+    env = make_env(
+        config.env,
+        normalizer=normalizer,
+        chunk=config.model.chunk,
+        num_envs=config.finetune.num_envs,
+    )
     algorithm = ppo.make_ppo(env, policy, StateCritic(**config.critic), config.finetune)
     state = algorithm.init(jax.random.key(config.seed))
     check_matches(
@@ -32,25 +35,14 @@ def main(config: ConfigDict) -> str:
         cure="pass the --config.model settings that it was trained with.",
     )
     state = algorithm.init(jax.random.key(config.seed), pretrained.params)
-    score = make_evaluate(
-        make_env(
-            config.env,
-            **make,
-            num_envs=min(config.evaluate.num_envs, config.evaluate.num_episodes),
-            trace=plots.traced_metrics(config.env.task),
-        ),
-        policy,
-        num_episodes=config.evaluate.num_episodes,
-        deterministic=config.evaluate.deterministic,
-    )
-    key = jax.random.key(config.evaluate.seed)
+    score = common.make_score(config, policy, normalizer)
     run_dir = common.prepare_run(config, "finetune")
     print(f"fine-tuning {pretrained.config['name']}, writing to {run_dir}", flush=True)
 
     def evaluate(state: ppo.PPOState, iteration: int) -> dict[str, float]:
-        return summarize(score(state.params, key), prefix="eval/")
+        return summarize(score(state.params), prefix="eval/")
 
-    before = jax.tree.map(np.asarray, score(state.params, key))
+    before = score(state.params)
     state = train(
         algorithm,
         state,
@@ -62,8 +54,7 @@ def main(config: ConfigDict) -> str:
         show=("success", "episode_return", "eval/success", "approx_kl"),
         **config.loop.finetune,
     )
-    after = jax.tree.map(np.asarray, score(state.params, key))
-    plots.save_plots(run_dir, config.env.task, before, after)
+    plots.save_plots(run_dir, config.env.task, before, score(state.params))
     return run_dir
 
 

@@ -8,8 +8,7 @@ from ml_collections import ConfigDict
 from dppo_jax import pretrain
 from dppo_jax.demonstrations.dataset import summary, windows
 from dppo_jax.demonstrations.formats import load_demonstrations
-from dppo_jax.envs.build import make_env
-from dppo_jax.evaluate import make_evaluate, summarize
+from dppo_jax.evaluate import summarize
 from dppo_jax.policies import make_policy
 from dppo_jax.training import train
 from experiments import common
@@ -24,29 +23,18 @@ def main(config: ConfigDict) -> str:
             "--config.data=<file or folder>, see docs/data.md."
         )
     episodes = load_demonstrations(data)
+    assert episodes.normalizer is not None  # What it returns is normalised.
     policy = make_policy(
         config.model, config.finetune, action_dim=episodes.actions.shape[1]
     )
     dataset = windows(episodes, chunk=config.model.chunk, history=config.env.history)
     algorithm = pretrain.make_pretrain(policy, dataset, config.pretrain)
-    env = make_env(
-        config.env,
-        normalizer=episodes.normalizer,
-        chunk=config.model.chunk,
-        num_envs=min(config.evaluate.num_envs, config.evaluate.num_episodes),
-    )
-    score = make_evaluate(
-        env,
-        policy,
-        num_episodes=config.evaluate.num_episodes,
-        deterministic=config.evaluate.deterministic,
-    )
+    score = common.make_score(config, policy, episodes.normalizer)
     run_dir = common.prepare_run(config, "pretrain")
     print(f"{data}: {summary(episodes)}\nwriting to {run_dir}", flush=True)
 
     def evaluate(state: pretrain.PretrainState, iteration: int) -> dict[str, float]:
-        key = jax.random.key(config.evaluate.seed)
-        return summarize(score(pretrain.params_of(state), key), prefix="eval/")
+        return summarize(score(pretrain.params_of(state)), prefix="eval/")
 
     train(
         algorithm,
