@@ -1,10 +1,13 @@
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dppo_jax import chain_losses
 from dppo_jax.algorithms import ppo
-from dppo_jax.types import Algorithm, PolicyParams
+from dppo_jax.types import Algorithm, Policy, PolicyParams, Sample
 from tests import tiny
 
 
@@ -208,7 +211,7 @@ def test_the_cloning_penalty_is_smallest_for_the_teacher_itself():
 
     def penalty(params):
         key = jax.random.key(1)
-        return ppo.cloning_penalty(params, policy, teacher, key, obs)
+        return chain_losses.cloning_penalty(params, policy, teacher, key, obs)
 
     at_teacher = jax.jit(penalty)(teacher)
     for seed in (1, 2, 3):
@@ -242,7 +245,7 @@ def test_minibatches_pair_every_step_with_its_own_move():
 
     def loss(row, step):
         rows, steps = jnp.array(row), jnp.array(step)
-        return ppo.policy_loss(
+        return chain_losses.policy_loss(
             *(params.tuned, policy, {"state": tiny.OBS["state"][rows]}),
             *(chain[rows, steps], chain[rows, steps + 1], steps),
             *(log_prob[rows, steps], advantage[rows]),
@@ -266,7 +269,7 @@ def test_dropped_moves_have_no_share_in_the_loss():
     )
 
     def loss(rows, steps, num_active=None):
-        return ppo.policy_loss(
+        return chain_losses.policy_loss(
             *(stranger, policy, {"state": tiny.OBS["state"][rows]}),
             *(chain[rows, steps], chain[rows, steps + 1], steps),
             *(log_prob[rows, steps], jnp.array([1.0, -2.0, 0.5])[rows]),
@@ -284,6 +287,63 @@ def test_dropped_moves_have_no_share_in_the_loss():
     alone = loss(rows[:3], steps[:3])
     for a, b in zip(jax.tree.leaves(annealed), jax.tree.leaves(alone)):
         np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def table_policy() -> Policy:
+    """Always acts 0; one parameter per observed step count (0, 2, 4, 6) and move."""
+
+    def init(key, obs):
+        table = jnp.zeros((4, tiny.NUM_TUNED))
+        return PolicyParams(table, table)
+
+    def sample(params, key, obs, *, min_std, num_active):
+        batch = obs["state"].shape[0]
+        chain = jnp.zeros((batch, tiny.NUM_TUNED + 1, tiny.CHUNK, 1))
+        return Sample(chain, jnp.zeros((batch, tiny.NUM_TUNED)))
+
+    def log_prob(params, x, next_x, obs, step):
+        return params[(obs["state"][:, 0, 1] / 2).astype(jnp.int32), step]
+
+    def unused(*args, **kwargs):
+        raise NotImplementedError
+
+    return Policy(init, sample, log_prob, unused, unused, tiny.NUM_TUNED, 0.1)
+
+
+class StepsCritic(NamedTuple):
+    """V(s) is the number of control steps taken, whatever the parameters say."""
+
+    def init(self, key, obs):
+        return jnp.zeros(())
+
+    def apply(self, params, obs):
+        return obs["state"][:, 0, 1] + 0 * params
+
+
+def run_table(lengths, **changes):
+    """One iteration over one whole episode: 4 chunks from 0, 2, 4 and 6 steps."""
+    env = tiny.point_env(4, lengths=lengths, max_steps=8)
+    config = tiny.tiny_ppo_config(scale_rewards=False, epochs=1, **changes)
+    return tiny.run(ppo.make_ppo(env, table_policy(), StepsCritic(), config), 1)
+
+
+def test_every_pair_of_step_and_move_has_its_share_in_the_update():
+    """A parameter moves only if its step and its move met in a minibatch."""
+    state, (row,) = run_table((99,))
+    assert row["num_updates"] == 2
+    assert (state.params.tuned != 0).all()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_values_of_what_followed_enter_the_advantages(ends):
+    """With lambda = 0 an advantage is r + discount V(s') - V(s), and the critic's
+    loss half its mean square; V(s') is lost only where the task itself ended."""
+    _, (row,) = run_table((8 if ends else 99,), gae_lambda=0.0, discount=0.5)
+    reward = -2 * tiny.GOAL**2  # two actions of zero
+    steps = np.array([0, 2, 4, 6])
+    advantage = reward + 0.5 * (steps + 2) * [1, 1, 1, 1 - ends] - steps
+    assert row["value_loss"] == pytest.approx(0.5 * (advantage**2).mean(), rel=1e-5)
+    assert row["num_episodes"] == 4
 
 
 @pytest.mark.parametrize(
