@@ -30,6 +30,7 @@ from tests.reference_cases import (
     sum_of_squares,
 )
 from tests.reference_losses import check_bc_loss, check_dppo, check_ppo_gaussian
+from tests.reference_policies import check_finetuned, check_pretrained
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FOLDER = Path(os.environ.get("DPPO_JAX_GOLDEN") or SHARED / "golden")
@@ -231,6 +232,8 @@ KINDS = {
     "reward_scaling": check_reward_scaling,
     "lr_schedule": check_lr_schedule,
     "dataset_official_format": check_dataset,
+    "pretrain_state": check_pretrained,
+    "finetune_state": check_finetuned,
 }
 
 
