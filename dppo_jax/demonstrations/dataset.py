@@ -120,16 +120,20 @@ def gather(windows: Windows, window: Array) -> tuple[Obs, Array]:
     return obs, windows.actions[windows.action_rows[window]]
 
 
-def concatenate(parts: Sequence[Episodes]) -> Episodes:
+def concatenate(parts: Sequence[Episodes], source: str) -> Episodes:
     """Lay episodes of one task, in its units, end to end.
 
     Rewards and terminals are kept where every part has them.
+
+    Args:
+        parts: whose normalisers, if any, are dropped: no two parts share bounds.
+        source: what to call the data in a message, for example its file.
 
     Raises:
         ValueError: no parts, or parts of different observations or action sizes.
     """
     if not parts:
-        raise ValueError("there are no episodes to lay end to end.")
+        raise ValueError(f"{source} holds no episodes; check the data.")
 
     def sizes(part: Episodes) -> dict[str, tuple[int, ...]]:
         tables = {**part.observations, "actions": part.actions}
@@ -138,7 +142,7 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
     for index, part in enumerate(parts):
         if sizes(part) != sizes(parts[0]):
             raise ValueError(
-                f"episode {index} has sizes {sizes(part)}, but episode 0 has "
+                f"{source}: episode {index} has sizes {sizes(part)}, but episode 0 has "
                 f"{sizes(parts[0])}; keep data of different tasks apart."
             )
     rewards = [part.rewards for part in parts if part.rewards is not None]

@@ -76,9 +76,7 @@ def load_minari(
         raise ValueError(
             f"{folder} is not a readable Minari data set ({error!r}); fetch it again."
         ) from error
-    if not parts:
-        raise ValueError(f"{folder} holds no episodes; check the data set.")
-    return concatenate(parts)
+    return concatenate(parts, str(folder))
 
 
 def save_minari(folder: str | os.PathLike, episodes: Episodes) -> None:

@@ -64,7 +64,7 @@ def load_robomimic(
         data = file["data"]
         keys = tuple(obs_keys or _default_keys(data[names[0]], f"{path}: {names[0]}"))
         parts = [_read(data[name], keys, f"{path}: {name}") for name in names]
-    return concatenate(parts)
+    return concatenate(parts, str(path))
 
 
 def _read(demo: h5py.Group, keys: Sequence[str], source: str) -> Episodes:

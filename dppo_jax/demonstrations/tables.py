@@ -20,7 +20,9 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         ValueError: it is missing, no HDF5 file, or damaged, also where only reading
             finds that out.
     """
-    if not path.is_file():
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not an HDF5 file; name the file in it.")
+    if not path.exists():
         raise ValueError(f"{path} does not exist; check the path.")
     try:
         with h5py.File(path, "r") as file:

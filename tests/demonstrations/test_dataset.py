@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.demonstrations import Episodes, gather, summary, windows
+from dppo_jax.demonstrations import (
+    Episodes,
+    concatenate,
+    gather,
+    normalize_episodes,
+    select_episodes,
+    split_episodes,
+    summary,
+    unnormalize_episodes,
+    windows,
+)
+from tests.demonstrations.raw import RAW, assert_same
 
 # Two episodes of 3 and 2 steps; state i is [i], action i is [10 i].
 STEPS = np.arange(5, dtype=np.float32)[:, None]
@@ -90,3 +101,70 @@ def test_summary_names_sizes_lengths_and_returns():
         "1 episodes ended by themselves",
         "bounds in task units: unknown",
     ]
+
+
+def test_summary_tells_bounds_and_counts_episodes_that_ended_not_flags():
+    episodes = normalize_episodes(EPISODES)._replace(terminals=np.arange(5) < 3)
+    assert summary(episodes).splitlines()[-2:] == [
+        "1 episodes ended by themselves",
+        "bounds in task units: state from 0 to 4, action from 0 to 40",
+    ]
+
+
+def test_normalised_episodes_span_the_interval_and_come_back():
+    episodes = normalize_episodes(RAW)
+    for array in (episodes.observations["state"], episodes.actions):
+        np.testing.assert_allclose(array.min(axis=0), -1, atol=1e-6)
+        np.testing.assert_allclose(array.max(axis=0), 1, atol=2e-6)
+    assert_same(episodes, RAW)
+    assert normalize_episodes(episodes) is episodes
+    assert unnormalize_episodes(RAW) is RAW
+
+
+def test_selected_episodes_keep_their_rows_together():
+    back = select_episodes(RAW, np.array([1, 0]))
+    assert back.episode_lengths.tolist() == [2, 3]
+    assert back.rewards.tolist() == [3, 4, 0, 1, 2]
+    assert_same(select_episodes(back, np.array([1, 0])), RAW)
+
+
+def test_laying_end_to_end_undoes_selecting():
+    parts = [select_episodes(RAW, np.array([i])) for i in range(2)]
+    assert_same(concatenate(parts, "parts"), RAW)
+    without = [parts[0], parts[1]._replace(rewards=None)]
+    assert concatenate(without, "parts").rewards is None
+    with pytest.raises(
+        ValueError, match="parts: episode 1 has sizes .*different tasks"
+    ):
+        concatenate([RAW, EPISODES], "parts")
+    with pytest.raises(ValueError, match="parts holds no episodes"):
+        concatenate([], "parts")
+
+
+def split_ids(fraction, seed, total=10):
+    """Ten episodes of 1 to 10 steps, told apart by their lengths."""
+    lengths = np.arange(1, total + 1)
+    steps = np.repeat(lengths, lengths).astype(np.float32)[:, None]
+    parts = split_episodes(Episodes({"state": steps}, steps, lengths), fraction, seed)
+    for part in parts:
+        expected = np.repeat(part.episode_lengths, part.episode_lengths)
+        np.testing.assert_array_equal(part.actions[:, 0], expected)
+    return [part.episode_lengths.tolist() for part in parts]
+
+
+def test_a_split_takes_whole_episodes_and_every_one_once():
+    train, validation = split_ids(0.2, seed=0)
+    assert len(validation) == 2 and sorted(train + validation) == list(range(1, 11))
+    assert train == sorted(train)
+    assert split_ids(0.2, seed=0) == [train, validation]
+    assert any(split_ids(0.2, seed=seed)[1] != validation for seed in (1, 2, 3))
+
+
+def test_a_split_leaves_neither_side_empty():
+    assert [len(part) for part in split_ids(0.001, seed=0)] == [9, 1]
+    assert [len(part) for part in split_ids(0.999, seed=0)] == [1, 9]
+    for fraction, total in [(0.0, 10), (1.0, 10), (0.5, 1)]:
+        with pytest.raises(
+            ValueError, match=f"fraction={fraction} of {total} episodes"
+        ):
+            split_ids(fraction, 0, total)

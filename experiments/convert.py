@@ -1,0 +1,71 @@
+"""Convert demonstrations: python -m experiments.convert IN OUT [--format=...]
+
+Reads every format that dppo_jax knows and writes those that can be written.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from dppo_jax.demonstrations.dataset import summary
+from dppo_jax.demonstrations.formats import (
+    FORMATS,
+    load_demonstrations,
+    save_demonstrations,
+)
+from experiments import common
+
+_WRITABLE = [name for name, entry in FORMATS.items() if entry.save is not None]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains as the stages do, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists what there is.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Convert as the command line says; nothing is overwritten.
+
+    Raises:
+        ValueError: a wrong argument, data that cannot be read, a target that exists.
+    """
+    options = _parse(arguments)
+    if Path(options.target).exists():
+        # Known before hours of reading.
+        raise ValueError(f"{options.target} exists; remove it, or give another name.")
+    episodes = load_demonstrations(
+        options.source,
+        format=options.source_format,
+        max_episodes=options.max_episodes,
+        obs_keys=options.obs_keys,
+        filter_key=options.filter_key,
+    )
+    print(f"{options.source}: {summary(episodes)}", flush=True)
+    written = save_demonstrations(options.target, episodes, format=options.format)
+    print(f"wrote {options.target} ({written})")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    description = (__doc__ or "").splitlines()[-1]
+    parser = _Parser("experiments.convert", description=description)
+    add = parser.add_argument
+    add("source", metavar="IN", help="file or folder to read")
+    add("target", metavar="OUT", help="file or folder to write; must not exist")
+    written = "format of OUT (default: d4rl for .hdf5 and .h5, dppo_npz otherwise)"
+    add("--format", choices=_WRITABLE, help=written)
+    read = "format of IN (default: what its content speaks for)"
+    add("--source_format", choices=list(FORMATS), help=read)
+    add("--max_episodes", type=int, metavar="N", help="only the first N episodes")
+    keys = "entries that make the state, side by side, where a format has several"
+    add("--obs_keys", nargs="+", metavar="KEY", help=keys)
+    add("--filter_key", metavar="NAME", help="only this mask (robomimic) or split")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    with common.errors_in_one_line():
+        main(sys.argv[1:])

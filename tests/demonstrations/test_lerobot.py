@@ -1,0 +1,149 @@
+"""Reading of LeRobot's Parquet files."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from dppo_jax.demonstrations import load_lerobot
+from tests.demonstrations.raw import ACTIONS, RAW, REWARDS, STATE, assert_same
+
+arrow = pytest.importorskip("pyarrow", reason="needs dppo_jax[lerobot]")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+COLUMNS = {
+    "observation.state": STATE.tolist(),
+    "action": ACTIONS.tolist(),
+    "episode_index": [0, 0, 0, 1, 1],
+    "frame_index": [0, 1, 2, 0, 1],
+    "next.reward": REWARDS.tolist(),
+    "next.done": [False, False, True, False, False],
+}
+FIRST, SECOND = "data/chunk-000/file-000.parquet", "data/chunk-000/file-001.parquet"
+
+
+def write(folder, files=((FIRST, slice(0, 4)), (SECOND, slice(4, 5))), **changes):
+    """Two files, the second episode being cut in two by their border."""
+    columns = {k: v for k, v in (COLUMNS | changes).items() if v is not None}
+    for name, rows in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        part = {k: v[rows] for k, v in columns.items()}
+        for key, column in part.items():
+            # As LeRobot does it: vectors are lists of a fixed size.
+            sizes = {len(row) if isinstance(row, list) else None for row in column}
+            if len(sizes) == 1 and None not in sizes:
+                fixed = arrow.list_(arrow.float32(), sizes.pop())
+                part[key] = arrow.array(column, fixed)
+        parquet.write_table(arrow.table(part), folder / name)
+    features = {name: {"dtype": "float32"} for name in columns}
+    features["observation.images.top"] = {"dtype": "video"}
+    write_info(folder, features=features, splits={"train": "0:1", "odd": "all"})
+    return folder
+
+
+def write_info(folder, **info):
+    (folder / "meta").mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"codebase_version": "v3.0", **info})
+    (folder / "meta" / "info.json").write_text(text)
+
+
+def test_episodes_go_on_across_files(tmp_path):
+    assert_same(load_lerobot(write(tmp_path)), RAW)
+
+
+def test_one_file_per_episode_is_read_as_well(tmp_path):
+    """The layout of version 2; file 10 comes after file 9, whatever the padding."""
+    files = [
+        ("data/chunk-000/episode_9.parquet", slice(0, 3)),
+        ("data/chunk-000/episode_10.parquet", slice(3, 5)),
+    ]
+    assert_same(load_lerobot(write(tmp_path, files)), RAW)
+
+
+def test_lists_of_any_type_and_plain_numbers_are_tables(tmp_path):
+    changes = {"action": ACTIONS[:, 0].tolist(), "next.reward": None, "next.done": None}
+    folder = write(tmp_path, [])
+    columns = {k: v for k, v in (COLUMNS | changes).items() if v is not None}
+    (tmp_path / FIRST).parent.mkdir(parents=True)
+    parquet.write_table(arrow.table(columns), tmp_path / FIRST)
+    assert_same(load_lerobot(folder), RAW._replace(rewards=None, terminals=None))
+
+
+def test_the_first_episodes_or_those_of_a_split(tmp_path):
+    folder = write(tmp_path)
+    assert load_lerobot(folder, 1).episode_lengths.tolist() == [3]
+    assert load_lerobot(folder, filter_key="train").episode_lengths.tolist() == [3]
+    with pytest.raises(ValueError, match="no split 'test'; it has train, odd"):
+        load_lerobot(folder, filter_key="test")
+    with pytest.raises(ValueError, match="split odd is 'all'; it must read begin:end"):
+        load_lerobot(folder, filter_key="odd")
+
+
+def test_files_after_the_last_wanted_episode_are_not_opened(tmp_path):
+    files = [(FIRST, slice(0, 3)), ("data/chunk-000/file-001.parquet", slice(3, 5))]
+    folder = write(tmp_path, files)
+    third = folder / "data" / "chunk-001" / "file-000.parquet"
+    third.parent.mkdir()
+    third.write_bytes(b"PAR1 but no more")
+    assert load_lerobot(folder, 1).episode_lengths.tolist() == [3]
+    with pytest.raises(
+        ValueError, match="chunk-001/file-000.parquet is not a readable"
+    ):
+        load_lerobot(folder)
+
+
+def test_a_time_limit_is_no_end_of_the_task(tmp_path):
+    cut = {"next.truncated": [False, False, True, False, False]}
+    assert not load_lerobot(write(tmp_path, **cut)).terminals.any()
+
+
+def test_columns_make_the_state_in_the_order_given(tmp_path):
+    keys = ("next.reward", "observation.state")
+    state = load_lerobot(write(tmp_path), obs_keys=keys).observations["state"]
+    np.testing.assert_array_equal(state, np.column_stack([REWARDS, STATE]))
+    with pytest.raises(ValueError, match="images.top is of the kind video"):
+        load_lerobot(tmp_path, obs_keys=("observation.images.top",))
+    with pytest.raises(ValueError, match="no column 'goal'; it has observation.state,"):
+        load_lerobot(tmp_path, obs_keys=("goal",))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"action": None}, "no column 'action'"),
+        ({"episode_index": [0, 1, 0, 1, 1]}, "not in one piece; sort"),
+        ({"action": [[1.0], [1.0, 2.0], [3.0], [1.0], [2.0]]}, "of different sizes"),
+        ({"action": [[1.0], None, [3.0], [1.0], [2.0]]}, "missing or of different"),
+        ({"action": ["a"] * 5}, "action has type string; it must hold numbers"),
+        (
+            {"observation.state": [[1.0, np.nan]] + STATE[1:].tolist()},
+            r"state has NaN .* 1 of 5 rows, first \[0\]",
+        ),
+    ],
+)
+def test_damage_is_named_in_one_line_with_the_folder(tmp_path, change, message):
+    folder = write(tmp_path, **change)
+    with pytest.raises(ValueError, match=message) as error:
+        load_lerobot(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="info.json cannot be read"):
+        load_lerobot(tmp_path)
+    write_info(tmp_path)
+    with pytest.raises(ValueError, match="info.json lacks features"):
+        load_lerobot(tmp_path)
+    write(tmp_path, [])
+    with pytest.raises(ValueError, match="holds no data/chunk"):
+        load_lerobot(tmp_path)
+    with pytest.raises(ValueError, match="holds no episodes"):
+        load_lerobot(write(tmp_path, [(FIRST, slice(0, 0))]))
+
+
+def test_without_the_package_the_cure_is_named(tmp_path, monkeypatch):
+    folder = write(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"pyarrow, .*'dppo_jax\[lerobot\]'"):
+        load_lerobot(folder)

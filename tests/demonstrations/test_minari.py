@@ -1,0 +1,150 @@
+"""Reading and writing of Minari data sets."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from dppo_jax.demonstrations import load_minari, save_minari
+from tests.demonstrations.raw import ACTIONS, LENGTHS, RAW, REWARDS, STATE, assert_same
+
+minari = pytest.importorskip("minari", reason="needs dppo_jax[minari]")
+from gymnasium.spaces import Box, Dict, Discrete  # noqa: E402
+from minari.data_collector.episode_buffer import EpisodeBuffer  # noqa: E402
+from minari.dataset.minari_storage import MinariStorage  # noqa: E402
+
+UNBOUNDED = Box(-np.inf, np.inf, (2,), np.float32)
+ACTION = Box(-4.0, 4.0, (1,), np.float32)
+
+
+def write(folder, space=UNBOUNDED, action_space=ACTION, *, observe=None, act=ACTIONS):
+    """A data set made by the package itself; `observe` maps [T, 2] to observations."""
+    folder.mkdir()
+    storage = MinariStorage.new(folder / "data", space, action_space)
+    storage.update_metadata(
+        {"dataset_id": "tiny-v0", "minari_version": minari.__version__}
+    )
+    ends = np.cumsum(LENGTHS)
+    buffers = []
+    for begin, end in zip(ends - LENGTHS, ends):
+        # What follows the last action: a value that must not be read.
+        seen = np.concatenate([STATE[begin:end], np.full((1, 2), 99, np.float32)])
+        last = np.arange(begin, end) == end - 1
+        buffers.append(
+            EpisodeBuffer(
+                observations=observe(seen) if observe else seen,
+                actions=act[begin:end],
+                rewards=REWARDS[begin:end],
+                terminations=last & (begin == 0),
+                truncations=last & (begin > 0),
+            )
+        )
+    storage.update_episodes(buffers)
+    return folder
+
+
+def test_episodes_come_without_what_followed_the_last_action(tmp_path):
+    folder = write(tmp_path / "tiny")
+    assert_same(load_minari(folder), RAW)
+    assert_same(load_minari(folder / "data"), RAW)
+    assert load_minari(folder, 1).episode_lengths.tolist() == [3]
+
+
+def test_dictionaries_of_observations_need_keys(tmp_path):
+    one = Box(-np.inf, np.inf, (1,), np.float32)
+    space = Dict({"arm": Dict({"angle": one}), "goal": one})
+
+    def observe(seen):
+        return {"arm": {"angle": seen[:, :1]}, "goal": seen[:, 1:]}
+
+    folder = write(tmp_path / "tiny", space, observe=observe)
+    assert_same(load_minari(folder, obs_keys=("arm/angle", "goal")), RAW)
+    with pytest.raises(ValueError, match="several observations; .* arm/angle, goal"):
+        load_minari(folder)
+    with pytest.raises(ValueError, match="no observation 'door'; it has arm/angle"):
+        load_minari(folder, obs_keys=("door",))
+
+
+def test_a_dictionary_of_one_needs_none(tmp_path):
+    space = Dict({"observation": UNBOUNDED})
+    folder = write(tmp_path / "tiny", space, observe=lambda s: {"observation": s})
+    assert_same(load_minari(folder), RAW)
+
+
+def test_actions_keep_to_their_space(tmp_path):
+    narrow = write(tmp_path / "narrow", action_space=Box(-3, 3, (1,), np.float32))
+    with pytest.raises(ValueError, match=r"episode 1: actions reach 4, .*first \[1\]"):
+        load_minari(narrow)
+    discrete = write(
+        tmp_path / "discrete", action_space=Discrete(5), act=np.arange(5, dtype=int)
+    )
+    with pytest.raises(ValueError, match="discrete or structured actions"):
+        load_minari(discrete)
+
+
+def test_nan_are_named_with_their_episode(tmp_path):
+    folder = write(tmp_path / "tiny", act=np.where(ACTIONS == 3, np.nan, ACTIONS))
+    with pytest.raises(ValueError, match=r"episode 1: actions has NaN .*first \[0\]"):
+        load_minari(folder)
+
+
+def test_what_is_written_reads_the_same_and_is_what_minari_expects(tmp_path):
+    save_minari(tmp_path / "hopper v3-v3", RAW)
+    assert_same(load_minari(tmp_path / "hopper v3-v3"), RAW)
+    dataset = minari.MinariDataset(tmp_path / "hopper v3-v3" / "data")
+    assert dataset.id == "hopper-v3-v0"
+    assert (dataset.total_episodes, dataset.total_steps) == (2, 5)
+    episode = dataset[1]
+    assert episode.truncations.tolist() == [False, True]
+    assert len(episode.observations) == 3 and dataset.action_space.contains(ACTIONS[4])
+    with pytest.raises(ValueError, match="hopper v3-v3 exists"):
+        save_minari(tmp_path / "hopper v3-v3", RAW)
+
+
+def test_rewards_that_nobody_recorded_do_not_become_zeros(tmp_path):
+    save_minari(tmp_path / "tiny", RAW._replace(rewards=None))
+    assert load_minari(tmp_path / "tiny").rewards is None
+
+
+def test_images_are_not_written(tmp_path):
+    images = {"state": STATE, "rgb": np.zeros((5, 4, 4, 3), np.uint8)}
+    with pytest.raises(ValueError, match="images can only be written as dppo_npz"):
+        save_minari(tmp_path / "tiny", RAW._replace(observations=images))
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_damage_is_named_in_one_line_with_the_folder(tmp_path):
+    with pytest.raises(ValueError, match="metadata.json cannot be read"):
+        load_minari(tmp_path)
+    folder = write(tmp_path / "tiny")
+    file = folder / "data" / "main_data.hdf5"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a readable Minari data set") as error:
+        load_minari(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_nothing_that_a_file_names_is_imported(tmp_path):
+    """Without its spaces the package would build the environment of the file."""
+    folder = write(tmp_path / "tiny")
+    path = folder / "data" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    del metadata["action_space"]
+    metadata["env_spec"] = json.dumps({"id": "x-v0", "entry_point": "antigravity:x"})
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="metadata.json lacks action_space"):
+        load_minari(folder)
+    assert "antigravity" not in sys.modules
+
+
+def test_without_the_package_the_cure_is_named(tmp_path, monkeypatch):
+    folder = write(tmp_path / "tiny")
+    monkeypatch.setitem(sys.modules, "minari", None)
+    for call in (
+        lambda: load_minari(folder),
+        lambda: save_minari(tmp_path / "other", RAW),
+    ):
+        with pytest.raises(ValueError, match=r"minari, .*'dppo_jax\[minari\]'"):
+            call()
+    assert not (tmp_path / "other").exists()
