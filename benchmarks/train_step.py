@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import timing
-from dppo_jax import losses, optimizers
+from dppo_jax import chain_losses, losses, optimizers
 from dppo_jax.algorithms import ppo
 from dppo_jax.envs.build import make_env
 from dppo_jax.envs.tasks import make_task
@@ -165,7 +165,7 @@ def measure_updates(setup: Setup) -> list[Part]:
     old = policy.log_prob(params, x, 0.9 * x, obs, step)
 
     def actor_loss(params: PyTree) -> Array:
-        return ppo.policy_loss(
+        return chain_losses.policy_loss(
             *(params, policy, obs, x, 0.9 * x, step, old, advantage),
             clip_top=config.clip_top,
             clip_base=config.clip_base,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dppo_jax.types import Array, Metrics, Obs, Sample, Transition, VecEnv
 
@@ -45,3 +46,15 @@ def rollout(
     keys = jax.random.split(key, num_steps)
     env_state, (transitions, metrics) = jax.lax.scan(step, env_state, keys)
     return env_state, transitions, metrics
+
+
+def episode_means(transitions: Transition, metrics: Metrics) -> Metrics:
+    """Means over the episodes that ended in this roll-out; NaN where none did."""
+    done = jnp.maximum(transitions.terminated, transitions.truncated)
+    count = done.sum()
+    means = {
+        name: jnp.where(count > 0, (x * done).sum() / jnp.maximum(count, 1), jnp.nan)
+        for name, x in metrics.items()
+        if x.ndim == 2
+    }
+    return means | {"num_episodes": count, "reward": transitions.reward.mean()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dppo_jax import denoising, losses
-from dppo_jax.algorithms.ppo import policy_loss
+from dppo_jax.chain_losses import policy_loss
 from dppo_jax.policies import diffusion_policy, gaussian_policy
 from tests.reference_cases import (
     CHAIN,

@@ -20,6 +20,7 @@ ARROWS = """
 types <- noise_schedules <- denoising
 types <- denoising, networks <- policies <- algorithms, pretrain, interop
 types <- normalize <- envs <- rollout <- evaluate <- algorithms, pretrain
+types <- losses <- chain_losses <- algorithms
 types <- returns, losses, replay, minibatch, parallel <- algorithms
 types <- schedules <- optimizers <- algorithms, pretrain
 envs <- demonstrations <- algorithms, pretrain, interop

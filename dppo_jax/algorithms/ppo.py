@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from dppo_jax import losses, optimizers, returns, schedules
+from dppo_jax import chain_losses, losses, optimizers, returns, schedules
 from dppo_jax.minibatch import shuffled_batches
-from dppo_jax.rollout import rollout
+from dppo_jax.rollout import episode_means, rollout
 from dppo_jax.types import (
     Algorithm,
     Array,
@@ -106,78 +106,6 @@ def default_config() -> ConfigDict:
     config.tuned_steps_drop = 0
     config.tuned_steps_every = 0
     return config
-
-
-def policy_loss(
-    params: PyTree,
-    policy: Policy,
-    obs: Obs,
-    x: Array,
-    next_x: Array,
-    step: Array,
-    old_log_prob: Array,
-    advantage: Array,
-    *,
-    clip_top: float,
-    clip_base: float,
-    clip_rate: float,
-    denoising_discount: float,
-    normalize: bool = True,
-    quantiles: tuple[float, float] = (0.0, 1.0),
-    num_active: Array | None = None,
-) -> tuple[Array, losses.SurrogateInfo]:
-    """The clipped objective over a minibatch of moves (paper eq. 4.5).
-
-    Args:
-        x, next_x: [B, Ta, Da] the moves.
-        step: [B] index of the move, 0 the noisiest tuned one.
-        old_log_prob: [B] from the sampling pass.
-        advantage: [B] of the environment step.
-        num_active: moves that are still tuned, where K' is annealed; earlier ones
-            get no weight. None: all K'.
-    """
-    num_steps = policy.num_steps
-    weight = None
-    active_step, active = step, jnp.asarray(num_steps)
-    if num_active is not None:
-        active_step, active = step - (num_steps - num_active), num_active
-        weight = 1.0 * (active_step >= 0)
-    if normalize:
-        advantage = losses.normalize_advantage(advantage, weight)
-    advantage = losses.clip_quantiles(advantage, *quantiles, weight)
-    advantage *= losses.denoising_discount(
-        step, num_steps=num_steps, discount=denoising_discount
-    )
-    clip = losses.clip_range(
-        active_step, num_steps=active, base=clip_base, top=clip_top, rate=clip_rate
-    )
-    log_prob = policy.log_prob(params, x, next_x, obs, step)
-    return losses.clipped_surrogate(log_prob, old_log_prob, advantage, clip, weight)
-
-
-def cloning_penalty(
-    params: PyTree, policy: Policy, base: PyTree, key: Array, obs: Obs
-) -> Array:
-    """Minus the log-probability of chains that the frozen policy would sample.
-
-    Keeps the policy near its teacher on the states it visits itself (Zhu et al.
-    2024, arXiv 2403.03949, eq. 2).
-    """
-    chain, _ = policy.sample(PolicyParams(base, base), key, obs)
-    chain = jax.lax.stop_gradient(chain)
-    num_steps = policy.num_steps
-
-    def repeat(x: Array) -> Array:
-        return jnp.repeat(x, num_steps, axis=0)
-
-    log_prob = policy.log_prob(
-        params,
-        chain[:, :-1].reshape(-1, *chain.shape[2:]),
-        chain[:, 1:].reshape(-1, *chain.shape[2:]),
-        jax.tree.map(repeat, obs),
-        jnp.tile(jnp.arange(num_steps), chain.shape[0]),
-    )
-    return -log_prob.mean()
 
 
 def make_ppo(
@@ -273,7 +201,7 @@ def make_ppo(
         env_state, transitions, metrics = rollout(
             env, act, state.env, act_key, num_steps
         )
-        metrics = _episode_metrics(transitions, metrics) | {"min_std": min_std}
+        metrics = episode_means(transitions, metrics) | {"min_std": min_std}
         return state._replace(env=env_state), transitions, metrics
 
     def evaluate_returns(
@@ -311,7 +239,7 @@ def make_ppo(
     def actor_loss(
         tuned: PyTree, params: PolicyParams, batch: Pairs, step: Array, key: Array, it
     ) -> tuple[Array, Metrics]:
-        loss, info = policy_loss(
+        loss, info = chain_losses.policy_loss(
             *(tuned, policy, batch.obs, batch.chain[:, 0], batch.chain[:, 1], step),
             *(batch.log_prob, batch.advantage),
             num_active=num_active(it),
@@ -323,7 +251,9 @@ def make_ppo(
             loss -= config.entropy_coef * entropy
             metrics["entropy"] = entropy
         if config.clone_coef:
-            penalty = cloning_penalty(tuned, policy, params.base, key, batch.obs)
+            penalty = chain_losses.cloning_penalty(
+                tuned, policy, params.base, key, batch.obs
+            )
             loss += config.clone_coef * penalty
             metrics["cloning_penalty"] = penalty
         return loss, metrics
@@ -483,18 +413,6 @@ def _rebase(state: PPOState, num_active: Callable[..., Any]) -> PPOState:
         *(state.params.tuned, state.params.base),
     )
     return state._replace(params=state.params._replace(base=base))
-
-
-def _episode_metrics(transitions: Transition, metrics: Metrics) -> Metrics:
-    """Means over the episodes that ended in this roll-out; NaN where none did."""
-    done = jnp.maximum(transitions.terminated, transitions.truncated)
-    count = done.sum()
-    means = {
-        name: jnp.where(count > 0, (x * done).sum() / jnp.maximum(count, 1), jnp.nan)
-        for name, x in metrics.items()
-        if x.ndim == 2
-    }
-    return means | {"num_episodes": count, "reward": transitions.reward.mean()}
 
 
 def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:

@@ -1,0 +1,79 @@
+"""Losses over the moves of a policy's chain; everything else is in `losses`."""
+
+import jax
+import jax.numpy as jnp
+
+from dppo_jax import losses
+from dppo_jax.types import Array, Obs, Policy, PolicyParams, PyTree
+
+
+def policy_loss(
+    params: PyTree,
+    policy: Policy,
+    obs: Obs,
+    x: Array,
+    next_x: Array,
+    step: Array,
+    old_log_prob: Array,
+    advantage: Array,
+    *,
+    clip_top: float,
+    clip_base: float,
+    clip_rate: float,
+    denoising_discount: float,
+    normalize: bool = True,
+    quantiles: tuple[float, float] = (0.0, 1.0),
+    num_active: Array | None = None,
+) -> tuple[Array, losses.SurrogateInfo]:
+    """The clipped objective over a minibatch of moves (paper eq. 4.5).
+
+    Args:
+        x, next_x: [B, Ta, Da] the moves.
+        step: [B] index of the move, 0 the noisiest tuned one.
+        old_log_prob: [B] from the sampling pass.
+        advantage: [B] of the environment step.
+        num_active: moves that are still tuned, where K' is annealed; earlier ones
+            get no weight. None: all K'.
+    """
+    num_steps = policy.num_steps
+    weight = None
+    active_step, active = step, jnp.asarray(num_steps)
+    if num_active is not None:
+        active_step, active = step - (num_steps - num_active), num_active
+        weight = 1.0 * (active_step >= 0)
+    if normalize:
+        advantage = losses.normalize_advantage(advantage, weight)
+    advantage = losses.clip_quantiles(advantage, *quantiles, weight)
+    advantage *= losses.denoising_discount(
+        step, num_steps=num_steps, discount=denoising_discount
+    )
+    clip = losses.clip_range(
+        active_step, num_steps=active, base=clip_base, top=clip_top, rate=clip_rate
+    )
+    log_prob = policy.log_prob(params, x, next_x, obs, step)
+    return losses.clipped_surrogate(log_prob, old_log_prob, advantage, clip, weight)
+
+
+def cloning_penalty(
+    params: PyTree, policy: Policy, base: PyTree, key: Array, obs: Obs
+) -> Array:
+    """Minus the log-probability of chains that the frozen policy would sample.
+
+    Keeps the policy near its teacher on the states it visits itself (Zhu et al.
+    2024, arXiv 2403.03949, eq. 2).
+    """
+    chain, _ = policy.sample(PolicyParams(base, base), key, obs)
+    chain = jax.lax.stop_gradient(chain)
+    num_steps = policy.num_steps
+
+    def repeat(x: Array) -> Array:
+        return jnp.repeat(x, num_steps, axis=0)
+
+    log_prob = policy.log_prob(
+        params,
+        chain[:, :-1].reshape(-1, *chain.shape[2:]),
+        chain[:, 1:].reshape(-1, *chain.shape[2:]),
+        jax.tree.map(repeat, obs),
+        jnp.tile(jnp.arange(num_steps), chain.shape[0]),
+    )
+    return -log_prob.mean()
