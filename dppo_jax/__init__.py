@@ -8,6 +8,7 @@ from dppo_jax.algorithms import ppo
 from dppo_jax.algorithms.ppo import make_ppo
 from dppo_jax.chain_losses import policy_loss
 from dppo_jax.checkpoint import load_policy
+from dppo_jax.demonstrations import load_demonstrations
 from dppo_jax.demonstrations.dataset import Episodes, Windows, windows
 from dppo_jax.demonstrations.dppo_npz import load_dppo_npz, save_dppo_npz
 from dppo_jax.denoising import (
@@ -62,6 +63,7 @@ __all__ = [
     "fit_normalizer",
     "gae",
     "gaussian_policy",
+    "load_demonstrations",
     "load_dppo_npz",
     "load_normalizer",
     "load_policy",
