@@ -1,0 +1,244 @@
+"""Policies of the reference become runs, and runs become policies of the reference."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.checkpoint import Checkpoints, load_critic, load_policy, save_config
+from dppo_jax.interop import load_reference_checkpoint, load_torch_file
+from dppo_jax.networks import StateCritic
+from dppo_jax.normalize import Normalizer, load_normalizer, save_normalizer
+from dppo_jax.policies import make_policy
+from dppo_jax.types import PolicyParams
+from experiments import common, evaluate, export_reference, import_reference
+from experiments.configs import avoid
+from tests import tiny
+from tests.conftest import REPOSITORY
+
+TINY = {
+    "env.engine": "mujoco",
+    "env.max_steps": 8,
+    "model.network.hidden_sizes": (16,),
+    "model.diffusion.num_steps": 4,
+    "critic.hidden_sizes": (16,),
+    "finetune.num_tuned_steps": 2,
+    "evaluate.num_episodes": 4,
+    "evaluate.num_envs": 4,
+}
+BOUNDS = Normalizer(
+    obs_min=np.full(4, -0.5, np.float32),
+    obs_max=np.full(4, 0.8, np.float32),
+    action_min=np.full(2, -0.0125, np.float32),
+    action_max=np.full(2, 0.0125, np.float32),
+)
+
+# A network predicts the standard deviation as well.
+GAUSSIAN = {
+    "model__kind": "gaussian",
+    "model__gaussian__fixed_std": None,
+    "model__network__hidden_sizes": (16, 16),
+}
+
+
+def make_config(**changes):
+    """Settings of a small policy; dots in names are double underscores."""
+    config = avoid.get_config("m1")
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    config.update_from_flattened_dict(TINY | changes)
+    return config.lock()
+
+
+def make_run(run_dir, stage, critic=True, **changes):
+    """A run directory as training leaves it, with networks of random weights."""
+    config = make_config(**changes)
+    policy = make_policy(config.model, config.finetune, action_dim=2)
+    obs = {"state": jnp.zeros((1, 1, 4))}
+    one, other = (policy.init(jax.random.key(i), obs).base for i in (0, 1))
+    params = PolicyParams(one, one if stage == "pretrain" else other)
+    state = {"key": jax.random.key(0)}
+    if critic:
+        network = StateCritic(**config.critic)
+        state["critic_params"] = network.init(jax.random.key(2), obs)
+    save_config(run_dir, {"stage": stage} | common.as_json(config))
+    with Checkpoints(run_dir) as checkpoints:
+        checkpoints.save(5, state, params, BOUNDS)
+    return str(run_dir)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A fine-tuned run, and what was exported from it."""
+    folder = tmp_path_factory.mktemp("exported")
+    make_run(folder / "run", "finetune")
+    bounds = export_reference.main(str(folder / "run"), str(folder / "state_5.pt"))
+    assert bounds == str(folder / "state_5_normalization.npz")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "stage, changes",
+    [
+        ("pretrain", {}),
+        ("finetune", {}),
+        ("finetune", {"model__diffusion__ddim_steps": 2}),
+        ("finetune", {"model__diffusion__condition_sizes": (8, 4)}),
+        ("finetune", {"model__kind": "gaussian"}),
+        ("pretrain", GAUSSIAN),
+    ],
+)
+def test_a_run_comes_back_as_it_was_exported(tmp_path, stage, changes):
+    run = make_run(tmp_path / "run", stage, **changes)
+    path = str(tmp_path / "state_5.pt")
+    bounds = export_reference.main(run, path)
+    config = make_config(**changes)
+    again = import_reference.main(path, str(tmp_path / "again"), config, bounds)
+    one, other = load_policy(run), load_policy(again)
+    assert tiny.same(one.params, other.params) and one.iteration == other.iteration
+    assert tiny.same(one.normalizer, other.normalizer)
+    origin = {"imported_from": path}
+    assert other.config == one.config | origin
+    assert (load_critic(again) is not None) == (stage == "finetune")
+    if stage == "finetune":
+        assert tiny.same(load_critic(again), load_critic(run))
+
+
+def test_an_imported_policy_scores_as_the_original(exported, tmp_path, capsys):
+    bounds = str(exported / "state_5_normalization.npz")
+    import_reference.main(
+        str(exported / "state_5.pt"), str(tmp_path / "run"), make_config(), bounds
+    )
+    said = capsys.readouterr().out
+    assert "stage finetune, iteration 5, with its critic" in said
+    assert "model.diffusion.num_steps=4" in said and "num_tuned_steps=2" in said
+    scores = [
+        evaluate.main(make_config(policy=str(run)))
+        for run in (exported / "run", tmp_path / "run")
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_the_bounds_are_those_of_the_data_unless_others_are_named(exported, tmp_path):
+    config = make_config(data=str(tmp_path))
+    path, run_dir = str(exported / "state_5.pt"), str(tmp_path / "run")
+    with pytest.raises(ValueError, match="normalization.npz does not exist"):
+        import_reference.main(path, run_dir, config)
+    save_normalizer(tmp_path / "normalization.npz", BOUNDS)
+    import_reference.main(path, run_dir, config)
+    assert tiny.same(load_policy(run_dir).normalizer, BOUNDS)
+
+
+@pytest.mark.parametrize(
+    "name, configured, told",
+    [
+        ("model.network.hidden_sizes", (8,), r"\(16,\)"),
+        ("model.network.residual", False, "True"),
+        ("model.diffusion.time_dim", 8, "16"),
+        ("model.diffusion.condition_sizes", (4,), "None"),
+        ("model.chunk", 8, "4"),
+        ("model.kind", "gaussian", "'diffusion'"),
+        ("env.history", 2, "1"),
+        ("critic.hidden_sizes", (8, 8, 8), r"\(16,\)"),
+    ],
+)
+def test_another_policy_than_the_configured_one_is_refused_by_name(
+    exported, tmp_path, name, configured, told
+):
+    with pytest.raises(ValueError, match=f"has {name}={told}.*--config.{name}={told}"):
+        import_reference.main(
+            str(exported / "state_5.pt"),
+            str(tmp_path / "run"),
+            make_config(**{name: configured}),
+            str(exported / "state_5_normalization.npz"),
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_of_other_sizes_is_refused(exported, tmp_path):
+    """Bounds of 2 numbers make two observations of 2 of an observation of 4."""
+    half = BOUNDS._replace(obs_min=BOUNDS.obs_min[:2], obs_max=BOUNDS.obs_max[:2])
+    save_normalizer(tmp_path / "half.npz", half)
+    config = make_config(env__history=2)
+    with pytest.raises(ValueError, match="observation size 2, but .* has 4"):
+        import_reference.main(
+            str(exported / "state_5.pt"),
+            str(tmp_path / "run"),
+            config,
+            str(tmp_path / "half.npz"),
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_overwritten_and_an_import_is_no_run_to_resume(exported, tmp_path):
+    bounds = str(exported / "state_5_normalization.npz")
+    path, run_dir = str(exported / "state_5.pt"), str(tmp_path / "run")
+    with pytest.raises(ValueError, match="run is not empty; name another"):
+        import_reference.main(path, str(exported / "run"), make_config(), bounds)
+    import_reference.main(path, run_dir, make_config(), bounds)
+    with pytest.raises(ValueError, match="another --config.run_dir"):
+        common.prepare_run(make_config(run_dir=run_dir), "finetune")
+
+
+def test_without_a_critic_an_export_says_so(tmp_path, capsys):
+    run = make_run(tmp_path / "run", "finetune", critic=False)
+    export_reference.main(run, str(tmp_path / "a.pt"))
+    assert "there is no critic" in capsys.readouterr().out
+    assert load_reference_checkpoint(tmp_path / "a.pt").critic is None
+
+
+def test_torch_reads_an_export(exported):
+    torch = pytest.importorskip("torch")
+    model = torch.load(exported / "state_5.pt", weights_only=True)["model"]
+    ours = load_torch_file(exported / "state_5.pt")["model"]
+    assert list(model) == list(ours)
+    for name, array in ours.items():
+        np.testing.assert_array_equal(model[name].numpy(), array)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_checkpoints_of_the_reference_itself_are_imported(golden_dir, tmp_path, stage):
+    path = {"pretrain": "pretrain_state_100.pt", "finetune": "finetune_state_10.pt"}
+    bounds = Normalizer(*(np.full(n, b) for n in (11, 3) for b in (-1.0, 1.0)))
+    save_normalizer(tmp_path / "bounds.npz", bounds)
+    config = make_config(
+        **{"env.task": "hopper", "env.options": {}, "critic.hidden_sizes": (32,) * 3},
+        **{"model.network.hidden_sizes": (32,) * 3, "model.diffusion.num_steps": 20},
+    )
+    run = import_reference.main(
+        *(str(golden_dir / path[stage]), str(tmp_path / "run"), config),
+        str(tmp_path / "bounds.npz"),
+    )
+    policy = load_policy(run)
+    assert policy.config["stage"] == stage
+    assert tiny.same(policy.params.base, policy.params.tuned) == (stage == "pretrain")
+
+
+@pytest.mark.parametrize("program", ["import_reference", "export_reference"])
+def test_wrong_words_end_in_one_line(tmp_path, program):
+    result = subprocess.run(
+        [sys.executable, "-m", f"experiments.{program}", "a.pt"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: ['a.pt'] given; write ")
+    assert result.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_what_is_imported_can_be_read_as_plain_json(exported, tmp_path):
+    """The same file serves later stages, so it holds the whole configuration."""
+    bounds = str(exported / "state_5_normalization.npz")
+    run = import_reference.main(
+        str(exported / "state_5.pt"), str(tmp_path / "run"), make_config(), bounds
+    )
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["stage"] == "finetune" and config["model"]["chunk"] == 4
+    assert common.find_policy(make_config(policy=run), "finetune").iteration == 5
+    assert load_normalizer(bounds)._fields == BOUNDS._fields
