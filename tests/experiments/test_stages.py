@@ -239,19 +239,20 @@ def test_a_wrong_command_ends_in_one_line_and_harms_nothing(
     "error",
     [ValueError("a setting\nis wrong"), OSError("no file"), FloatingPointError("nan")],
 )
-def test_a_stage_that_fails_says_so_in_one_line(monkeypatch, capsys, error):
-    def stage(config):
-        raise error
+def test_an_error_ends_in_one_line_and_a_traceback_only_on_request(
+    monkeypatch, capsys, error
+):
+    def fail():
+        with pytest.raises(SystemExit, match="2"), common.errors_in_one_line():
+            raise error
+        return capsys.readouterr().err
 
-    monkeypatch.setattr(common, "_parse", lambda argv: None)
     monkeypatch.delenv("DPPO_JAX_TRACEBACK", raising=False)
-    with pytest.raises(SystemExit, match="2"):
-        common.run_stage(stage)
-    assert capsys.readouterr().err == f"error: {' '.join(str(error).split())}\n"
+    line = f"error: {' '.join(str(error).split())}\n"
+    assert fail() == line
     monkeypatch.setenv("DPPO_JAX_TRACEBACK", "1")
-    with pytest.raises(SystemExit, match="2"):
-        common.run_stage(stage)
-    assert "Traceback" in capsys.readouterr().err
+    told = fail()
+    assert told.startswith("Traceback") and told.endswith(line)
 
 
 def test_tasks_are_in_the_units_of_the_simulator(world):
