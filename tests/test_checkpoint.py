@@ -168,8 +168,6 @@ def test_a_damaged_policy_is_an_error_that_names_its_checkpoint(tmp_path, damage
         load_policy(tmp_path)
 
 
-# Threads of Orbax may outlive the error that they reported.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [remove_state, remove_metadata, cut_arrays])
 def test_a_damaged_state_is_an_error_that_names_its_checkpoint(tmp_path, damage):
     save(tmp_path, 1)
