@@ -22,7 +22,7 @@ from dppo_jax.types import PolicyParams
 from experiments import common
 
 _NORMALIZATION = flags.DEFINE_string(
-    "normalization", "", "bounds of the data it was trained on; empty: those of --data"
+    "normalization", "", "normalization.npz of its data; empty: in --config.data"
 )
 # What no weight depends on; a wrong value goes unnoticed until the policy runs.
 _UNTOLD = (
