@@ -103,6 +103,27 @@ def test_engines_agree():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_displacement_is_what_positions_changed_by(engine):
+    states = roll(make_physics(arm(), 2, engine), controls(5, 2))
+    changed = np.diff(states.qpos, axis=0)
+    np.testing.assert_allclose(states.displacement[1:], changed, atol=1e-6)
+
+
+def test_displacement_is_exact_far_from_the_origin():
+    """A thousand metres out, float32 positions are 0.06 mm apart."""
+    model = mujoco.MjModel.from_xml_string(
+        """<mujoco><option gravity="0 0 0"/><worldbody><body><joint type="slide"/>
+        <geom size="0.1"/></body></worldbody></mujoco>"""
+    )
+    physics = make_physics(model, 1, "mujoco")
+    state = physics.reset(jnp.array([1000.0]), jnp.array([0.0123]))
+    assert state.displacement == 0.0
+    state = physics.step(state, jnp.zeros(0))
+    moved = 0.0123 * model.opt.timestep
+    np.testing.assert_allclose(state.displacement, [moved], rtol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_two_control_steps_are_one_with_twice_the_substeps(engine):
     """What is carried between steps is all there is to continue from."""
     model, ctrl = arm(""), controls(4, 2)

@@ -38,5 +38,6 @@ def make_halfcheetah(*, engine: str = "auto", version: str = "v4") -> Env:
         normal_velocities=True,
         max_velocity=np.inf,
         is_healthy=is_healthy,
+        mjx_iterations=4,
     )
     return make_runner(runner, mjcf(version), engine=engine, version=version)

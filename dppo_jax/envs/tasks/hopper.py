@@ -38,5 +38,6 @@ def make_hopper(*, engine: str = "auto", version: str = "v4") -> Env:
         normal_velocities=False,
         max_velocity=10.0,
         is_healthy=is_healthy,
+        mjx_iterations=4,
     )
     return make_runner(runner, mjcf(version), engine=engine, version=version)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dppo_jax.envs.physics import (
     PhysicsState,
@@ -27,9 +26,7 @@ from dppo_jax.types import Array, Env, Obs, TimeStep
 VERSIONS = ("v4", "v5")
 MAX_STEPS = 1000
 
-# MJX runs every iteration of its solver for the whole batch. These suffice for the
-# trajectory; the files' 100 and 50, which C MuJoCo keeps, hardly ever all run there.
-MJX_SOLVER_ITERATIONS = 4
+# Line-search iterations of MJX; C MuJoCo keeps the files' 50, of which it needs fewer.
 MJX_LINE_SEARCH_ITERATIONS = 8
 
 
@@ -44,6 +41,8 @@ class Runner(NamedTuple):
         instead of uniform noise.
     max_velocity: observed velocities are clipped to +- this.
     is_healthy: (qpos, qvel) -> bool; a state without health ends the episode.
+    mjx_iterations: of the constraint solver in MJX, which runs all of them for the
+        whole batch; as many as C MuJoCo, which may run 100, was seen to need.
     """
 
     num_substeps: int
@@ -53,6 +52,7 @@ class Runner(NamedTuple):
     normal_velocities: bool
     max_velocity: float
     is_healthy: Callable[[Array, Array], Array]
+    mjx_iterations: int
 
 
 class LocomotionState(NamedTuple):
@@ -111,11 +111,11 @@ def make_runner(runner: Runner, xml: str, *, engine: str, version: str) -> Env:
     engine = resolve_engine(engine, cpu_engine="mujoco")
     model = compile_model(xml)
     if engine != "mujoco":
-        model.opt.iterations = MJX_SOLVER_ITERATIONS
+        model.opt.iterations = runner.mjx_iterations
         model.opt.ls_iterations = MJX_LINE_SEARCH_ITERATIONS
     physics = make_physics(model, runner.num_substeps, engine)
     period = model.opt.timestep * runner.num_substeps
-    qpos0 = np.array(model.qpos0, np.float32)
+    qpos0 = jnp.asarray(model.qpos0, jnp.float32)
 
     def observe(physics_state: PhysicsState) -> Obs:
         limit = runner.max_velocity

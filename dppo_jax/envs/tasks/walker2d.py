@@ -38,5 +38,7 @@ def make_walker2d(*, engine: str = "auto", version: str = "v4") -> Env:
         normal_velocities=False,
         max_velocity=10.0,
         is_healthy=is_healthy,
+        # Both feet and several joint limits at once take up to 7; 4 are not enough.
+        mjx_iterations=8,
     )
     return make_runner(runner, mjcf(version), engine=engine, version=version)

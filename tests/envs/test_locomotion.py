@@ -1,0 +1,227 @@
+"""The runners are Gymnasium's: its own environments are the reference."""
+
+import importlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from dppo_jax.envs import make_task
+from dppo_jax.envs.tasks import hopper, walker2d
+
+CLASSES = {
+    "hopper": ("hopper", "HopperEnv"),
+    "walker2d": ("walker2d", "Walker2dEnv"),
+    "halfcheetah": ("half_cheetah", "HalfCheetahEnv"),
+}
+TASKS = tuple(CLASSES)
+SPEC = mujoco.mjtState.mjSTATE_INTEGRATION
+TERMS = ("reward_forward", "reward_survive", "reward_ctrl", "x_velocity", "healthy")
+
+
+class Played(NamedTuple):
+    """What Gymnasium did: four parts of the start [N, ...], the rest is [T, N, ...].
+
+    start: MuJoCo's whole integration state in float64, which C MuJoCo goes on from.
+    """
+
+    start: np.ndarray
+    qpos: np.ndarray
+    qvel: np.ndarray
+    warmstart: np.ndarray
+    actions: np.ndarray
+    obs: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    terms: dict[str, np.ndarray]
+
+
+def gymnasium_env(task, version="v4"):
+    module, name = CLASSES[task]
+    module = importlib.import_module(f"gymnasium.envs.mujoco.{module}_{version}")
+    # It compiles the model in a way that leaves a log file about a deprecation.
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        return getattr(module, name)()
+    finally:
+        mujoco.set_mju_user_warning(None)
+
+
+def play(task, *, num_states, num_steps, version="v4", x_range=20.0, seed=0):
+    """Random states and actions, episodes going on past their end."""
+    env, rng = gymnasium_env(task, version), np.random.default_rng(seed)
+    data = env.data
+    starts, actions, steps = [], [], []
+    for index in range(num_states):
+        env.reset(seed=seed + index)
+        qpos = data.qpos + rng.uniform(-0.1, 0.1, data.qpos.shape)
+        qpos[0] += rng.uniform(-x_range, x_range)
+        env.set_state(qpos, data.qvel + rng.uniform(-1, 1, data.qvel.shape))
+        raw = np.empty(mujoco.mj_stateSize(env.model, SPEC))
+        mujoco.mj_getState(env.model, data, raw, SPEC)
+        starts.append(
+            (raw, data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy())
+        )
+        # Beyond the control range too: the model clips, the cost does not.
+        actions.append(rng.uniform(-1.3, 1.3, (num_steps, env.model.nu)))
+        for action in actions[-1].astype(np.float32):
+            obs, reward, terminated, _, info = env.step(action)
+            velocity = info["x_velocity"]
+            terms = (
+                velocity,  # the forward reward, whose weight is 1
+                getattr(env, "healthy_reward", 0.0),
+                -env.control_cost(action.astype(np.float64)),
+                velocity,
+                getattr(env, "is_healthy", True),
+            )
+            steps.append((obs, reward, terminated, *terms))
+    columns = [
+        np.swapaxes(np.reshape(c, (num_states, num_steps, *np.shape(c[0]))), 0, 1)
+        for c in zip(*steps)
+    ]
+    actions = np.swapaxes(np.float32(actions), 0, 1)
+    return Played(
+        *map(np.array, zip(*starts)),
+        actions,
+        *columns[:3],
+        dict(zip(TERMS, columns[3:])),
+    )
+
+
+def replay(task, played, *, engine, version="v4"):
+    """The TimeSteps [T, N] of our environment from the same states."""
+    env = make_task(task, engine=engine, version=version)
+
+    def exact(physics):
+        return physics._replace(raw=jnp.asarray(played.start.view(np.uint32)))
+
+    def rounded(physics):
+        warmstart = jnp.asarray(played.warmstart, jnp.float32)
+        return physics._replace(
+            qpos=jnp.asarray(played.qpos, jnp.float32),
+            qvel=jnp.asarray(played.qvel, jnp.float32),
+            raw=physics.raw | {"qacc_warmstart": warmstart},
+        )
+
+    @jax.jit
+    def run(actions):
+        state = jax.vmap(env.reset)(
+            jax.random.split(jax.random.key(0), len(actions[0]))
+        )
+        start = exact if engine == "mujoco" else rounded
+        state = state._replace(physics=start(state.physics))
+        return jax.lax.scan(jax.vmap(env.step), state, actions)[1]
+
+    return jax.tree.map(np.asarray, run(jnp.asarray(played.actions)))
+
+
+def sensitivity(task, played, *, noise=1e-6, num_draws=8):
+    """How far C MuJoCo gets from itself, [N], if every substep is off by `noise`."""
+    env, rng = gymnasium_env(task), np.random.default_rng(0)
+    data = mujoco.MjData(env.model)
+    num_steps, num_states = played.reward.shape
+    far = np.zeros(num_states)
+    for index in np.repeat(np.arange(num_states), num_draws):
+        mujoco.mj_setState(env.model, data, played.start[index], SPEC)
+        for time in range(num_steps):
+            data.ctrl[:] = played.actions[time, index]
+            for _ in range(env.frame_skip):
+                data.qpos += noise * rng.uniform(-1, 1, data.qpos.shape)
+                data.qvel += noise * rng.uniform(-1, 1, data.qvel.shape)
+                mujoco.mj_step(env.model, data)
+            num = env.model.nq - 1
+            wrong = np.concatenate([data.qpos[1:], data.qvel]) - played.obs[time, index]
+            # Clipped entries cannot be compared.
+            wrong[num:][np.abs(data.qvel) > 10] = 0
+            far[index] = max(far[index], np.abs(wrong).max())
+    return far
+
+
+def assert_same(steps, played):
+    """To the last bit of float32 where values are rounded, to rounding where added."""
+    np.testing.assert_array_equal(steps.obs["state"], np.float32(played.obs))
+    np.testing.assert_array_equal(steps.terminated, played.terminated)
+    np.testing.assert_allclose(steps.reward, played.reward, rtol=2e-7, atol=1e-6)
+    for name, term in played.terms.items():
+        np.testing.assert_allclose(
+            steps.metrics[name], term, rtol=3e-7, atol=1e-12, err_msg=name
+        )
+    added = sum(steps.metrics[f"reward_{n}"] for n in ("forward", "survive", "ctrl"))
+    np.testing.assert_allclose(added, steps.reward, atol=1e-6)
+
+
+@pytest.mark.parametrize("version", ["v4", "v5"])
+@pytest.mark.parametrize("task", TASKS)
+def test_c_mujoco_does_what_gymnasium_does(task, version):
+    played = play(task, num_states=3, num_steps=30, version=version)
+    assert_same(replay(task, played, engine="mujoco", version=version), played)
+    assert played.terminated.any() == (task != "halfcheetah")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["v4", "v5"])
+@pytest.mark.parametrize("task", TASKS)
+def test_c_mujoco_does_what_gymnasium_does_for_long(task, version):
+    played = play(task, num_states=50, num_steps=200, version=version)
+    assert_same(replay(task, played, engine="mujoco", version=version), played)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_mjx_is_as_near_as_contacts_allow(task):
+    """1e-4 over 10 control steps, or as far as errors of 1e-6 lead C MuJoCo astray.
+
+    Where a foot is about to touch the ground the latter is more: contacts of the
+    cheetah magnify an error a hundredfold within a control step.
+    """
+    # Near x = 0, because MJX rounds positions between steps to float32.
+    played = play(task, num_states=50, num_steps=10, x_range=0.0)
+    steps = replay(task, played, engine="mjx")
+    error = np.abs(steps.obs["state"] - played.obs).max(axis=(0, 2))
+    assert np.all(error < np.maximum(1e-4, sensitivity(task, played)))
+    np.testing.assert_array_equal(steps.terminated, played.terminated)
+    np.testing.assert_allclose(steps.reward, played.reward, atol=1e-3)
+    assert np.median(np.abs(steps.reward - played.reward)) < 1e-5
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_episodes_start_as_gymnasiums_do(task):
+    env, reference = make_task(task, engine="mujoco"), gymnasium_env(task)
+    ours = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2000)).obs["state"]
+    theirs = np.array([reference.reset(seed=seed)[0] for seed in range(2000)])
+    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=0.012)
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.06)
+    assert env.obs_shape == {"state": theirs[0].shape}
+
+
+def test_both_limits_of_health():
+    """Hand-made states on either side of each limit."""
+    hopper_up, still = np.array([0, 1.25, 0, 0, 0, 0.0]), np.zeros(6)
+    walker_up = np.array([0, 1.25, 0, 0, 0, 0, 0, 0, 0.0])
+    for is_healthy, upright, cases in (
+        (hopper.is_healthy, hopper_up, [(1, 0.71, 0.69), (2, 0.19, -0.21)]),
+        (hopper.is_healthy, hopper_up, [(3, 99.0, -101.0)]),
+        (walker2d.is_healthy, walker_up, [(1, 0.81, 0.79), (1, 1.99, 2.01)]),
+        (walker2d.is_healthy, walker_up, [(2, -0.99, 1.01), (1, 1.0, np.nan)]),
+    ):
+        for index, good, bad in cases:
+            for value, expected in ((good, True), (bad, False)):
+                qpos = upright.copy()
+                qpos[index] = value
+                assert bool(is_healthy(jnp.array(qpos), jnp.array(still))) == expected
+
+
+def test_an_unknown_version_is_named():
+    with pytest.raises(ValueError, match="version='v3'.*v4"):
+        make_task("hopper", version="v3")
+
+
+def test_models_compile_without_a_word(capfd, tmp_path, monkeypatch):
+    """One of Gymnasium's files holds a deprecated attribute."""
+    monkeypatch.chdir(tmp_path)
+    make_task("halfcheetah", engine="mujoco")
+    assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())
