@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 SOURCES := dppo_jax experiments benchmarks tests
 # Two to four processes, as many as there are cores: compiling keeps only one busy.
-PYTEST_FLAGS ?= -q --numprocesses auto --maxprocesses 4
+PYTEST_FLAGS ?= -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # True for an interpreter that exists, works (a pyenv shim may do neither), has a
 # version that setup.cfg accepts, and can create virtual environments.

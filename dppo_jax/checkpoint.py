@@ -202,7 +202,9 @@ def save_config(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> None:
 
 
 def _policy_item(params: PolicyParams, normalizer: Normalizer) -> Any:
-    policy = {"params": params._asdict(), "normalizer": normalizer._asdict()}
+    # `num_active` is there only where K' is annealed.
+    given = {name: x for name, x in params._asdict().items() if x is not None}
+    policy = {"params": given, "normalizer": normalizer._asdict()}
     return ocp.args.StandardSave(jax.tree.map(np.asarray, policy))
 
 

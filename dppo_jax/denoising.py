@@ -73,6 +73,8 @@ def make_diffusion(
         ValueError: DDIM for a network that predicts the clean action, or a bound
             that is not positive.
     """
+    if eta < 0:
+        raise ValueError(f"eta={eta} must not be negative; 1 explores as DDPM does.")
     for name, bound in (
         ("x0_clip", x0_clip),
         ("noise_clip", noise_clip),
@@ -183,7 +185,8 @@ def denoise(
 
     Returns:
         x after the last step, and, over the steps run, every x [S, B, Ta, Da] and
-        its entry-wise log-probability [S, B, Ta, Da] under the exploring density.
+        its entry-wise log-probability [S, B, Ta, Da] with the std of `schedule` floored
+        at `min_log_prob_std`.
     """
     batch = x.shape[0]
     num_steps = schedule.num_steps

@@ -82,14 +82,13 @@ def diffusion_policy(
         *,
         deterministic: bool = False,
         min_std: Array | float = min_std,
-        num_active: Array | None = None,
     ) -> Sample:
         def params_of(step: Array) -> PyTree:
-            if num_active is None:
+            if params.num_active is None:
                 return params.tuned
+            owned = step >= schedule.num_steps - params.num_active
             return jax.tree.map(
-                functools.partial(jnp.where, step >= schedule.num_steps - num_active),
-                *(params.tuned, params.base),
+                functools.partial(jnp.where, owned), params.tuned, params.base
             )
 
         shape = (schedule.num_steps + 1, _batch(obs), chunk, action_dim)
@@ -164,7 +163,6 @@ def gaussian_policy(
         *,
         deterministic: bool = False,
         min_std: Array | float = 0.0,
-        num_active: Array | None = None,
     ) -> Sample:
         mean, std = apply(params.tuned, obs)
         scale = _DETERMINISTIC_STD if deterministic else jnp.maximum(std, min_std)

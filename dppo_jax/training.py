@@ -136,7 +136,7 @@ def _due(iteration: int, every: int) -> bool:
 
 def _check_finite(numbers: Mapping[str, float], iteration: int) -> None:
     for name, value in numbers.items():
-        if name.endswith("loss") and not np.isfinite(value):
+        if name.endswith(("loss", "params_change")) and not np.isfinite(value):
             raise FloatingPointError(
                 f"{name} became {value} in iteration {iteration}; lower the learning "
                 "rate or the clip range. Checkpoints before it are intact."

@@ -39,10 +39,15 @@ class Transition(NamedTuple):
 
 
 class PolicyParams(NamedTuple):
-    """Network parameters of the frozen early steps and of the trained late ones."""
+    """Network parameters of the frozen early steps and of the trained late ones.
+
+    num_active: moves, counted from the last, that the tuned network still owns where
+        K' is annealed; None: all K'.
+    """
 
     base: PyTree
     tuned: PyTree
+    num_active: Array | None = None
 
 
 class Sample(NamedTuple):
@@ -60,8 +65,7 @@ class Policy(NamedTuple):
     """A chain of `num_steps` Gaussian moves; an ordinary Gaussian policy has one.
 
     init: (key, obs) -> PolicyParams
-    sample: (params, key, obs [B, To, Do], *, deterministic, min_std, num_active)
-        -> Sample
+    sample: (params, key, obs [B, To, Do], *, deterministic, min_std) -> Sample
     log_prob: (network parameters, x [B, Ta, Da], next_x, obs, step [B]) -> [B]
     clone_loss: (network parameters, key, obs, action [B, Ta, Da]) -> scalar, the
         behaviour-cloning loss

@@ -106,6 +106,17 @@ def prepare_run(config: ConfigDict, stage: str) -> str:
     new = {"stage": stage} | as_json(config)
     old = load_config(run_dir)
     if old is not None:
+        if old.get("imported_from"):
+            raise ValueError(
+                f"{run_dir} was imported from {old['imported_from']} and holds no "
+                "training state; pass it as --config.policy, and another "
+                "--config.run_dir."
+            )
+        if old.get("stage") != stage:
+            raise ValueError(
+                f"{run_dir} holds a run of experiments.{old.get('stage')}; pass "
+                "another --config.run_dir."
+            )
         for name, (before, now) in sorted(_differences(old, new).items()):
             if not any(name.startswith(p) or name.endswith(p) for p in _MAY_CHANGE):
                 raise ValueError(
@@ -153,7 +164,7 @@ def make_score(
         config.env,
         normalizer=normalizer,
         chunk=config.model.chunk,
-        num_envs=min(settings.num_envs, settings.num_episodes),
+        num_envs=max(1, min(settings.num_envs, settings.num_episodes)),
         trace=plots.traced_metrics(config.env.task),
     )
     evaluate = make_evaluate(

@@ -122,8 +122,8 @@ def test_moves_that_are_no_longer_tuned_belong_to_the_frozen_network():
     policy = tiny.tiny_diffusion_policy()
     base = policy.init(jax.random.key(0), OBS).base
     tuned = policy.init(jax.random.key(7), OBS).tuned
-    one = policy.sample(PolicyParams(base, tuned), KEY, OBS, num_active=jnp.array(1))
-    both = policy.sample(PolicyParams(base, tuned), KEY, OBS, num_active=jnp.array(2))
+    one = policy.sample(PolicyParams(base, tuned, jnp.array(1)), KEY, OBS)
+    both = policy.sample(PolicyParams(base, tuned, jnp.array(2)), KEY, OBS)
     frozen = policy.sample(PolicyParams(base, base), KEY, OBS)
     free = policy.sample(PolicyParams(base, tuned), KEY, OBS)
     np.testing.assert_allclose(one.chain[:, :2], frozen.chain[:, :2], atol=1e-6)

@@ -5,11 +5,13 @@ the DPPO paper (arXiv 2409.00588, Sec. 4). Advantages are those of the environme
 step, discounted by the moves that were left.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -62,7 +64,7 @@ def default_config() -> ConfigDict:
     config.num_steps = 100  # action chunks per environment and iteration
     config.reset_at_iteration = True
     config.num_tuned_steps = 10
-    config.min_std = 0.1  # exploration: floor of the sampling std
+    config.min_std = 0.1  # exploration: floor of a chain's sampling std
     config.min_log_prob_std = 0.1  # stability: floor of the std in log-probs
     config.draw_clip = 3.0
     config.final_clip = placeholder(float)
@@ -153,11 +155,21 @@ def make_ppo(
         quantiles=tuple(config.advantage_quantiles),
     )
 
-    def num_active(iteration: Array) -> Array | None:
+    def anneal(params: PolicyParams, iteration: Array) -> PolicyParams:
+        """Where K' drops, the tuned network becomes the frozen one."""
         if not anneals_steps:
-            return None
+            return params
         drops = iteration // config.tuned_steps_every
-        return jnp.maximum(policy.num_steps - drops * config.tuned_steps_drop, 1)
+        active = jnp.maximum(policy.num_steps - drops * config.tuned_steps_drop, 1)
+        if params.num_active is None:
+            return params._replace(num_active=active)
+        active = jnp.minimum(params.num_active, active)
+        base = jax.tree.map(
+            functools.partial(jnp.where, active < params.num_active),
+            params.tuned,
+            params.base,
+        )
+        return params._replace(base=base, num_active=active)
 
     def init(key: Array, params: PolicyParams | None = None) -> PPOState:
         env_key, policy_key, critic_key, key = jax.random.split(key, 4)
@@ -165,6 +177,7 @@ def make_ppo(
         obs = jax.tree.map(lambda x: x[:1], env_state.obs)
         if params is None:
             params = policy.init(policy_key, obs)
+        params = anneal(params, jnp.zeros((), jnp.int32))
         critic_params = critic.init(critic_key, obs)
         return PPOState(
             params=params,
@@ -192,11 +205,7 @@ def make_ppo(
         )
 
         def act(key: Array, obs: Obs) -> Any:
-            return policy.sample(
-                *(state.params, key, obs),
-                min_std=min_std,
-                num_active=num_active(state.iteration),
-            )
+            return policy.sample(state.params, key, obs, min_std=min_std)
 
         env_state, transitions, metrics = rollout(
             env, act, state.env, act_key, num_steps
@@ -242,7 +251,7 @@ def make_ppo(
         loss, info = chain_losses.policy_loss(
             *(tuned, policy, batch.obs, batch.chain[:, 0], batch.chain[:, 1], step),
             *(batch.log_prob, batch.advantage),
-            num_active=num_active(it),
+            num_active=params.num_active,
             **loss_settings,
         )
         metrics = {"policy_loss": loss} | info._asdict()
@@ -346,13 +355,16 @@ def make_ppo(
 
     def step(state: PPOState) -> tuple[PPOState, Metrics]:
         key, collect_key, update_key = jax.random.split(state.key, 3)
-        if anneals_steps:
-            state = _rebase(state, num_active)
+        tuned = state.params.tuned
         state, transitions, episodes = collect(state, collect_key)
         state, pairs, values = evaluate_returns(state, transitions)
         state, updates = update(state, pairs, update_key)
-        state = state._replace(key=key, iteration=state.iteration + 1)
-        return state, episodes | values | updates
+        change = optax.tree.norm(optax.tree.sub(state.params.tuned, tuned))
+        iteration = state.iteration + 1
+        state = state._replace(
+            params=anneal(state.params, iteration), key=key, iteration=iteration
+        )
+        return state, episodes | values | updates | {"params_change": change}
 
     return Algorithm(init, step)
 
@@ -402,17 +414,6 @@ def _rate_settings(config: ConfigDict) -> dict[str, Any]:
         cycle_steps=config.cycle_steps,
         warmup_steps=config.warmup_steps,
     )
-
-
-def _rebase(state: PPOState, num_active: Callable[..., Any]) -> PPOState:
-    """Where K' has just dropped, the tuned network becomes the frozen one."""
-    it = state.iteration
-    dropped = (it > 0) & (num_active(it) < num_active(jnp.maximum(it - 1, 0)))
-    base = jax.tree.map(
-        lambda tuned, base: jnp.where(dropped, tuned, base),
-        *(state.params.tuned, state.params.base),
-    )
-    return state._replace(params=state.params._replace(base=base))
 
 
 def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:

@@ -131,13 +131,14 @@ def test_a_nan_in_one_update_shows_in_the_metrics():
 
 
 def test_annealing_hands_moves_to_a_copy_of_the_tuned_network(annealed):
-    """Every two iterations one of two moves is dropped, but one always stays."""
+    """After two iterations one of two moves is dropped; the other always stays."""
     states, _ = annealed
-    for iteration, (state, following) in enumerate(zip(states, states[1:])):
+    assert [int(s.params.num_active) for s in states] == [2, 2, 1, 1, 1, 1, 1]
+    for done, (state, following) in enumerate(zip(states, states[1:]), start=1):
         moved = not tiny.same(following.params.base, state.params.base)
-        assert moved == (iteration == 2)
+        assert moved == (done == 2)
         if moved:
-            assert tiny.same(following.params.base, state.params.tuned)
+            assert tiny.same(following.params.base, following.params.tuned)
 
 
 def test_the_sampling_floor_is_annealed(annealed):
@@ -296,7 +297,7 @@ def table_policy() -> Policy:
         table = jnp.zeros((4, tiny.NUM_TUNED))
         return PolicyParams(table, table)
 
-    def sample(params, key, obs, *, min_std, num_active):
+    def sample(params, key, obs, *, min_std):
         batch = obs["state"].shape[0]
         chain = jnp.zeros((batch, tiny.NUM_TUNED + 1, tiny.CHUNK, 1))
         return Sample(chain, jnp.zeros((batch, tiny.NUM_TUNED)))
