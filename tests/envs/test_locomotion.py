@@ -3,6 +3,7 @@
 import importlib
 from typing import NamedTuple
 
+import h5py
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from dppo_jax.envs import make_task
-from dppo_jax.envs.tasks import hopper, walker2d
+from dppo_jax.envs.physics import compile_model, make_physics
+from dppo_jax.envs.tasks import halfcheetah, hopper, walker2d
+from experiments.configs import locomotion
 
 CLASSES = {
     "hopper": ("hopper", "HopperEnv"),
@@ -214,9 +217,43 @@ def test_both_limits_of_health():
                 assert bool(is_healthy(jnp.array(qpos), jnp.array(still))) == expected
 
 
-def test_an_unknown_version_is_named():
+@pytest.mark.parametrize(
+    "task, name, options",
+    [
+        ("hopper", "hopper_sac", {"margins": "max"}),
+        ("halfcheetah", "halfcheetah_ppo", {}),
+    ],
+)
+def test_recorded_steps_are_reproduced(task, name, options, demos_dir):
+    """D4RL-style files that others recorded with an older MuJoCo."""
+    with h5py.File(demos_dir / "locomotion" / f"{name}.hdf5") as file:
+        obs, action, reward, ended, timeout, qpos, qvel = (
+            file[key][:1000]
+            for key in ("observations", "actions", "rewards", "terminals", "timeouts")
+            + ("infos/qpos", "infos/qvel")
+        )
+    env = make_task(task, engine="mujoco", **options)
+    module = {"hopper": hopper, "halfcheetah": halfcheetah}[task]
+    model = compile_model(module.mjcf(**options))
+    physics = make_physics(model, module.NUM_SUBSTEPS, "mujoco")
+    state = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), len(obs)))
+    state = state._replace(
+        physics=jax.vmap(physics.reset)(jnp.array(qpos), jnp.array(qvel))
+    )
+    step = jax.jit(jax.vmap(env.step))(state, jnp.array(action))[1]
+    goes_on = np.flatnonzero(~ended[:-1] & ~timeout[:-1])
+    np.testing.assert_allclose(
+        step.obs["state"][goes_on], obs[goes_on + 1], rtol=1e-5, atol=5e-4
+    )
+    np.testing.assert_allclose(step.reward, reward, atol=1e-5)
+    np.testing.assert_array_equal(step.terminated, ended)
+
+
+def test_unknown_options_are_named():
     with pytest.raises(ValueError, match="version='v3'.*v4"):
         make_task("hopper", version="v3")
+    with pytest.raises(ValueError, match="margins='min'.*max"):
+        make_task("hopper", margins="min")
 
 
 def test_models_compile_without_a_word(capfd, tmp_path, monkeypatch):
@@ -225,3 +262,17 @@ def test_models_compile_without_a_word(capfd, tmp_path, monkeypatch):
     make_task("halfcheetah", engine="mujoco")
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("variant", locomotion.VARIANTS)
+def test_configurations_make_their_task(task, variant):
+    module = importlib.import_module(f"experiments.configs.{task}")
+    config = module.get_config(variant)
+    env = make_task(config.env.task, **config.env.options)
+    assert env.obs_shape["state"] == (11 if task == "hopper" else 17,)
+    settings = config.finetune
+    pairs = settings.num_envs * settings.num_steps * settings.num_tuned_steps
+    assert pairs == 4 * settings.batch_size
+    with pytest.raises(ValueError, match=f"{task}.py:medium.*v0_6"):
+        module.get_config("medium")

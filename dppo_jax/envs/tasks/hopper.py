@@ -14,12 +14,28 @@ from dppo_jax.envs.tasks.locomotion import (
 from dppo_jax.types import Array, Env
 
 NUM_SUBSTEPS = 4
+MARGINS = ("sum", "max")
 
 
-def mjcf(version: str = "v4") -> str:
-    """Gymnasium's model; both versions have the same."""
+def mjcf(version: str = "v4", margins: str = "sum") -> str:
+    """Gymnasium's model; both versions have the same.
+
+    All its geoms have a contact margin of 1 mm. MuJoCo adds the margins of two geoms
+    today, but took the larger one when the known data sets were recorded.
+
+    Args:
+        margins: "sum" leaves the file as it is, which is what Gymnasium does with the
+            MuJoCo of today; "max" halves each margin, and so brings back the contacts
+            of old.
+
+    Raises:
+        ValueError: for an unknown version or treatment of margins.
+    """
     check_version(version)
-    return gymnasium_xml("hopper.xml")
+    if margins not in MARGINS:
+        raise ValueError(f"margins={margins!r} is unknown; use one of {MARGINS}.")
+    xml = gymnasium_xml("hopper.xml")
+    return xml.replace('margin="0.001"', 'margin="0.0005"') if margins == "max" else xml
 
 
 def is_healthy(qpos: Array, qvel: Array) -> Array:
@@ -28,8 +44,10 @@ def is_healthy(qpos: Array, qvel: Array) -> Array:
     return bounded & (qpos[1] > 0.7) & (jnp.abs(qpos[2]) < 0.2)
 
 
-def make_hopper(*, engine: str = "auto", version: str = "v4") -> Env:
-    """Hopper: action [3] in [-1, 1], observation [11]; see `make_runner`."""
+def make_hopper(
+    *, engine: str = "auto", version: str = "v4", margins: str = "sum"
+) -> Env:
+    """Hopper: action [3] in [-1, 1], observation [11]; see `make_runner` and `mjcf`."""
     runner = Runner(
         num_substeps=NUM_SUBSTEPS,
         control_cost=1e-3,
@@ -40,4 +58,4 @@ def make_hopper(*, engine: str = "auto", version: str = "v4") -> Env:
         is_healthy=is_healthy,
         mjx_iterations=4,
     )
-    return make_runner(runner, mjcf(version), engine=engine, version=version)
+    return make_runner(runner, mjcf(version, margins), engine=engine, version=version)

@@ -1,0 +1,63 @@
+"""What Hopper, Walker2d and HalfCheetah share; their own files name the task.
+
+The settings are those of the reference implementation for D4RL's medium data sets
+(paper Sec. 5.1 and appendix), of which two releases differ:
+
+- `v0_8`, the default: 200 epochs of cloning, weights averaged every 10 updates;
+- `v0_6`: 3000 epochs, weights averaged every 5 epochs from the tenth on. Fine-tuning
+  is the same in both;
+- `cpu`: the same job in about an hour on two CPU cores, for data sets of 100,000 steps.
+"""
+
+from ml_collections import ConfigDict
+
+from dppo_jax.envs.tasks.locomotion import MAX_STEPS
+from experiments.defaults import default_config
+
+VARIANTS = ("v0_8", "v0_6", "cpu")
+# A medium data set holds a million windows, a minibatch 128 of them.
+_UPDATES_PER_EPOCH = 7800
+
+
+def make_config(task: str, variant: str) -> ConfigDict:
+    """The configuration of a task in one of `VARIANTS`."""
+    if variant not in VARIANTS:
+        raise ValueError(
+            f"{task}.py:{variant} is unknown; use one of {', '.join(VARIANTS)}."
+        )
+    config = default_config()
+    config.name = task if variant == "v0_8" else f"{task}_{variant}"
+    config.env.task = task
+    config.env.max_steps = MAX_STEPS
+
+    config.pretrain.num_epochs = config.pretrain.cycle_epochs = 200
+
+    config.finetune.num_iterations = 1000
+    config.finetune.num_envs = 40
+    config.finetune.num_steps = 500  # two episodes of full length
+    # Starting afresh would show the policy the beginnings of episodes too often.
+    config.finetune.reset_at_iteration = False
+    config.finetune.batch_size = 50_000  # a quarter of the 40 x 500 x 10 pairs
+    config.finetune.clip_top = config.finetune.clip_base = 0.01
+    config.finetune.target_kl = 1.0
+    if variant == "v0_6":
+        config.pretrain.num_epochs = config.pretrain.cycle_epochs = 3000
+        config.pretrain.ema_start = 10
+        config.pretrain.ema_every = 5 * _UPDATES_PER_EPOCH
+    elif variant == "cpu":
+        _shrink(config)
+    return config
+
+
+def _shrink(config: ConfigDict) -> None:
+    """A smaller network, and iterations of a fifth of the size."""
+    config.model.network.hidden_sizes = (256, 256, 256)
+    # Larger minibatches cost two cores hardly more, fewer epochs save the rest.
+    config.pretrain.num_epochs = config.pretrain.cycle_epochs = 100
+    config.pretrain.batch_size = 512
+    config.finetune.num_iterations = 200
+    config.finetune.num_steps = 100
+    config.finetune.batch_size = 10_000  # still a quarter of the pairs
+    # The policy changes as often per iteration, on a fifth of the data.
+    config.finetune.actor.cycle_steps = config.finetune.critic.cycle_steps = 200
+    config.evaluate.num_episodes = config.evaluate.num_envs = 40

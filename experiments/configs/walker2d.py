@@ -1,0 +1,13 @@
+"""Gymnasium's Walker2d from medium demonstrations: `:v0_8`, `:v0_6` or `:cpu`.
+
+Bring data with --config.data=FOLDER; `experiments/configs/locomotion.py` says what
+the variants are.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.locomotion import make_config
+
+
+def get_config(variant: str = "v0_8") -> ConfigDict:
+    return make_config("walker2d", variant)
