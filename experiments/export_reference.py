@@ -6,7 +6,7 @@ python -m experiments.export_reference RUN_DIR state_30.pt
 import sys
 from pathlib import Path
 
-from dppo_jax.checkpoint import load_critic, load_policy
+from dppo_jax.checkpoint import PolicyCheckpoint, load_critic, load_policy
 from dppo_jax.interop import ReferenceCheckpoint, save_reference_checkpoint
 from dppo_jax.normalize import save_normalizer
 from experiments import common
@@ -40,9 +40,18 @@ def main(run_dir: str, path: str) -> str:
         f"{run_dir}: stage {stage}, iteration {policy.iteration}, written to {path} "
         f"and {normalization}"
     )
+    if stage == "finetune" and not is_gaussian:
+        print(f"it runs there with ft_denoising_steps={_num_tuned_steps(policy)}")
     if stage == "finetune" and critic is None:
         print("there is no critic: it loads as network_path, but resumes no run there")
     return normalization
+
+
+def _num_tuned_steps(policy: PolicyCheckpoint) -> int:
+    """K', which may have been annealed."""
+    if policy.params.num_active is not None:
+        return int(policy.params.num_active)
+    return policy.config["finetune"]["num_tuned_steps"]
 
 
 if __name__ == "__main__":

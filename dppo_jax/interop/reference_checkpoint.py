@@ -108,7 +108,8 @@ def save_reference_checkpoint(
             for end, std in zip(("min", "max"), checkpoint.std_bounds)
         }
     base, tuned = (
-        constants | params_to_reference(params) for params in checkpoint.params
+        constants | params_to_reference(params)
+        for params in (checkpoint.params.base, checkpoint.params.tuned)
     )
     if checkpoint.stage == "pretrain":
         network = _prefixed("network", tuned)

@@ -54,13 +54,13 @@ def make_config(**changes):
     return config.lock()
 
 
-def make_run(run_dir, stage, critic=True, **changes):
+def make_run(run_dir, stage, critic=True, num_active=None, **changes):
     """A run directory as training leaves it, with networks of random weights."""
     config = make_config(**changes)
     policy = make_policy(config.model, config.finetune, action_dim=2)
     obs = {"state": jnp.zeros((1, 1, 4))}
     one, other = (policy.init(jax.random.key(i), obs).base for i in (0, 1))
-    params = PolicyParams(one, one if stage == "pretrain" else other)
+    params = PolicyParams(one, one if stage == "pretrain" else other, num_active)
     state = {"key": jax.random.key(0)}
     if critic:
         network = StateCritic(**config.critic)
@@ -189,6 +189,16 @@ def test_without_a_critic_an_export_says_so(tmp_path, capsys):
     export_reference.main(run, str(tmp_path / "a.pt"))
     assert "there is no critic" in capsys.readouterr().out
     assert load_reference_checkpoint(tmp_path / "a.pt").critic is None
+
+
+@pytest.mark.parametrize("num_active, shown", [(None, 2), (jnp.int32(1), 1)])
+def test_an_export_names_the_moves_that_the_tuned_network_owns(
+    tmp_path, capsys, num_active, shown
+):
+    """They may have been annealed, and no weight tells how far."""
+    run = make_run(tmp_path / "run", "finetune", num_active=num_active)
+    export_reference.main(run, str(tmp_path / "a.pt"))
+    assert f"ft_denoising_steps={shown}\n" in capsys.readouterr().out
 
 
 def test_torch_reads_an_export(exported):
