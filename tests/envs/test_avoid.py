@@ -199,3 +199,13 @@ def test_wrong_settings_are_named():
         make_task("avoid", rewarded_gap=4)
     with pytest.raises(ValueError, match="'maze'.*avoid"):
         make_task("maze")
+
+
+def test_commands_stay_in_the_workspace_whatever_is_asked_for():
+    """100 steps to the left end at the edge of the table, and the servo follows."""
+    steps = run(make_task("avoid", engine="mujoco"), np.full((100, 1, 2), [-1.0, 0.0]))
+    desired = steps.obs["state"][-1, 0, :2]
+    np.testing.assert_allclose(desired, [avoid.WORKSPACE_MIN[0], avoid.START[1]])
+    np.testing.assert_allclose(steps.metrics["position"][-1, 0, 0], 0.1, atol=0.005)
+    assert steps.metrics["outside"][-1, 0] == 1
+    assert steps.reward[-1, 0] == pytest.approx(-0.1)

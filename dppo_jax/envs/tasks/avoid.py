@@ -46,6 +46,12 @@ NUM_SUBSTEPS = 7
 # Just above the largest change of the desired position that a human commanded.
 MAX_ACTION = 0.012501
 MAX_STEPS = 100
+# Commands stay on the table, [x, y] in metres; no recorded one is near its edge. The
+# arm of D3IL has a limited reach as well. On an endless plane a time limit that
+# bootstraps V(last observation) rewards running away: a critic that extrapolates
+# finds every state beyond the data better than the one before.
+WORKSPACE_MIN = (0.1, -0.4)
+WORKSPACE_MAX = (0.9, 0.6)
 
 # Servo per axis: acceleration = STIFFNESS (target - x) - DAMPING v, where the target
 # leads the desired position by LEAD times its latest change.
@@ -151,26 +157,32 @@ def touches(position: Array) -> Array:
     return jnp.any(distance < CYLINDERS[:, 2] + ROD_RADIUS).astype(jnp.float32)
 
 
+def outside(position: Array) -> Array:
+    """1 where the rod at `position` [2] is outside of `X_RANGE`."""
+    x = position[0]
+    return ((x < X_RANGE[0]) | (x > X_RANGE[1])).astype(jnp.float32)
+
+
 def reward(position: Array, gaps: Array, collision: Array, rewarded_gap: int) -> Array:
     """Reward of one control step, as in the DPPO variants of the task.
 
     -0.1 for ever after a collision and outside of `X_RANGE`; otherwise 1 once row 3
     was passed through the rewarded gap, and 1 more beyond the reward line.
     """
-    x, y = position
-    penalized = (collision > 0) | (x < X_RANGE[0]) | (x > X_RANGE[1])
-    earned = (gaps[2] == rewarded_gap).astype(jnp.float32) + (y > REWARD_Y)
+    penalized = (collision > 0) | (outside(position) > 0)
+    earned = (gaps[2] == rewarded_gap).astype(jnp.float32) + (position[1] > REWARD_Y)
     return jnp.where(penalized, -0.1, earned)
 
 
 def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
     """The avoidance task; `time_limit(env, MAX_STEPS)` makes episodes of 100 steps.
 
-    Action [2]: change of the desired position in metres, clipped to `MAX_ACTION`.
+    Action [2]: change of the desired position in metres, clipped to `MAX_ACTION`;
+    the desired position stays in the workspace.
     Observation `{"state": [4]}`: desired x, y, actual x, y in metres.
     Metrics: `success` (rewarded gap passed and finish line crossed without a
-    collision so far), `collision`, `gap_row1..3` (codes, -1 before) and
-    `position` [2].
+    collision so far), `collision`, `outside` (x is where nothing is rewarded),
+    `gap_row1..3` (codes, -1 before) and `position` [2].
 
     Args:
         engine: physics engine; "auto" is C MuJoCo on CPU: as soon as one rod of a
@@ -209,8 +221,11 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
     def step(state: AvoidState, action: Array) -> tuple[AvoidState, TimeStep]:
         chex.assert_shape(action, (2,))
         change = jnp.clip(action, -MAX_ACTION, MAX_ACTION)
-        desired = state.desired + change
-        physics_state = physics.step(state.physics, desired + LEAD * change)
+        desired = jnp.clip(
+            state.desired + change, jnp.array(WORKSPACE_MIN), jnp.array(WORKSPACE_MAX)
+        )
+        target = desired + LEAD * (desired - state.desired)
+        physics_state = physics.step(state.physics, target)
         position = physics_state.qpos
         gaps = gap_codes(state.gaps, position)
         # Read at control samples, as D3IL does.
@@ -228,6 +243,7 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
             metrics={
                 "success": through * finished * (1 - collision),
                 "collision": collision,
+                "outside": outside(position),
                 "gap_row1": gaps[0],
                 "gap_row2": gaps[1],
                 "gap_row3": gaps[2],
