@@ -112,9 +112,7 @@ def make_pretrain(policy: Policy, dataset: Windows, config: ConfigDict) -> Algor
         def learn(state: PretrainState, inputs: Any) -> tuple[PretrainState, Array]:
             index, key = inputs
             obs, action = gather(dataset, index)
-            loss, grads = jax.value_and_grad(clone_loss)(
-                state.params, key, obs, action
-            )
+            loss, grads = jax.value_and_grad(clone_loss)(state.params, key, obs, action)
             params, optimizer_state = optimizers.update(
                 optimizer, grads, state.optimizer, state.params, learning_rate
             )

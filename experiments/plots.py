@@ -57,9 +57,15 @@ def save_plots(run_dir: str, task: str, before: Evaluation, after: Evaluation) -
             _DRAWINGS[task][1](ax, evaluation)
             ax.set_title(f"{name}: {ax.get_title()}")
         save_figure(figure, folder / "trajectories.png")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
-    plot_curves(axes[0], {"exploring": [run_dir]}, "episode_return")
-    plot_curves(axes[1], {"exploring": [run_dir]}, "success")
+    logged = {name for row in read_metrics(run_dir) for name in row}
+    shown = [name for name in ("episode_return", "success") if name in logged]
+    if not shown:
+        return  # No episode has ended yet.
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(4.5 * len(shown), 3.5), squeeze=False
+    )
+    for ax, name in zip(axes[0], shown):
+        plot_curves(ax, {"exploring": [run_dir]}, name)
     save_figure(figure, folder / "curve.png")
 
 
