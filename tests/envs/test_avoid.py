@@ -119,6 +119,8 @@ def test_success_needs_the_rewarded_gap_and_the_finish_line():
     finished = steps.metrics["position"][:, 0, 1] > avoid.FINISH_Y
     np.testing.assert_array_equal(success, np.maximum.accumulate(finished))
     assert success[-1] == 1.0 and steps.reward[-1, 0] == 2.0
+    solved = np.maximum.accumulate(steps.reward[:, 0] == 2.0)
+    np.testing.assert_array_equal(steps.metrics["solved"][:, 0], solved)
     other = run(make_task("avoid", engine="mujoco", rewarded_gap=6), actions)
     assert not other.metrics["success"].any() and other.reward[-1, 0] == 1.0
 
@@ -208,4 +210,5 @@ def test_commands_stay_in_the_workspace_whatever_is_asked_for():
     np.testing.assert_allclose(desired, [avoid.WORKSPACE_MIN[0], avoid.START[1]])
     np.testing.assert_allclose(steps.metrics["position"][-1, 0, 0], 0.1, atol=0.005)
     assert steps.metrics["outside"][-1, 0] == 1
+    assert steps.metrics["solved"][-1, 0] == 0
     assert steps.reward[-1, 0] == pytest.approx(-0.1)

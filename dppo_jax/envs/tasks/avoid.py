@@ -68,6 +68,7 @@ class AvoidState(NamedTuple):
     gaps: [3] code of the gap taken in each row, -1 before.
     collision: 1 once the rod touched a cylinder.
     finished: 1 once the rod crossed the finish line.
+    solved: 1 once a step earned both rewards.
     """
 
     physics: PhysicsState
@@ -76,6 +77,7 @@ class AvoidState(NamedTuple):
     gaps: Array
     collision: Array
     finished: Array
+    solved: Array
 
 
 def mjcf() -> str:
@@ -181,8 +183,10 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
     the desired position stays in the workspace.
     Observation `{"state": [4]}`: desired x, y, actual x, y in metres.
     Metrics: `success` (rewarded gap passed and finish line crossed without a
-    collision so far), `collision`, `outside` (x is where nothing is rewarded),
-    `gap_row1..3` (codes, -1 before) and `position` [2].
+    collision so far), `solved` (both rewards earned in one step, for which x must be
+    in `X_RANGE` too; close to what DPPO's reference code counts as success),
+    `collision`, `outside` (x is where nothing is rewarded), `gap_row1..3` (codes, -1
+    before) and `position` [2].
 
     Args:
         engine: physics engine; "auto" is C MuJoCo on CPU: as soon as one rod of a
@@ -216,6 +220,7 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
             gaps=-jnp.ones(3),
             collision=jnp.float32(0),
             finished=jnp.float32(0),
+            solved=jnp.float32(0),
         )
 
     def step(state: AvoidState, action: Array) -> tuple[AvoidState, TimeStep]:
@@ -233,15 +238,24 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
         crossed = (position[1] > FINISH_Y).astype(jnp.float32)
         finished = jnp.maximum(state.finished, crossed)
         through = (gaps[2] == rewarded_gap).astype(jnp.float32)
-        obs = observe(desired, position)
-        state = AvoidState(physics_state, obs, desired, gaps, collision, finished)
+        earned = reward(position, gaps, collision, rewarded_gap)
+        state = AvoidState(
+            physics=physics_state,
+            obs=observe(desired, position),
+            desired=desired,
+            gaps=gaps,
+            collision=collision,
+            finished=finished,
+            solved=jnp.maximum(state.solved, (earned >= 2).astype(jnp.float32)),
+        )
         return state, TimeStep(
-            obs=obs,
-            reward=reward(position, gaps, collision, rewarded_gap),
+            obs=state.obs,
+            reward=earned,
             terminated=jnp.float32(0),
             truncated=jnp.float32(0),
             metrics={
                 "success": through * finished * (1 - collision),
+                "solved": state.solved,
                 "collision": collision,
                 "outside": outside(position),
                 "gap_row1": gaps[0],
