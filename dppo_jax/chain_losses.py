@@ -55,12 +55,21 @@ def policy_loss(
 
 
 def cloning_penalty(
-    params: PyTree, policy: Policy, base: PyTree, key: Array, obs: Obs
+    params: PyTree,
+    policy: Policy,
+    base: PyTree,
+    key: Array,
+    obs: Obs,
+    *,
+    num_active: Array | None = None,
 ) -> Array:
     """Minus the log-probability of chains that the frozen policy would sample.
 
     Keeps the policy near its teacher on the states it visits itself (Zhu et al.
     2024, arXiv 2403.03949, eq. 2).
+
+    Args:
+        num_active: as in `policy_loss`; only these moves count.
     """
     chain, _ = policy.sample(PolicyParams(base, base), key, obs)
     chain = jax.lax.stop_gradient(chain)
@@ -69,11 +78,13 @@ def cloning_penalty(
     def repeat(x: Array) -> Array:
         return jnp.repeat(x, num_steps, axis=0)
 
+    step = jnp.tile(jnp.arange(num_steps), chain.shape[0])
     log_prob = policy.log_prob(
         params,
         chain[:, :-1].reshape(-1, *chain.shape[2:]),
         chain[:, 1:].reshape(-1, *chain.shape[2:]),
         jax.tree.map(repeat, obs),
-        jnp.tile(jnp.arange(num_steps), chain.shape[0]),
+        step,
     )
-    return -log_prob.mean()
+    weight = None if num_active is None else 1.0 * (step >= num_steps - num_active)
+    return -losses.weighted_mean(log_prob, weight)

@@ -31,7 +31,7 @@ class MetricsWriter:
         self._names = list(dict.fromkeys(name for row in self._rows for name in row))
         self._rewrite()
         self._events = SummaryWriter(
-            str(run_dir), purge_step=resume_at if resume_at > 1 else None
+            str(run_dir), purge_step=resume_at if resume_at > 1 else 0
         )
 
     def __enter__(self) -> "MetricsWriter":

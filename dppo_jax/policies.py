@@ -64,6 +64,8 @@ def diffusion_policy(
         raise ValueError(
             f"reward_horizon={horizon} must lie between 1 and the chunk of {chunk}."
         )
+    if min_std < 0:
+        raise ValueError(f"min_std={min_std} must not be negative.")
     first_tuned = schedule.num_steps - num_tuned_steps
     apply: Callable[..., Any] = network.apply
 
@@ -231,7 +233,13 @@ def default_config() -> ConfigDict:
     return config
 
 
-def make_policy(config: ConfigDict, tuning: ConfigDict, *, action_dim: int) -> Policy:
+def make_policy(
+    config: ConfigDict,
+    tuning: ConfigDict,
+    *,
+    action_dim: int,
+    executed: int | None = None,
+) -> Policy:
     """The policy that `default_config` describes.
 
     Args:
@@ -239,6 +247,8 @@ def make_policy(config: ConfigDict, tuning: ConfigDict, *, action_dim: int) -> P
         tuning: settings of exploration and of log-probabilities, those of
             `algorithms.ppo.default_config`.
         action_dim: Da.
+        executed: actions of a chunk that the environment executes; those count in the
+            log-probability unless `tuning.reward_horizon` says otherwise. None: all.
 
     Raises:
         ValueError: settings that contradict each other, by name.
@@ -267,5 +277,5 @@ def make_policy(config: ConfigDict, tuning: ConfigDict, *, action_dim: int) -> P
         **common,
         num_tuned_steps=tuning.num_tuned_steps,
         min_std=tuning.min_std,
-        reward_horizon=tuning.reward_horizon,
+        reward_horizon=tuning.reward_horizon or executed,
     )

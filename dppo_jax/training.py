@@ -114,13 +114,20 @@ class Progress:
         self._done += 1
         self._bar.update()
         now = time.monotonic()
-        due = now - self._said >= _SECONDS_BETWEEN_LINES or self._done == self._total
+        if self._done == self._start + 1:
+            self._began = now
+        due = now - self._said >= _SECONDS_BETWEEN_LINES or self._done in (
+            self._start + 1,
+            self._total,
+        )
         if self._bar.disable and due:
             self._said = now
-            pace = (now - self._began) / (self._done - self._start)
-            left = pace * (self._total - self._done)
+            pace = (now - self._began) / max(self._done - self._start - 1, 1)
+            left = f"{pace * (self._total - self._done):.0f} s left"
+            if self._done == self._start + 1 < self._total:
+                left = "compiled"  # The first iteration says nothing of the rest.
             print(
-                f"{self._done}/{self._total}  {self._text}  {left:.0f} s left",
+                f"{self._done}/{self._total}  {self._text}  {left}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -139,5 +146,6 @@ def _check_finite(numbers: Mapping[str, float], iteration: int) -> None:
         if name.endswith(("loss", "params_change")) and not np.isfinite(value):
             raise FloatingPointError(
                 f"{name} became {value} in iteration {iteration}; lower the learning "
-                "rate or the clip range. Checkpoints before it are intact."
+                "rate or the clip range. If resuming fails at once, the newest folder "
+                "in checkpoints/ is of the diverged policy; remove it."
             )

@@ -19,6 +19,7 @@ from dppo_jax.checkpoint import PolicyCheckpoint, load_config, load_policy, save
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, make_evaluate
 from dppo_jax.normalize import Normalizer
+from dppo_jax.policies import make_policy
 from dppo_jax.types import Policy, PolicyParams
 from experiments import plots
 
@@ -26,6 +27,16 @@ from experiments import plots
 _MAY_CHANGE = ("run_dir", "evaluate.", "loop.", "num_iterations", "num_epochs")
 # What fine-tuning and evaluation must find as pre-training left it.
 _MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
+# What also decides how a policy scores; a difference is legitimate, but worth a line.
+_WORTH_A_LINE = (
+    "env.",
+    *(f"finetune.{x}" for x in ("eta", "draw_clip", "final_clip", "noise_clip")),
+)
+# Settings that a stage does not read: they may differ from its last run.
+_UNREAD = {
+    "pretrain": ("finetune.", "critic.", "collect.", "policy"),
+    "finetune": ("pretrain.", "collect.", "data"),
+}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "experiments/configs/FILE.py[:VARIANT], then --config.KEY=VALUE."
@@ -52,7 +63,13 @@ def errors_in_one_line() -> Iterator[None]:
     logging.set_verbosity(logging.ERROR)
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        sys.exit(130)
+    except (
+        *(ValueError, OSError, FloatingPointError, ImportError),
+        jax.errors.JaxRuntimeError,
+    ) as error:
         if os.environ.get("DPPO_JAX_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {_one_line(error)}", file=sys.stderr)
@@ -66,8 +83,12 @@ def _parse(argv: list[str], words: Sequence[str]) -> list[Any]:
         ValueError: no configuration, an unknown key, a value of the wrong type,
             words that are no flags, or others than `words`.
     """
+    for flag in [arg for arg in argv[1:] if arg.startswith("--config=")]:
+        path = flag.removeprefix("--config=").partition(":")[0]
+        if not Path(path).is_file():
+            raise ValueError(f"--config={path}: there is no such file.")
     try:
-        _, *given = flags.FLAGS(argv)
+        _, *given = flags.FLAGS(_last_of_each(argv))
         config = _CONFIG.value
     except flags.Error as error:
         # A config file that raises arrives as the text of its whole traceback.
@@ -117,11 +138,12 @@ def prepare_run(config: ConfigDict, stage: str) -> str:
                 f"{run_dir} holds a run of experiments.{old.get('stage')}; pass "
                 "another --config.run_dir."
             )
+        free = (*_MAY_CHANGE, *_UNREAD[stage])
         for name, (before, now) in sorted(_differences(old, new).items()):
-            if not any(name.startswith(p) or name.endswith(p) for p in _MAY_CHANGE):
+            if not any(name.startswith(p) or name.endswith(p) for p in free):
                 raise ValueError(
                     f"{run_dir} holds a run with {name}={before!r}, not {now!r}; "
-                    f"pass --config.{name}={before} to resume it, or another "
+                    f"pass {_as_flag(name, before)} to resume it, or another "
                     "--config.run_dir to start afresh."
                 )
     save_config(run_dir, new)
@@ -145,14 +167,27 @@ def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
     if checkpoint.config.get("stage") == "finetune":
         # Its frozen and its tuned network differ, and K' says which one moves when.
         must_match += ("finetune.num_tuned_steps",)
-    for name, (saved, now) in _differences(checkpoint.config, as_json(config)).items():
+    differences = _differences(checkpoint.config, as_json(config))
+    for name, (saved, now) in sorted(differences.items()):
         if name.startswith(must_match):
             raise ValueError(
                 f"{run_dir} was trained with {name}={saved!r}, but the config says "
-                f"{now!r}; pass --config.{name}={saved}, or train a policy that "
+                f"{now!r}; pass {_as_flag(name, saved)}, or train a policy that "
                 "matches."
             )
+        if name.startswith(_WORTH_A_LINE):
+            print(f"note: the policy was trained with {name}={saved!r}, not {now!r}")
     return checkpoint
+
+
+def build_policy(config: ConfigDict, action_dim: int) -> Policy:
+    """The policy that all stages share."""
+    return make_policy(
+        config.model,
+        config.finetune,
+        action_dim=action_dim,
+        executed=config.env.executed,
+    )
 
 
 def make_score(
@@ -179,6 +214,23 @@ def make_score(
 def as_json(config: ConfigDict) -> dict[str, Any]:
     """The config as it reads back from a JSON file."""
     return json.loads(config.to_json_best_effort())
+
+
+def _as_flag(name: str, value: Any) -> str:
+    """How to set a value on the command line of a shell."""
+    if isinstance(value, list):
+        text = str(tuple(value)).replace(" ", "")
+        return f"--config.{name}='{text}'"
+    return f"--config.{name}={value}"
+
+
+def _last_of_each(argv: list[str]) -> list[str]:
+    """Of flags given twice the last: ml_collections would join tuples."""
+    last = {
+        arg.split("=")[0] if arg.startswith("--config.") else i: i
+        for i, arg in enumerate(argv)
+    }
+    return [argv[i] for i in sorted(last.values())]
 
 
 def _differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:

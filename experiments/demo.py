@@ -8,22 +8,27 @@ import sys
 import time
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from dppo_jax.metrics import read_metrics
 from experiments import collect, common, finetune, pretrain
 
 _CONFIG = "--config=experiments/configs/avoid.py:demo"
 
 
-def main(config) -> None:
-    """Run all stages and say what came out."""
+def main(config: ConfigDict) -> None:
+    """Run all stages below `run_dir` and say what came out."""
     began = time.monotonic()
+    parent = Path(config.run_dir or Path("runs") / config.name)
     print("== 1/3 scripted demonstrations", flush=True)
     data = Path(config.data or Path("data") / config.name)
     if not data.exists():
         collect.main(config)
     print("== 2/3 behaviour cloning", flush=True)
+    config.run_dir = config.policy = str(parent / "pretrain")
     pretrain.main(config)
     print("== 3/3 fine-tuning with DPPO", flush=True)
+    config.run_dir = str(parent / "finetune")
     run_dir = finetune.main(config)
     rows = [row for row in read_metrics(run_dir) if "eval/success" in row]
     before, after = (100 * rows[i]["eval/success"] for i in (0, -1))

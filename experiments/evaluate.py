@@ -6,18 +6,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dppo_jax.evaluate import summarize
-from dppo_jax.policies import make_policy
 from experiments import common
 
 
 def main(config: ConfigDict) -> dict[str, float]:
     """Run the stage; returns and prints the mean of every metric."""
     checkpoint = common.find_policy(config, "finetune")
-    policy = make_policy(
-        config.model,
-        config.finetune,
-        action_dim=checkpoint.normalizer.action_min.shape[0],
-    )
+    policy = common.build_policy(config, checkpoint.normalizer.action_min.shape[0])
     score = common.make_score(config, policy, checkpoint.normalizer)
     result = summarize(score(checkpoint.params))
     mode = "deterministic" if config.evaluate.deterministic else "exploring"

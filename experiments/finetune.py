@@ -8,7 +8,6 @@ from dppo_jax.checkpoint import check_matches
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import summarize
 from dppo_jax.networks.critics import StateCritic
-from dppo_jax.policies import make_policy
 from dppo_jax.training import train
 from experiments import common, plots
 
@@ -17,9 +16,7 @@ def main(config: ConfigDict) -> str:
     """Run the stage; returns the run directory."""
     pretrained = common.find_policy(config, "pretrain")
     normalizer = pretrained.normalizer
-    policy = make_policy(
-        config.model, config.finetune, action_dim=normalizer.action_min.shape[0]
-    )
+    policy = common.build_policy(config, normalizer.action_min.shape[0])
     env = make_env(
         config.env,
         normalizer=normalizer,

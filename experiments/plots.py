@@ -25,6 +25,8 @@ def draw_avoid(ax: Axes, evaluation: Evaluation) -> None:
         ax.add_patch(plt.Circle((x, y), radius, color="0.35", zorder=3))
     ax.axhline(avoid.FINISH_Y, color="0.5", linestyle="--", linewidth=1)
     ax.axhline(avoid.REWARD_Y, color="tab:green", linewidth=1)
+    for height, text in ((avoid.FINISH_Y, "finish"), (avoid.REWARD_Y, "reward")):
+        ax.text(0.84, height + 0.005, text, ha="right", fontsize=8, color="0.4")
     paths = np.asarray(evaluation.traces["position"])[:_EPISODES_SHOWN]
     success = np.asarray(evaluation.metrics["success"])
     start = np.broadcast_to(avoid.START, (len(paths), 1, 2))
@@ -58,14 +60,16 @@ def save_plots(run_dir: str, task: str, before: Evaluation, after: Evaluation) -
             ax.set_title(f"{name}: {ax.get_title()}")
         save_figure(figure, folder / "trajectories.png")
     logged = {name for row in read_metrics(run_dir) for name in row}
-    shown = [name for name in ("episode_return", "success") if name in logged]
+    names = ("episode_return", "success", "solved", "eval/success")
+    shown = [name for name in names if name in logged]
     if not shown:
         return  # No episode has ended yet.
     figure, axes = plt.subplots(
-        1, len(shown), figsize=(4.5 * len(shown), 3.5), squeeze=False
+        1, len(shown), figsize=(4 * len(shown), 3.5), squeeze=False
     )
     for ax, name in zip(axes[0], shown):
-        plot_curves(ax, {"exploring": [run_dir]}, name)
+        mode = "evaluation" if name.startswith("eval/") else "exploring"
+        plot_curves(ax, {mode: [run_dir]}, name)
     save_figure(figure, folder / "curve.png")
 
 
@@ -89,8 +93,15 @@ def plot_curves(ax: Axes, groups: Mapping[str, Sequence[str]], metric: str) -> N
             shared, values.min(0), values.max(0), color=line.get_color(), alpha=0.2
         )
     ax.set(xlabel="iteration", ylabel=metric.replace("_", " "))
+    if metric.endswith(("success", "solved", "collision", "outside")):
+        ax.set_ylim(-0.03, 1.03)  # Shares, which compare across pictures.
     ax.grid(alpha=0.3)
     ax.legend()
+
+
+def can_write(path: Path) -> bool:
+    """Whether the suffix of `path` names a picture format."""
+    return path.suffix.lstrip(".") in plt.figure().canvas.get_supported_filetypes()
 
 
 def save_figure(figure: Figure, path: Path) -> None:

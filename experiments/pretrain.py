@@ -9,7 +9,6 @@ from dppo_jax import pretrain
 from dppo_jax.demonstrations.dataset import summary, windows
 from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.evaluate import summarize
-from dppo_jax.policies import make_policy
 from dppo_jax.training import train
 from experiments import common
 
@@ -24,9 +23,7 @@ def main(config: ConfigDict) -> str:
         )
     episodes = load_demonstrations(data)
     assert episodes.normalizer is not None  # What it returns is normalised.
-    policy = make_policy(
-        config.model, config.finetune, action_dim=episodes.actions.shape[1]
-    )
+    policy = common.build_policy(config, episodes.actions.shape[1])
     dataset = windows(episodes, chunk=config.model.chunk, history=config.env.history)
     algorithm = pretrain.make_pretrain(policy, dataset, config.pretrain)
     score = common.make_score(config, policy, episodes.normalizer)

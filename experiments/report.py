@@ -4,7 +4,6 @@ Every group of run directories (seeds) becomes one curve, its mean with the rang
 a band, in one panel per metric; a table of the last evaluation goes to the screen.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from absl import app, flags
 from matplotlib import pyplot as plt
 
 from dppo_jax.metrics import read_metrics
-from experiments import plots
+from experiments import common, plots
 
 _OUTPUT = flags.DEFINE_string("output", "report.png", "picture to write")
 _METRICS = flags.DEFINE_list(
@@ -22,41 +21,54 @@ _METRICS = flags.DEFINE_list(
 
 def main(argv: list[str]) -> None:
     """Plot and tabulate the groups named on the command line."""
-    try:
-        groups = {
-            label: dirs.split(",")
-            for label, dirs in (arg.split("=") for arg in argv[1:])
+    with common.errors_in_one_line():
+        groups = _groups(argv[1:])
+        curves = {
+            (label, metric): [_curve(run_dir, metric) for run_dir in dirs]
+            for label, dirs in groups.items()
+            for metric in _METRICS.value
         }
-        _check(groups)
-    except ValueError as error:
-        print(f"error: {error}; usage: LABEL=DIR,DIR ...", file=sys.stderr)
-        sys.exit(2)
-    metrics = _METRICS.value
-    figure, axes = plt.subplots(
-        1, len(metrics), figsize=(5 * len(metrics), 3.6), squeeze=False
-    )
-    for ax, metric in zip(axes[0], metrics):
-        plots.plot_curves(ax, groups, metric)
-    plots.save_figure(figure, Path(_OUTPUT.value))
-    print("| group | seeds | metric | first | last | each seed |")
-    print("|---|---|---|---|---|---|")
-    for label, dirs in groups.items():
-        for metric in metrics:
-            curves = [[r[metric] for r in read_metrics(d) if metric in r] for d in dirs]
-            first, last = (np.array([c[i] for c in curves if c]) for i in (0, -1))
+        if not plots.can_write(Path(_OUTPUT.value)):
+            raise ValueError(f"--output={_OUTPUT.value}: no picture format; try .png.")
+        print("| group | seeds | metric | first | last | each seed |")
+        print("|---|---|---|---|---|---|")
+        for (label, metric), seeds in curves.items():
+            first, last = (np.array([curve[i] for curve in seeds]) for i in (0, -1))
             each = ", ".join(f"{x:.3f}" for x in last)
             print(
-                f"| {label} | {len(dirs)} | {metric} | {first.mean():.3f} | "
+                f"| {label} | {len(seeds)} | {metric} | {first.mean():.3f} | "
                 f"{last.mean():.3f} | {each} |"
             )
+        metrics = _METRICS.value
+        figure, axes = plt.subplots(
+            1, len(metrics), figsize=(5 * len(metrics), 3.6), squeeze=False
+        )
+        for ax, metric in zip(axes[0], metrics):
+            plots.plot_curves(ax, groups, metric)
+        plots.save_figure(figure, Path(_OUTPUT.value))
 
 
-def _check(groups: dict[str, list[str]]) -> None:
+def _groups(words: list[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for word in words:
+        label, equals, dirs = word.partition("=")
+        if not equals or not dirs:
+            raise ValueError(f"{word!r} names no runs; write LABEL=DIR,DIR ...")
+        if label in groups:
+            raise ValueError(f"the label {label!r} is given twice; join its runs.")
+        groups[label] = dirs.split(",")
     if not groups:
-        raise ValueError("no runs given")
-    for run_dir in (d for dirs in groups.values() for d in dirs):
-        if not read_metrics(run_dir):
-            raise ValueError(f"{run_dir} holds no metrics.csv with rows")
+        raise ValueError("no runs given; write LABEL=DIR,DIR ...")
+    return groups
+
+
+def _curve(run_dir: str, metric: str) -> list[float]:
+    rows = read_metrics(run_dir)
+    curve = [row[metric] for row in rows if metric in row]
+    if not curve:
+        known = sorted({name for row in rows for name in row})
+        raise ValueError(f"{run_dir}: metrics.csv has no {metric!r}, only {known}.")
+    return curve
 
 
 if __name__ == "__main__":

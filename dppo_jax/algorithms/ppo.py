@@ -59,6 +59,9 @@ class Pairs(NamedTuple):
 def default_config() -> ConfigDict:
     """Settings of the paper where it names one for all tasks; see its appendix."""
     config = ConfigDict()
+    # `make_ppo` takes the number of environments from its environment, and K' with
+    # the settings of sampling (min_std ... reward_horizon) from its policy; they stand
+    # here for `make_env` and `make_policy`, so that one section says it all.
     config.num_iterations = 100
     config.num_envs = 40
     config.num_steps = 100  # action chunks per environment and iteration
@@ -261,7 +264,8 @@ def make_ppo(
             metrics["entropy"] = entropy
         if config.clone_coef:
             penalty = chain_losses.cloning_penalty(
-                tuned, policy, params.base, key, batch.obs
+                *(tuned, policy, params.base, key, batch.obs),
+                num_active=params.num_active,
             )
             loss += config.clone_coef * penalty
             metrics["cloning_penalty"] = penalty
@@ -344,9 +348,11 @@ def make_ppo(
         (state, _), (metrics, ran) = jax.lax.scan(
             guarded, (state, jnp.asarray(False)), (index, keys)
         )
+        last_kl = metrics["approx_kl"][ran.sum() - 1]
         # Means over the updates that ran; a NaN among them must show.
         metrics = {name: x.sum() / ran.sum() for name, x in metrics.items()}
         metrics |= {
+            "approx_kl_last": last_kl,
             "num_updates": ran.sum(),
             "actor_lr": actor_rate,
             "critic_lr": critic_rate,
@@ -364,7 +370,11 @@ def make_ppo(
         state = state._replace(
             params=anneal(state.params, iteration), key=key, iteration=iteration
         )
-        return state, episodes | values | updates | {"params_change": change}
+        counts = {
+            "params_change": change,
+            "env_steps": iteration * float(num_envs * num_steps * env.action_shape[0]),
+        }
+        return state, episodes | values | updates | counts
 
     return Algorithm(init, step)
 
@@ -378,6 +388,12 @@ def check_config(config: ConfigDict, policy: Policy) -> None:
         raise ValueError(
             f"num_tuned_steps={config.num_tuned_steps}, but the policy tunes "
             f"{policy.num_steps} steps; make both the same."
+        )
+    if (config.tuned_steps_drop > 0) != (config.tuned_steps_every > 0):
+        raise ValueError(
+            f"tuned_steps_drop={config.tuned_steps_drop} and "
+            f"tuned_steps_every={config.tuned_steps_every} anneal K' together; set "
+            "both or none."
         )
     for name in ("discount", "gae_lambda", "denoising_discount"):
         if not 0 <= config[name] <= 1:
