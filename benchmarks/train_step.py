@@ -14,6 +14,7 @@ apart.
 """
 
 import argparse
+import functools
 import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from dppo_jax import chain_losses, losses, optimizers
 from dppo_jax.algorithms import ppo
 from dppo_jax.envs.build import make_env
 from dppo_jax.envs.tasks import make_task
+from dppo_jax.minibatch import mean_over_parts, part_size
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import make_policy
@@ -149,8 +151,8 @@ def measure_updates(setup: Setup) -> list[Part]:
     """Gradients and optimizer steps of all minibatches, policy and critic apart."""
     config, policy, critic = setup.config.finetune, setup.policy, setup.critic
     rows = config.batch_size
-    pairs = config.num_envs * config.num_steps * policy.num_steps
-    num_updates = config.epochs * (pairs // rows)
+    num_steps = config.num_envs * config.num_steps
+    num_updates = config.epochs * (num_steps * policy.num_steps // rows)
     key = jax.random.key(0)
     obs = {
         k: jax.random.normal(key, (rows, *shape))
@@ -164,51 +166,59 @@ def measure_updates(setup: Setup) -> list[Part]:
     params = policy.init(key, obs).tuned
     old = policy.log_prob(params, x, 0.9 * x, obs, step)
 
-    def actor_loss(params: PyTree) -> Array:
-        return chain_losses.policy_loss(
-            *(params, policy, obs, x, 0.9 * x, step, old, advantage),
+    def actor_loss(params: PyTree, part: Any) -> Array:
+        return chain_losses.surrogate_loss(
+            *(params, policy, *part),
             clip_top=config.clip_top,
             clip_base=config.clip_base,
             clip_rate=config.clip_rate,
-            denoising_discount=config.denoising_discount,
         )[0]
 
-    def critic_loss(params: PyTree) -> Array:
+    def critic_loss(params: PyTree, part: Any) -> Array:
+        obs, target = part
         value: Any = critic.apply(params, obs)
-        return losses.value_loss(value, advantage)
+        return losses.value_loss(value, target)
 
-    def timed(loss: Any, params: PyTree) -> timing.Timing:
-        update = optimizers.adamw(weight_decay=0.0)
+    # As in an update: a value is needed once per environment step.
+    steps = min(rows, num_steps)
+    values = jax.tree.map(lambda x: x[:steps], (obs, advantage))
+    moves = (obs, x, 0.9 * x, step, old, advantage)
+
+    def updates(
+        name: str, loss: Any, params: PyTree, batch: Any, size: int, width: int
+    ) -> Part:
+        optimizer = optimizers.adamw(weight_decay=0.0)
 
         @jax.jit
-        def updates(carry: Any) -> Any:
+        def run(carry: Any) -> Any:
             def one(carry: Any, _: None) -> tuple[Any, None]:
                 params, state = carry
-                grads = jax.grad(loss)(params)
-                return optimizers.update(update, grads, state, params, 1e-5), None
+                gradient = functools.partial(jax.grad(loss), params)
+                grads = mean_over_parts(gradient, batch, size)
+                return optimizers.update(optimizer, grads, state, params, 1e-5), None
 
             return jax.lax.scan(one, carry, None, length=num_updates)[0]
 
-        return timing.measure(
-            updates, (params, update.init(params)), max_seconds=MAX_SECONDS
+        start = (params, optimizer.init(params))
+        # A backward pass costs two products for each one of the forward pass.
+        flops = 3.0 * jax.tree.leaves(batch)[0].shape[0] * matmul_flops(params)
+        return Part(
+            name,
+            timing.measure(run, start, max_seconds=MAX_SECONDS),
+            flops * num_updates,
+            size,
+            width,
         )
 
-    critic_params = critic.init(key, obs)
-    # A backward pass costs two products for each one of the forward pass.
-    flops = 3.0 * rows * num_updates
     return [
-        Part(
-            "policy update",
-            timed(actor_loss, params),
-            flops * matmul_flops(params),
-            rows,
+        updates(
+            *("policy update", actor_loss, params, moves),
+            part_size(rows, config.get("micro_batch_size")),
             setup.config.model.network.hidden_sizes[0],
         ),
-        Part(
-            "critic update",
-            timed(critic_loss, critic_params),
-            flops * matmul_flops(critic_params),
-            rows,
+        updates(
+            *("critic update", critic_loss, critic.init(key, obs), values),
+            part_size(steps),
             setup.config.critic.hidden_sizes[0],
         ),
     ]

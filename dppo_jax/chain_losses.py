@@ -35,23 +35,79 @@ def policy_loss(
         num_active: moves that are still tuned, where K' is annealed; earlier ones
             get no weight. None: all K'.
     """
-    num_steps = policy.num_steps
-    weight = None
-    active_step, active = step, jnp.asarray(num_steps)
-    if num_active is not None:
-        active_step, active = step - (num_steps - num_active), num_active
-        weight = 1.0 * (active_step >= 0)
+    advantage = move_advantage(
+        advantage,
+        step,
+        num_steps=policy.num_steps,
+        denoising_discount=denoising_discount,
+        normalize=normalize,
+        quantiles=quantiles,
+        num_active=num_active,
+    )
+    return surrogate_loss(
+        *(params, policy, obs, x, next_x, step, old_log_prob, advantage),
+        clip_top=clip_top,
+        clip_base=clip_base,
+        clip_rate=clip_rate,
+        num_active=num_active,
+    )
+
+
+def move_advantage(
+    advantage: Array,
+    step: Array,
+    *,
+    num_steps: int,
+    denoising_discount: float,
+    normalize: bool = True,
+    quantiles: tuple[float, float] = (0.0, 1.0),
+    num_active: Array | None = None,
+) -> Array:
+    """Advantages of moves, [B], from those of their environment steps.
+
+    All that looks at the minibatch as a whole happens here, so that `surrogate_loss`
+    is a plain mean over rows. Arguments as in `policy_loss`; num_steps is K'.
+    """
+    weight = move_weight(step, num_steps, num_active)
     if normalize:
         advantage = losses.normalize_advantage(advantage, weight)
     advantage = losses.clip_quantiles(advantage, *quantiles, weight)
-    advantage *= losses.denoising_discount(
+    return advantage * losses.denoising_discount(
         step, num_steps=num_steps, discount=denoising_discount
     )
+
+
+def surrogate_loss(
+    params: PyTree,
+    policy: Policy,
+    obs: Obs,
+    x: Array,
+    next_x: Array,
+    step: Array,
+    old_log_prob: Array,
+    advantage: Array,
+    *,
+    clip_top: float,
+    clip_base: float,
+    clip_rate: float,
+    num_active: Array | None = None,
+) -> tuple[Array, losses.SurrogateInfo]:
+    """`policy_loss` with the `advantage` that `move_advantage` gives."""
+    num_steps = policy.num_steps
+    active_step, active = step, jnp.asarray(num_steps)
+    if num_active is not None:
+        active_step, active = step - (num_steps - num_active), num_active
     clip = losses.clip_range(
         active_step, num_steps=active, base=clip_base, top=clip_top, rate=clip_rate
     )
+    weight = move_weight(step, num_steps, num_active)
     log_prob = policy.log_prob(params, x, next_x, obs, step)
     return losses.clipped_surrogate(log_prob, old_log_prob, advantage, clip, weight)
+
+
+def move_weight(step: Array, num_steps: int, num_active: Array | None) -> Array | None:
+    """1 for moves that are still tuned, 0 for others; None where all K' are."""
+    return None if num_active is None else 1.0 * (step >= num_steps - num_active)
 
 
 def cloning_penalty(
@@ -86,5 +142,5 @@ def cloning_penalty(
         jax.tree.map(repeat, obs),
         step,
     )
-    weight = None if num_active is None else 1.0 * (step >= num_steps - num_active)
+    weight = move_weight(step, num_steps, num_active)
     return -losses.weighted_mean(log_prob, weight)

@@ -54,6 +54,7 @@ def value_loss(
     old_value: Array | None = None,
     *,
     clip: float | None = None,
+    weight: Array | None = None,
 ) -> Array:
     """Half the mean squared error; optionally the worse of it and its clipped twin.
 
@@ -62,6 +63,7 @@ def value_loss(
         old_value: [B] prediction at collection time; needed with `clip`.
         clip: how far the prediction may move from `old_value` before its gradient
             stops; None leaves it free.
+        weight: [B] how often each row counts; None: once.
     """
     chex.assert_equal_shape([value, target])
     error = (value - target) ** 2
@@ -69,7 +71,7 @@ def value_loss(
         assert old_value is not None, "clip needs the values at collection time"
         moved = old_value + jnp.clip(value - old_value, -clip, clip)
         error = jnp.maximum(error, (moved - target) ** 2)
-    return 0.5 * error.mean()
+    return 0.5 * weighted_mean(error, weight)
 
 
 def normalize_advantage(

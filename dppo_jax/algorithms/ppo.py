@@ -16,7 +16,12 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dppo_jax import chain_losses, losses, optimizers, returns, schedules
-from dppo_jax.minibatch import shuffled_batches
+from dppo_jax.minibatch import (
+    drawn_rows,
+    mean_over_parts,
+    part_size,
+    shuffled_batches,
+)
 from dppo_jax.rollout import episode_means, rollout
 from dppo_jax.types import (
     Algorithm,
@@ -56,6 +61,17 @@ class Pairs(NamedTuple):
     value: Array
 
 
+class Moves(NamedTuple):
+    """A minibatch of pairs [B, ...], in the order that a surrogate loss takes them."""
+
+    obs: Obs
+    x: Array
+    next_x: Array
+    step: Array
+    old_log_prob: Array
+    advantage: Array
+
+
 def default_config() -> ConfigDict:
     """Settings of the paper where it names one for all tasks; see its appendix."""
     config = ConfigDict()
@@ -80,6 +96,9 @@ def default_config() -> ConfigDict:
     config.scale_rewards = True
     config.reward_scale = 1.0
     config.batch_size = 1000  # pairs (t, k)
+    # Rows whose gradients are computed at a time; their mean is exact. None: as many
+    # as the caches of a CPU hold, all on an accelerator.
+    config.micro_batch_size = placeholder(int)
     config.epochs = 5
     config.clip_top = 0.01
     config.clip_base = 0.001
@@ -149,14 +168,7 @@ def make_ppo(
         for c in (config.actor, config.critic)
     )
     anneals_steps = config.tuned_steps_drop > 0 and config.tuned_steps_every > 0
-    loss_settings = dict(
-        clip_top=config.clip_top,
-        clip_base=config.clip_base,
-        clip_rate=config.clip_rate,
-        denoising_discount=config.denoising_discount,
-        normalize=config.normalize_advantage,
-        quantiles=tuple(config.advantage_quantiles),
-    )
+    micro_batch = part_size(config.batch_size, config.get("micro_batch_size"))
 
     def anneal(params: PolicyParams, iteration: Array) -> PolicyParams:
         """Where K' drops, the tuned network becomes the frozen one."""
@@ -249,47 +261,91 @@ def make_ppo(
         return state, pairs, {"explained_variance": explained}
 
     def actor_loss(
-        tuned: PyTree, params: PolicyParams, batch: Pairs, step: Array, key: Array, it
+        tuned: PyTree, params: PolicyParams, moves: Moves, key: Array
     ) -> tuple[Array, Metrics]:
-        loss, info = chain_losses.policy_loss(
-            *(tuned, policy, batch.obs, batch.chain[:, 0], batch.chain[:, 1], step),
-            *(batch.log_prob, batch.advantage),
+        loss, info = chain_losses.surrogate_loss(
+            *(tuned, policy, *moves),
+            clip_top=config.clip_top,
+            clip_base=config.clip_base,
+            clip_rate=config.clip_rate,
             num_active=params.num_active,
-            **loss_settings,
         )
         metrics = {"policy_loss": loss} | info._asdict()
         if config.entropy_coef:
-            entropy = policy.entropy(tuned, batch.obs)
+            entropy = policy.entropy(tuned, moves.obs)
             loss -= config.entropy_coef * entropy
             metrics["entropy"] = entropy
         if config.clone_coef:
             penalty = chain_losses.cloning_penalty(
-                *(tuned, policy, params.base, key, batch.obs),
+                *(tuned, policy, params.base, key, moves.obs),
                 num_active=params.num_active,
             )
             loss += config.clone_coef * penalty
             metrics["cloning_penalty"] = penalty
         return loss, metrics
 
-    def critic_loss(critic_params: PyTree, batch: Pairs) -> tuple[Array, Array]:
-        value = critic.apply(critic_params, batch.obs)
-        loss = losses.value_loss(
-            value, batch.target, batch.value, clip=config.get("value_clip")
+    def actor_gradient(
+        params: PolicyParams, moves: Moves, key: Array
+    ) -> tuple[PyTree, Metrics]:
+        """Mean gradient over a minibatch, its parts one after the other."""
+        advantage = chain_losses.move_advantage(
+            *(moves.advantage, moves.step),
+            num_steps=policy.num_steps,
+            denoising_discount=config.denoising_discount,
+            normalize=config.normalize_advantage,
+            quantiles=tuple(config.advantage_quantiles),
+            num_active=params.num_active,
         )
-        return config.value_coef * loss, loss
 
-    def minibatch(pairs: Pairs, index: Array) -> tuple[Pairs, Array]:
-        row, step = jnp.divmod(index, policy.num_steps)
-        moves = jnp.stack([step, step + 1], axis=1)
-        batch = Pairs(
-            obs=jax.tree.map(lambda x: x[row], pairs.obs),
-            chain=pairs.chain[row[:, None], moves],
-            log_prob=pairs.log_prob[row, step],
-            advantage=pairs.advantage[row],
-            target=pairs.target[row],
-            value=pairs.value[row],
+        def gradient(part: tuple[Moves, Array]) -> tuple[PyTree, Metrics]:
+            moves, rows = part
+            return jax.grad(actor_loss, has_aux=True)(
+                params.tuned, params, moves, jax.random.fold_in(key, rows[0])
+            )
+
+        return mean_over_parts(
+            gradient,
+            (moves._replace(advantage=advantage), jnp.arange(config.batch_size)),
+            micro_batch,
+            chain_losses.move_weight(moves.step, policy.num_steps, params.num_active),
         )
-        return batch, step
+
+    def critic_gradient(
+        critic_params: PyTree, pairs: Pairs, row: Array
+    ) -> tuple[PyTree, Array]:
+        """Mean gradient over the environment steps of a minibatch, and the loss.
+
+        A value is the same for all moves of an environment step, so that none needs
+        to be evaluated more than once.
+        """
+        steps, weight = drawn_rows((pairs.obs, pairs.target, pairs.value), row)
+
+        def loss(critic_params: PyTree, part: Any) -> tuple[Array, Array]:
+            (obs, target, old_value), weight = part
+            value = critic.apply(critic_params, obs)
+            loss = losses.value_loss(
+                *(value, target, old_value),
+                clip=config.get("value_clip"),
+                weight=weight,
+            )
+            return config.value_coef * loss, loss
+
+        return mean_over_parts(
+            lambda part: jax.grad(loss, has_aux=True)(critic_params, part),
+            (steps, weight),
+            part_size(min(num_envs * num_steps, config.batch_size)),
+            weight,
+        )
+
+    def minibatch(pairs: Pairs, row: Array, step: Array) -> Moves:
+        return Moves(
+            obs=jax.tree.map(lambda x: x[row], pairs.obs),
+            x=pairs.chain[row, step],
+            next_x=pairs.chain[row, step + 1],
+            step=step,
+            old_log_prob=pairs.log_prob[row, step],
+            advantage=pairs.advantage[row],
+        )
 
     def update(state: PPOState, pairs: Pairs, key: Array) -> tuple[PPOState, Metrics]:
         it = state.iteration
@@ -301,14 +357,11 @@ def make_ppo(
         index = index.reshape(-1, config.batch_size)
 
         def learn(state: PPOState, index: Array, key: Array) -> Any:
-            batch, step = minibatch(pairs, index)
-            grad = jax.grad(actor_loss, has_aux=True)
-            grads, metrics = grad(
-                state.params.tuned, state.params, batch, step, key, it
+            row, move = jnp.divmod(index, policy.num_steps)
+            grads, metrics = actor_gradient(
+                state.params, minibatch(pairs, row, move), key
             )
-            critic_grads, value_loss = jax.grad(critic_loss, has_aux=True)(
-                state.critic_params, batch
-            )
+            critic_grads, value_loss = critic_gradient(state.critic_params, pairs, row)
             critic_params, critic_state = optimizers.update(
                 *(critic_optimizer, critic_grads, state.critic_optimizer),
                 *(state.critic_params, critic_rate),

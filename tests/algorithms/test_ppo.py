@@ -99,6 +99,28 @@ def test_jit_changes_nothing():
         )
 
 
+@pytest.mark.parametrize("annealed", [False, True])
+def test_parts_of_a_minibatch_change_nothing_but_rounding(annealed):
+    """With K' annealed some parts hold more pairs that count than others."""
+    changes = dict(tuned_steps_drop=1, tuned_steps_every=1) if annealed else {}
+    changes |= dict(batch_size=32, epochs=1, value_clip=0.1)
+    # Adam divides by the size of a gradient: where that is rounding alone, so is the
+    # step. Its first moment is the gradient itself.
+    (whole, whole_rows), (parts, rows) = (
+        tiny.run(tiny.make_tiny_ppo(**changes, micro_batch_size=size), 2)
+        for size in (32, 4)
+    )
+    for name in ("actor_optimizer", "critic_optimizer"):
+        a, b = (
+            next(x for x in getattr(state, name) if hasattr(x, "mu")).mu
+            for state in (whole, parts)
+        )
+        for a, b in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    for a, b in zip(whole_rows, rows):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+
+
 def test_the_critic_learns_alone_during_its_warm_up():
     warm = tiny.make_tiny_ppo(critic_warmup=2)
     step, state = jax.jit(warm.step), jax.jit(warm.init)(jax.random.key(0))
@@ -352,6 +374,7 @@ def test_values_of_what_followed_enter_the_advantages(ends):
     [
         (dict(batch_size=33), "batch_size=33 .* 32 pairs .*4 environments x 4 chunks"),
         (dict(batch_size=0), "batch_size=0"),
+        (dict(micro_batch_size=5), "micro_batch_size=5 .* 16 rows"),
         (dict(num_steps=0), "num_steps=0"),
         (dict(epochs=0), "epochs=0"),
         (dict(num_iterations=0), "num_iterations=0"),
