@@ -15,7 +15,7 @@ class Evaluation(NamedTuple):
     """One entry per episode.
 
     metrics: [N] numbers at the end of the episode; `episode_return`,
-        `episode_length` and what the task reports.
+        `episode_length` in control steps, and what the task reports.
     traces: [N, S, ...] what the environment traced at every control step; after
         the end of an episode its last entry repeats.
     """

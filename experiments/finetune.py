@@ -4,7 +4,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import ppo
-from dppo_jax.checkpoint import check_matches
+from dppo_jax.checkpoint import check_matches, load_critic
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import summarize
 from dppo_jax.networks.critics import StateCritic
@@ -31,7 +31,18 @@ def main(config: ConfigDict) -> str:
         what=f"the policy of {config.policy or 'the pre-training run'}",
         cure="pass the --config.model settings that it was trained with.",
     )
-    state = algorithm.init(jax.random.key(config.seed), pretrained.params)
+    critic = None
+    if pretrained.config.get("stage") == "finetune":
+        critic = load_critic(config.policy, pretrained.iteration)
+    if critic is not None:
+        check_matches(
+            critic,
+            state.critic_params,
+            what=f"the critic of {config.policy}",
+            cure="pass the --config.critic settings that it was trained with.",
+        )
+        print(f"going on from the policy and the critic of {config.policy}")
+    state = algorithm.init(jax.random.key(config.seed), pretrained.params, critic)
     score = common.make_score(config, policy, normalizer)
     run_dir = common.prepare_run(config, "finetune")
     print(f"fine-tuning {pretrained.config['name']}, writing to {run_dir}", flush=True)

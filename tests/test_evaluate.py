@@ -35,8 +35,8 @@ def test_only_the_first_episode_of_an_environment_counts():
     seven in eight are short, which is what counting every episode would report."""
     env = tiny.point_env(1000, lengths=(2, 16), max_steps=16)
     lengths = evaluate(env, num_episodes=1000).metrics["episode_length"]
-    assert set(np.unique(lengths)) == {1.0, 8.0}  # chunks of two control steps
-    assert np.mean(lengths == 8.0) == pytest.approx(0.5, abs=0.08)
+    assert set(np.unique(lengths)) == {2.0, 16.0}
+    assert np.mean(lengths == 16.0) == pytest.approx(0.5, abs=0.08)
 
 
 def test_there_are_as_many_episodes_as_asked_for_in_rounds_of_different_keys():
@@ -61,7 +61,7 @@ def test_the_time_limit_ends_an_episode_that_does_not_end_itself():
     env = tiny.point_env(3, lengths=(99,), max_steps=5)
     metrics = evaluate(env).metrics
     np.testing.assert_array_equal(metrics["steps"], 5.0)
-    np.testing.assert_array_equal(metrics["episode_length"], 3.0)  # chunks of two
+    np.testing.assert_array_equal(metrics["episode_length"], 5.0)  # 3 chunks of two
 
 
 def test_traces_hold_every_control_step_and_freeze_at_the_end():

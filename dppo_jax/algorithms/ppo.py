@@ -77,7 +77,8 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     # `make_ppo` takes the number of environments from its environment, and K' with
     # the settings of sampling (min_std ... reward_horizon) from its policy; they stand
-    # here for `make_env` and `make_policy`, so that one section says it all.
+    # here for `make_env` and `make_policy`, so that one section says it all. Of what
+    # a policy tells, a value that differs here is refused.
     config.num_iterations = 100
     config.num_envs = 40
     config.num_steps = 100  # action chunks per environment and iteration
@@ -146,13 +147,19 @@ def make_ppo(
         critic: a module, `apply(params, obs) -> [B]`.
 
     Returns:
-        An Algorithm; `init(key, params=None)` starts from given policy parameters,
-        or from new ones. One `step` is roll-out, returns and all updates.
+        An Algorithm; `init(key, params=None, critic_params=None)` starts from given
+        parameters, or from new ones. One `step` is roll-out, returns and all updates.
 
     Raises:
         ValueError: settings that contradict each other, by name.
     """
     check_config(config, policy)
+    if len(env.action_shape) != 2:
+        raise ValueError(
+            f"the environment takes actions of shape {env.action_shape}, but policies "
+            "act in chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), Ta = 1 for "
+            "single actions."
+        )
     num_envs, num_steps = env.num_envs, config.num_steps
     num_pairs = num_envs * num_steps * policy.num_steps
     if not 1 <= config.batch_size <= num_pairs:
@@ -186,14 +193,19 @@ def make_ppo(
         )
         return params._replace(base=base, num_active=active)
 
-    def init(key: Array, params: PolicyParams | None = None) -> PPOState:
+    def init(
+        key: Array,
+        params: PolicyParams | None = None,
+        critic_params: PyTree | None = None,
+    ) -> PPOState:
         env_key, policy_key, critic_key, key = jax.random.split(key, 4)
         env_state = env.reset(env_key)
         obs = jax.tree.map(lambda x: x[:1], env_state.obs)
         if params is None:
             params = policy.init(policy_key, obs)
         params = anneal(params, jnp.zeros((), jnp.int32))
-        critic_params = critic.init(critic_key, obs)
+        if critic_params is None:
+            critic_params = critic.init(critic_key, obs)
         return PPOState(
             params=params,
             critic_params=critic_params,
@@ -441,6 +453,11 @@ def check_config(config: ConfigDict, policy: Policy) -> None:
         raise ValueError(
             f"num_tuned_steps={config.num_tuned_steps}, but the policy tunes "
             f"{policy.num_steps} steps; make both the same."
+        )
+    if config.min_std != policy.min_std and policy.num_steps > 1:
+        raise ValueError(
+            f"min_std={config.min_std}, but the policy explores with "
+            f"{policy.min_std}; make both the same."
         )
     if (config.tuned_steps_drop > 0) != (config.tuned_steps_every > 0):
         raise ValueError(

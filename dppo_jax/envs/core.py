@@ -45,7 +45,8 @@ def vectorize(env: Env, num_envs: int) -> VecEnv:
     key of its own: its trajectory does not depend on how many others run.
 
     Metrics gain `episode_return` and `episode_length` [B], which include the
-    present step and are therefore final where an episode ended.
+    present step and are therefore final where an episode ended. A length that the
+    environment reports itself stays, because it knows steps inside of a chunk.
 
     Raises:
         ValueError: if `num_envs` is not positive.
@@ -77,11 +78,11 @@ def vectorize(env: Env, num_envs: int) -> VecEnv:
             episode_return=state.episode_return + time_step.reward,
             episode_length=state.episode_length + 1,
         )
-        metrics = dict(
-            time_step.metrics,
-            episode_return=state.episode_return,
-            episode_length=state.episode_length.astype(jnp.float32),
-        )
+        metrics = {
+            "episode_length": state.episode_length.astype(jnp.float32),
+            **time_step.metrics,
+            "episode_return": state.episode_return,
+        }
         done = jnp.maximum(time_step.terminated, time_step.truncated) > 0
         # A branch for the whole batch: most steps end no episode, and resets may be
         # as costly as steps. Inside the vmap it would become a select of both.

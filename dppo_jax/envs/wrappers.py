@@ -76,6 +76,8 @@ def normalize(env: Env, normalizer: Normalizer) -> Env:
 def time_limit(env: Env, max_steps: int) -> Env:
     """Truncate an episode after `max_steps` steps, unless it terminated then.
 
+    Metrics gain `episode_length`, the steps so far, also behind `chunk_actions`.
+
     Raises:
         ValueError: if `max_steps` is not positive.
     """
@@ -90,7 +92,10 @@ def time_limit(env: Env, max_steps: int) -> Env:
         count = state.step + 1
         at_limit = (count >= max_steps) & (time_step.terminated == 0)
         truncated = jnp.maximum(time_step.truncated, at_limit.astype(jnp.float32))
-        return TimeLimitState(env_state, count), time_step._replace(truncated=truncated)
+        metrics = {**time_step.metrics, "episode_length": count.astype(jnp.float32)}
+        return TimeLimitState(env_state, count), time_step._replace(
+            truncated=truncated, metrics=metrics
+        )
 
     return env._replace(reset=reset, step=step, max_steps=max_steps)
 

@@ -7,6 +7,8 @@ import pytest
 
 from dppo_jax import chain_losses
 from dppo_jax.algorithms import ppo
+from dppo_jax.envs.core import vectorize
+from dppo_jax.envs.wrappers import time_limit
 from dppo_jax.types import Algorithm, Policy, PolicyParams, Sample
 from tests import tiny
 
@@ -212,8 +214,10 @@ def test_training_starts_from_the_parameters_it_is_given():
     algorithm = tiny.make_tiny_ppo()
     policy = tiny.tiny_diffusion_policy()
     params = policy.init(jax.random.key(9), tiny.OBS)
-    state = algorithm.init(jax.random.key(0), params)
+    critic_params = tiny.tiny_critic().init(jax.random.key(8), tiny.OBS)
+    state = algorithm.init(jax.random.key(0), params, critic_params)
     assert tiny.same(state.params, params)
+    assert tiny.same(state.critic_params, critic_params)
     np.testing.assert_array_equal(state.first, 1.0)
 
 
@@ -376,6 +380,7 @@ def test_values_of_what_followed_enter_the_advantages(ends):
         (dict(batch_size=0), "batch_size=0"),
         (dict(micro_batch_size=5), "micro_batch_size=5 .* 16 rows"),
         (dict(num_steps=0), "num_steps=0"),
+        (dict(min_std=0.05), "min_std=0.05, but the policy explores with 0.1"),
         (dict(epochs=0), "epochs=0"),
         (dict(num_iterations=0), "num_iterations=0"),
         (dict(discount=1.5), "discount=1.5"),
@@ -391,6 +396,12 @@ def test_values_of_what_followed_enter_the_advantages(ends):
 def test_settings_that_contradict_each_other_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny.make_tiny_ppo(**changes)
+
+
+def test_an_environment_without_chunks_is_refused():
+    env = vectorize(time_limit(tiny.point_task(), 8), 4)
+    with pytest.raises(ValueError, match=r"shape \(1,\), .* chunk_actions"):
+        tiny.make_tiny_ppo(env=env)
 
 
 def test_a_policy_with_another_number_of_tuned_moves_is_refused():

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from absl import flags
 
+from dppo_jax.checkpoint import load_critic, load_policy
 from dppo_jax.metrics import read_metrics
 from experiments import collect, common, evaluate, finetune, pretrain, report
 from experiments.configs import avoid
+from tests import tiny
 from tests.conftest import REPOSITORY
 
 # All of it in seconds: episodes of 8 control steps and networks of 16 units.
@@ -75,6 +77,30 @@ def test_every_stage_leaves_what_the_next_one_and_the_user_need(world):
     assert sorted(evaluations(world / "pretrain")) == [0, 3]
     plots = {path.name for path in (world / "finetune" / "plots").iterdir()}
     assert plots == {"trajectories.png", "curve.png"}
+
+
+def test_fine_tuning_goes_on_from_a_fine_tuned_policy_with_its_critic(world, tmp_path):
+    """No update happens: one iteration at a learning rate that moves nothing."""
+    changes = dict(policy=str(world / "finetune"), run_dir=str(tmp_path / "more"))
+    still = {
+        f"finetune__{name}__{rate}": 1e-30
+        for name in ("actor", "critic")
+        for rate in ("learning_rate", "min_learning_rate")
+    }
+    finetune.main(
+        make_config(
+            *(world, "finetune"), finetune__num_iterations=1, **changes, **still
+        )
+    )
+    before, after = (
+        (load_policy(run).params, load_critic(run))
+        for run in (world / "finetune", tmp_path / "more")
+    )
+    assert tiny.same(before, after)
+    with pytest.raises(ValueError, match="critic of .* --config.critic"):
+        finetune.main(
+            make_config(world, "finetune", **changes, critic__hidden_sizes=(8,))
+        )
 
 
 def test_fine_tuning_starts_where_cloning_ended(world):
