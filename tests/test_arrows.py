@@ -30,7 +30,8 @@ evaluate, checkpoint, parallel, metrics <- training
 runtime
 """
 
-# Inside these folders files are on their own: whoever needs two of them is outside.
+# Inside these folders files, or folders of files, are on their own: whoever needs two
+# of them is outside.
 STRANGERS = ("algorithms",)
 
 # Settings are read by make_* and default_config; these parts take plain arguments.
@@ -138,7 +139,10 @@ def strangers_stay_strangers(module: Module) -> Iterator[str]:
         home = f"dppo_jax.{folder}."
         for target in module.imports:
             siblings = module.name.startswith(home) and target.startswith(home)
-            if siblings and not f"{target}.".startswith(f"{module.name}."):
+            one, other = (
+                name.removeprefix(home).split(".")[0] for name in (module.name, target)
+            )
+            if siblings and one != other:
                 yield f"{folder} never import each other, here {target}"
 
 

@@ -1,0 +1,192 @@
+"""PPO over the moves of a policy's chain: DPPO, and Gaussian PPO as a chain of one.
+
+Every pair (environment step, denoising move) is a sample of the two-layer MDP of
+the DPPO paper (arXiv 2409.00588, Sec. 4). Advantages are those of the environment
+step, discounted by the moves that were left.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from dppo_jax import returns, schedules
+from dppo_jax.algorithms.ppo.settings import check_config
+from dppo_jax.algorithms.ppo.update import Pairs, PPOState, make_updates
+from dppo_jax.rollout import episode_means, rollout
+from dppo_jax.types import (
+    Algorithm,
+    Array,
+    Metrics,
+    Obs,
+    Policy,
+    PolicyParams,
+    PyTree,
+    Transition,
+    VecEnv,
+)
+
+
+def make_ppo(
+    env: VecEnv,
+    policy: Policy,
+    critic: Any,
+    config: ConfigDict,
+) -> Algorithm:
+    """PPO over (t, k) with the settings of `default_config`.
+
+    Args:
+        env: whose action is a chunk, [Ta, Da].
+        policy: a chain of K' moves.
+        critic: a module, `apply(params, obs) -> [B]`.
+
+    Returns:
+        An Algorithm; `init(key, params=None, critic_params=None)` starts from given
+        parameters, or from new ones. One `step` is roll-out, returns and all updates.
+
+    Raises:
+        ValueError: settings that contradict each other, by name.
+    """
+    check_config(config, policy)
+    if len(env.action_shape) != 2:
+        raise ValueError(
+            f"the environment takes actions of shape {env.action_shape}, but policies "
+            "act in chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), Ta = 1 for "
+            "single actions."
+        )
+    num_envs, num_steps = env.num_envs, config.num_steps
+    num_pairs = num_envs * num_steps * policy.num_steps
+    if not 1 <= config.batch_size <= num_pairs:
+        raise ValueError(
+            f"batch_size={config.batch_size} must lie between 1 and the {num_pairs} "
+            f"pairs of an iteration ({num_envs} environments x {num_steps} chunks x "
+            f"{policy.num_steps} moves); lower it or collect more."
+        )
+    updates = make_updates(policy, critic, config, num_rows=num_envs * num_steps)
+    anneals_steps = config.tuned_steps_drop > 0 and config.tuned_steps_every > 0
+
+    def anneal(params: PolicyParams, iteration: Array) -> PolicyParams:
+        """Where K' drops, the tuned network becomes the frozen one."""
+        if not anneals_steps:
+            return params
+        drops = iteration // config.tuned_steps_every
+        active = jnp.maximum(policy.num_steps - drops * config.tuned_steps_drop, 1)
+        if params.num_active is None:
+            return params._replace(num_active=active)
+        active = jnp.minimum(params.num_active, active)
+        base = jax.tree.map(
+            functools.partial(jnp.where, active < params.num_active),
+            params.tuned,
+            params.base,
+        )
+        return params._replace(base=base, num_active=active)
+
+    def init(
+        key: Array,
+        params: PolicyParams | None = None,
+        critic_params: PyTree | None = None,
+    ) -> PPOState:
+        env_key, policy_key, critic_key, key = jax.random.split(key, 4)
+        env_state = env.reset(env_key)
+        obs = jax.tree.map(lambda x: x[:1], env_state.obs)
+        if params is None:
+            params = policy.init(policy_key, obs)
+        params = anneal(params, jnp.zeros((), jnp.int32))
+        if critic_params is None:
+            critic_params = critic.init(critic_key, obs)
+        actor_optimizer, critic_optimizer = updates.init(params.tuned, critic_params)
+        return PPOState(
+            params=params,
+            critic_params=critic_params,
+            actor_optimizer=actor_optimizer,
+            critic_optimizer=critic_optimizer,
+            env=env_state,
+            first=jnp.ones(num_envs),
+            reward_scale=returns.init_reward_scale(num_envs),
+            key=key,
+            iteration=jnp.zeros((), jnp.int32),
+        )
+
+    def collect(state: PPOState, key: Array) -> tuple[PPOState, Transition, Metrics]:
+        reset_key, act_key = jax.random.split(key)
+        if config.reset_at_iteration:
+            state = state._replace(
+                env=env.reset(reset_key), first=jnp.ones_like(state.first)
+            )
+        min_std = schedules.linear_anneal(
+            state.iteration,
+            start=policy.min_std,
+            end=config.min_std_end,
+            steps=config.min_std_steps,
+        )
+
+        def act(key: Array, obs: Obs) -> Any:
+            return policy.sample(state.params, key, obs, min_std=min_std)
+
+        env_state, transitions, metrics = rollout(
+            env, act, state.env, act_key, num_steps
+        )
+        metrics = episode_means(transitions, metrics) | {"min_std": min_std}
+        return state._replace(env=env_state), transitions, metrics
+
+    def evaluate_returns(
+        state: PPOState, transitions: Transition
+    ) -> tuple[PPOState, Pairs, Metrics]:
+        value, next_value = (
+            _per_step(critic.apply, state.critic_params, obs)
+            for obs in (transitions.obs, transitions.next_obs)
+        )
+        done = jnp.maximum(transitions.terminated, transitions.truncated)
+        first = jnp.concatenate([state.first[None], done[:-1]])
+        reward, reward_scale = transitions.reward, state.reward_scale
+        if config.scale_rewards:
+            reward_scale, reward = returns.scale_rewards(
+                reward_scale, reward, first, discount=config.discount
+            )
+        advantage, target = returns.gae(
+            *(reward * config.reward_scale, value, next_value),
+            *(transitions.terminated, transitions.truncated),
+            discount=config.discount,
+            gae_lambda=config.gae_lambda,
+        )
+        pairs = Pairs(
+            transitions.obs,
+            transitions.chain,
+            transitions.log_prob,
+            *(advantage, target, value),
+        )
+        pairs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pairs)
+        state = state._replace(first=done[-1], reward_scale=reward_scale)
+        variance = jnp.var(target)
+        explained = 1 - jnp.var(target - value) / jnp.where(variance > 0, variance, 1)
+        return state, pairs, {"explained_variance": explained}
+
+    def step(state: PPOState) -> tuple[PPOState, Metrics]:
+        key, collect_key, update_key = jax.random.split(state.key, 3)
+        tuned = state.params.tuned
+        state, transitions, episodes = collect(state, collect_key)
+        state, pairs, values = evaluate_returns(state, transitions)
+        state, losses = updates.run(state, pairs, update_key)
+        change = optax.tree.norm(optax.tree.sub(state.params.tuned, tuned))
+        iteration = state.iteration + 1
+        state = state._replace(
+            params=anneal(state.params, iteration), key=key, iteration=iteration
+        )
+        counts = {
+            "params_change": change,
+            "env_steps": iteration * float(num_envs * num_steps * env.action_shape[0]),
+        }
+        return state, episodes | values | losses | counts
+
+    return Algorithm(init, step)
+
+
+def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:
+    """Apply a batched network to leaves [T, B, ...]."""
+    leading = next(iter(obs.values())).shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), obs)
+    return apply(params, flat).reshape(leading)

@@ -1,0 +1,129 @@
+"""Settings of PPO, what contradicts what, and the learning rates they describe."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from dppo_jax import schedules
+from dppo_jax.types import Array, Policy
+
+
+def default_config() -> ConfigDict:
+    """Settings of the paper where it names one for all tasks; see its appendix."""
+    config = ConfigDict()
+    # `make_ppo` takes the number of environments from its environment, and K' with
+    # the settings of sampling (min_std ... reward_horizon) from its policy; they stand
+    # here for `make_env` and `make_policy`, so that one section says it all. Of what
+    # a policy tells, a value that differs here is refused.
+    config.num_iterations = 100
+    config.num_envs = 40
+    config.num_steps = 100  # action chunks per environment and iteration
+    config.reset_at_iteration = True
+    config.num_tuned_steps = 10
+    config.min_std = 0.1  # exploration: floor of a chain's sampling std
+    config.min_log_prob_std = 0.1  # stability: floor of the std in log-probs
+    config.draw_clip = 3.0
+    config.final_clip = placeholder(float)
+    config.noise_clip = placeholder(float)
+    config.eta = 1.0
+    config.reward_horizon = placeholder(int)
+    config.discount = 0.99
+    config.gae_lambda = 0.95
+    config.denoising_discount = 0.99
+    config.scale_rewards = True
+    config.reward_scale = 1.0
+    config.batch_size = 1000  # pairs (t, k)
+    # Rows whose gradients are computed at a time; their mean is exact. None: as many
+    # as the caches of a CPU hold, all on an accelerator.
+    config.micro_batch_size = placeholder(int)
+    config.epochs = 5
+    config.clip_top = 0.01
+    config.clip_base = 0.001
+    config.clip_rate = 3.0
+    config.value_clip = placeholder(float)
+    config.value_coef = 0.5
+    config.entropy_coef = 0.0
+    config.clone_coef = 0.0
+    config.normalize_advantage = True
+    config.advantage_quantiles = (0.0, 1.0)
+    config.target_kl = placeholder(float)
+    config.critic_warmup = 0
+    for name, rate in (("actor", 1e-4), ("critic", 1e-3)):
+        config[name] = ConfigDict(
+            dict(
+                learning_rate=rate,
+                min_learning_rate=rate,
+                cycle_steps=1000,
+                warmup_steps=10,
+                weight_decay=0.0,
+                max_grad_norm=placeholder(float),
+            )
+        )
+    # Annealing, both off: the sampling floor moves to min_std_end over
+    # min_std_steps iterations; every tuned_steps_every iterations the frozen
+    # network is replaced by the tuned one and keeps tuned_steps_drop more moves.
+    config.min_std_end = 0.1
+    config.min_std_steps = 0
+    config.tuned_steps_drop = 0
+    config.tuned_steps_every = 0
+    return config
+
+
+def check_config(config: ConfigDict, policy: Policy) -> None:
+    """Refuse settings that contradict each other; raises ValueError by name."""
+    for name in ("num_steps", "epochs", "num_iterations"):
+        if config[name] < 1:
+            raise ValueError(f"{name}={config[name]} must be at least 1.")
+    if config.num_tuned_steps != policy.num_steps and policy.num_steps > 1:
+        raise ValueError(
+            f"num_tuned_steps={config.num_tuned_steps}, but the policy tunes "
+            f"{policy.num_steps} steps; make both the same."
+        )
+    if config.min_std != policy.min_std and policy.num_steps > 1:
+        raise ValueError(
+            f"min_std={config.min_std}, but the policy explores with "
+            f"{policy.min_std}; make both the same."
+        )
+    if (config.tuned_steps_drop > 0) != (config.tuned_steps_every > 0):
+        raise ValueError(
+            f"tuned_steps_drop={config.tuned_steps_drop} and "
+            f"tuned_steps_every={config.tuned_steps_every} anneal K' together; set "
+            "both or none."
+        )
+    for name in ("discount", "gae_lambda", "denoising_discount"):
+        if not 0 <= config[name] <= 1:
+            raise ValueError(f"{name}={config[name]} must lie in [0, 1].")
+    lower, upper = config.advantage_quantiles
+    if not 0 <= lower < upper <= 1:
+        raise ValueError(
+            f"advantage_quantiles={(lower, upper)} must satisfy "
+            "0 <= lower < upper <= 1."
+        )
+    if not 0 < config.clip_base <= config.clip_top or config.clip_rate <= 0:
+        raise ValueError(
+            f"the clip range needs 0 < clip_base <= clip_top and clip_rate > 0, got "
+            f"clip_base={config.clip_base}, clip_top={config.clip_top}, "
+            f"clip_rate={config.clip_rate}."
+        )
+    for name in ("actor", "critic"):
+        schedules.check_cosine_restarts(name, **_rate_settings(config[name]))
+
+
+def learning_rates(config: ConfigDict, iteration: Array) -> tuple[Array, Array]:
+    """Actor and critic rate; the actor's clock starts after the critic's warm-up."""
+    actor_step = jnp.maximum(iteration - config.critic_warmup, 0)
+    return (
+        schedules.cosine_restarts(actor_step, **_rate_settings(config.actor)),
+        schedules.cosine_restarts(iteration, **_rate_settings(config.critic)),
+    )
+
+
+def _rate_settings(config: ConfigDict) -> dict[str, Any]:
+    return dict(
+        peak=config.learning_rate,
+        floor=config.min_learning_rate,
+        cycle_steps=config.cycle_steps,
+        warmup_steps=config.warmup_steps,
+    )

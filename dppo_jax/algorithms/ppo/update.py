@@ -1,0 +1,245 @@
+"""The updates of an iteration of PPO: minibatches of pairs, policy and critic."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dppo_jax import chain_losses, losses, optimizers, returns
+from dppo_jax.algorithms.ppo.settings import learning_rates
+from dppo_jax.minibatch import (
+    drawn_rows,
+    mean_over_parts,
+    part_size,
+    shuffled_batches,
+)
+from dppo_jax.types import Array, Metrics, Obs, Policy, PolicyParams, PyTree
+
+
+class PPOState(NamedTuple):
+    """Everything an iteration starts from; a checkpoint of it resumes exactly."""
+
+    params: PolicyParams
+    critic_params: PyTree
+    actor_optimizer: Any
+    critic_optimizer: Any
+    env: Any
+    first: Array
+    reward_scale: returns.RewardScale
+    key: Array
+    iteration: Array
+
+
+class Pairs(NamedTuple):
+    """Samples of the update: environment steps [N, ...], each with K' moves."""
+
+    obs: Obs
+    chain: Array
+    log_prob: Array
+    advantage: Array
+    target: Array
+    value: Array
+
+
+class Moves(NamedTuple):
+    """A minibatch of pairs [B, ...], in the order that a surrogate loss takes them."""
+
+    obs: Obs
+    x: Array
+    next_x: Array
+    step: Array
+    old_log_prob: Array
+    advantage: Array
+
+
+class Updates(NamedTuple):
+    """init: (tuned, critic parameters) -> optimizer states of both.
+
+    run: (state, pairs [N, ...], key) -> (state, metrics), all epochs of an iteration.
+    """
+
+    init: Callable[[PyTree, PyTree], tuple[Any, Any]]
+    run: Callable[[PPOState, Pairs, Array], tuple[PPOState, Metrics]]
+
+
+def make_updates(
+    policy: Policy, critic: Any, config: ConfigDict, *, num_rows: int
+) -> Updates:
+    """Minibatches over `num_rows` environment steps with K' moves each.
+
+    Args:
+        critic: a module, `apply(params, obs) -> [B]`.
+        config: `default_config` with changes, checked.
+
+    Raises:
+        ValueError: micro-batches that do not divide a minibatch.
+    """
+    micro_batch = part_size(config.batch_size, config.get("micro_batch_size"))
+    value_batch = part_size(min(num_rows, config.batch_size))
+    actor_optimizer, critic_optimizer = (
+        optimizers.adamw(
+            weight_decay=c.weight_decay, max_grad_norm=c.get("max_grad_norm")
+        )
+        for c in (config.actor, config.critic)
+    )
+
+    def init(tuned: PyTree, critic_params: PyTree) -> tuple[Any, Any]:
+        return actor_optimizer.init(tuned), critic_optimizer.init(critic_params)
+
+    def actor_loss(
+        tuned: PyTree, params: PolicyParams, moves: Moves, key: Array
+    ) -> tuple[Array, Metrics]:
+        loss, info = chain_losses.surrogate_loss(
+            *(tuned, policy, *moves),
+            clip_top=config.clip_top,
+            clip_base=config.clip_base,
+            clip_rate=config.clip_rate,
+            num_active=params.num_active,
+        )
+        metrics = {"policy_loss": loss} | info._asdict()
+        if config.entropy_coef:
+            entropy = policy.entropy(tuned, moves.obs)
+            loss -= config.entropy_coef * entropy
+            metrics["entropy"] = entropy
+        if config.clone_coef:
+            penalty = chain_losses.cloning_penalty(
+                *(tuned, policy, params.base, key, moves.obs),
+                num_active=params.num_active,
+            )
+            loss += config.clone_coef * penalty
+            metrics["cloning_penalty"] = penalty
+        return loss, metrics
+
+    def actor_gradient(
+        params: PolicyParams, moves: Moves, key: Array
+    ) -> tuple[PyTree, Metrics]:
+        """Mean gradient over a minibatch, its parts one after the other."""
+        advantage = chain_losses.move_advantage(
+            *(moves.advantage, moves.step),
+            num_steps=policy.num_steps,
+            denoising_discount=config.denoising_discount,
+            normalize=config.normalize_advantage,
+            quantiles=tuple(config.advantage_quantiles),
+            num_active=params.num_active,
+        )
+
+        def gradient(part: tuple[Moves, Array]) -> tuple[PyTree, Metrics]:
+            moves, rows = part
+            return jax.grad(actor_loss, has_aux=True)(
+                params.tuned, params, moves, jax.random.fold_in(key, rows[0])
+            )
+
+        return mean_over_parts(
+            gradient,
+            (moves._replace(advantage=advantage), jnp.arange(config.batch_size)),
+            micro_batch,
+            chain_losses.move_weight(moves.step, policy.num_steps, params.num_active),
+        )
+
+    def critic_gradient(
+        critic_params: PyTree, pairs: Pairs, row: Array
+    ) -> tuple[PyTree, Array]:
+        """Mean gradient over the environment steps of a minibatch, and the loss.
+
+        A value is the same for all moves of an environment step, so that none needs
+        to be evaluated more than once.
+        """
+        steps, weight = drawn_rows((pairs.obs, pairs.target, pairs.value), row)
+
+        def loss(critic_params: PyTree, part: Any) -> tuple[Array, Array]:
+            (obs, target, old_value), weight = part
+            value = critic.apply(critic_params, obs)
+            loss = losses.value_loss(
+                *(value, target, old_value),
+                clip=config.get("value_clip"),
+                weight=weight,
+            )
+            return config.value_coef * loss, loss
+
+        return mean_over_parts(
+            lambda part: jax.grad(loss, has_aux=True)(critic_params, part),
+            (steps, weight),
+            value_batch,
+            weight,
+        )
+
+    def minibatch(pairs: Pairs, row: Array, step: Array) -> Moves:
+        return Moves(
+            obs=jax.tree.map(lambda x: x[row], pairs.obs),
+            x=pairs.chain[row, step],
+            next_x=pairs.chain[row, step + 1],
+            step=step,
+            old_log_prob=pairs.log_prob[row, step],
+            advantage=pairs.advantage[row],
+        )
+
+    def run(state: PPOState, pairs: Pairs, key: Array) -> tuple[PPOState, Metrics]:
+        it = state.iteration
+        actor_rate, critic_rate = learning_rates(config, it)
+        shuffle_key, clone_key = jax.random.split(key)
+        index = jax.vmap(
+            lambda key: shuffled_batches(
+                key, num_rows * policy.num_steps, config.batch_size
+            )
+        )(jax.random.split(shuffle_key, config.epochs))
+        index = index.reshape(-1, config.batch_size)
+
+        def learn(state: PPOState, index: Array, key: Array) -> Any:
+            row, move = jnp.divmod(index, policy.num_steps)
+            grads, metrics = actor_gradient(
+                state.params, minibatch(pairs, row, move), key
+            )
+            critic_grads, value_loss = critic_gradient(state.critic_params, pairs, row)
+            critic_params, critic_state = optimizers.update(
+                *(critic_optimizer, critic_grads, state.critic_optimizer),
+                *(state.critic_params, critic_rate),
+            )
+            tuned, actor_state = jax.lax.cond(
+                it >= config.critic_warmup,
+                lambda: optimizers.update(
+                    *(actor_optimizer, grads, state.actor_optimizer),
+                    *(state.params.tuned, actor_rate),
+                ),
+                lambda: (state.params.tuned, state.actor_optimizer),
+            )
+            state = state._replace(
+                params=state.params._replace(tuned=tuned),
+                critic_params=critic_params,
+                actor_optimizer=actor_state,
+                critic_optimizer=critic_state,
+            )
+            return state, metrics | {"value_loss": value_loss}
+
+        def guarded(carry: Any, inputs: Any) -> Any:
+            # The KL estimate is known only after the step that went too far; from
+            # there on the data are used up, as in the reference.
+            state, stopped = carry
+            shapes = jax.eval_shape(learn, state, *inputs)[1]
+            state, metrics = jax.lax.cond(
+                stopped,
+                lambda: (state, jax.tree.map(jnp.zeros_like, shapes)),
+                lambda: learn(state, *inputs),
+            )
+            ran = ~stopped
+            if config.get("target_kl") is not None:
+                stopped |= metrics["approx_kl"] > config.target_kl
+            return (state, stopped), (metrics, ran)
+
+        keys = jax.random.split(clone_key, index.shape[0])
+        (state, _), (metrics, ran) = jax.lax.scan(
+            guarded, (state, jnp.asarray(False)), (index, keys)
+        )
+        last_kl = metrics["approx_kl"][ran.sum() - 1]
+        # Means over the updates that ran; a NaN among them must show.
+        metrics = {name: x.sum() / ran.sum() for name, x in metrics.items()}
+        metrics |= {
+            "approx_kl_last": last_kl,
+            "num_updates": ran.sum(),
+            "actor_lr": actor_rate,
+            "critic_lr": critic_rate,
+        }
+        return state, metrics
+
+    return Updates(init, run)
