@@ -62,8 +62,8 @@ def _shorten(config: ConfigDict) -> None:
     config.pretrain.warmup_epochs = 10
     # The last policy is the result, so the steps end small; a few more of them, on a
     # few more episodes each, make the end steadier.
-    config.finetune.num_iterations = 60
+    config.finetune.num_iterations = 90
     config.finetune.num_envs = 64
     config.finetune.batch_size = 8000  # half of the pairs
-    config.finetune.actor.min_learning_rate = 1e-6
-    config.finetune.actor.cycle_steps = 60
+    config.finetune.actor.min_learning_rate = 3e-6
+    config.finetune.actor.cycle_steps = 90
