@@ -51,6 +51,7 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
 
     def reset(key: Array) -> FunctionalState:
         state = env.reset(key)
+        state = _as_types_of(state, state)
         return FunctionalState(state, observe(state))
 
     def step(state: FunctionalState, action: Array) -> tuple[FunctionalState, TimeStep]:
@@ -86,10 +87,12 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
 
 
 def _as_types_of(before: PyTree, now: PyTree) -> PyTree:
-    """A step may turn, say, an int32 0 into a float32; loops need types that stay."""
+    """A step may turn, say, a weakly typed 0 into a float32. Loops need types that
+    stay, and a program would be compiled once more for each."""
 
     def cast(old: Any, new: Any) -> Any:
-        same = jnp.result_type(old) == jnp.result_type(new)
-        return new if same else jnp.asarray(new).astype(jnp.result_type(old))
+        dtype = jnp.result_type(old)
+        is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+        return new if is_key else jax.lax.convert_element_type(new, dtype)
 
     return jax.tree.map(cast, before, now)
