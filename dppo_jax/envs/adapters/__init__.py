@@ -1,11 +1,11 @@
 """Environments of other libraries, as tasks by the name `library:name`.
 
-| name                 | becomes                                                      |
-|----------------------|--------------------------------------------------------------|
-| `brax:ant`           | an `Env`, pure like our own                                  |
-| `playground:...`     | an `Env` too                                                 |
-| `gymnasium:...`      | a `VecEnv` of host processes, see `dppo_jax.envs.adapters.host` |
-| `robosuite:Lift`     | the same                                                     |
+| name            | becomes                                                        |
+|-----------------|----------------------------------------------------------------|
+| `brax:ant`      | an `Env`, pure like our own                                    |
+| `playground:..` | an `Env` too                                                   |
+| `gymnasium:..`  | a `VecEnv` of host processes, see `adapters.host`              |
+| `robosuite:..`  | the same                                                       |
 
 The libraries themselves are imported where one of their tasks is made, not before.
 """

@@ -297,8 +297,8 @@ def _check_spaces(task: HostTask, env: Any) -> None:
     unknown = sorted(set(task.obs_keys) - set(parts))
     if unknown:
         raise ValueError(
-            f"{task.name} has no observation {', '.join(unknown)}; env.options.obs_keys "
-            f"may name {', '.join(parts) if '' not in parts else 'nothing'}."
+            f"{task.name} has no observation {', '.join(unknown)}; "
+            f"env.options.obs_keys may name {', '.join(filter(None, parts)) or 'none'}."
         )
     for name in task.obs_keys or parts:
         space = parts[name]

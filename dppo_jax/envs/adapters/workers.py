@@ -4,6 +4,7 @@ A process holds a group of environments and answers once per action chunk. What 
 chunk, a history and a time limit mean is what `dppo_jax.envs.wrappers` says.
 """
 
+import functools
 import multiprocessing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -117,11 +118,11 @@ class Group(gymnasium.Env):
 
     def __init__(self, plan: Plan, first: int, size: int, rows: int) -> None:
         """`rows` >= `size`: processes must look alike; what is not used stays 0."""
-        self.plan, self.first, self.size = plan, first, size
+        self.plan, self.first, self.size, self.rows = plan, first, size, rows
         # Only a process that is asked to reset needs simulators: Gymnasium makes one
         # more Group just to look at its spaces.
         self.episodes: list[Episode] = []
-        shapes: dict[str, tuple[int, ...]] = dict(
+        self.shapes: dict[str, tuple[int, ...]] = dict(
             obs=(plan.history, plan.obs_size),
             next_obs=(plan.history, plan.obs_size),
             reward=(),
@@ -131,7 +132,7 @@ class Group(gymnasium.Env):
             trace=(plan.chunk, len(plan.trace)),
         )
         self.observation_space = spaces.Dict(
-            {name: _box((rows, *shape)) for name, shape in shapes.items()}
+            {name: _box((rows, *shape)) for name, shape in self.shapes.items()}
         )
         self.action_space = _box((rows, plan.chunk, *plan.action_shape))
 
@@ -158,25 +159,13 @@ class Group(gymnasium.Env):
 
     def _stack(self, rows: list[dict[str, Any]]) -> tuple[dict, dict]:
         stacked = {
-            name: np.zeros(space.shape, np.float32)
-            for name, space in self.observation_space.items()  # type: ignore[attr-defined]
+            name: np.zeros((self.rows, *shape), np.float32)
+            for name, shape in self.shapes.items()
         }
         for i, row in enumerate(rows):
             for name, value in row.items():
                 stacked[name][i] = value
         return stacked, {}
-
-
-class GroupMaker(NamedTuple):
-    """`Group(...)` later, in another process."""
-
-    plan: Plan
-    first: int
-    size: int
-    rows: int
-
-    def __call__(self) -> Group:
-        return Group(*self)
 
 
 def make_groups(plan: Plan, num_envs: int, processes: int) -> VectorEnv:
@@ -186,8 +175,8 @@ def make_groups(plan: Plan, num_envs: int, processes: int) -> VectorEnv:
     `num_envs` are padding.
     """
     rows = -(-num_envs // max(processes, 1))
-    makers = [
-        GroupMaker(plan, first, min(rows, num_envs - first), rows)
+    makers: list[Callable[[], gymnasium.Env]] = [
+        functools.partial(Group, plan, first, min(rows, num_envs - first), rows)
         for first in range(0, num_envs, rows)
     ]
     # Groups reset themselves within a step and keep what ended an episode, and they

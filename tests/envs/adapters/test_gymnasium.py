@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dppo_jax.envs import build, host_vec_env, make_host_task
+from dppo_jax.envs.adapters.gymnasium import make_gymnasium
 from tests.envs.adapters.laws import Mixed, bounds, run_env, trains_and_evaluates
 
 KEY = jax.random.key(0)
@@ -124,13 +125,7 @@ def test_what_cannot_be_made_is_refused(task, options, message):
 
 def test_a_picture_in_a_dictionary_is_refused():
     with pytest.raises(ValueError, match="picture.*only vectors.*obs_keys"):
-        host_vec_env(make_host_task_of(Mixed), 1)
-
-
-def make_host_task_of(factory):
-    from dppo_jax.envs.adapters.gymnasium import make_gymnasium
-
-    return make_gymnasium(factory, processes=0)
+        host_vec_env(make_gymnasium(Mixed, processes=0), 1)
 
 
 def test_no_warning_of_gymnasium_reaches_the_user(recwarn):

@@ -18,16 +18,8 @@ from dppo_jax.envs.wrappers import (
     time_limit,
 )
 from dppo_jax.normalize import Normalizer
-from dppo_jax.training import train
-from tests import tiny
 from tests.conftest import REPOSITORY
-from tests.envs.adapters.laws import (
-    Counter,
-    Mixed,
-    bounds,
-    run_env,
-    trains_and_evaluates,
-)
+from tests.envs.adapters.laws import Counter, Mixed, bounds, run_env
 
 KEY = jax.random.key(0)
 ONE = jnp.ones((1, 1, 1))
@@ -44,9 +36,7 @@ def counters(num_envs=1, *, processes=0, end=1e9, random_start=False, **settings
 def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
     """Chunks, history, normaliser, time limit, resets, metrics and traces."""
     num_envs, chunk, history, max_steps = 3, 2, 3, 5
-    normalizer = Normalizer(
-        *(np.array([x], np.float32) for x in (-2.0, 8.0, 0.0, 4.0))
-    )
+    normalizer = Normalizer(*(np.array([x], np.float32) for x in (-2.0, 8.0, 0.0, 4.0)))
     pure = stack_observations(
         time_limit(normalize(counter(end=10.0), normalizer), max_steps), history
     )
@@ -158,33 +148,6 @@ def test_episodes_of_simulators_that_are_gone_count_as_truncated():
     following, step = other.step(begun, jnp.ones((2, 1, 1)))
     np.testing.assert_allclose(step.obs["state"], begun.obs["state"] + 1, rtol=1e-6)
     np.testing.assert_array_equal(step.metrics["episode_return"], [1.0, 1.0])
-
-
-def test_a_run_resumes_with_new_simulators(tmp_path, capsys):
-    def go(num_iterations):
-        env = counters(
-            4, end=20.0, chunk=tiny.CHUNK, max_steps=8, normalizer=bounds(1, 1)
-        )
-        policy = tiny.tiny_gaussian_policy()
-        algorithm = tiny.make_tiny_ppo(policy, env, reset_at_iteration=False)
-        return train(
-            algorithm,
-            algorithm.init(KEY),
-            run_dir=str(tmp_path),
-            num_iterations=num_iterations,
-            params_of=lambda state: state.params,
-            normalizer=bounds(1, 1),
-        )
-
-    go(1)
-    assert int(go(2).iteration) == 2
-    assert "resuming at iteration 1 of 2" in capsys.readouterr().out
-
-
-def test_ppo_and_evaluation_run_through_it():
-    env = counters(3, end=6.0, chunk=2, max_steps=5, normalizer=bounds(1, 1))
-    numbers = trains_and_evaluates(env)
-    assert "total" in numbers and "eval/total" in numbers
 
 
 def test_entries_of_a_dictionary_stand_side_by_side_in_the_order_named():
