@@ -56,7 +56,10 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
 
     def step(state: FunctionalState, action: Array) -> tuple[FunctionalState, TimeStep]:
         chex.assert_shape(action, (env.action_size,))
-        inner = _as_types_of(state.inner, env.step(state.inner, action))
+        # Some environments update the dictionaries of the state that they are given,
+        # which would change it for those that still hold it.
+        own = jax.tree.map(lambda x: x, state.inner)
+        inner = _as_types_of(state.inner, env.step(own, action))
         obs = observe(inner)
         metrics = {
             name: jnp.asarray(value, jnp.float32)

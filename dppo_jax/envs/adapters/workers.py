@@ -6,6 +6,7 @@ chunk, a history and a time limit mean is what `dppo_jax.envs.wrappers` says.
 
 import functools
 import multiprocessing
+import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -116,8 +117,11 @@ class Group(gymnasium.Env):
     because its environments reset themselves.
     """
 
-    def __init__(self, plan: Plan, first: int, size: int, rows: int) -> None:
+    def __init__(
+        self, plan: Plan, first: int, size: int, rows: int, own_process: bool
+    ) -> None:
         """`rows` >= `size`: processes must look alike; what is not used stays 0."""
+        self.own_process = own_process
         self.plan, self.first, self.size, self.rows = plan, first, size, rows
         # Only a process that is asked to reset needs simulators: Gymnasium makes one
         # more Group just to look at its spaces.
@@ -142,6 +146,9 @@ class Group(gymnasium.Env):
         """Restart all; `options["seeds"]` [B] has one seed for every environment."""
         assert options is not None
         if not self.episodes:
+            if self.own_process:
+                # An interrupt from the keyboard is for the program, which ends this.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
             self.episodes = [Episode(self.plan) for _ in range(self.size)]
         for i, episode in enumerate(self.episodes):
             episode.reset(int(options["seeds"][self.first + i]))
@@ -175,14 +182,15 @@ def make_groups(plan: Plan, num_envs: int, processes: int) -> VectorEnv:
     `num_envs` are padding.
     """
     rows = -(-num_envs // max(processes, 1))
-    makers: list[Callable[[], gymnasium.Env]] = [
-        functools.partial(Group, plan, first, min(rows, num_envs - first), rows)
-        for first in range(0, num_envs, rows)
-    ]
+    own_process = processes > 0
+    makers: list[Callable[[], gymnasium.Env]] = []
+    for first in range(0, num_envs, rows):
+        size = min(rows, num_envs - first)
+        makers.append(functools.partial(Group, plan, first, size, rows, own_process))
     # Groups reset themselves within a step and keep what ended an episode, and they
     # never report an end; so Gymnasium has nothing to reset.
     mode = AutoresetMode.DISABLED
-    if not processes:
+    if not own_process:
         return SyncVectorEnv(makers, autoreset_mode=mode)
     # A fork of a process that runs JAX may deadlock. The fork server imports once and
     # then copies itself; without it every process imports everything again.
