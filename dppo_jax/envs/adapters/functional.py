@@ -37,6 +37,7 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
         ValueError: an `obs_key` that is not there, or observations of other shape
             than [Do].
     """
+    types = _lasting_types(env)
 
     def observe(state: Any) -> Obs:
         obs = state.obs
@@ -50,16 +51,12 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
         return {"state": jnp.asarray(obs, jnp.float32)}
 
     def reset(key: Array) -> FunctionalState:
-        state = env.reset(key)
-        state = _as_types_of(state, state)
+        state = _cast(types, env.reset(key))
         return FunctionalState(state, observe(state))
 
     def step(state: FunctionalState, action: Array) -> tuple[FunctionalState, TimeStep]:
         chex.assert_shape(action, (env.action_size,))
-        # Some environments update the dictionaries of the state that they are given,
-        # which would change it for those that still hold it.
-        own = jax.tree.map(lambda x: x, state.inner)
-        inner = _as_types_of(state.inner, env.step(own, action))
+        inner = _cast(types, env.step(_copy(state.inner), action))
         obs = observe(inner)
         metrics = {
             name: jnp.asarray(value, jnp.float32)
@@ -89,13 +86,38 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
     )
 
 
-def _as_types_of(before: PyTree, now: PyTree) -> PyTree:
-    """A step may turn, say, a weakly typed 0 into a float32. Loops need types that
-    stay, and a program would be compiled once more for each."""
+def _lasting_types(env: Any) -> PyTree:
+    """Types that hold every state, be it fresh or stepped.
 
-    def cast(old: Any, new: Any) -> Any:
-        dtype = jnp.result_type(old)
-        is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-        return new if is_key else jax.lax.convert_element_type(new, dtype)
+    A step may turn an integer 0, or one of no firm type, into a float32. Loops need
+    types that stay, and a program would be compiled once more for each.
+    """
 
-    return jax.tree.map(cast, before, now)
+    def both(key: Array) -> tuple[Any, Any]:
+        state = env.reset(key)
+        return state, env.step(_copy(state), jnp.zeros(env.action_size))
+
+    def common(one: Any, other: Any) -> Any:
+        return one.dtype if _is_key(one) else jnp.promote_types(one.dtype, other.dtype)
+
+    return jax.tree.map(common, *jax.eval_shape(both, jax.random.key(0)))
+
+
+def _cast(types: PyTree, state: PyTree) -> PyTree:
+    def cast(dtype: Any, x: Any) -> Any:
+        return x if _is_key(x) else jax.lax.convert_element_type(x, dtype)
+
+    return jax.tree.map(cast, types, state)
+
+
+def _copy(state: PyTree) -> PyTree:
+    """The same arrays in containers of its own.
+
+    Some environments update the dictionaries of the state that they are given, which
+    would change it for those that still hold it.
+    """
+    return jax.tree.map(lambda x: x, state)
+
+
+def _is_key(x: Any) -> bool:
+    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -28,9 +28,9 @@ class Careless:
         return State(jnp.zeros(1), zero, zero, {"count": zero, "shape": jnp.zeros(3)})
 
     def step(self, state, action):
-        count = state.metrics["count"] + 1.0
+        count = state.metrics["count"] + 1.5
         state.metrics.update(count=count)
-        done = (count >= 3).astype(jnp.float32)
+        done = (count >= 4.5).astype(jnp.float32)
         return State(state.obs + action, 1.0, done, state.metrics)
 
 
@@ -38,7 +38,7 @@ def test_a_state_stays_what_it_was_when_it_is_stepped():
     env = from_functional(Careless(), task="careless")
     state = env.reset(KEY)
     _, step = env.step(state, jnp.ones(1))
-    assert state.inner.metrics["count"] == 0 and step.metrics["count"] == 1
+    assert state.inner.metrics["count"] == 0 and step.metrics["count"] == 1.5
 
 
 def test_types_stay_so_that_loops_and_one_program_will_do():
@@ -49,7 +49,7 @@ def test_types_stay_so_that_loops_and_one_program_will_do():
         state, outcome = step(state, jnp.ones((2, 2, 1)))
         counts.append(float(outcome.metrics["count"][0]))
     # The second chunk is cut by an end, after which nothing counts on.
-    assert step._cache_size() == 1 and counts == [2, 3, 2]
+    assert step._cache_size() == 1 and counts == [3.0, 4.5, 3.0]
     np.testing.assert_array_equal(outcome.reward, [2.0, 2.0])
 
 

@@ -18,11 +18,14 @@ from dppo_jax.envs.wrappers import (
     time_limit,
 )
 from dppo_jax.normalize import Normalizer
+from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.envs.adapters.laws import Counter, Mixed, bounds, run_env
 
 KEY = jax.random.key(0)
 ONE = jnp.ones((1, 1, 1))
+# Totals from -2 to 8, actions from 0 to 4.
+FORWARD = Normalizer(*(np.array([x], np.float32) for x in (-2.0, 8.0, 0.0, 4.0)))
 
 
 def counters(num_envs=1, *, processes=0, end=1e9, random_start=False, **settings):
@@ -148,6 +151,22 @@ def test_episodes_of_simulators_that_are_gone_count_as_truncated():
     following, step = other.step(begun, jnp.ones((2, 1, 1)))
     np.testing.assert_allclose(step.obs["state"], begun.obs["state"] + 1, rtol=1e-6)
     np.testing.assert_array_equal(step.metrics["episode_return"], [1.0, 1.0])
+
+
+def test_where_iterations_restart_all_episodes_resuming_is_exact():
+    """Iteration 2 is the same with the simulators of iteration 1 and with others."""
+
+    def algorithm():
+        env = counters(
+            4, end=4.0, random_start=True, chunk=tiny.CHUNK, normalizer=FORWARD
+        )
+        return tiny.make_tiny_ppo(tiny.tiny_gaussian_policy(), env)
+
+    first, second = algorithm(), algorithm()
+    saved, _ = tiny.run(first, 1)
+    (one, metrics), (other, _) = (jax.jit(x.step)(saved) for x in (first, second))
+    assert tiny.same(one._replace(env=one.env.obs), other._replace(env=other.env.obs))
+    assert metrics["num_episodes"] > 0 and metrics["params_change"] > 0
 
 
 def test_entries_of_a_dictionary_stand_side_by_side_in_the_order_named():
