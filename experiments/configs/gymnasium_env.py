@@ -7,6 +7,7 @@ with --config.data=PATH, in the units of that environment.
 import re
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from experiments.defaults import default_config
 
@@ -15,6 +16,7 @@ def get_config(variant: str = "Hopper-v5") -> ConfigDict:
     config = default_config()
     config.name = "gymnasium_" + re.sub(r"\W+", "_", variant)
     config.env.task = f"gymnasium:{variant}"
+    config.env.options.processes = placeholder(int)  # None: one per core
     config.env.max_steps = 1000  # a limit of Gymnasium's own holds as well
 
     # A simulator in Python is the slow part: few of them, and many updates on what

@@ -5,6 +5,7 @@ made of the same entries in the same order.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from experiments.defaults import default_config
 
@@ -14,6 +15,7 @@ def get_config() -> ConfigDict:
     config.name = "robosuite_lift"
     config.env.task = "robosuite:Lift"
     config.env.options = ConfigDict(dict(robots="Panda"))
+    config.env.options.processes = placeholder(int)  # None: one per core
     config.env.max_steps = 300
 
     config.finetune.num_envs = 16

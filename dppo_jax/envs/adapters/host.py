@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
+from dppo_jax.envs.wrappers import check_sizes
 from dppo_jax.normalize import Normalizer, normalize_obs, unnormalize_action
 from dppo_jax.types import Array, Metrics, Obs, PyTree, TimeStep, VecEnv
 
@@ -80,7 +81,8 @@ def host_vec_env(
 
     `reset(key)` restarts all of them, with a seed from the key for each; what an
     environment does then depends on its seed and actions alone. Processes end with
-    the program, or when nothing refers to the VecEnv any more.
+    the program, or once nothing refers to the VecEnv any more; compiled programs do,
+    until `jax.clear_caches()`.
 
     Args:
         chunk: Ta, control steps per step; nothing more happens after an end.
@@ -117,7 +119,7 @@ def host_vec_env(
     plan = plan._replace(trace=tuple(trace))
     (action_dim,) = plan.action_shape
     if normalizer is not None:
-        _check_sizes(normalizer, plan.obs_size, action_dim)
+        check_sizes(normalizer, plan.obs_size, action_dim)
     groups = make_groups(plan, num_envs, min(processes, num_envs))
     results = _results(plan, num_envs)
     host = Host(groups, results, task.name)
@@ -313,18 +315,6 @@ def _check_spaces(task: HostTask, env: Any) -> None:
             f"{task.name} takes actions from {env.action_space}; policies here are "
             "continuous, so take an environment with a Box of actions."
         )
-
-
-def _check_sizes(normalizer: Normalizer, obs_size: int, action_dim: int) -> None:
-    for name, given, needed in (
-        ("observation", normalizer.obs_min.shape[-1], obs_size),
-        ("action", normalizer.action_min.shape[-1], action_dim),
-    ):
-        if given != needed:
-            raise ValueError(
-                f"The normalizer has {name} size {given}, but the environment has "
-                f"{needed}; use the normalizer of a data set of this task."
-            )
 
 
 def _refuse_batches(name: str, num_envs: int) -> Callable[[PyTree], PyTree]:

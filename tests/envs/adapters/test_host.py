@@ -201,6 +201,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         counters(**settings)
 
 
+@pytest.mark.filterwarnings("ignore:.*ERROR")  # Gymnasium says it three times.
 @pytest.mark.parametrize("processes", [0, 1])
 def test_a_simulator_that_breaks_says_so(processes):
     env = counters(processes=processes)

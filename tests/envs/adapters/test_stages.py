@@ -2,7 +2,6 @@
 
 import importlib.util
 
-import jax
 import numpy as np
 import pytest
 
@@ -103,4 +102,3 @@ def test_variants_name_the_environment_and_the_run():
     config = gymnasium_env.get_config("gymnasium_robotics:FetchReach-v4")
     assert config.env.task == "gymnasium:gymnasium_robotics:FetchReach-v4"
     assert config.name == "gymnasium_gymnasium_robotics_FetchReach_v4"
-    assert jax.tree.leaves(config.env.options.to_dict()) == []
