@@ -61,6 +61,7 @@ BANNED = {
 INSTALLED_AS = {
     "absl": "absl-py",
     "jaxlib": "jax",
+    "mujoco_playground": "playground",
     "orbax": "orbax-checkpoint",
 }
 

@@ -1,5 +1,7 @@
 """Environments as pure functions: tasks, wrappers, physics engines, batches."""
 
+from dppo_jax.envs.adapters import make_host_task
+from dppo_jax.envs.adapters.host import host_vec_env
 from dppo_jax.envs.core import VecState, vectorize
 from dppo_jax.envs.tasks import TASKS, make_task
 from dppo_jax.envs.wrappers import (
@@ -13,6 +15,8 @@ __all__ = [
     "TASKS",
     "VecState",
     "chunk_actions",
+    "host_vec_env",
+    "make_host_task",
     "make_task",
     "normalize",
     "stack_observations",

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from dppo_jax.envs.adapters import is_host, make_host_task
+from dppo_jax.envs.adapters.host import host_vec_env
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.tasks import make_task
 from dppo_jax.envs.wrappers import (
@@ -20,7 +22,7 @@ from dppo_jax.types import VecEnv
 def default_config() -> ConfigDict:
     """What an environment is made of."""
     config = ConfigDict()
-    config.task = ""
+    config.task = ""  # of dppo_jax, or `library:name`, see docs/environments.md
     config.engine = "auto"
     config.options = ConfigDict()  # keyword arguments of the task
     config.max_steps = 100  # control steps until the time limit
@@ -51,6 +53,16 @@ def make_env(
         raise ValueError(
             f"env.executed={executed} must lie between 1 and the {chunk} actions that "
             "the policy predicts (model.chunk)."
+        )
+    if is_host(config.task):
+        return host_vec_env(
+            make_host_task(config.task, engine=config.engine, **config.options),
+            num_envs,
+            chunk=executed,
+            history=config.history,
+            max_steps=config.max_steps,
+            normalizer=normalizer,
+            trace=trace,
         )
     env = make_task(config.task, engine=config.engine, **config.options)
     env = normalize(env, normalizer)

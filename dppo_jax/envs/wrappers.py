@@ -39,15 +39,11 @@ class StackState(NamedTuple):
     obs: Obs
 
 
-def normalize(env: Env, normalizer: Normalizer) -> Env:
-    """Show `obs["state"]` in [-1, 1] and take actions in [-1, 1].
-
-    Raises:
-        ValueError: if the normalizer was made for other sizes than the task has.
-    """
+def check_sizes(normalizer: Normalizer, obs_size: int, action_dim: int) -> None:
+    """Raise ValueError if the normalizer was made for other sizes than the task has."""
     sizes = {
-        "observation": (normalizer.obs_min.shape[-1], env.obs_shape["state"][-1]),
-        "action": (normalizer.action_min.shape[-1], env.action_shape[-1]),
+        "observation": (normalizer.obs_min.shape[-1], obs_size),
+        "action": (normalizer.action_min.shape[-1], action_dim),
     }
     for name, (given, needed) in sizes.items():
         if given != needed:
@@ -55,6 +51,15 @@ def normalize(env: Env, normalizer: Normalizer) -> Env:
                 f"The normalizer has {name} size {given}, but the environment has "
                 f"{needed}; use the normalizer of a data set of this task."
             )
+
+
+def normalize(env: Env, normalizer: Normalizer) -> Env:
+    """Show `obs["state"]` in [-1, 1] and take actions in [-1, 1].
+
+    Raises:
+        ValueError: if the normalizer was made for other sizes than the task has.
+    """
+    check_sizes(normalizer, env.obs_shape["state"][-1], env.action_shape[-1])
 
     def normalized(obs: Obs) -> Obs:
         return {**obs, "state": normalize_obs(normalizer, obs["state"])}

@@ -1,0 +1,123 @@
+"""What Brax and MuJoCo Playground share: `reset(key)` and `step(state, action)`.
+
+Both return a state with `obs`, `reward`, `done` and `metrics`. It is taken raw,
+without their own auto-reset and episode wrappers, so that terminal observations
+survive ours.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dppo_jax.types import Array, Env, Obs, PyTree, TimeStep
+
+
+class FunctionalState(NamedTuple):
+    """inner: the state of the library.  obs: `{"state": [Do]}`."""
+
+    inner: Any
+    obs: Obs
+
+
+def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
+    """An environment of Brax or MuJoCo Playground as an `Env`.
+
+    Its `done` is a termination: neither library ends an episode for its length
+    without a wrapper. Metrics are the scalars of its state.
+
+    Args:
+        env: unwrapped; `reset: key -> state`, `step: (state, action) -> state`.
+        task: its name, for messages.
+        obs_key: which entry is observed, where observations are dictionaries.
+
+    Raises:
+        ValueError: an `obs_key` that is not there, or observations of other shape
+            than [Do].
+    """
+    types = _lasting_types(env)
+
+    def observe(state: Any) -> Obs:
+        obs = state.obs
+        if isinstance(obs, Mapping):
+            if obs_key not in obs:
+                raise ValueError(
+                    f"{task} has no observation {obs_key!r}; set env.options.obs_key "
+                    f"to one of {sorted(obs)}."
+                )
+            obs = obs[obs_key]
+        return {"state": jnp.asarray(obs, jnp.float32)}
+
+    def reset(key: Array) -> FunctionalState:
+        state = _cast(types, env.reset(key))
+        return FunctionalState(state, observe(state))
+
+    def step(state: FunctionalState, action: Array) -> tuple[FunctionalState, TimeStep]:
+        chex.assert_shape(action, (env.action_size,))
+        inner = _cast(types, env.step(_copy(state.inner), action))
+        obs = observe(inner)
+        metrics = {
+            name: jnp.asarray(value, jnp.float32)
+            for name, value in inner.metrics.items()
+            if jnp.ndim(value) == 0
+        }
+        return FunctionalState(inner, obs), TimeStep(
+            obs=obs,
+            reward=jnp.asarray(inner.reward, jnp.float32),
+            terminated=jnp.asarray(inner.done, jnp.float32),
+            truncated=jnp.float32(0),
+            metrics=metrics,
+        )
+
+    shape = jax.eval_shape(reset, jax.random.key(0)).obs["state"].shape
+    if len(shape) != 1:
+        raise ValueError(
+            f"{task} observes {shape}, not a vector [Do]; choose another entry with "
+            "env.options.obs_key."
+        )
+    return Env(
+        reset=reset,
+        step=step,
+        obs_shape={"state": shape},
+        action_shape=(env.action_size,),
+        max_steps=None,
+    )
+
+
+def _lasting_types(env: Any) -> PyTree:
+    """Types that hold every state, be it fresh or stepped.
+
+    A step may turn an integer 0, or one of no firm type, into a float32. Loops need
+    types that stay, and a program would be compiled once more for each.
+    """
+
+    def both(key: Array) -> tuple[Any, Any]:
+        state = env.reset(key)
+        return state, env.step(_copy(state), jnp.zeros(env.action_size))
+
+    def common(one: Any, other: Any) -> Any:
+        return one.dtype if _is_key(one) else jnp.promote_types(one.dtype, other.dtype)
+
+    return jax.tree.map(common, *jax.eval_shape(both, jax.random.key(0)))
+
+
+def _cast(types: PyTree, state: PyTree) -> PyTree:
+    def cast(dtype: Any, x: Any) -> Any:
+        return x if _is_key(x) else jax.lax.convert_element_type(x, dtype)
+
+    return jax.tree.map(cast, types, state)
+
+
+def _copy(state: PyTree) -> PyTree:
+    """The same arrays in containers of its own.
+
+    Some environments update the dictionaries of the state that they are given, which
+    would change it for those that still hold it.
+    """
+    return jax.tree.map(lambda x: x, state)
+
+
+def _is_key(x: Any) -> bool:
+    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,341 @@
+"""Simulators that are no JAX programs, as a `VecEnv` behind ordered callbacks.
+
+Environments live in host processes and keep their state there. A step of the VecEnv
+is one callback: whole action chunks go to the processes, and what became of them
+comes back. Chunks, history, normaliser and time limit mean what they mean for a pure
+`Env`, and the terminal observation survives the reset.
+
+A program with such a callback is impure, which has three consequences:
+
+- Only the latest state can be stepped; an older one is refused.
+- There is one batch of simulators per VecEnv: `vmap` and `shard_map` are refused.
+- The simulators' state is in no checkpoint. A resumed run goes on from the saved
+  parameters, optimisers and keys, but its episodes start anew: those that were
+  running count as truncated, with the last observation that was seen. It is not bit
+  for bit the run that was not interrupted, except where
+  `finetune.reset_at_iteration` starts all episodes anew anyway.
+"""
+
+import os
+import secrets
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+
+from dppo_jax.envs.wrappers import check_sizes
+from dppo_jax.normalize import Normalizer, normalize_obs, unnormalize_action
+from dppo_jax.types import Array, Metrics, Obs, PyTree, TimeStep, VecEnv
+
+
+class HostTask(NamedTuple):
+    """A task whose simulator runs on the host.
+
+    name: for messages.
+    make: () -> one `gymnasium.Env` with box spaces. It is called in other processes
+        and must survive the way there.
+    obs_keys: entries of a dictionary observation, side by side; empty: all.
+    metrics: entries of `info` to report; None: the numbers in that of a first step.
+    processes: how many share the environments; None: one per core, 0: none, the
+        simulators run in the program's own process.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    obs_keys: tuple[str, ...] = ()
+    metrics: tuple[str, ...] | None = None
+    processes: int | None = None
+
+
+class HostState(NamedTuple):
+    """State of a VecEnv on the host; all but the token has the leading axis [B].
+
+    token: [2] uint32, which simulators these are, and how often they were called.
+    obs: what to act on next.
+    metrics: those of the latest step.
+    """
+
+    token: Array
+    obs: Obs
+    episode_return: Array
+    episode_length: Array
+    metrics: Metrics
+
+
+def host_vec_env(
+    task: HostTask,
+    num_envs: int,
+    *,
+    chunk: int = 1,
+    history: int = 1,
+    max_steps: int | None = None,
+    normalizer: Normalizer | None = None,
+    trace: Sequence[str] = (),
+) -> VecEnv:
+    """Run `num_envs` simulators in host processes.
+
+    `reset(key)` restarts all of them, with a seed from the key for each; what an
+    environment does then depends on its seed and actions alone. Processes end with
+    the program, or once nothing refers to the VecEnv any more; compiled programs do,
+    until `jax.clear_caches()`.
+
+    Args:
+        chunk: Ta, control steps per step; nothing more happens after an end.
+        history: To, observations that are shown, the latest last.
+        max_steps: control steps until an episode is truncated, in addition to a limit
+            that the environment has itself.
+        normalizer: between task units and [-1, 1]; None leaves both as they are.
+        trace: names of metrics to return for every control step, [B, Ta].
+
+    Returns:
+        A VecEnv with actions [B, Ta, Da] and observations `{"state": [B, To, Do]}`;
+        metrics gain `episode_return` and `episode_length`, as in `vectorize`.
+
+    Raises:
+        ValueError: a task that cannot be made, spaces that are not boxes, numbers
+            below one, sizes that the normalizer does not have, unknown metrics.
+    """
+    # Gymnasium is imported where it is needed, as all simulators are.
+    from dppo_jax.envs.adapters.workers import make_groups
+
+    for name, value in dict(
+        num_envs=num_envs, chunk=chunk, history=history, max_steps=max_steps
+    ).items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    processes = os.cpu_count() if task.processes is None else task.processes
+    assert processes is not None
+    if processes < 0:
+        raise ValueError(f"processes={processes} must be 0, for none, or more.")
+    plan = _look_at(task)._replace(chunk=chunk, history=history, max_steps=max_steps)
+    unknown = sorted(set(trace) - set(plan.metrics))
+    if unknown:
+        raise ValueError(f"Cannot trace {unknown}; metrics are {sorted(plan.metrics)}.")
+    plan = plan._replace(trace=tuple(trace))
+    (action_dim,) = plan.action_shape
+    if normalizer is not None:
+        check_sizes(normalizer, plan.obs_size, action_dim)
+    groups = make_groups(plan, num_envs, min(processes, num_envs))
+    results = _results(plan, num_envs)
+    host = Host(groups, results, task.name)
+    alone = _refuse_batches(task.name, num_envs)
+
+    def normalized(obs: Array) -> Obs:
+        return {"state": obs if normalizer is None else normalize_obs(normalizer, obs)}
+
+    def reset(key: Array) -> HostState:
+        key = alone(key)
+        # Folding the index in gives environment i the same seed in any batch.
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_envs))
+        seeds = jax.vmap(lambda key: jax.random.bits(key))(keys)
+        first = {name: results[name] for name in ("token", "obs")}
+        answer = io_callback(host.reset, first, seeds, ordered=True)
+        return HostState(
+            token=answer["token"],
+            obs=normalized(answer["obs"]),
+            episode_return=jnp.zeros(num_envs),
+            episode_length=jnp.zeros(num_envs, jnp.int32),
+            metrics={name: jnp.zeros(num_envs) for name in plan.metrics},
+        )
+
+    def step(state: HostState, action: Array) -> tuple[HostState, TimeStep]:
+        chex.assert_shape(action, (num_envs, chunk, action_dim))
+        state, action = alone((state, action))
+        if normalizer is not None:
+            action = unnormalize_action(normalizer, action)
+        answer = io_callback(host.step, results, state.token, action, ordered=True)
+        # A state that comes from a checkpoint names simulators that are gone: what
+        # it knows of their episodes is all that can be said of them.
+        begun = answer["begun_anew"] > 0
+        metrics = {
+            name: jnp.where(begun, state.metrics[name], answer["metrics"][:, i])
+            for i, name in enumerate(plan.metrics)
+        }
+        next_obs = normalized(answer["next_obs"])
+        time_step = TimeStep(
+            obs=jax.tree.map(lambda x, y: jnp.where(begun, x, y), state.obs, next_obs),
+            reward=answer["reward"],
+            terminated=answer["terminated"],
+            truncated=answer["truncated"],
+            metrics=metrics,
+        )
+        episode_return = state.episode_return + time_step.reward
+        episode_length = state.episode_length + jnp.where(begun, 0, 1)
+        traced = {name: answer["trace"][..., i] for i, name in enumerate(plan.trace)}
+        reported = dict(
+            metrics | traced,
+            episode_return=episode_return,
+            episode_length=episode_length.astype(jnp.float32),
+        )
+        done = jnp.maximum(time_step.terminated, time_step.truncated) > 0
+        state = HostState(
+            token=answer["token"],
+            obs=normalized(answer["obs"]),
+            episode_return=jnp.where(done, 0.0, episode_return),
+            episode_length=jnp.where(done, 0, episode_length),
+            metrics=metrics,
+        )
+        return state, time_step._replace(metrics=reported)
+
+    return VecEnv(
+        reset=reset,
+        step=step,
+        obs_shape={"state": (history, plan.obs_size)},
+        action_shape=(chunk, action_dim),
+        max_steps=None if max_steps is None else -(-max_steps // chunk),
+        num_envs=num_envs,
+    )
+
+
+class Host:
+    """The simulators behind one VecEnv, and how often they were called."""
+
+    def __init__(self, groups: Any, results: Mapping[str, Any], name: str) -> None:
+        """`groups` is from `make_groups` and is closed together with this; `results`
+        are shapes and types of what a step answers."""
+        self.groups, self.results, self.name = groups, results, name
+        # Two programs must not take each other's simulators for their own.
+        self.identity, self.count = secrets.randbits(32), 0
+        # Also at the exit of the program. Terminating hangs on nothing, and there is
+        # nothing to save.
+        terminate = {"terminate": True} if hasattr(groups, "processes") else {}
+        weakref.finalize(self, groups.close, **terminate)
+
+    def reset(self, seeds: Any) -> dict[str, np.ndarray]:
+        """Restart all; seeds [B] uint32."""
+        # Gymnasium wants seeds that fit a signed integer.
+        seeds = np.asarray(seeds) >> 1
+        told, _ = self.groups.reset(options={"seeds": seeds})
+        return self._answer({"obs": told["obs"]})
+
+    def step(self, token: Any, action: Any) -> dict[str, np.ndarray]:
+        """Execute chunks [B, Ta, Da], if `token` is that of the latest answer."""
+        identity, count = (int(x) for x in np.asarray(token))
+        action = np.asarray(action)
+        if identity != self.identity:
+            seeds = np.random.SeedSequence([identity, count])
+            nothing = {k: np.zeros(v.shape, v.dtype) for k, v in self.results.items()}
+            nothing["truncated"][:] = nothing["begun_anew"][...] = 1
+            return nothing | self.reset(seeds.generate_state(len(action)))
+        if count != self.count:
+            raise ValueError(
+                f"{self.name}: this state is {self.count - count} calls old, but "
+                "simulators on the host cannot go back; step the latest state only, "
+                "or reset."
+            )
+        workers, rows = self.groups.num_envs, self.groups.single_action_space.shape[0]
+        padded = np.zeros((workers * rows, *action.shape[1:]), np.float32)
+        padded[: len(action)] = action
+        told, *_ = self.groups.step(padded.reshape(workers, rows, *action.shape[1:]))
+        return self._answer(told) | {"begun_anew": np.zeros((), np.float32)}
+
+    def _answer(self, told: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rows [W, G, ...] of the processes -> [B, ...], and a new token."""
+        self.count += 1
+        answer = {"token": np.array([self.identity, self.count], np.uint32)}
+        for name, rows in told.items():
+            flat = rows.reshape(rows.shape[0] * rows.shape[1], *rows.shape[2:])
+            answer[name] = flat[: self.results[name].shape[0]]
+        return answer
+
+
+def _results(plan: Any, num_envs: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of what a step of `Host` answers."""
+    shapes: dict[str, tuple[int, ...]] = dict(
+        obs=(num_envs, plan.history, plan.obs_size),
+        next_obs=(num_envs, plan.history, plan.obs_size),
+        reward=(num_envs,),
+        terminated=(num_envs,),
+        truncated=(num_envs,),
+        metrics=(num_envs, len(plan.metrics)),
+        trace=(num_envs, plan.chunk, len(plan.trace)),
+        begun_anew=(),
+    )
+    results = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
+    return results | {"token": jax.ShapeDtypeStruct((2,), jnp.uint32)}
+
+
+def _look_at(task: HostTask) -> Any:
+    """The plan of a task, from one step of an environment of it; raises ValueError."""
+    import gymnasium
+
+    from dppo_jax.envs.adapters.workers import Plan, flat_observation, scalars
+
+    try:
+        env = task.make()
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        raise ValueError(f"{task.name} cannot be made: {error}") from error
+    try:
+        _check_spaces(task, env)
+        env.action_space.seed(0)
+        obs, _ = env.reset(seed=0)
+        *_, info = env.step(env.action_space.sample())
+    finally:
+        env.close()
+    found = tuple(scalars(info))
+    return Plan(
+        make=task.make,
+        obs_keys=tuple(task.obs_keys),
+        metrics=found if task.metrics is None else tuple(task.metrics),
+        trace=(),
+        obs_size=flat_observation(obs, tuple(task.obs_keys)).size,
+        action_shape=(int(np.prod(env.action_space.shape)),),
+        chunk=1,
+        history=1,
+        max_steps=None,
+    )
+
+
+def _check_spaces(task: HostTask, env: Any) -> None:
+    from gymnasium import spaces
+
+    seen = env.observation_space
+    parts = dict(seen.spaces) if isinstance(seen, spaces.Dict) else {"": seen}
+    unknown = sorted(set(task.obs_keys) - set(parts))
+    if unknown:
+        raise ValueError(
+            f"{task.name} has no observation {', '.join(unknown)}; "
+            f"env.options.obs_keys may name {', '.join(filter(None, parts)) or 'none'}."
+        )
+    for name in task.obs_keys or parts:
+        space = parts[name]
+        if not isinstance(space, spaces.Box) or len(space.shape) > 1:
+            raise ValueError(
+                f"{task.name} observes {name or 'a'} {space}; only vectors become a "
+                "state, so choose others with env.options.obs_keys, or wrap the "
+                "environment in a factory of your own."
+            )
+    if not isinstance(env.action_space, spaces.Box):
+        raise ValueError(
+            f"{task.name} takes actions from {env.action_space}; policies here are "
+            "continuous, so take an environment with a Box of actions."
+        )
+
+
+def _refuse_batches(name: str, num_envs: int) -> Callable[[PyTree], PyTree]:
+    """The identity, which raises ValueError inside vmap and shard_map."""
+    cure = (
+        f"{name} runs in host processes, one batch of num_envs={num_envs} simulators "
+        "for one program; raise num_envs instead, and run other seeds as programs of "
+        "their own."
+    )
+
+    @jax.custom_batching.custom_vmap
+    def single(x: PyTree) -> PyTree:
+        return x
+
+    @single.def_vmap
+    def _(axis_size: int, in_batched: Any, x: PyTree) -> Any:
+        raise ValueError(f"No vmap over host environments: {cure}")
+
+    def alone(x: PyTree) -> PyTree:
+        if jax.sharding.get_abstract_mesh().manual_axes:
+            raise ValueError(f"No shard_map over host environments: {cure}")
+        return single(x)
+
+    return alone

@@ -1,0 +1,31 @@
+"""Any Gymnasium environment in host processes: `gymnasium_env.py:Hopper-v5`.
+
+The variant is Gymnasium's id; `module:Env-v0` imports the module first. Bring data
+with --config.data=PATH, in the units of that environment.
+"""
+
+import re
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from experiments.defaults import default_config
+
+
+def get_config(variant: str = "Hopper-v5") -> ConfigDict:
+    config = default_config()
+    config.name = "gymnasium_" + re.sub(r"\W+", "_", variant)
+    config.env.task = f"gymnasium:{variant}"
+    config.env.options.processes = placeholder(int)  # None: one per core
+    config.env.max_steps = 1000  # a limit of Gymnasium's own holds as well
+
+    # A simulator in Python is the slow part: few of them, and many updates on what
+    # they give.
+    config.finetune.num_envs = 16
+    config.finetune.num_steps = 100
+    config.finetune.batch_size = 4000  # a quarter of the 16 x 100 x 10 pairs
+    # An iteration is less than an episode.
+    config.finetune.reset_at_iteration = False
+    config.finetune.target_kl = 1.0
+    config.evaluate.num_episodes = config.evaluate.num_envs = 16
+    return config

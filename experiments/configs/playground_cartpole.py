@@ -1,0 +1,29 @@
+"""MuJoCo Playground's cart-pole, needs pip install -e ".[playground]".
+
+Bring data with --config.data=PATH.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.defaults import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.name = "playground_cartpole"
+    config.env.task = "playground:CartpoleBalance"
+    config.env.max_steps = 1000  # as in Playground's own training
+
+    # One number to decide on, and nothing about it has two modes.
+    config.model.kind = "gaussian"
+    config.model.chunk = 1  # the pole falls within a few steps of an open loop
+    config.model.network.hidden_sizes = (64, 64, 64)
+
+    config.finetune.num_envs = 64
+    config.finetune.num_steps = 100
+    # An iteration is a tenth of an episode.
+    config.finetune.reset_at_iteration = False
+    config.finetune.batch_size = 1600  # a quarter of the 64 x 100 pairs
+    config.finetune.clip_top = config.finetune.clip_base = 0.1
+    config.evaluate.num_episodes = config.evaluate.num_envs = 40
+    return config

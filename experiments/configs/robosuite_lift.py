@@ -1,0 +1,28 @@
+"""Robosuite's Lift in host processes, needs pip install -e ".[robosuite]".
+
+Bring robomimic's low-dimensional data with --config.data=low_dim.hdf5; the state is
+made of the same entries in the same order.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from experiments.defaults import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.name = "robosuite_lift"
+    config.env.task = "robosuite:Lift"
+    config.env.options = ConfigDict(dict(robots="Panda"))
+    config.env.options.processes = placeholder(int)  # None: one per core
+    config.env.max_steps = 300
+
+    config.finetune.num_envs = 16
+    config.finetune.num_steps = 75  # one episode of 300 control steps
+    config.finetune.batch_size = 3000  # a quarter of the 16 x 75 x 10 pairs
+    # 1 for every step with the cube up, so what counts is far ahead.
+    config.finetune.discount = 0.999
+    config.finetune.target_kl = 1.0
+    config.evaluate.num_episodes = config.evaluate.num_envs = 16
+    return config

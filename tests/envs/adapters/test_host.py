@@ -1,0 +1,231 @@
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from dppo_jax.envs.adapters.gymnasium import make_gymnasium
+from dppo_jax.envs.adapters.host import host_vec_env
+from dppo_jax.envs.core import vectorize
+from dppo_jax.envs.wrappers import (
+    chunk_actions,
+    normalize,
+    stack_observations,
+    time_limit,
+)
+from dppo_jax.normalize import Normalizer
+from tests import tiny
+from tests.conftest import REPOSITORY
+from tests.envs.adapters.laws import Counter, Mixed, bounds, run_env
+
+KEY = jax.random.key(0)
+ONE = jnp.ones((1, 1, 1))
+# Totals from -2 to 8, actions from 0 to 4.
+FORWARD = Normalizer(*(np.array([x], np.float32) for x in (-2.0, 8.0, 0.0, 4.0)))
+
+
+def counters(num_envs=1, *, processes=0, end=1e9, random_start=False, **settings):
+    task = make_gymnasium(
+        Counter, processes=processes, end=end, random_start=random_start
+    )
+    return host_vec_env(task, num_envs, **settings)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
+    """Chunks, history, normaliser, time limit, resets, metrics and traces."""
+    num_envs, chunk, history, max_steps = 3, 2, 3, 5
+    normalizer = Normalizer(*(np.array([x], np.float32) for x in (-2.0, 8.0, 0.0, 4.0)))
+    pure = stack_observations(
+        time_limit(normalize(counter(end=10.0), normalizer), max_steps), history
+    )
+    pure = vectorize(chunk_actions(pure, chunk, ("total",)), num_envs)
+    host = counters(
+        *(num_envs,),
+        **dict(processes=processes, end=10.0, chunk=chunk, history=history),
+        **dict(max_steps=max_steps, normalizer=normalizer, trace=("total",)),
+    )
+    assert host.obs_shape == pure.obs_shape and host.max_steps == pure.max_steps == 3
+    assert host.action_shape == pure.action_shape
+    actions = jax.random.uniform(KEY, (12, num_envs, chunk, 1), minval=-1.0)
+    expected, found = (run_env(env, actions) for env in (pure, host))
+    ends = expected[1].terminated.sum(), expected[1].truncated.sum()
+    assert min(ends) > 1  # The comparison has met both kinds of ends.
+    assert jax.tree.structure(expected) == jax.tree.structure(found)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
+        *(expected, found),
+    )
+
+
+def test_what_ended_an_episode_is_told_and_the_next_one_is_acted_on():
+    env = counters(2, end=2.0)
+    state, step = env.step(env.reset(KEY), jnp.array([[[2.0]], [[1.0]]]))
+    np.testing.assert_array_equal(step.obs["state"][:, 0], [[2.0], [1.0]])
+    np.testing.assert_array_equal(step.terminated, [1.0, 0.0])
+    np.testing.assert_array_equal(state.obs["state"][:, 0], [[0.0], [1.0]])
+
+
+def test_an_environment_does_not_know_how_many_others_there_are():
+    """Environment i of 2, in this process, is environment i of 5 in two others."""
+
+    def starts(num_envs, processes):
+        env = counters(num_envs, processes=processes, end=3.0, random_start=True)
+        return run_env(env, jnp.ones((8, num_envs, 1, 1)), seed=7)[1].obs["state"]
+
+    two, five = starts(2, 0), starts(5, 2)
+    np.testing.assert_array_equal(two, five[:, :2])
+    assert len(np.unique(np.asarray(five) % 1)) > 5  # resets differ, too
+
+
+def test_a_reset_restarts_all_from_its_key():
+    env = counters(3, random_start=True)
+    one, two = env.reset(KEY), env.reset(jax.random.key(1))
+    assert len(np.unique(np.concatenate([one.obs["state"], two.obs["state"]]))) == 6
+    np.testing.assert_array_equal(env.reset(KEY).obs["state"], one.obs["state"])
+
+
+def test_one_program_serves_every_step():
+    env = counters(2, chunk=2)
+    step, state = jax.jit(env.step), env.reset(KEY)
+    for _ in range(3):
+        state, _ = step(state, jnp.ones((2, 2, 1)))
+    assert step._cache_size() == 1
+    np.testing.assert_array_equal(state.obs["state"], jnp.full((2, 1, 1), 6.0))
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("name", ["reset", "step", "both"])
+def test_vmap_is_refused_with_a_cure(name, jitted):
+    env = counters()
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), env.reset(KEY))
+    function, arguments = {
+        "reset": (env.reset, (jax.random.split(KEY),)),
+        "step": (env.step, (states, jnp.stack([ONE, ONE]))),
+        "both": (
+            lambda key: jax.lax.fori_loop(
+                *(0, 3, lambda _, s: env.step(s, ONE)[0], env.reset(key))
+            ),
+            (jax.random.split(KEY),),
+        ),
+    }[name]
+    function = jax.jit(function) if jitted else function
+    with pytest.raises(ValueError, match="vmap.*gymnasium:Counter.*raise num_envs"):
+        jax.vmap(function)(*arguments)
+
+
+def test_shard_map_is_refused_with_a_cure():
+    env = counters()
+    mesh = jax.make_mesh((1,), ("devices",), axis_types=(AxisType.Auto,))
+    spec = PartitionSpec()
+    step = jax.shard_map(env.step, mesh=mesh, in_specs=spec, out_specs=spec)
+    with pytest.raises(ValueError, match="shard_map.*raise num_envs"):
+        step(env.reset(KEY), ONE)
+
+
+def test_an_old_state_is_refused():
+    env = counters()
+    old = env.reset(KEY)
+    state, _ = env.step(old, ONE)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="1 calls old.*or reset"):
+        jax.block_until_ready(env.step(old, ONE))
+    state, step = env.step(state, ONE)  # The latest is as good as before.
+    np.testing.assert_array_equal(step.obs["state"], [[[2.0]]])
+
+
+def test_episodes_of_simulators_that_are_gone_count_as_truncated():
+    env = counters(2, random_start=True)
+    state, _ = env.step(env.reset(KEY), jnp.ones((2, 1, 1)))
+    other = counters(2, random_start=True)
+    begun, step = other.step(state, jnp.ones((2, 1, 1)))
+    np.testing.assert_array_equal(step.obs["state"], state.obs["state"])
+    np.testing.assert_array_equal(step.truncated, [1.0, 1.0])
+    np.testing.assert_array_equal(step.terminated + step.reward, [0.0, 0.0])
+    np.testing.assert_array_equal(step.metrics["total"], state.metrics["total"])
+    np.testing.assert_array_equal(step.metrics["episode_length"], [1.0, 1.0])
+    assert (begun.obs["state"] < 1).all() and (begun.episode_length == 0).all()
+    following, step = other.step(begun, jnp.ones((2, 1, 1)))
+    np.testing.assert_allclose(step.obs["state"], begun.obs["state"] + 1, rtol=1e-6)
+    np.testing.assert_array_equal(step.metrics["episode_return"], [1.0, 1.0])
+
+
+def test_where_iterations_restart_all_episodes_resuming_is_exact():
+    """Iteration 2 is the same with the simulators of iteration 1 and with others."""
+
+    def algorithm():
+        env = counters(
+            4, end=4.0, random_start=True, chunk=tiny.CHUNK, normalizer=FORWARD
+        )
+        return tiny.make_tiny_ppo(tiny.tiny_gaussian_policy(), env)
+
+    first, second = algorithm(), algorithm()
+    saved, _ = tiny.run(first, 1)
+    (one, metrics), (other, _) = (jax.jit(x.step)(saved) for x in (first, second))
+    assert tiny.same(one._replace(env=one.env.obs), other._replace(env=other.env.obs))
+    assert metrics["num_episodes"] > 0 and metrics["params_change"] > 0
+
+
+def test_entries_of_a_dictionary_stand_side_by_side_in_the_order_named():
+    task = make_gymnasium(Mixed, processes=0, obs_keys=("b", "a"))
+    state = host_vec_env(task, 1).reset(KEY)
+    np.testing.assert_array_equal(state.obs["state"], [[[2.0, 2.0, 1.0, 1.0]]])
+
+
+def test_metrics_are_the_numbers_in_info_or_those_named():
+    assert set(counters().reset(KEY).metrics) == {"total"}
+    task = make_gymnasium(Counter, processes=0, metrics=("total", "success"))
+    env = host_vec_env(task, 1)
+    _, step = env.step(env.reset(KEY), ONE)
+    assert float(step.metrics["success"][0]) == 0  # what never came is 0
+    assert float(step.metrics["total"][0]) == 1
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(chunk=0), "chunk=0 must be at least 1"),
+        (dict(history=0), "history=0"),
+        (dict(max_steps=0), "max_steps=0"),
+        (dict(processes=-1), "processes=-1"),
+        (dict(trace=("speed",)), r"Cannot trace \['speed'\]; metrics are \['total'\]"),
+        (dict(normalizer=bounds(3, 1)), "observation size 3.*has 1"),
+        (dict(normalizer=bounds(1, 2)), "action size 2.*has 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        counters(**settings)
+
+
+@pytest.mark.filterwarnings("ignore:.*ERROR")  # Gymnasium says it three times.
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_simulator_that_breaks_says_so(processes):
+    env = counters(processes=processes)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the counter broke"):
+        jax.block_until_ready(env.step(env.reset(KEY), 1e3 * ONE))
+
+
+def test_processes_end_with_the_program():
+    """Even where it fails, and at once."""
+    source = """
+        import multiprocessing, jax
+        from tests.envs.adapters.test_host import KEY, ONE, counters
+        env = counters(processes=1)
+        state = env.reset(KEY)
+        print(multiprocessing.active_children()[0].pid)
+        raise SystemExit(3)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(line.strip() for line in source.split("\n"))],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 3, result.stderr
+    assert "Traceback" not in result.stderr
+    assert not os.path.exists(f"/proc/{result.stdout.split()[-1]}")

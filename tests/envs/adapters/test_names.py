@@ -1,0 +1,59 @@
+"""Tasks of other libraries are found by name, and missing ones are named."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from dppo_jax.envs import adapters, make_host_task, make_task
+from dppo_jax.envs.adapters import packages
+
+NAMES = ["brax:fast", "playground:CartpoleBalance", "gymnasium:A-v0", "robosuite:Lift"]
+
+
+def make(name, **options):
+    return (make_host_task if adapters.is_host(name) else make_task)(name, **options)
+
+
+@pytest.mark.parametrize("name", ["isaac:Ant", ":Ant", "mujoco:ant"])
+def test_an_unknown_library_is_named_with_those_known(name):
+    with pytest.raises(ValueError, match="Unknown library.*brax:, playground:"):
+        make_task(name)
+
+
+def test_an_unknown_task_hints_at_the_libraries():
+    with pytest.raises(ValueError, match="Unknown task 'ant'.*brax:NAME"):
+        make_task("ant")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_engine_is_refused(name):
+    with pytest.raises(ValueError, match="env.engine='mjx'.*own physics"):
+        make(name, engine="mjx")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_package_is_named_with_its_cure(name, monkeypatch):
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(ValueError, match=f"{name}.*not installed; pip install"):
+        make(name)
+
+
+@pytest.mark.parametrize("name", NAMES[2:])
+def test_a_host_task_is_no_single_environment(name):
+    with pytest.raises(ValueError, match="runs in host processes.*make_env"):
+        make_task(name)
+
+
+def test_a_pure_task_needs_no_host():
+    with pytest.raises(ValueError, match="pure task"):
+        make_host_task("brax:fast")
+
+
+def test_the_libraries_are_not_imported_before_they_are_needed():
+    source = "import sys, dppo_jax, experiments.finetune\nprint(*sys.modules)"
+    run = [sys.executable, "-c", source]
+    loaded = set(subprocess.check_output(run, text=True).split())
+    libraries = {"brax", "mujoco_playground", "gymnasium", "robosuite"}
+    assert importlib.util.find_spec("gymnasium") and not loaded & libraries
