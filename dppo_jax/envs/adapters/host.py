@@ -55,6 +55,7 @@ class HostTask(NamedTuple):
 class HostState(NamedTuple):
     """State of a VecEnv on the host; all but the token has the leading axis [B].
 
+    episode_return, episode_length: of the running episode, control steps.
     token: [2] uint32, which simulators these are, and how often they were called.
     obs: what to act on next.
     metrics: those of the latest step.
@@ -94,7 +95,7 @@ def host_vec_env(
 
     Returns:
         A VecEnv with actions [B, Ta, Da] and observations `{"state": [B, To, Do]}`;
-        metrics gain `episode_return` and `episode_length`, as in `vectorize`.
+        metrics gain `episode_return` and, in control steps, `episode_length`.
 
     Raises:
         ValueError: a task that cannot be made, spaces that are not boxes, numbers
@@ -139,7 +140,7 @@ def host_vec_env(
             token=answer["token"],
             obs=normalized(answer["obs"]),
             episode_return=jnp.zeros(num_envs),
-            episode_length=jnp.zeros(num_envs, jnp.int32),
+            episode_length=jnp.zeros(num_envs),
             metrics={name: jnp.zeros(num_envs) for name in plan.metrics},
         )
 
@@ -165,19 +166,19 @@ def host_vec_env(
             metrics=metrics,
         )
         episode_return = state.episode_return + time_step.reward
-        episode_length = state.episode_length + jnp.where(begun, 0, 1)
+        episode_length = jnp.where(begun, state.episode_length, answer["length"])
         traced = {name: answer["trace"][..., i] for i, name in enumerate(plan.trace)}
         reported = dict(
             metrics | traced,
             episode_return=episode_return,
-            episode_length=episode_length.astype(jnp.float32),
+            episode_length=episode_length,
         )
         done = jnp.maximum(time_step.terminated, time_step.truncated) > 0
         state = HostState(
             token=answer["token"],
             obs=normalized(answer["obs"]),
             episode_return=jnp.where(done, 0.0, episode_return),
-            episode_length=jnp.where(done, 0, episode_length),
+            episode_length=jnp.where(done, 0.0, episode_length),
             metrics=metrics,
         )
         return state, time_step._replace(metrics=reported)
@@ -252,6 +253,7 @@ def _results(plan: Any, num_envs: int) -> dict[str, jax.ShapeDtypeStruct]:
         reward=(num_envs,),
         terminated=(num_envs,),
         truncated=(num_envs,),
+        length=(num_envs,),
         metrics=(num_envs, len(plan.metrics)),
         trace=(num_envs, plan.chunk, len(plan.trace)),
         begun_anew=(),

@@ -102,6 +102,7 @@ class Episode:
             reward=reward,
             terminated=terminated,
             truncated=truncated,
+            length=self.count,
             metrics=np.array([self.metrics[k] for k in plan.metrics], np.float32),
             trace=trace,
         )
@@ -132,6 +133,7 @@ class Group(gymnasium.Env):
             reward=(),
             terminated=(),
             truncated=(),
+            length=(),
             metrics=(len(plan.metrics),),
             trace=(plan.chunk, len(plan.trace)),
         )
