@@ -9,7 +9,7 @@ The settings are those of the reference implementation for D4RL's medium data se
 - `cpu`: the same job in about an hour on two CPU cores, for data sets of 100,000 steps.
 
 Demonstrations may be D4RL's, or those of `experiments.collect`, which trains a policy
-up to a return near the mean of D4RL's medium data sets or somewhat below.
+up to a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
 """
 
 from ml_collections import ConfigDict
