@@ -3,7 +3,7 @@
 import csv
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ class MetricsWriter:
 
     def __exit__(self, *exc: Any) -> None:
         self._events.close()
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """All rows of the run so far, those before a resumption among them."""
+        return list(self._rows)
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Add one row and one event per number."""
@@ -78,7 +83,35 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, float]]:
         ]
 
 
+def recent_mean(
+    rows: Sequence[Mapping[str, float]], name: str, *, weight: str, num_rows: int
+) -> float:
+    """Mean of a number over the last rows; NaN where nothing has weight there.
+
+    It is taken of the digits that `metrics.csv` keeps, so that rows which were read
+    back, as after a resumption, give exactly what they gave before.
+
+    Args:
+        weight: the name of the number to weight by, such as a count of episodes; rows
+            that lack one of the two, or have NaN there, do not count.
+    """
+    pairs = [
+        [float(_digits(row.get(key, math.nan))) for key in (name, weight)]
+        for row in rows[-num_rows:]
+    ]
+    pairs = [pair for pair in pairs if not any(map(math.isnan, pair))]
+    total = math.fsum(count for _, count in pairs)
+    if total <= 0:
+        return math.nan
+    return math.fsum(value * count for value, count in pairs) / total
+
+
 def _printable(row: Mapping[str, float]) -> dict[str, str]:
-    """Six digits are what a curve needs; the iteration stays whole."""
-    text = {k: f"{v:.6g}" for k, v in row.items() if not math.isnan(v)}
+    """The iteration stays whole."""
+    text = {k: _digits(v) for k, v in row.items() if not math.isnan(v)}
     return text | {"iteration": str(int(row["iteration"]))}
+
+
+def _digits(value: float) -> str:
+    """Six digits are what a curve needs."""
+    return f"{value:.6g}"

@@ -27,6 +27,7 @@ def train(
     params_of: Callable[[Any], PolicyParams],
     normalizer: Normalizer,
     evaluate: Callable[[Any, int], Mapping[str, float]] | None = None,
+    stop: Callable[[list[dict[str, float]]], bool] | None = None,
     evaluate_every: int = 0,
     checkpoint_every: int = 0,
     log_every: int = 1,
@@ -40,6 +41,9 @@ def train(
         params_of: state -> policy parameters, what a checkpoint offers to others.
         evaluate: (state, iteration) -> numbers; called before the first iteration,
             every `evaluate_every` iterations and at the end. 0: only at the ends.
+        stop: rows of numbers, the latest last -> whether that iteration is the end;
+            asked wherever there is a row. A run that it ended stays ended: it is
+            asked again before a resumed run goes on.
         checkpoint_every: iterations between checkpoints; 0: only at the end.
         log_every: iterations between rows of numbers; evaluations and checkpoints
             come with a row of their own.
@@ -64,6 +68,8 @@ def train(
         with MetricsWriter(run_dir, resume_at=start + 1) as writer:
             if evaluate and not start:
                 writer.write(0, evaluate(state, 0))
+            if start and stop and stop(writer.rows):
+                num_iterations = start
             progress = Progress(start, num_iterations)
             began, logged = time.perf_counter(), start
             for iteration in range(start + 1, num_iterations + 1):
@@ -81,6 +87,9 @@ def train(
                     _check_finite(numbers, iteration)
                     now = time.perf_counter()
                     numbers["seconds"] = (now - began) / (iteration - logged)
+                    if stop and stop([*writer.rows, numbers]):
+                        last = save_now = True
+                        evaluate_now = bool(evaluate)
                     if evaluate and evaluate_now:
                         numbers |= evaluate(state, iteration)
                     writer.write(iteration, numbers)
@@ -89,6 +98,8 @@ def train(
                 if save_now:
                     checkpoints.save(iteration, state, params_of(state), normalizer)
                 progress.update()
+                if last:
+                    break
             progress.close()
     return state
 

@@ -1,5 +1,6 @@
 """Make demonstrations of our own: python -m experiments.collect --config=..."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 from dppo_jax.demonstrations.avoid_script import scripted_episodes
 from dppo_jax.demonstrations.dataset import Episodes, summary
 from dppo_jax.demonstrations.dppo_npz import load_dppo_npz, save_dppo_npz
-from experiments import common
+from experiments import common, demonstrator
 
 
 def collect_avoid(config: ConfigDict) -> Episodes:
@@ -26,25 +27,32 @@ def collect_avoid(config: ConfigDict) -> Episodes:
     )
 
 
-_DEMONSTRATORS = {"avoid": collect_avoid}
-
-
 def main(config: ConfigDict) -> str:
     """Run the stage; returns the folder with train.npz and normalization.npz."""
-    if config.env.task not in _DEMONSTRATORS:
-        raise ValueError(
-            f"there is no demonstrator for env.task={config.env.task!r}, only for "
-            f"{', '.join(sorted(_DEMONSTRATORS))}; bring data with --config.data."
-        )
+    demonstrate = _demonstrator(config)
     folder = config.data or str(Path("data") / config.name)
-    if (Path(folder) / "train.npz").exists():
+    if Path(folder).is_file() or (Path(folder) / "train.npz").exists():
         raise ValueError(
             f"{folder} holds demonstrations already; remove it, or pass another "
             "--config.data."
         )
-    save_dppo_npz(folder, _DEMONSTRATORS[config.env.task](config))
+    save_dppo_npz(folder, demonstrate(config))
     print(f"{folder}: {summary(load_dppo_npz(folder))}")
     return folder
+
+
+def _demonstrator(config: ConfigDict) -> Callable[[ConfigDict], Episodes]:
+    """Whoever `config.collect` has settings for."""
+    if config.env.task == "avoid" and "modes" in config.collect:
+        return collect_avoid
+    if "target_return" in config.collect:
+        return demonstrator.trained_episodes
+    raise ValueError(
+        f"config.collect describes no demonstrator for env.task={config.env.task!r}; "
+        "take the configuration of that task in experiments/configs, set "
+        "config.collect = demonstrator_config() there as locomotion.py does, or bring "
+        "data with --config.data."
+    )
 
 
 if __name__ == "__main__":

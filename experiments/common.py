@@ -24,7 +24,10 @@ from dppo_jax.types import Policy, PolicyParams
 from experiments import plots
 
 # Changing these between a run and its resumption is what a user may want to do.
-_MAY_CHANGE = ("run_dir", "evaluate.", "loop.", "num_iterations", "num_epochs")
+_MAY_CHANGE = (
+    *("run_dir", "evaluate.", "loop.", "num_iterations", "num_epochs"),
+    *("collect.target_return", "collect.num_steps"),
+)
 # What fine-tuning and evaluation must find as pre-training left it.
 _MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
 # What also decides how a policy scores; a difference is legitimate, but worth a line.
@@ -34,6 +37,7 @@ _WORTH_A_LINE = (
 )
 # Settings that a stage does not read: they may differ from its last run.
 _UNREAD = {
+    "collect": ("pretrain.", "finetune.", "critic.", "model.", "data", "policy"),
     "pretrain": ("finetune.", "critic.", "collect.", "policy"),
     "finetune": ("pretrain.", "collect.", "data"),
 }

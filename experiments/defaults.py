@@ -30,14 +30,40 @@ def default_config() -> ConfigDict:
     config.evaluate = ConfigDict(
         dict(num_episodes=200, num_envs=200, deterministic=True, seed=0)
     )
-    config.collect = ConfigDict()
+    config.collect = ConfigDict()  # each demonstrator has settings of its own
     # Host loops: iterations (epochs) between rows, evaluations and checkpoints; an
     # evaluation every 0 is one before and one after.
     config.loop = ConfigDict()
+    config.loop.collect = ConfigDict(dict(log_every=1, checkpoint_every=20))
     config.loop.pretrain = ConfigDict(
         dict(log_every=10, evaluate_every=0, checkpoint_every=500)
     )
     config.loop.finetune = ConfigDict(
         dict(log_every=1, evaluate_every=10, checkpoint_every=10)
     )
+    return config
+
+
+def demonstrator_config() -> ConfigDict:
+    """What `config.collect` holds where PPO trains the demonstrator from nothing."""
+    config = ConfigDict()
+    config.target_return = 0.0  # of exploring episodes; training stops there
+    config.recent_iterations = 10  # whose episodes that return is the mean of
+    config.num_steps = 100_000  # to record
+    config.random_steps = 20_000  # of random actions, whose bounds the policy gets
+    config.model = policies.default_config()
+    config.model.kind, config.model.chunk = "gaussian", 1
+    config.model.network.update(hidden_sizes=(64, 64), activation="tanh")
+    config.model.network.residual = False
+    config.model.gaussian.update(fixed_std=0.5, learn_fixed_std=True, std_min=0.1)
+    config.critic = ConfigDict(
+        dict(hidden_sizes=(64, 64), activation="tanh", layer_norm=False, residual=False)
+    )
+    config.ppo = ppo.default_config()
+    config.ppo.update(num_iterations=1000, num_envs=64, num_steps=64)
+    config.ppo.update(num_tuned_steps=1, reset_at_iteration=False)
+    config.ppo.update(batch_size=512, epochs=10, clip_top=0.1, clip_base=0.1)
+    for settings, rate in ((config.ppo.actor, 3e-4), (config.ppo.critic, 1e-3)):
+        settings.update(learning_rate=rate, min_learning_rate=rate, warmup_steps=0)
+        settings.max_grad_norm = 0.5
     return config

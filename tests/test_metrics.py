@@ -1,6 +1,8 @@
 import math
 
-from dppo_jax.metrics import MetricsWriter, read_metrics
+import pytest
+
+from dppo_jax.metrics import MetricsWriter, read_metrics, recent_mean
 
 
 def write(run_dir, rows, **settings):
@@ -68,3 +70,31 @@ def test_large_iterations_stay_whole(tmp_path):
 def test_events_are_written_for_tensorboard(tmp_path):
     write(tmp_path, [(1, {"loss": 0.5})])
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def recent(rows, num_rows=9):
+    return recent_mean(rows, "score", weight="count", num_rows=num_rows)
+
+
+def test_a_recent_mean_weights_the_last_rows():
+    rows = [{"score": s, "count": c} for s, c in [(99.0, 9.0), (1.0, 1.0), (4.0, 2.0)]]
+    assert recent(rows, num_rows=2) == pytest.approx((1 + 2 * 4) / 3)
+    assert recent(rows, num_rows=1) == 4.0
+
+
+def test_rows_that_say_nothing_do_not_count():
+    nothing = [{}, {"count": 5.0}, {"score": math.nan, "count": 0.0}, {"score": 7.0}]
+    assert recent([*nothing, {"score": 3.0, "count": 2.0}]) == 3.0
+    assert math.isnan(recent(nothing)) and math.isnan(recent([]))
+
+
+def test_a_recent_mean_is_the_same_after_reading_back(tmp_path):
+    """More digits than the file keeps must not decide anything."""
+    rows = [
+        {"iteration": i, "score": 1500.0 - 1e-4 * i, "count": 3.0} for i in range(1, 4)
+    ]
+    with MetricsWriter(tmp_path) as writer:
+        for row in rows:
+            writer.write(row["iteration"], row)
+        assert recent(writer.rows) == recent(rows)
+    assert recent(read_metrics(tmp_path)) == recent(rows) == 1500.0

@@ -145,6 +145,38 @@ def test_rows_evaluations_and_checkpoints_come_when_they_are_due(
     assert sorted(int(path.name) for path in folders) == saved
 
 
+def until(x):
+    return lambda rows: rows[-1].get("x", 0) >= x
+
+
+def test_a_run_stops_where_its_numbers_say_so_and_stays_there(tmp_path):
+    """8 = 2^3; the last row has its evaluation, and the checkpoint is there."""
+    score = {"evaluate": lambda state, iteration: {"score": iteration}}
+    assert count(tmp_path, 9, stop=until(8), **score)["x"] == 8.0
+    assert load_policy(tmp_path).iteration == 3
+    assert iterations(tmp_path, "score") == [0, 3]
+    before = (tmp_path / "metrics.csv").read_text()
+    assert count(tmp_path, 9, stop=until(8), **score)["x"] == 8.0
+    assert (tmp_path / "metrics.csv").read_text() == before
+
+
+def test_a_stopped_run_goes_on_to_a_higher_target(tmp_path):
+    count(tmp_path, 9, stop=until(8))
+    assert count(tmp_path, 9, stop=until(32))["x"] == 32.0
+    assert iterations(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_never_has_enough_takes_all_its_iterations(tmp_path):
+    assert count(tmp_path, 4, stop=until(1e9))["x"] == 16.0
+
+
+def test_stopping_sees_all_rows_also_those_before_a_resumption(tmp_path):
+    seen = []
+    count(tmp_path, 2, stop=lambda rows: False)
+    count(tmp_path, 3, stop=lambda rows: bool(seen.append(list(rows))))
+    assert [[row["x"] for row in rows] for rows in seen] == [[2, 4], [2, 4, 8]]
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoints(tmp_path):
     with pytest.raises(FloatingPointError, match="loss became nan in iteration 4"):
         count(tmp_path, 9, counter(fails_at=4), checkpoint_every=2, log_every=5)

@@ -22,6 +22,11 @@ from dppo_jax.demonstrations.formats import (
 )
 from dppo_jax.demonstrations.lerobot import load_lerobot
 from dppo_jax.demonstrations.minari import load_minari, save_minari
+from dppo_jax.demonstrations.recorder import (
+    exploring_act,
+    make_recorder,
+    random_bounds,
+)
 from dppo_jax.demonstrations.robomimic import load_robomimic
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "Windows",
     "concatenate",
     "detect_format",
+    "exploring_act",
     "gather",
     "load_d4rl",
     "load_demonstrations",
@@ -37,7 +43,9 @@ __all__ = [
     "load_lerobot",
     "load_minari",
     "load_robomimic",
+    "make_recorder",
     "normalize_episodes",
+    "random_bounds",
     "save_d4rl",
     "save_demonstrations",
     "save_dppo_npz",

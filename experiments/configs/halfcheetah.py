@@ -1,7 +1,7 @@
 """Gymnasium's HalfCheetah from medium demonstrations: `:v0_8`, `:v0_6` or `:cpu`.
 
-Bring data with --config.data=FOLDER; `experiments/configs/locomotion.py` says what
-the variants are.
+`experiments.collect` makes demonstrations, --config.data=PATH brings others;
+`experiments/configs/locomotion.py` says what the variants are.
 """
 
 from ml_collections import ConfigDict

@@ -7,16 +7,22 @@ The settings are those of the reference implementation for D4RL's medium data se
 - `v0_6`: 3000 epochs, weights averaged every 5 epochs from the tenth on. Fine-tuning
   is the same in both;
 - `cpu`: the same job in about an hour on two CPU cores, for data sets of 100,000 steps.
+
+Demonstrations may be D4RL's, or those of `experiments.collect`, which trains a policy
+up to a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
 """
 
 from ml_collections import ConfigDict
 
 from dppo_jax.envs.tasks.locomotion import MAX_STEPS
-from experiments.defaults import default_config
+from experiments.defaults import default_config, demonstrator_config
 
 VARIANTS = ("v0_8", "v0_6", "cpu")
 # A medium data set holds a million windows, a minibatch 128 of them.
 _UPDATES_PER_EPOCH = 7800
+# Per task: where the demonstrator's training stops, and its number of motors.
+_TARGETS = {"hopper": 1500.0, "walker2d": 2000.0, "halfcheetah": 3500.0}
+_MOTORS = {"hopper": 3, "walker2d": 6, "halfcheetah": 6}
 
 
 def make_config(task: str, variant: str) -> ConfigDict:
@@ -29,6 +35,13 @@ def make_config(task: str, variant: str) -> ConfigDict:
     config.name = task if variant == "v0_8" else f"{task}_{variant}"
     config.env.task = task
     config.env.max_steps = MAX_STEPS
+
+    config.collect = demonstrator_config()
+    config.collect.target_return = _TARGETS[task]
+    config.collect.num_steps = 1_000_000  # as many as a medium data set has
+    # Log-probabilities are means over the motors, so the usual 0.2 is shared out.
+    clip = 0.2 / _MOTORS[task]
+    config.collect.ppo.clip_top = config.collect.ppo.clip_base = clip
 
     config.pretrain.num_epochs = config.pretrain.cycle_epochs = 200
 
@@ -51,6 +64,7 @@ def make_config(task: str, variant: str) -> ConfigDict:
 
 def _shrink(config: ConfigDict) -> None:
     """A smaller network, and iterations of a fifth of the size."""
+    config.collect.num_steps = 100_000
     config.model.network.hidden_sizes = (256, 256, 256)
     # Larger minibatches cost two cores hardly more, fewer epochs save the rest.
     config.pretrain.num_epochs = config.pretrain.cycle_epochs = 100

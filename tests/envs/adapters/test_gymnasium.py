@@ -104,7 +104,7 @@ def test_ppo_and_evaluation_run_through_it():
         **dict(processes=2, chunk=2, history=2, max_steps=6),
         normalizer=bounds(3, 1, scale=8.0),
     )
-    assert trains_and_evaluates(env)["eval/episode_length"] == 3
+    assert trains_and_evaluates(env)["eval/episode_length"] == 6
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""Laws of recording: what was done stands there, in whole episodes, without favour."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.demonstrations import (
+    concatenate,
+    exploring_act,
+    make_recorder,
+    random_bounds,
+)
+from dppo_jax.envs import time_limit, vectorize
+from dppo_jax.normalize import Normalizer
+from tests import tiny
+
+MAX_STEPS = 8
+
+
+def raw_env(num_envs=4, lengths=(3, 99)):
+    """Episodes that end by themselves after 3 steps, or are cut after 8."""
+    return vectorize(time_limit(tiny.point_task(lengths), MAX_STEPS), num_envs)
+
+
+def noise(params, key, obs):
+    """Uniform actions up to `params`."""
+    shape = (obs["state"].shape[0], tiny.ACTION_DIM)
+    return jax.random.uniform(key, shape, minval=-params, maxval=params)
+
+
+def record(num_steps=50, *, seed=0, env=None):
+    recorder = make_recorder(env or raw_env(), noise, num_steps=num_steps)
+    return recorder(jnp.float32(1.0), jax.random.key(seed))
+
+
+@pytest.mark.parametrize("num_steps", [1, 8, 9, 50])
+def test_episodes_are_whole_and_hold_at_least_the_steps_that_were_asked_for(num_steps):
+    episodes = record(num_steps)
+    lengths = episodes.episode_lengths
+    assert set(lengths) <= {3, MAX_STEPS}
+    assert num_steps <= lengths.sum() < num_steps + MAX_STEPS
+    assert len(episodes.actions) == len(episodes.rewards) == lengths.sum()
+
+
+def test_a_terminal_stands_where_an_episode_ended_by_itself_and_nowhere_else():
+    episodes = record()
+    lengths = episodes.episode_lengths
+    expected = np.zeros(lengths.sum(), bool)
+    expected[np.cumsum(lengths)[lengths == 3] - 1] = True
+    np.testing.assert_array_equal(episodes.terminals, expected)
+    assert 0 < expected.sum() < len(lengths)
+
+
+def test_rewards_and_observations_are_those_of_the_recorded_actions():
+    episodes = record()
+    action = episodes.actions[:, 0]
+    np.testing.assert_allclose(episodes.rewards, -((action - tiny.GOAL) ** 2), 1e-5)
+    start = np.cumsum(episodes.episode_lengths) - episodes.episode_lengths
+    before = np.concatenate([[0], action[:-1]])
+    before[start] = 0  # The observation is (last action, steps taken).
+    count = np.concatenate([np.arange(n) for n in episodes.episode_lengths])
+    state = episodes.observations["state"]
+    np.testing.assert_array_equal(state, np.stack([before, count], axis=1))
+
+
+def test_actions_differ_and_the_same_key_gives_the_same_data():
+    one, again, other = record(seed=0), record(seed=0), record(seed=1)
+    assert len(np.unique(one.actions)) == one.actions.size
+    np.testing.assert_array_equal(one.actions, again.actions)
+    np.testing.assert_array_equal(one.episode_lengths, again.episode_lengths)
+    assert not np.isin(other.actions, one.actions).any()
+
+
+def test_short_episodes_are_not_favoured():
+    """Half of all episodes are drawn short; what ends first would be 8 of 9."""
+    lengths = record(4000, env=raw_env(16, lengths=(1, 8))).episode_lengths
+    assert abs((lengths == 1).mean() - 0.5) < 4 * 0.5 / np.sqrt(len(lengths))
+
+
+def test_rounds_share_one_program():
+    traces = []
+
+    def act(params, key, obs):
+        traces.append(1)
+        return noise(params, key, obs)
+
+    recorder = make_recorder(raw_env(), act, num_steps=100)  # several rounds of 4
+    recorder(jnp.float32(1.0), jax.random.key(0))
+    once = len(traces)
+    recorder(jnp.float32(0.5), jax.random.key(1))
+    assert len(traces) == once <= 3
+
+
+def test_recorded_episodes_can_be_joined():
+    joined = concatenate([record(10, seed=0), record(10, seed=1)], "two records")
+    assert joined.terminals.dtype == bool and joined.rewards.dtype == np.float32
+
+
+def test_exploring_actions_keep_to_the_bounds_and_reach_them():
+    """Noise far beyond the bounds of [-2, 6] ends at them, in task units."""
+    normalizer = Normalizer(*map(np.float32, ([0, 0], [4, 4], [-2], [6])))
+    policy = tiny.tiny_gaussian_policy(fixed_std=5.0)
+    params = policy.init(jax.random.key(0), tiny.OBS)
+    obs = {"state": jnp.full((200, 2), 2.0)}
+    action = exploring_act(policy, normalizer)(params, jax.random.key(1), obs)
+    assert action.shape == (200, tiny.ACTION_DIM)
+    assert action.min() == -2 and action.max() == 6
+    assert len(np.unique(action)) > 10
+
+
+def test_a_policy_sees_normalised_observations():
+    """The middle of the bounds is what the policy calls zero."""
+    normalizer = Normalizer(*map(np.float32, ([0, 10], [4, 30], [-1], [1])))
+    policy = tiny.tiny_gaussian_policy(fixed_std=0.1)
+    params, key = policy.init(jax.random.key(0), tiny.OBS), jax.random.key(1)
+    act = exploring_act(policy, normalizer)
+    action = act(params, key, {"state": jnp.array([[2.0, 20.0]])})
+    chain, _ = policy.sample(params, key, {"state": jnp.zeros((1, 1, 2))})
+    np.testing.assert_allclose(action, chain[:, -1, 0], atol=1e-6)
+
+
+def test_random_bounds_are_what_random_actions_show():
+    bounds = random_bounds(raw_env(), jax.random.key(0), num_steps=500)
+    np.testing.assert_array_equal(bounds.obs_min[1], 0)
+    np.testing.assert_array_equal(bounds.obs_max[1], MAX_STEPS - 1)
+    assert -1 <= bounds.obs_min[0] < -0.9 and 0.9 < bounds.obs_max[0] <= 1
+    np.testing.assert_array_equal(bounds.action_min, [-1])
+    np.testing.assert_array_equal(bounds.action_max, [1])
+
+
+def test_what_cannot_be_recorded_is_refused():
+    endless = vectorize(tiny.point_task(), 4)
+    with pytest.raises(ValueError, match="needs a time limit"):
+        make_recorder(endless, noise, num_steps=10)
+    with pytest.raises(ValueError, match="num_steps=0 to record must be at least 1"):
+        make_recorder(raw_env(), noise, num_steps=0)
