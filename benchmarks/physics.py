@@ -28,6 +28,7 @@ from dppo_jax.envs.physics import (
     compile_model,
     resolve_engine,
 )
+from dppo_jax.runtime import num_cores
 from dppo_jax.types import Array
 
 # Control steps in one timed call, and the seconds after which repeating stops.
@@ -107,7 +108,7 @@ def start_simulations(name: str, batch: int, num_steps: int) -> Simulations:
 
 def c_rate(start: Simulations, num_steps: int) -> float:
     """Control steps per second of `mujoco.batch` alone."""
-    batch = mujoco_batch.Batch(start.model, len(start.raw), nthread=timing.num_cores())
+    batch = mujoco_batch.Batch(start.model, len(start.raw), nthread=num_cores())
     ctrl = batch.bind("ctrl")
 
     def run() -> None:

@@ -3,7 +3,7 @@
 The names below are what a notebook needs; each is documented where it lives.
 """
 
-from dppo_jax import envs
+from dppo_jax import envs, runtime
 from dppo_jax.algorithms import ppo
 from dppo_jax.algorithms.ppo import make_ppo
 from dppo_jax.chain_losses import policy_loss
@@ -38,6 +38,8 @@ from dppo_jax.types import (
     Transition,
     VecEnv,
 )
+
+runtime.spare_a_thread()
 
 __all__ = [
     "Algorithm",

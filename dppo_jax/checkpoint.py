@@ -187,9 +187,12 @@ def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it.") from None
+    if not isinstance(config, dict) or not config:
+        raise ValueError(f"{path} holds no settings; restore it.")
+    return config
 
 
 def save_config(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> None:

@@ -39,8 +39,8 @@ def check_cosine_restarts(
         )
     if not (math.isfinite(peak) and 0 <= floor <= peak):
         raise ValueError(
-            f"{name}: the learning rate must satisfy 0 <= floor <= peak, got "
-            f"floor={floor}, peak={peak}."
+            f"{name}: 0 <= min_learning_rate <= learning_rate must hold, got "
+            f"min_learning_rate={floor}, learning_rate={peak}."
         )
 
 

@@ -8,7 +8,12 @@ from ml_collections import ConfigDict
 
 from dppo_jax.demonstrations.avoid_script import scripted_episodes
 from dppo_jax.demonstrations.dataset import Episodes, summary
-from dppo_jax.demonstrations.dppo_npz import load_dppo_npz, save_dppo_npz
+from dppo_jax.demonstrations.dppo_npz import (
+    DATA_FILE,
+    NORMALIZER_FILE,
+    load_dppo_npz,
+    save_dppo_npz,
+)
 from experiments import common, demonstrator
 
 
@@ -31,7 +36,9 @@ def main(config: ConfigDict) -> str:
     """Run the stage; returns the folder with train.npz and normalization.npz."""
     demonstrate = _demonstrator(config)
     folder = config.data or str(Path("data") / config.name)
-    if Path(folder).is_file() or (Path(folder) / "train.npz").exists():
+    files = (Path(folder) / name for name in (DATA_FILE, NORMALIZER_FILE))
+    # Refused before anything is trained.
+    if Path(folder).is_file() or any(file.exists() for file in files):
         raise ValueError(
             f"{folder} holds demonstrations already; remove it, or pass another "
             "--config.data."

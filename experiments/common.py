@@ -68,8 +68,12 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        sys.exit(130)
+        print("interrupted; the same command goes on from what was saved")
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        # What was opened is closed by now. XLA may still be computing: tearing down
+        # the interpreter below one of its callbacks would end in a crash.
+        os._exit(130)
     except (
         *(ValueError, OSError, FloatingPointError, ImportError),
         jax.errors.JaxRuntimeError,
@@ -97,6 +101,11 @@ def _parse(argv: list[str], words: Sequence[str]) -> list[Any]:
     except flags.Error as error:
         # A config file that raises arrives as the text of its whole traceback.
         raise ValueError(str(error).strip().splitlines()[-1]) from None
+    except TypeError:
+        raise ValueError(
+            "a setting is given a key of its own, but holds a plain value; "
+            "experiments/defaults.py lists what there is."
+        ) from None
     except (KeyError, AttributeError) as error:
         # All that ml_collections says of a key that is not there is its name, in
         # layers of quotes, and one that looks alike if there is any.

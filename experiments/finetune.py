@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from dppo_jax.algorithms import ppo
 from dppo_jax.checkpoint import check_matches, load_critic
 from dppo_jax.envs.build import make_env
-from dppo_jax.evaluate import summarize
+from dppo_jax.evaluate import Evaluation, summarize
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.training import train
 from experiments import common, plots
@@ -47,10 +47,13 @@ def main(config: ConfigDict) -> str:
     run_dir = common.prepare_run(config, "finetune")
     print(f"fine-tuning {pretrained.config['name']}, writing to {run_dir}", flush=True)
 
-    def evaluate(state: ppo.PPOState, iteration: int) -> dict[str, float]:
-        return summarize(score(state.params), prefix="eval/")
+    scored: dict[int, Evaluation] = {}
 
-    before = score(state.params)
+    def evaluate(state: ppo.PPOState, iteration: int) -> dict[str, float]:
+        scored[iteration] = score(state.params)
+        return summarize(scored[iteration], prefix="eval/")
+
+    start = state.params
     state = train(
         algorithm,
         state,
@@ -62,7 +65,12 @@ def main(config: ConfigDict) -> str:
         show=("success", "episode_return", "eval/success", "approx_kl"),
         **config.loop.finetune,
     )
-    plots.save_plots(run_dir, config.env.task, before, score(state.params))
+    if plots.traced_metrics(config.env.task):
+        # A resumed run has not scored its beginning.
+        before = scored[0] if 0 in scored else score(start)
+        after = scored.get(int(state.iteration)) or score(state.params)
+        plots.save_trajectories(run_dir, config.env.task, before, after)
+    plots.save_curve(run_dir)
     return run_dir
 
 

@@ -49,16 +49,19 @@ def traced_metrics(task: str) -> tuple[str, ...]:
     return _DRAWINGS[task][0] if task in _DRAWINGS else ()
 
 
-def save_plots(run_dir: str, task: str, before: Evaluation, after: Evaluation) -> None:
-    """Write `plots/trajectories.png` and `plots/curve.png`, and say where."""
-    folder = Path(run_dir) / "plots"
-    folder.mkdir(parents=True, exist_ok=True)
-    if task in _DRAWINGS:
-        figure, axes = plt.subplots(1, 2, figsize=(9, 5.5), sharey=True)
-        for ax, name, evaluation in zip(axes, ("before", "after"), (before, after)):
-            _DRAWINGS[task][1](ax, evaluation)
-            ax.set_title(f"{name}: {ax.get_title()}")
-        save_figure(figure, folder / "trajectories.png")
+def save_trajectories(
+    run_dir: str, task: str, before: Evaluation, after: Evaluation
+) -> None:
+    """Write `plots/trajectories.png` of a task that has a drawing, and say where."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 5.5), sharey=True)
+    for ax, name, evaluation in zip(axes, ("before", "after"), (before, after)):
+        _DRAWINGS[task][1](ax, evaluation)
+        ax.set_title(f"{name}: {ax.get_title()}")
+    save_figure(figure, Path(run_dir) / "plots" / "trajectories.png")
+
+
+def save_curve(run_dir: str) -> None:
+    """Write `plots/curve.png` of what the run logged, and say where."""
     logged = {name for row in read_metrics(run_dir) for name in row}
     names = ("episode_return", "success", "solved", "eval/success")
     shown = [name for name in names if name in logged]
@@ -70,7 +73,7 @@ def save_plots(run_dir: str, task: str, before: Evaluation, after: Evaluation) -
     for ax, name in zip(axes[0], shown):
         mode = "evaluation" if name.startswith("eval/") else "exploring"
         plot_curves(ax, {mode: [run_dir]}, name)
-    save_figure(figure, folder / "curve.png")
+    save_figure(figure, Path(run_dir) / "plots" / "curve.png")
 
 
 def plot_curves(ax: Axes, groups: Mapping[str, Sequence[str]], metric: str) -> None:

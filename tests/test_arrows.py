@@ -27,7 +27,7 @@ envs <- demonstrations <- algorithms, pretrain, interop
 minibatch, parallel <- pretrain
 normalize <- checkpoint <- interop
 evaluate, checkpoint, parallel, metrics <- training
-runtime
+runtime <- envs
 """
 
 # Inside these folders files, or folders of files, are on their own: whoever needs two

@@ -39,9 +39,9 @@ def test_equal_bounds_give_a_constant():
     [
         (dict(warmup_steps=10), "warmup_steps=10 .* cycle_steps=10"),
         (dict(warmup_steps=-1), "warmup_steps=-1"),
-        (dict(floor=2.0), "floor=2.0, peak=1.0"),
-        (dict(floor=-0.1), "floor=-0.1"),
-        (dict(peak=float("nan")), "peak=nan"),
+        (dict(floor=2.0), "min_learning_rate=2.0, learning_rate=1.0"),
+        (dict(floor=-0.1), "min_learning_rate=-0.1"),
+        (dict(peak=float("nan")), "learning_rate=nan"),
     ],
 )
 def test_rates_that_cannot_be_followed_are_refused_by_name(changes, message):

@@ -92,10 +92,14 @@ def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> Policy
     )
 
 
-def tiny_gaussian_policy(fixed_std: float = 0.2) -> Policy:
-    """A mean of one hidden layer of 16, and a fixed standard deviation."""
+def tiny_gaussian_policy(
+    fixed_std: float = 0.2, *, learn_fixed_std: bool = False
+) -> Policy:
+    """A mean of one hidden layer of 16, and a standard deviation beside it."""
     network = GaussianMLP(
-        action_dim=ACTION_DIM, chunk=CHUNK, hidden_sizes=(16,), fixed_std=fixed_std
+        *(ACTION_DIM, CHUNK, (16,)),
+        fixed_std=fixed_std,
+        learn_fixed_std=learn_fixed_std,
     )
     return gaussian_policy(network, chunk=CHUNK, action_dim=ACTION_DIM)
 

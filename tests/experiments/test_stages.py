@@ -237,6 +237,7 @@ def test_a_report_of_nothing_is_refused(argument, capsys):
             "setting --config.finetune.clip_tpo; did you mean clip_top?",
         ),
         (["config.seed=1"], "'config.seed=1' is no flag"),
+        (["--config.policy.seed=1"], "setting is given a key of its own"),
         (["--config.seed=one"], "one"),
     ],
 )

@@ -35,8 +35,9 @@ def default_config() -> ConfigDict:
     config.scale_rewards = True
     config.reward_scale = 1.0
     config.batch_size = 1000  # pairs (t, k)
-    # Rows whose gradients are computed at a time; their mean is exact. None: as many
-    # as the caches of a CPU hold, all on an accelerator.
+    # Rows of the policy whose gradients are computed at a time; their mean is exact,
+    # only a cloning penalty draws other chains. None: as many as are fast on a CPU, all
+    # on an accelerator.
     config.micro_batch_size = placeholder(int)
     config.epochs = 5
     config.clip_top = 0.01

@@ -88,8 +88,8 @@ def make_updates(
     def init(tuned: PyTree, critic_params: PyTree) -> tuple[Any, Any]:
         return actor_optimizer.init(tuned), critic_optimizer.init(critic_params)
 
-    def actor_loss(
-        tuned: PyTree, params: PolicyParams, moves: Moves, key: Array
+    def surrogate(
+        tuned: PyTree, params: PolicyParams, moves: Moves
     ) -> tuple[Array, Metrics]:
         loss, info = chain_losses.surrogate_loss(
             *(tuned, policy, *moves),
@@ -98,18 +98,20 @@ def make_updates(
             clip_rate=config.clip_rate,
             num_active=params.num_active,
         )
-        metrics = {"policy_loss": loss} | info._asdict()
+        return loss, {"policy_loss": loss} | info._asdict()
+
+    def penalties(
+        tuned: PyTree, params: PolicyParams, obs: Obs, key: Array
+    ) -> tuple[Array, Metrics]:
+        loss, metrics = jnp.zeros(()), {}
         if config.entropy_coef:
-            entropy = policy.entropy(tuned, moves.obs)
-            loss -= config.entropy_coef * entropy
-            metrics["entropy"] = entropy
+            metrics["entropy"] = policy.entropy(tuned, obs)
+            loss -= config.entropy_coef * metrics["entropy"]
         if config.clone_coef:
-            penalty = chain_losses.cloning_penalty(
-                *(tuned, policy, params.base, key, moves.obs),
-                num_active=params.num_active,
+            metrics["cloning_penalty"] = chain_losses.cloning_penalty(
+                *(tuned, policy, params.base, key, obs), num_active=params.num_active
             )
-            loss += config.clone_coef * penalty
-            metrics["cloning_penalty"] = penalty
+            loss += config.clone_coef * metrics["cloning_penalty"]
         return loss, metrics
 
     def actor_gradient(
@@ -125,26 +127,34 @@ def make_updates(
             num_active=params.num_active,
         )
 
-        def gradient(part: tuple[Moves, Array]) -> tuple[PyTree, Metrics]:
-            moves, rows = part
-            return jax.grad(actor_loss, has_aux=True)(
-                params.tuned, params, moves, jax.random.fold_in(key, rows[0])
-            )
-
-        return mean_over_parts(
-            gradient,
-            (moves._replace(advantage=advantage), jnp.arange(config.batch_size)),
+        grads, metrics = mean_over_parts(
+            lambda part: jax.grad(surrogate, has_aux=True)(params.tuned, params, part),
+            moves._replace(advantage=advantage),
             micro_batch,
             chain_losses.move_weight(moves.step, policy.num_steps, params.num_active),
         )
+        if not (config.entropy_coef or config.clone_coef):
+            return grads, metrics
+
+        def penalty_gradient(part: tuple[Obs, Array]) -> tuple[PyTree, Metrics]:
+            obs, rows = part
+            return jax.grad(penalties, has_aux=True)(
+                params.tuned, params, obs, jax.random.fold_in(key, rows[0])
+            )
+
+        # Every row has its share in these, also one whose move is no longer tuned.
+        more, reported = mean_over_parts(
+            penalty_gradient, (moves.obs, jnp.arange(config.batch_size)), micro_batch
+        )
+        return jax.tree.map(jnp.add, grads, more), metrics | reported
 
     def critic_gradient(
         critic_params: PyTree, pairs: Pairs, row: Array
     ) -> tuple[PyTree, Array]:
         """Mean gradient over the environment steps of a minibatch, and the loss.
 
-        A value is the same for all moves of an environment step, so that none needs
-        to be evaluated more than once.
+        A value is the same for all moves of an environment step: where there are more
+        pairs than steps, each is evaluated once.
         """
         steps, weight = drawn_rows((pairs.obs, pairs.target, pairs.value), row)
 

@@ -16,7 +16,6 @@ A program with such a callback is impure, which has three consequences:
   `finetune.reset_at_iteration` starts all episodes anew anyway.
 """
 
-import os
 import secrets
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ from jax.experimental import io_callback
 
 from dppo_jax.envs.wrappers import check_sizes
 from dppo_jax.normalize import Normalizer, normalize_obs, unnormalize_action
+from dppo_jax.runtime import num_cores
 from dppo_jax.types import Array, Metrics, Obs, PyTree, TimeStep, VecEnv
 
 
@@ -99,7 +99,7 @@ def host_vec_env(
 
     Raises:
         ValueError: a task that cannot be made, spaces that are not boxes, numbers
-            below one, sizes that the normalizer does not have, unknown metrics.
+            below one, sizes that the normalizer does not have, an unknown `trace`.
     """
     # Gymnasium is imported where it is needed, as all simulators are.
     from dppo_jax.envs.adapters.workers import make_groups
@@ -109,8 +109,7 @@ def host_vec_env(
     ).items():
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    processes = os.cpu_count() if task.processes is None else task.processes
-    assert processes is not None
+    processes = num_cores() if task.processes is None else task.processes
     if processes < 0:
         raise ValueError(f"processes={processes} must be 0, for none, or more.")
     plan = _look_at(task)._replace(chunk=chunk, history=history, max_steps=max_steps)
@@ -302,7 +301,8 @@ def _check_spaces(task: HostTask, env: Any) -> None:
     if unknown:
         raise ValueError(
             f"{task.name} has no observation {', '.join(unknown)}; "
-            f"env.options.obs_keys may name {', '.join(filter(None, parts)) or 'none'}."
+            "config.env.options.obs_keys, in the configuration file, may name "
+            f"{', '.join(filter(None, parts)) or 'none: it is no dictionary'}."
         )
     for name in task.obs_keys or parts:
         space = parts[name]
