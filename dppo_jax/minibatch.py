@@ -11,8 +11,8 @@ from dppo_jax.types import Array, PyTree
 
 Result = TypeVar("Result")
 
-# Of 500 to 20,000 rows at a time, through a network 512 wide on one core of an AMD EPYC,
-# 1250 and 2500 were fastest: a third less time for a row than with all 20,000.
+# Of 500 to 20,000 rows at a time, through a network 512 wide on a core of an AMD EPYC,
+# 1250 and 2500 were fastest: a third less time per row than with all 20,000.
 CPU_PART = 2500
 
 
