@@ -190,7 +190,7 @@ def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it.") from None
-    if not isinstance(config, dict) or not config:
+    if not isinstance(config, dict):
         raise ValueError(f"{path} holds no settings; restore it.")
     return config
 

@@ -198,10 +198,9 @@ def test_a_config_that_is_no_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG)[:-3])
     with pytest.raises(ValueError, match="config.json is not valid JSON"):
         load_config(tmp_path)
-    for other in ("[1]", "{}"):
-        (tmp_path / "config.json").write_text(other)
-        with pytest.raises(ValueError, match="config.json holds no settings"):
-            load_config(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="config.json holds no settings"):
+        load_config(tmp_path)
 
 
 @pytest.mark.parametrize(
