@@ -121,7 +121,7 @@ def replay(task, played, *, engine, version="v4"):
     return jax.tree.map(np.asarray, run(jnp.asarray(played.actions)))
 
 
-def sensitivity(task, played, *, noise=1e-6, num_draws=8):
+def sensitivity(task, played, *, noise=1e-6, num_draws=64):
     """How far C MuJoCo gets from itself, [N], if every substep is off by `noise`."""
     env, rng = gymnasium_env(task), np.random.default_rng(0)
     data = mujoco.MjData(env.model)
