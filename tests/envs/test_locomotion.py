@@ -183,11 +183,13 @@ def test_mjx_is_as_near_as_contacts_allow(task):
     # Near x = 0, because MJX rounds positions between steps to float32.
     played = play(task, num_states=50, num_steps=10, x_range=0.0)
     steps = replay(task, played, engine="mjx")
+    bound = np.maximum(1e-4, sensitivity(task, played))
     error = np.abs(steps.obs["state"] - played.obs).max(axis=(0, 2))
-    assert np.all(error < np.maximum(1e-4, sensitivity(task, played)))
+    assert np.all(error < bound)
     np.testing.assert_array_equal(steps.terminated, played.terminated)
-    np.testing.assert_allclose(steps.reward, played.reward, atol=1e-3)
-    assert np.median(np.abs(steps.reward - played.reward)) < 1e-5
+    # The reward is a velocity, and errs with those that are observed.
+    error = np.abs(steps.reward - played.reward)
+    assert np.all(error.max(axis=0) < bound) and np.median(error) < 1e-5
 
 
 @pytest.mark.parametrize("task", TASKS)
