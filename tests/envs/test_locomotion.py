@@ -1,6 +1,8 @@
 """The runners are Gymnasium's: its own environments are the reference."""
 
 import importlib
+import subprocess
+import sys
 from typing import NamedTuple
 
 import h5py
@@ -14,6 +16,7 @@ from dppo_jax.envs import make_task
 from dppo_jax.envs.physics import compile_model, make_physics
 from dppo_jax.envs.tasks import halfcheetah, hopper, walker2d
 from experiments.configs import locomotion
+from tests.conftest import REPOSITORY
 
 CLASSES = {
     "hopper": ("hopper", "HopperEnv"),
@@ -21,6 +24,7 @@ CLASSES = {
     "halfcheetah": ("half_cheetah", "HalfCheetahEnv"),
 }
 TASKS = tuple(CLASSES)
+MODULES = {"hopper": hopper, "walker2d": walker2d, "halfcheetah": halfcheetah}
 SPEC = mujoco.mjtState.mjSTATE_INTEGRATION
 TERMS = ("reward_forward", "reward_survive", "reward_ctrl", "x_velocity", "healthy")
 
@@ -190,6 +194,20 @@ def test_mjx_is_as_near_as_contacts_allow(task):
     # The reward is a velocity, and errs with those that are observed.
     error = np.abs(steps.reward - played.reward)
     assert np.all(error.max(axis=0) < bound) and np.median(error) < 1e-5
+
+
+@pytest.mark.slow
+def test_all_that_sets_mjx_apart_is_float32():
+    """In float64, which needs a process of its own, only rounding is left."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "tests.envs.float64"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    ).stdout
+    errors = dict(line.split() for line in printed.splitlines() if " " in line)
+    assert all(float(errors[task]) < 1e-8 for task in TASKS), printed
 
 
 @pytest.mark.parametrize("task", TASKS)

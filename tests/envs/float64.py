@@ -1,0 +1,46 @@
+"""How far MJX gets from Gymnasium in float64: python -m tests.envs.float64
+
+Prints one line a task: its name and the largest error of an observation.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dppo_jax.envs.physics import compile_model, make_physics
+from tests.envs import test_locomotion
+
+
+def as_float64(tree):
+    """Every float of a tree; the engine itself returns what it was given."""
+
+    def cast(x):
+        return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, tree)
+
+
+def largest_error(task, module, *, num_states=50, num_steps=10):
+    """Of observations over `num_steps` control steps from random states."""
+    played = test_locomotion.play(
+        task, num_states=num_states, num_steps=num_steps, x_range=0.0
+    )
+    physics = make_physics(compile_model(module.mjcf()), module.NUM_SUBSTEPS, "mjx")
+    qpos, qvel, warmstart = (jnp.asarray(x, jnp.float64) for x in played[1:4])
+    state = as_float64(jax.vmap(physics.reset)(qpos, qvel))
+    state = state._replace(raw=dict(state.raw) | {"qacc_warmstart": warmstart})
+    step = jax.jit(jax.vmap(lambda *args: as_float64(physics.step(*args))))
+    errors = []
+    for action, expected in zip(played.actions, played.obs):
+        state = step(state, jnp.asarray(action, jnp.float64))
+        limit = np.inf if task == "halfcheetah" else 10.0
+        qvel = np.clip(state.qvel, -limit, limit)
+        obs = np.concatenate([state.qpos[:, 1:], qvel], axis=1)
+        errors.append(np.abs(obs - expected).max())
+    return max(errors)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    for name, task_module in test_locomotion.MODULES.items():
+        print(name, largest_error(name, task_module))
