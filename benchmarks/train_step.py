@@ -167,8 +167,10 @@ def measure_updates(setup: Setup) -> list[Part]:
     old = policy.log_prob(params, x, 0.9 * x, obs, step)
 
     def actor_loss(params: PyTree, part: Any) -> Array:
+        obs, x, next_x, step, old, advantage = part
         return chain_losses.surrogate_loss(
-            *(params, policy, *part),
+            *(policy.log_prob(params, x, next_x, obs, step), step, old, advantage),
+            num_steps=policy.num_steps,
             clip_top=config.clip_top,
             clip_base=config.clip_base,
             clip_rate=config.clip_rate,

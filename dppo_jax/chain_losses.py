@@ -45,7 +45,9 @@ def policy_loss(
         num_active=num_active,
     )
     return surrogate_loss(
-        *(params, policy, obs, x, next_x, step, old_log_prob, advantage),
+        *(policy.log_prob(params, x, next_x, obs, step), step),
+        *(old_log_prob, advantage),
+        num_steps=policy.num_steps,
         clip_top=clip_top,
         clip_base=clip_base,
         clip_rate=clip_rate,
@@ -63,10 +65,11 @@ def move_advantage(
     quantiles: tuple[float, float] = (0.0, 1.0),
     num_active: Array | None = None,
 ) -> Array:
-    """Advantages of moves, [B], from those of their environment steps.
+    """Advantages of moves from those of their environment steps.
 
     All that looks at the minibatch as a whole happens here, so that `surrogate_loss`
-    is a plain mean over rows. Arguments as in `policy_loss`; num_steps is K'.
+    is a plain mean over moves. Arguments as in `policy_loss`, `advantage` and `step` of
+    any one shape; num_steps is K'.
     """
     weight = move_weight(step, num_steps, num_active)
     if normalize:
@@ -78,22 +81,24 @@ def move_advantage(
 
 
 def surrogate_loss(
-    params: PyTree,
-    policy: Policy,
-    obs: Obs,
-    x: Array,
-    next_x: Array,
+    log_prob: Array,
     step: Array,
     old_log_prob: Array,
     advantage: Array,
     *,
+    num_steps: int,
     clip_top: float,
     clip_base: float,
     clip_rate: float,
     num_active: Array | None = None,
 ) -> tuple[Array, losses.SurrogateInfo]:
-    """`policy_loss` with the `advantage` that `move_advantage` gives."""
-    num_steps = policy.num_steps
+    """`policy_loss` with the `advantage` that `move_advantage` gives.
+
+    Args:
+        log_prob: of the moves, now; like `step`, `old_log_prob` and `advantage` of any
+            one shape.
+        num_steps: K'.
+    """
     active_step, active = step, jnp.asarray(num_steps)
     if num_active is not None:
         active_step, active = step - (num_steps - num_active), num_active
@@ -101,7 +106,6 @@ def surrogate_loss(
         active_step, num_steps=active, base=clip_base, top=clip_top, rate=clip_rate
     )
     weight = move_weight(step, num_steps, num_active)
-    log_prob = policy.log_prob(params, x, next_x, obs, step)
     return losses.clipped_surrogate(log_prob, old_log_prob, advantage, clip, weight)
 
 

@@ -71,31 +71,34 @@ def drawn_rows(data: PyTree, row: Array) -> tuple[PyTree, Array | None]:
     return data, jnp.zeros(num_rows).at[row].add(1.0)
 
 
-def part_size(size: int, wanted: int | None = None) -> int:
-    """Rows of the equal parts that a minibatch of `size` rows is computed in.
+def part_size(size: int, wanted: int | None = None, *, moves: int = 1) -> int:
+    """Items of the equal parts that a minibatch of `size` items is computed in.
 
     On a CPU the activations of many rows at once leave the caches; parts of at most
     `CPU_PART` rows are faster and give the same mean. Accelerators take all at once,
     and so do sizes without a divisor near that.
 
     Args:
-        wanted: as many rows, if that divides `size`; None chooses.
+        wanted: rows of a part, if that fits; None chooses.
+        moves: rows of an item, as a chain has one for each of its moves.
 
     Raises:
-        ValueError: `wanted` does not divide `size`.
+        ValueError: parts of `wanted` rows do not fit.
     """
     if wanted is not None:
-        if wanted < 1 or size % wanted:
+        if wanted < 1 or wanted % moves or size * moves % wanted:
             raise ValueError(
-                f"micro_batch_size={wanted} must divide the {size} rows of a "
-                "minibatch; change one of them, or leave it unset."
+                f"micro_batch_size={wanted} must divide the {size * moves} rows of a "
+                f"minibatch and hold whole items of {moves}; change one of them, or "
+                "leave it unset."
             )
-        return wanted
-    if jax.default_backend() != "cpu" or size <= CPU_PART:
+        return wanted // moves
+    at_most = CPU_PART // moves
+    if jax.default_backend() != "cpu" or size <= at_most:
         return size
-    largest = max(x for x in range(1, CPU_PART + 1) if size % x == 0)
+    largest = max(x for x in range(1, at_most + 1) if size % x == 0)
     # A size with no divisor near would fall into crumbs.
-    return largest if largest >= CPU_PART // 4 else size
+    return largest if largest >= at_most // 4 else size
 
 
 def mean_over_parts(

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -37,7 +37,9 @@ def diffusion_policy(
     """A denoising chain whose last K' steps are a tunable policy (paper Sec. 4).
 
     Args:
-        network: `apply(params, x [B, Ta, Da], time [B], obs) -> [B, Ta, Da]`.
+        network: a module (x [B, Ta, Da], time [B], obs) -> [B, Ta, Da], whose methods
+            `encode(obs) -> condition` and `denoise(x, time, condition)` are its two
+            halves; the first is evaluated once per chain.
         diffusion: schedules and bounds.
         chunk: Ta.
         num_tuned_steps: K'; the first K - K' steps use the frozen network.
@@ -69,6 +71,12 @@ def diffusion_policy(
     first_tuned = schedule.num_steps - num_tuned_steps
     apply: Callable[..., Any] = network.apply
 
+    def encoded(params: PyTree, obs: Obs) -> _Encoded:
+        return _Encoded(params, apply(params, obs, method="encode"))
+
+    def denoise(network: _Encoded, x: Array, time: Array, obs: Obs) -> Array:
+        return apply(network.params, x, time, network.condition, method="denoise")
+
     def reduce(log_prob: Array) -> Array:
         return jnp.clip(log_prob, *log_prob_bounds)[..., :horizon, :].mean((-2, -1))
 
@@ -85,17 +93,17 @@ def diffusion_policy(
         deterministic: bool = False,
         min_std: Array | float = min_std,
     ) -> Sample:
-        def params_of(step: Array) -> PyTree:
+        base, tuned = encoded(params.base, obs), encoded(params.tuned, obs)
+
+        def owner(step: Array) -> _Encoded:
             if params.num_active is None:
-                return params.tuned
+                return tuned
             owned = step >= schedule.num_steps - params.num_active
-            return jax.tree.map(
-                functools.partial(jnp.where, owned), params.tuned, params.base
-            )
+            return jax.tree.map(functools.partial(jnp.where, owned), tuned, base)
 
         shape = (schedule.num_steps + 1, _batch(obs), chunk, action_dim)
         chain, log_prob = denoising.sample_chain(
-            *(diffusion, apply, params.base, params_of),
+            *(diffusion, denoise, base, owner),
             *(jax.random.normal(key, shape), obs),
             num_tuned=num_tuned_steps,
             min_std=min_std,
@@ -113,6 +121,24 @@ def diffusion_policy(
             )
         )
 
+    def chain_log_prob(params: PyTree, chain: Array, obs: Obs) -> Array:
+        batch = chain.shape[0]
+
+        def every_move(x: Array) -> Array:
+            return jnp.repeat(x, num_tuned_steps, axis=0)
+
+        network = encoded(params, obs)
+        x, next_x = (
+            x.reshape(-1, chunk, action_dim) for x in (chain[:, :-1], chain[:, 1:])
+        )
+        step = jnp.tile(first_tuned + jnp.arange(num_tuned_steps), batch)
+        network = network._replace(
+            condition=jax.tree.map(every_move, network.condition)
+        )
+        return reduce(
+            denoising.step_log_prob(diffusion, denoise, network, x, next_x, obs, step)
+        ).reshape(batch, num_tuned_steps)
+
     def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
         time_key, noise_key = jax.random.split(key)
         num_steps = diffusion.training.num_steps
@@ -127,7 +153,17 @@ def diffusion_policy(
         std = jnp.maximum(schedule.std[first_tuned:], diffusion.min_log_prob_std)
         return _gaussian_entropy(std).mean()
 
-    return Policy(init, sample, log_prob, clone_loss, entropy, num_tuned_steps, min_std)
+    return Policy(
+        *(init, sample, log_prob, chain_log_prob, clone_loss, entropy),
+        *(num_tuned_steps, min_std),
+    )
+
+
+class _Encoded(NamedTuple):
+    """A network and what it made of the observations, which a chain looks at once."""
+
+    params: PyTree
+    condition: PyTree
 
 
 def gaussian_policy(
@@ -179,6 +215,10 @@ def gaussian_policy(
         mean, std = apply(params, obs)
         return reduce(density(mean, std, next_x))
 
+    def chain_log_prob(params: PyTree, chain: Array, obs: Obs) -> Array:
+        mean, std = apply(params, obs)
+        return reduce(density(mean, std, chain[:, 1]))[:, None]
+
     def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
         mean, std = apply(params, obs)
         return -density(mean, std, action).mean()
@@ -187,7 +227,9 @@ def gaussian_policy(
         return _gaussian_entropy(apply(params, obs)[1]).mean()
 
     del chunk, action_dim  # The network knows both; named for symmetry.
-    return Policy(init, sample, log_prob, clone_loss, entropy, 1, 0.0)
+    return Policy(
+        *(init, sample, log_prob, chain_log_prob, clone_loss, entropy), 1, 0.0
+    )
 
 
 def _gaussian_entropy(std: Array) -> Array:
@@ -203,6 +245,7 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.kind = "diffusion"  # or "gaussian"
     config.chunk = 4  # Ta, predicted actions
+    config.compute_dtype = "float32"  # or "bfloat16", on accelerators
     config.network = ConfigDict(
         dict(
             hidden_sizes=(512, 512, 512),
@@ -253,7 +296,9 @@ def make_policy(
     Raises:
         ValueError: settings that contradict each other, by name.
     """
-    network = dict(config.network) | dict(action_dim=action_dim, chunk=config.chunk)
+    network = dict(config.network) | dict(
+        action_dim=action_dim, chunk=config.chunk, compute_dtype=config.compute_dtype
+    )
     common = dict(chunk=config.chunk, action_dim=action_dim)
     if config.kind == "gaussian":
         module = GaussianMLP(**network, **config.gaussian)

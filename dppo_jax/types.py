@@ -67,6 +67,8 @@ class Policy(NamedTuple):
     init: (key, obs) -> PolicyParams
     sample: (params, key, obs [B, To, Do], *, deterministic, min_std) -> Sample
     log_prob: (network parameters, x [B, Ta, Da], next_x, obs, step [B]) -> [B]
+    chain_log_prob: (network parameters, chain [B, K' + 1, Ta, Da], obs) -> [B, K'], of
+        all tuned moves, the observations encoded once
     clone_loss: (network parameters, key, obs, action [B, Ta, Da]) -> scalar, the
         behaviour-cloning loss
     entropy: (network parameters, obs) -> scalar, mean over batch and entries
@@ -78,6 +80,7 @@ class Policy(NamedTuple):
     init: Callable[..., PolicyParams]
     sample: Callable[..., Sample]
     log_prob: Callable[..., Array]
+    chain_log_prob: Callable[..., Array]
     clone_loss: Callable[..., Array]
     entropy: Callable[..., Array]
     num_steps: int

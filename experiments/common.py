@@ -30,9 +30,11 @@ _MAY_CHANGE = (
 )
 # What fine-tuning and evaluation must find as pre-training left it.
 _MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
+# Of these, what parameters do not depend on.
+_MAY_DIFFER = ("model.compute_dtype",)
 # What also decides how a policy scores; a difference is legitimate, but worth a line.
 _WORTH_A_LINE = (
-    "env.",
+    *("env.", "model.compute_dtype"),
     *(f"finetune.{x}" for x in ("eta", "draw_clip", "final_clip", "noise_clip")),
 )
 # Settings that a stage does not read: they may differ from its last run.
@@ -182,7 +184,7 @@ def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
         must_match += ("finetune.num_tuned_steps",)
     differences = _differences(checkpoint.config, as_json(config))
     for name, (saved, now) in sorted(differences.items()):
-        if name.startswith(must_match):
+        if name.startswith(must_match) and name not in _MAY_DIFFER:
             raise ValueError(
                 f"{run_dir} was trained with {name}={saved!r}, but the config says "
                 f"{now!r}; pass {_as_flag(name, saved)}, or train a policy that "

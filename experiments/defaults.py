@@ -23,6 +23,7 @@ def default_config() -> ConfigDict:
             activation="mish",
             layer_norm=False,
             residual=True,
+            compute_dtype="float32",
         )
     )
     config.pretrain = pretrain.default_config()
@@ -59,6 +60,7 @@ def demonstrator_config() -> ConfigDict:
     config.critic = ConfigDict(
         dict(hidden_sizes=(64, 64), activation="tanh", layer_norm=False, residual=False)
     )
+    config.critic.compute_dtype = "float32"
     config.ppo = ppo.default_config()
     config.ppo.update(num_iterations=1000, num_envs=64, num_steps=64)
     config.ppo.update(num_tuned_steps=1, reset_at_iteration=False)

@@ -22,7 +22,7 @@ def constant_policy() -> Policy:
     def unused(*args, **kwargs):
         raise NotImplementedError
 
-    return Policy(unused, sample, unused, unused, unused, 1, 0.0)
+    return Policy(unused, sample, *[unused] * 4, 1, 0.0)
 
 
 def evaluate(env, **settings):

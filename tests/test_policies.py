@@ -6,7 +6,9 @@ from ml_collections import ConfigDict
 
 from dppo_jax import policies
 from dppo_jax.algorithms import ppo
-from dppo_jax.policies import make_policy
+from dppo_jax.denoising import make_diffusion
+from dppo_jax.networks import DiffusionMLP
+from dppo_jax.policies import diffusion_policy, make_policy
 from dppo_jax.types import PolicyParams
 from tests import tiny
 from tests.tiny import OBS
@@ -49,6 +51,55 @@ def test_log_prob_of_a_move_is_what_sampling_said(policy, params):
     assert sample.chain.shape == (B, policy.num_steps + 1, tiny.CHUNK, 1)
     again = policy.log_prob(params.tuned, *moves(policy, sample))
     np.testing.assert_allclose(sample.log_prob.reshape(-1), again, rtol=1e-4, atol=1e-5)
+
+
+def test_log_probs_of_whole_chains_are_those_of_their_moves(policy, params):
+    chain, log_prob = policy.sample(params, KEY, OBS)
+    again = policy.chain_log_prob(params.tuned, chain, OBS)
+    assert again.shape == (B, policy.num_steps)
+    np.testing.assert_allclose(log_prob, again, rtol=1e-4, atol=1e-5)
+
+
+def test_observations_are_encoded_once_per_chain():
+    """Four steps, two of them tuned: each of both networks encodes once."""
+    calls = []
+
+    class Counting(DiffusionMLP):
+        def encode(self, obs):
+            calls.append(obs["state"].shape[0])
+            return super().encode(obs)
+
+    policy = diffusion_policy(
+        Counting(tiny.ACTION_DIM, tiny.CHUNK, 4, (16,), condition_sizes=(8,)),
+        make_diffusion(num_steps=tiny.NUM_STEPS),
+        chunk=tiny.CHUNK,
+        action_dim=tiny.ACTION_DIM,
+        num_tuned_steps=tiny.NUM_TUNED,
+    )
+    params = policy.init(jax.random.key(0), OBS)
+    calls.clear()
+    chain, log_prob = policy.sample(params, KEY, OBS)
+    assert calls == [B, B]
+    calls.clear()
+    again = policy.chain_log_prob(params.tuned, chain, OBS)
+    assert calls == [B]
+    np.testing.assert_allclose(log_prob, again, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_for_the_layers_alone():
+    """Parameters and results are float32, near those of a float32 policy."""
+    exact = tiny.tiny_diffusion_policy()
+    rough = tiny.tiny_diffusion_policy(compute_dtype="bfloat16")
+    params = exact.init(jax.random.key(0), OBS)
+    rough_params = rough.init(jax.random.key(0), OBS)
+    assert tiny.same(params, rough_params)
+    chain, log_prob = exact.sample(params, KEY, OBS)
+    rough_chain, rough_log_prob = rough.sample(params, KEY, OBS)
+    again = rough.chain_log_prob(params.tuned, chain, OBS)
+    for x in (*jax.tree.leaves(rough_params), rough_chain, rough_log_prob, again):
+        assert x.dtype == jnp.float32
+    assert 0 < jnp.abs(rough_chain - chain).max() < 0.05
+    assert 0 < jnp.abs(again - log_prob).max() < 0.05
 
 
 def test_jit_changes_nothing(policy, params):

@@ -38,7 +38,7 @@ def counting_policy() -> Policy:
     def unused(*args, **kwargs):
         raise NotImplementedError
 
-    return Policy(init, unused, unused, clone_loss, unused, 1, 0.0)
+    return Policy(init, *[unused] * 3, clone_loss, unused, 1, 0.0)
 
 
 def make(policy=None, **changes):

@@ -80,7 +80,8 @@ def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> Policy
         if name in settings
     }
     network = DiffusionMLP(
-        action_dim=ACTION_DIM, chunk=CHUNK, time_dim=4, hidden_sizes=(16,)
+        *(ACTION_DIM, CHUNK, 4, (16,)),
+        compute_dtype=settings.pop("compute_dtype", "float32"),
     )
     return diffusion_policy(
         network,

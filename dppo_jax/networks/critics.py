@@ -10,6 +10,7 @@ from dppo_jax.networks.mlp import (
     MLP,
     ResidualMLP,
     activation_function,
+    check_compute_dtype,
     check_residual_sizes,
     check_sizes,
     flat_state,
@@ -24,6 +25,7 @@ class StateCritic(nn.Module):
     activation: a name in `ACTIVATIONS`.
     layer_norm: normalise the hidden layers.
     residual: build the network from residual blocks.
+    compute_dtype: of the layers, "float32" or "bfloat16".
 
     Raises:
         ValueError: for sizes or names that no such network can be built from.
@@ -33,9 +35,10 @@ class StateCritic(nn.Module):
     activation: str = "mish"
     layer_norm: bool = False
     residual: bool = False
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
-        _check_options(self.hidden_sizes, self.activation, self.residual)
+        _check_options(self)
         super().__post_init__()
 
     @nn.compact
@@ -46,6 +49,7 @@ class StateCritic(nn.Module):
             self.hidden_sizes,
             activation=self.activation,
             layer_norm=self.layer_norm,
+            compute_dtype=self.compute_dtype,
             name="q1",
         )(flat_state(obs))
         return value[:, 0]
@@ -54,7 +58,8 @@ class StateCritic(nn.Module):
 class StateActionCritic(nn.Module):
     """Q(s, a): (obs, action [B, Ta, Da]) -> [num_critics, B].
 
-    hidden_sizes, activation, layer_norm, residual: as in `StateCritic`.
+    hidden_sizes, activation, layer_norm, residual, compute_dtype: as in
+        `StateCritic`.
     num_critics: 2 gives the independent pair of clipped double Q-learning
         (Fujimoto et al. 2018), 1 a single network.
 
@@ -67,9 +72,10 @@ class StateActionCritic(nn.Module):
     layer_norm: bool = False
     residual: bool = False
     num_critics: int = 2
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
-        _check_options(self.hidden_sizes, self.activation, self.residual)
+        _check_options(self)
         if self.num_critics < 1:
             raise ValueError(f"num_critics={self.num_critics} must be at least 1.")
         super().__post_init__()
@@ -87,6 +93,7 @@ class StateActionCritic(nn.Module):
                 self.hidden_sizes,
                 activation=self.activation,
                 layer_norm=self.layer_norm,
+                compute_dtype=self.compute_dtype,
                 name=f"q{i + 1}",
             )(x)
             for i in range(self.num_critics)
@@ -94,10 +101,9 @@ class StateActionCritic(nn.Module):
         return jnp.stack([value[:, 0] for value in values])
 
 
-def _check_options(
-    hidden_sizes: Sequence[int], activation: str, residual: bool
-) -> None:
-    activation_function(activation)
-    check_sizes("hidden_sizes", hidden_sizes)
-    if residual:
-        check_residual_sizes(hidden_sizes)
+def _check_options(critic: StateCritic | StateActionCritic) -> None:
+    activation_function(critic.activation)
+    check_compute_dtype(critic.compute_dtype)
+    check_sizes("hidden_sizes", critic.hidden_sizes)
+    if critic.residual:
+        check_residual_sizes(critic.hidden_sizes)

@@ -11,6 +11,7 @@ from dppo_jax.networks.mlp import (
     MLP,
     ResidualMLP,
     activation_function,
+    check_compute_dtype,
     check_residual_sizes,
     check_sizes,
     flat_state,
@@ -30,6 +31,7 @@ class GaussianMLP(nn.Module):
     fixed_std: the standard deviation; None lets a network predict one.
     learn_fixed_std: train one log-variance per action dimension from `fixed_std` on.
     std_min, std_max: bounds of a learned standard deviation.
+    compute_dtype: of the layers, "float32" or "bfloat16".
 
     Raises:
         ValueError: for sizes, names or standard deviations that do not fit together.
@@ -46,9 +48,11 @@ class GaussianMLP(nn.Module):
     learn_fixed_std: bool = False
     std_min: float = 0.01
     std_max: float = 1.0
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         activation_function(self.activation)
+        check_compute_dtype(self.compute_dtype)
         check_sizes("hidden_sizes", self.hidden_sizes)
         self._check_std()
         if self.residual and self.fixed_std is not None:
@@ -84,6 +88,7 @@ class GaussianMLP(nn.Module):
         trunk = ResidualMLP if self.residual else MLP
         shape = (-1, self.chunk, self.action_dim)
         features = self.chunk * self.action_dim
+        dtype = self.compute_dtype
         x = flat_state(obs)
         if self.fixed_std is None:
             x = trunk(
@@ -93,16 +98,21 @@ class GaussianMLP(nn.Module):
                 out_activation=self.activation,
                 layer_norm=self.layer_norm,
                 layer_norm_out=self.layer_norm,
+                compute_dtype=dtype,
                 name="base",
             )(x)
-            mean = MLP(features, (), name="mean")(x)
-            std = self._predicted_std(MLP(features, (), name="log_variance")(x))
+            mean, log_variance = (
+                MLP(features, (), compute_dtype=dtype, name=name)(x)
+                for name in ("mean", "log_variance")
+            )
+            std = self._predicted_std(log_variance)
         else:
             mean = trunk(
                 features,
                 self.hidden_sizes,
                 activation=self.activation,
                 layer_norm=self.layer_norm,
+                compute_dtype=dtype,
                 name="mean",
             )(x)
             std = jnp.broadcast_to(self._fixed_std(), mean.reshape(shape).shape)

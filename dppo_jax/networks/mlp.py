@@ -25,6 +25,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
 }
 
+# What hidden layers compute in. Parameters, the last layer (its output enters a
+# log-probability or is a value), normalisation and losses are float32 in any case;
+# bfloat16 is for accelerators, whose matrix units multiply it many times faster.
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
 
 def activation_function(name: str) -> Callable[[Array], Array]:
     """The activation called `name`, in any capitalisation.
@@ -47,6 +52,15 @@ def check_sizes(option: str, sizes: Sequence[int]) -> None:
         )
 
 
+def check_compute_dtype(name: str) -> None:
+    """Refuse what is not in `COMPUTE_DTYPES`."""
+    if name not in COMPUTE_DTYPES:
+        raise ValueError(
+            f"compute_dtype={name!r} is not known; choose one of "
+            f"{', '.join(COMPUTE_DTYPES)}."
+        )
+
+
 def check_residual_sizes(sizes: Sequence[int]) -> None:
     """Refuse hidden sizes that residual blocks of two layers cannot be made of."""
     if len(sizes) % 2 == 0 or len(set(sizes)) != 1:
@@ -65,9 +79,14 @@ def flat_state(obs: Obs) -> Array:
 
 
 class Linear(nn.Module):
-    """A dense layer whose kernel and bias start uniform in +-1 / sqrt(inputs)."""
+    """A dense layer whose kernel and bias start uniform in +-1 / sqrt(inputs).
+
+    compute_dtype: what the product is computed in and comes out as; the parameters
+        are float32 whatever it is.
+    """
 
     features: int
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -78,6 +97,7 @@ class Linear(nn.Module):
 
         kernel = self.param("kernel", uniform, (x.shape[-1], self.features))
         bias = self.param("bias", uniform, (self.features,))
+        x, kernel, bias = (a.astype(self.compute_dtype) for a in (x, kernel, bias))
         return x @ kernel + bias
 
 
@@ -87,10 +107,11 @@ class MLPLayer(nn.Module):
     features: int
     activation: str
     layer_norm: bool
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = Linear(self.features, name="linear")(x)
+        x = Linear(self.features, self.compute_dtype, name="linear")(x)
         if self.layer_norm:
             x = _layer_norm(1e-5, "norm")(x)
         return activation_function(self.activation)(x)
@@ -102,6 +123,7 @@ class MLP(nn.Module):
     hidden_sizes: may be empty, which leaves one linear layer.
     layer_norm: normalise every hidden layer before its activation.
     layer_norm_out: normalise the output as well, before `out_activation`.
+    compute_dtype: of all layers but the last, see `COMPUTE_DTYPES`.
     """
 
     features: int
@@ -110,15 +132,17 @@ class MLP(nn.Module):
     out_activation: str = "identity"
     layer_norm: bool = False
     layer_norm_out: bool = False
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, size in enumerate(self.hidden_sizes):
-            x = MLPLayer(size, self.activation, self.layer_norm, name=f"layer_{i}")(x)
+            x = MLPLayer(
+                *(size, self.activation, self.layer_norm, self.compute_dtype),
+                name=f"layer_{i}",
+            )(x)
         return MLPLayer(
-            self.features,
-            self.out_activation,
-            self.layer_norm_out,
+            *(self.features, self.out_activation, self.layer_norm_out, "float32"),
             name=f"layer_{len(self.hidden_sizes)}",
         )(x)
 
@@ -128,6 +152,7 @@ class ResidualBlock(nn.Module):
 
     activation: str
     layer_norm: bool
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -136,7 +161,9 @@ class ResidualBlock(nn.Module):
         for i in (1, 2):
             if self.layer_norm:
                 residual = _layer_norm(1e-6, f"norm_{i}")(residual)
-            residual = Linear(x.shape[-1], name=f"linear_{i}")(activation(residual))
+            residual = Linear(x.shape[-1], self.compute_dtype, name=f"linear_{i}")(
+                activation(residual)
+            )
         return x + residual
 
 
@@ -146,6 +173,7 @@ class ResidualMLP(nn.Module):
     hidden_sizes: 1, 3, 5, ... equal sizes: a linear layer, then 0, 1, 2, ... blocks.
     layer_norm: normalise inside the blocks.
     layer_norm_out: normalise the output, before `out_activation`.
+    compute_dtype: of all layers but the last, see `COMPUTE_DTYPES`.
 
     Raises:
         ValueError: for hidden sizes that are not an odd number of equal sizes.
@@ -157,6 +185,7 @@ class ResidualMLP(nn.Module):
     out_activation: str = "identity"
     layer_norm: bool = False
     layer_norm_out: bool = False
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         check_residual_sizes(self.hidden_sizes)
@@ -165,9 +194,13 @@ class ResidualMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         num_blocks = (len(self.hidden_sizes) - 1) // 2
-        x = Linear(self.hidden_sizes[0], name="linear_0")(x)
+        dtype = self.compute_dtype
+        x = Linear(self.hidden_sizes[0], dtype, name="linear_0")(x)
         for i in range(1, num_blocks + 1):
-            x = ResidualBlock(self.activation, self.layer_norm, name=f"block_{i}")(x)
+            block = ResidualBlock(
+                self.activation, self.layer_norm, dtype, name=f"block_{i}"
+            )
+            x = block(x)
         x = Linear(self.features, name=f"linear_{num_blocks + 1}")(x)
         if self.layer_norm_out:
             x = _layer_norm(1e-5, f"norm_{num_blocks + 2}")(x)
@@ -216,7 +249,9 @@ class TimeEmbedding(nn.Module):
 class DiffusionMLP(nn.Module):
     """A denoiser: (x [B, Ta, Da], time [B], obs) -> output [B, Ta, Da].
 
-    What the output means (noise, clean action, velocity) is the schedule's affair.
+    What the output means (noise, clean action, velocity) is the schedule's affair. A
+    call is `denoise(x, time, encode(obs))`; the encoding is the same at every step of a
+    chain.
 
     action_dim: Da.
     chunk: Ta.
@@ -226,6 +261,7 @@ class DiffusionMLP(nn.Module):
     activation, out_activation: names in `ACTIVATIONS`.
     layer_norm: normalise the hidden layers of the trunk.
     residual: build the trunk from residual blocks; needs 1, 3, 5, ... equal sizes.
+    compute_dtype: of the layers, see `COMPUTE_DTYPES`.
 
     Raises:
         ValueError: for sizes or names that no such network can be built from.
@@ -240,10 +276,12 @@ class DiffusionMLP(nn.Module):
     out_activation: str = "identity"
     layer_norm: bool = False
     residual: bool = False
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         activation_function(self.activation)
         activation_function(self.out_activation)
+        check_compute_dtype(self.compute_dtype)
         check_sizes("hidden_sizes", self.hidden_sizes)
         if self.condition_sizes is not None:
             check_sizes("condition_sizes", self.condition_sizes)
@@ -251,30 +289,38 @@ class DiffusionMLP(nn.Module):
             check_residual_sizes(self.hidden_sizes)
         super().__post_init__()
 
-    @nn.compact
-    def __call__(self, x: Array, time: Array, obs: Obs) -> Array:
-        chex.assert_shape(x, (None, self.chunk, self.action_dim))
-        batch = x.shape[0]
-        condition = flat_state(obs)
-        chex.assert_shape([condition, time[:, None]], (batch, None))
+    def setup(self) -> None:
+        # The attributes' names are those of the parameters.
+        options = dict(activation=self.activation, compute_dtype=self.compute_dtype)
         if self.condition_sizes is not None:
-            condition = MLP(
-                self.condition_sizes[-1],
-                self.condition_sizes[:-1],
-                activation=self.activation,
-                name="condition",
-            )(condition)
-        time_embedding = TimeEmbedding(self.time_dim, name="time_embedding")(time)
+            self.condition = MLP(
+                self.condition_sizes[-1], self.condition_sizes[:-1], **options
+            )
+        self.time_embedding = TimeEmbedding(self.time_dim)
         trunk = ResidualMLP if self.residual else MLP
-        out = trunk(
+        self.mean = trunk(
             self.chunk * self.action_dim,
             self.hidden_sizes,
-            activation=self.activation,
             out_activation=self.out_activation,
             layer_norm=self.layer_norm,
-            name="mean",
-        )(jnp.concatenate([x.reshape(batch, -1), time_embedding, condition], axis=-1))
-        return out.reshape(x.shape)
+            **options,
+        )
+
+    def __call__(self, x: Array, time: Array, obs: Obs) -> Array:
+        return self.denoise(x, time, self.encode(obs))
+
+    def encode(self, obs: Obs) -> Array:
+        """What does not depend on the step, obs -> [B, features]."""
+        state = flat_state(obs)
+        return state if self.condition_sizes is None else self.condition(state)
+
+    def denoise(self, x: Array, time: Array, condition: Array) -> Array:
+        """The rest, given `encode(obs)`."""
+        chex.assert_shape(x, (None, self.chunk, self.action_dim))
+        batch = x.shape[0]
+        chex.assert_shape([condition, time[:, None]], (batch, None))
+        parts = [x.reshape(batch, -1), self.time_embedding(time), condition]
+        return self.mean(jnp.concatenate(parts, axis=-1)).reshape(x.shape)
 
 
 def _layer_norm(epsilon: float, name: str) -> nn.LayerNorm:

@@ -129,6 +129,47 @@ def test_parts_of_a_minibatch_change_nothing_but_rounding(annealed):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
 
 
+def gradients(state):
+    """Of the first update: a tenth of it is the first moment of an Adam that began."""
+    adams = (
+        next(x for x in optimizer if hasattr(x, "mu"))
+        for optimizer in (state.actor_optimizer, state.critic_optimizer)
+    )
+    return jax.tree.leaves([adam.mu for adam in adams])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(minibatch="chain"),
+        dict(minibatch="chain", micro_batch_size=8),
+        dict(remat=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("annealed", [False, True])
+def test_all_pairs_at_once_give_one_gradient_however_they_are_arranged(
+    annealed, changes
+):
+    """Of the 32 pairs in one minibatch both modes take the same mean."""
+    common = dict(batch_size=32, epochs=1, advantage_quantiles=(0.1, 0.9))
+    if annealed:
+        common |= dict(tuned_steps_drop=1, tuned_steps_every=1)
+    (pair, pair_rows), (state, rows) = (
+        tiny.run(tiny.make_tiny_ppo(**common, **mode), 1) for mode in ({}, changes)
+    )
+    for a, b in zip(gradients(pair), gradients(state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    assert rows[0] == pytest.approx(pair_rows[0], rel=1e-3, abs=1e-5)
+
+
+def test_minibatches_of_chains_see_every_environment_step_with_all_its_moves():
+    """16 environment steps in minibatches of 8 pairs, so of 4 steps."""
+    state, (row,) = run_table((99,), minibatch="chain", batch_size=8)
+    assert row["num_updates"] == 4
+    assert (state.params.tuned != 0).all()
+
+
 def test_the_critic_learns_alone_during_its_warm_up():
     warm = tiny.make_tiny_ppo(critic_warmup=2)
     step, state = jax.jit(warm.step), jax.jit(warm.init)(jax.random.key(0))
@@ -337,10 +378,15 @@ def table_policy() -> Policy:
     def log_prob(params, x, next_x, obs, step):
         return params[(obs["state"][:, 0, 1] / 2).astype(jnp.int32), step]
 
+    def chain_log_prob(params, chain, obs):
+        return params[(obs["state"][:, 0, 1] / 2).astype(jnp.int32)]
+
     def unused(*args, **kwargs):
         raise NotImplementedError
 
-    return Policy(init, sample, log_prob, unused, unused, tiny.NUM_TUNED, 0.1)
+    return Policy(
+        *(init, sample, log_prob, chain_log_prob, unused, unused), tiny.NUM_TUNED, 0.1
+    )
 
 
 class StepsCritic(NamedTuple):
@@ -385,6 +431,9 @@ def test_values_of_what_followed_enter_the_advantages(ends):
         (dict(batch_size=33), "batch_size=33 .* 32 pairs .*4 environments x 4 chunks"),
         (dict(batch_size=0), "batch_size=0"),
         (dict(micro_batch_size=5), "micro_batch_size=5 .* 16 rows"),
+        (dict(minibatch="rows"), "minibatch='rows'.*pair, chain"),
+        (dict(minibatch="chain", batch_size=15), "batch_size=15 .* 2 moves"),
+        (dict(minibatch="chain", micro_batch_size=1), "micro_batch_size=1 .* of 2"),
         (dict(num_steps=0), "num_steps=0"),
         (dict(min_std=0.05), "min_std=0.05, but the policy explores with 0.1"),
         (dict(epochs=0), "epochs=0"),

@@ -9,6 +9,8 @@ from ml_collections.config_dict import placeholder
 from dppo_jax import schedules
 from dppo_jax.types import Array, Policy
 
+MINIBATCHES = ("pair", "chain")
+
 
 def default_config() -> ConfigDict:
     """Settings of the paper where it names one for all tasks; see its appendix."""
@@ -35,10 +37,17 @@ def default_config() -> ConfigDict:
     config.scale_rewards = True
     config.reward_scale = 1.0
     config.batch_size = 1000  # pairs (t, k)
+    # "pair" shuffles the pairs, as the reference does; "chain" shuffles environment
+    # steps and takes all K' moves of each: observations are encoded and values
+    # computed once for K' pairs, which are no longer independent of each other.
+    config.minibatch = "pair"
     # Rows of the policy whose gradients are computed at a time; their mean is exact,
     # only a cloning penalty draws other chains. None: as many as are fast on a CPU, all
     # on an accelerator.
     config.micro_batch_size = placeholder(int)
+    # Compute the policy's activations twice instead of keeping them for the backward
+    # pass, for networks of which even a small part of a minibatch does not fit.
+    config.remat = False
     config.epochs = 5
     config.clip_top = 0.01
     config.clip_base = 0.001
@@ -74,6 +83,16 @@ def default_config() -> ConfigDict:
 
 def check_config(config: ConfigDict, policy: Policy) -> None:
     """Refuse settings that contradict each other; raises ValueError by name."""
+    if config.minibatch not in MINIBATCHES:
+        raise ValueError(
+            f"minibatch={config.minibatch!r} is unknown; use one of "
+            f"{', '.join(MINIBATCHES)}."
+        )
+    if config.minibatch == "chain" and config.batch_size % policy.num_steps:
+        raise ValueError(
+            f"batch_size={config.batch_size} must be a multiple of the "
+            f"{policy.num_steps} moves of a chain with minibatch='chain'; change one."
+        )
     for name in ("num_steps", "epochs", "num_iterations"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]} must be at least 1.")

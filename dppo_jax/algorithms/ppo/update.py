@@ -44,11 +44,14 @@ class Pairs(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """A minibatch of pairs [B, ...], in the order that a surrogate loss takes them."""
+    """A minibatch: R environment steps and M moves of each, [R, ...].
+
+    chain: [R, M + 1, Ta, Da], entries that follow each other.
+    step, old_log_prob, advantage: [R, M].
+    """
 
     obs: Obs
-    x: Array
-    next_x: Array
+    chain: Array
     step: Array
     old_log_prob: Array
     advantage: Array
@@ -76,8 +79,11 @@ def make_updates(
     Raises:
         ValueError: micro-batches that do not divide a minibatch.
     """
-    micro_batch = part_size(config.batch_size, config.get("micro_batch_size"))
-    value_batch = part_size(min(num_rows, config.batch_size))
+    # Of a minibatch: its items, and how many moves each has.
+    moves_each = policy.num_steps if config.minibatch == "chain" else 1
+    num_items = config.batch_size // moves_each
+    part_items = part_size(num_items, config.get("micro_batch_size"), moves=moves_each)
+    value_batch = part_size(min(num_rows, num_items))
     actor_optimizer, critic_optimizer = (
         optimizers.adamw(
             weight_decay=c.weight_decay, max_grad_norm=c.get("max_grad_norm")
@@ -88,11 +94,22 @@ def make_updates(
     def init(tuned: PyTree, critic_params: PyTree) -> tuple[Any, Any]:
         return actor_optimizer.init(tuned), critic_optimizer.init(critic_params)
 
+    def log_prob(tuned: PyTree, moves: Moves) -> Array:
+        if config.minibatch == "chain":
+            return policy.chain_log_prob(tuned, moves.chain, moves.obs)
+        x, next_x = moves.chain[:, 0], moves.chain[:, 1]
+        return policy.log_prob(tuned, x, next_x, moves.obs, moves.step[:, 0])[:, None]
+
+    if config.remat:
+        log_prob = jax.checkpoint(log_prob)
+
     def surrogate(
         tuned: PyTree, params: PolicyParams, moves: Moves
     ) -> tuple[Array, Metrics]:
         loss, info = chain_losses.surrogate_loss(
-            *(tuned, policy, *moves),
+            *(log_prob(tuned, moves), moves.step),
+            *(moves.old_log_prob, moves.advantage),
+            num_steps=policy.num_steps,
             clip_top=config.clip_top,
             clip_base=config.clip_base,
             clip_rate=config.clip_rate,
@@ -127,11 +144,14 @@ def make_updates(
             num_active=params.num_active,
         )
 
+        weight = chain_losses.move_weight(
+            moves.step, policy.num_steps, params.num_active
+        )
         grads, metrics = mean_over_parts(
             lambda part: jax.grad(surrogate, has_aux=True)(params.tuned, params, part),
             moves._replace(advantage=advantage),
-            micro_batch,
-            chain_losses.move_weight(moves.step, policy.num_steps, params.num_active),
+            part_items,
+            None if weight is None else weight.sum(1),
         )
         if not (config.entropy_coef or config.clone_coef):
             return grads, metrics
@@ -144,7 +164,7 @@ def make_updates(
 
         # Every row has its share in these, also one whose move is no longer tuned.
         more, reported = mean_over_parts(
-            penalty_gradient, (moves.obs, jnp.arange(config.batch_size)), micro_batch
+            penalty_gradient, (moves.obs, jnp.arange(num_items)), part_items
         )
         return jax.tree.map(jnp.add, grads, more), metrics | reported
 
@@ -175,15 +195,20 @@ def make_updates(
             weight,
         )
 
-    def minibatch(pairs: Pairs, row: Array, step: Array) -> Moves:
-        return Moves(
+    def minibatch(pairs: Pairs, index: Array) -> tuple[Array, Moves]:
+        """Rows of `pairs` and their moves, [R] and [R, M], for indices of items."""
+        row, first = jnp.divmod(index, policy.num_steps // moves_each)
+        step = first[:, None] + jnp.arange(moves_each)
+        entry = first[:, None] + jnp.arange(moves_each + 1)
+        each = row[:, None]
+        moves = Moves(
             obs=jax.tree.map(lambda x: x[row], pairs.obs),
-            x=pairs.chain[row, step],
-            next_x=pairs.chain[row, step + 1],
+            chain=pairs.chain[each, entry],
             step=step,
-            old_log_prob=pairs.log_prob[row, step],
-            advantage=pairs.advantage[row],
+            old_log_prob=pairs.log_prob[each, step],
+            advantage=jnp.broadcast_to(pairs.advantage[each], step.shape),
         )
+        return row, moves
 
     def run(state: PPOState, pairs: Pairs, key: Array) -> tuple[PPOState, Metrics]:
         it = state.iteration
@@ -191,16 +216,14 @@ def make_updates(
         shuffle_key, clone_key = jax.random.split(key)
         index = jax.vmap(
             lambda key: shuffled_batches(
-                key, num_rows * policy.num_steps, config.batch_size
+                key, num_rows * policy.num_steps // moves_each, num_items
             )
         )(jax.random.split(shuffle_key, config.epochs))
-        index = index.reshape(-1, config.batch_size)
+        index = index.reshape(-1, num_items)
 
         def learn(state: PPOState, index: Array, key: Array) -> Any:
-            row, move = jnp.divmod(index, policy.num_steps)
-            grads, metrics = actor_gradient(
-                state.params, minibatch(pairs, row, move), key
-            )
+            row, moves = minibatch(pairs, index)
+            grads, metrics = actor_gradient(state.params, moves, key)
             critic_grads, value_loss = critic_gradient(state.critic_params, pairs, row)
             critic_params, critic_state = optimizers.update(
                 *(critic_optimizer, critic_grads, state.critic_optimizer),
