@@ -6,6 +6,7 @@ arXiv 2409.00588) were tuned on networks that start so.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -291,7 +292,9 @@ class DiffusionMLP(nn.Module):
 
     def setup(self) -> None:
         # The attributes' names are those of the parameters.
-        options = dict(activation=self.activation, compute_dtype=self.compute_dtype)
+        options: dict[str, Any] = dict(
+            activation=self.activation, compute_dtype=self.compute_dtype
+        )
         if self.condition_sizes is not None:
             self.condition = MLP(
                 self.condition_sizes[-1], self.condition_sizes[:-1], **options
