@@ -11,9 +11,10 @@ from dppo_jax.types import Array, PyTree
 
 Result = TypeVar("Result")
 
-# Of 500 to 20,000 rows at a time, through a network 512 wide on a core of an AMD EPYC,
-# 1250 and 2500 were fastest: a third less time per row than with all 20,000.
-CPU_PART = 2500
+# Of 500 to 20,000 rows at a time, through a network 512 wide on one and on two cores of
+# an AMD EPYC, 1250 were fastest or next to it: a third less time per row than with all
+# 20,000. `benchmarks.train_step` measures what is reached.
+CPU_PART = 1250
 
 
 def shuffled_batches(key: Array, size: int, batch_size: int) -> Array:

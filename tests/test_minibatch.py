@@ -79,7 +79,7 @@ def test_the_size_of_parts_divides_the_minibatch(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     sizes = [part_size(x) for x in (100, 2500, 50_000, 6250, 5003)]
     # A prime number has no parts worth having.
-    assert sizes == [100, 2500, 2500, 1250, 5003]
+    assert sizes == [100, 1250, 1250, 1250, 5003]
     assert part_size(50_000, 500) == 500
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert part_size(50_000) == 50_000
