@@ -178,6 +178,7 @@ def denoise(
     """Run steps `first` ... `last - 1` of a chain on given standard-normal draws.
 
     Args:
+        apply: (params, x [B, Ta, Da], time [1], obs) -> output like x.
         params_of: step -> network parameters that own it.
         x: [B, Ta, Da] before step `first`.
         draws: [K, B, Ta, Da]; entry k belongs to step k and is clipped here.
@@ -188,13 +189,12 @@ def denoise(
         its entry-wise log-probability [S, B, Ta, Da] with the std of `schedule` floored
         at `min_log_prob_std`.
     """
-    batch = x.shape[0]
     num_steps = schedule.num_steps
 
     def move(x, inputs):
         step, draw = inputs
-        time = jnp.broadcast_to(schedule.time[step], (batch,))
-        out = apply(params_of(step), x, time, obs)
+        # One time for all samples, so that it is embedded once.
+        out = apply(params_of(step), x, schedule.time[step][None], obs)
         mean = denoise_mean(diffusion, schedule, x, out, step)
         std = schedule.std[step]
         draw = jnp.clip(draw, -diffusion.draw_clip, diffusion.draw_clip)

@@ -37,7 +37,7 @@ def diffusion_policy(
     """A denoising chain whose last K' steps are a tunable policy (paper Sec. 4).
 
     Args:
-        network: a module (x [B, Ta, Da], time [B], obs) -> [B, Ta, Da], whose methods
+        network: a module (x [B, Ta, Da], time [B] or [1], obs) -> like x, whose methods
             `encode(obs) -> condition` and `denoise(x, time, condition)` are its two
             halves; the first is evaluated once per chain.
         diffusion: schedules and bounds.

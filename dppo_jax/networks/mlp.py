@@ -318,11 +318,17 @@ class DiffusionMLP(nn.Module):
         return state if self.condition_sizes is None else self.condition(state)
 
     def denoise(self, x: Array, time: Array, condition: Array) -> Array:
-        """The rest, given `encode(obs)`."""
+        """The rest, given `encode(obs)`; a `time` of [1] is that of all samples."""
         chex.assert_shape(x, (None, self.chunk, self.action_dim))
         batch = x.shape[0]
-        chex.assert_shape([condition, time[:, None]], (batch, None))
-        parts = [x.reshape(batch, -1), self.time_embedding(time), condition]
+        chex.assert_shape(condition, (batch, None))
+        chex.assert_shape(time, ({1, batch},))
+        embedding = self.time_embedding(time)
+        parts = [
+            x.reshape(batch, -1),
+            jnp.broadcast_to(embedding, (batch, self.time_dim)),
+            condition,
+        ]
         return self.mean(jnp.concatenate(parts, axis=-1)).reshape(x.shape)
 
 
