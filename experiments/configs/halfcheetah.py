@@ -1,4 +1,4 @@
-"""Gymnasium's HalfCheetah from medium demonstrations: `:v0_8`, `:v0_6` or `:cpu`.
+"""Gymnasium's HalfCheetah, medium demonstrations: `:v0_8`, `:v0_6`, `:cpu`, `:fast`.
 
 `experiments.collect` makes demonstrations, --config.data=PATH brings others;
 `experiments/configs/locomotion.py` says what the variants are.
