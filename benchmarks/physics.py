@@ -11,9 +11,11 @@ former divided by the latter. Compiling is not part of any rate.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import mujoco
@@ -24,8 +26,9 @@ from benchmarks import timing
 from dppo_jax.envs import TASKS, make_task, time_limit, vectorize
 from dppo_jax.envs.physics import (
     ENGINES,
+    Physics,
     PhysicsState,
-    compile_model,
+    make_physics,
     resolve_engine,
 )
 from dppo_jax.runtime import num_cores
@@ -64,9 +67,9 @@ def usable_engines() -> list[str]:
     return [engine for engine in ENGINES if usable(engine)]
 
 
-def make_rollout(name: str, engine: str, batch: int, num_steps: int):
+def make_rollout(name: str, engine: str, batch: int, num_steps: int, **options: Any):
     """A function key -> state [B] and its jitted roll-out (state, key) -> state."""
-    env = make_task(name, engine=engine)
+    env = make_task(name, engine=engine, **options)
     if env.max_steps is None:
         env = time_limit(env, DEFAULT_MAX_STEPS)
     vec_env = vectorize(env, batch)
@@ -93,17 +96,19 @@ def physics_state(state: Any) -> PhysicsState:
     return physics
 
 
-def start_simulations(name: str, batch: int, num_steps: int) -> Simulations:
+def start_simulations(
+    name: str, batch: int, num_steps: int, **options: Any
+) -> Simulations:
     """Simulations in the states where environments are after `num_steps` steps."""
-    task = sys.modules[TASKS[name].__module__]
-    model = compile_model(task.mjcf())
-    reset, rollout = make_rollout(name, "mujoco", batch, num_steps)
+    physics = engine_of(name, "mujoco", **options)
+    model = physics.model
+    reset, rollout = make_rollout(name, "mujoco", batch, num_steps, **options)
     state = rollout(reset(jax.random.key(0)), jax.random.key(1))
     raw = np.asarray(physics_state(state).raw).view(np.float64)
     simulations = mujoco_batch.Batch(model, batch)
     simulations.state[...] = raw
     ctrl = np.array(simulations.bind("ctrl"))
-    return Simulations(model, task.NUM_SUBSTEPS, raw, ctrl)
+    return Simulations(model, physics.num_substeps, raw, ctrl)
 
 
 def c_rate(start: Simulations, num_steps: int) -> float:
@@ -119,6 +124,64 @@ def c_rate(start: Simulations, num_steps: int) -> float:
 
     seconds = timing.measure(run, max_seconds=MAX_SECONDS).median
     return len(start.raw) * num_steps / seconds
+
+
+def engine_of(name: str, engine: str, **options: Any) -> Physics:
+    """The physics that a task runs on, with the solver settings it chose.
+
+    A task keeps it to itself, so this looks on while the task makes it.
+    """
+    made: list[Physics] = []
+
+    def look_on(*args: Any, **kwargs: Any) -> Physics:
+        made.append(make_physics(*args, **kwargs))
+        return made[-1]
+
+    with contextlib.ExitStack() as stack:
+        for module in list(sys.modules.values()):
+            if getattr(module, "make_physics", None) is make_physics:
+                if module.__name__.startswith("dppo_jax.envs.tasks."):
+                    patch = mock.patch.object(module, "make_physics", look_on)
+                    stack.enter_context(patch)
+        make_task(name, engine=engine, **options)
+    (physics,) = made
+    return physics
+
+
+def mjx_rate(
+    name: str, engine: str, batch: int, num_steps: int, **options: Any
+) -> float:
+    """Control steps per second of an MJX engine without task, limits and resets."""
+    physics = engine_of(name, engine, **options)
+    reset, rollout = make_rollout(name, engine, batch, num_steps, **options)
+    state = physics_state(rollout(reset(jax.random.key(0)), jax.random.key(1)))
+    low, high = physics.model.actuator_ctrlrange.T
+    shape = (batch, physics.model.nu)
+    ctrl = jax.random.uniform(jax.random.key(2), shape, minval=low, maxval=high)
+
+    @jax.jit
+    def run(state: PhysicsState, ctrl: Array) -> PhysicsState:
+        step = jax.vmap(physics.step)
+        return jax.lax.scan(
+            lambda state, _: (step(state, ctrl), None), state, length=num_steps
+        )[0]
+
+    timed = timing.measure(run, state, ctrl, max_seconds=MAX_SECONDS)
+    return batch * num_steps / timed.median
+
+
+def engine_rate(
+    name: str, engine: str, batch: int, num_steps: int, **options: Any
+) -> float:
+    """Control steps per second of an engine alone, from states of the task.
+
+    Args:
+        options: of the task.
+    """
+    if engine == "mujoco":
+        start = start_simulations(name, batch, num_steps, **options)
+        return c_rate(start, num_steps)
+    return mjx_rate(name, engine, batch, num_steps, **options)
 
 
 def environment_rate(
@@ -167,7 +230,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--engines", nargs="+", choices=ENGINES, help="default: all that run here")
     add("--batch", nargs="+", type=int, default=batches, help="environments")
     add("--steps", type=int, default=NUM_STEPS, help="control steps per timed call")
-    add("--json", nargs="?", const="", help="keep the rows, in benchmarks/results/")
+    timing.add_json(parser)
     return parser.parse_args(arguments)
 
 
@@ -179,10 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for batch in options.batch:
             engines = options.engines or usable_engines()
             rows += measure_task(name, engines, batch, options.steps)
-    timing.print_table(rows)
-    if options.json is not None:
-        path = options.json or timing.result_path("physics", report)
-        print(f"wrote {timing.write_json(path, rows, report)}")
+    timing.finish("physics", rows, report, options.json)
 
 
 if __name__ == "__main__":
