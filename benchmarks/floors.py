@@ -9,7 +9,7 @@ fast arrays of that size can be read and written.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -231,7 +231,7 @@ def _set_first(x: Array, value: Array) -> Array:
     return x.at[(0,) * x.ndim].set(value.astype(x.dtype))
 
 
-def _total(found: list[tuple[Product, int]]) -> int:
+def _total(found: Iterable[tuple[Product, int]]) -> int:
     return sum(product.flops * count for product, count in found)
 
 
@@ -248,7 +248,7 @@ def _products(jaxpr: Any) -> list[tuple[Product, int]]:
             found.append((Product(lhs, rhs, operands, dict(params)), 1))
         elif name == "cond":
             branches = [_products(branch.jaxpr) for branch in params["branches"]]
-            found += max(branches, key=lambda branch: _total(branch))
+            found += max(branches, key=_total)
         else:
             inner = [x for p in params.values() for x in _jaxprs(p)]
             inside = [pair for x in inner for pair in _products(x)]
