@@ -1,7 +1,7 @@
 """What a configuration is made of, and how parts of its work are timed."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -170,12 +170,6 @@ def measure_part(
     if row["floor s"] is not None:
         row["utilisation"] = row["floor s"] / timed.median
     return row
-
-
-def failed_row(name: str, keys: Sequence[str], error: Exception | str) -> dict:
-    """A row that says why it holds no numbers."""
-    text = " ".join(str(error).split())[:300]
-    return {"part": name, **dict.fromkeys(keys), "error": text}
 
 
 def jitted(function: Callable[..., Any], *args: Any, carry: bool = False):
