@@ -53,7 +53,7 @@ HOPPER := --config experiments/configs/hopper.py:v0_8
 
 bench: $(INSTALLED)  ## Measure this machine, about 15 minutes (JSON=1 keeps it)
 	@echo "== physics"
-	@$(BIN)/python -m benchmarks.physics $(KEEP)
+	@$(BIN)/python -m benchmarks.physics --batch 512 $(KEEP)
 	@echo "== denoising"
 	@$(BIN)/python -m benchmarks.denoising $(KEEP)
 	@echo "== an iteration of avoid"

@@ -8,7 +8,8 @@ Tables: `matmul` (the device's rate for square products), `denoising`, `pretrain
 split of an iteration) and `compile_time` (two starts). Rows are written to
 `benchmarks/results/<device>-<date>.json` as they come. One that fails (memory,
 compiler) says so and the others go on; what this machine or version cannot do, and what
-no time is left for, is listed as skipped, with the reason. `--small` measures the same at sizes for a CPU, to try the program out.
+no time is left for, is listed as skipped, with the reason. `--small` measures the same
+at sizes for a CPU, to try the program out.
 """
 
 import argparse

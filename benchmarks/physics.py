@@ -5,9 +5,10 @@
 
 `steps/s` counts control steps of whole environments (task, time limit, resets) in one
 jitted scan. `C steps/s` is what `mujoco.batch` does by itself on the same model, with
-as many simulations on as many threads, starting from states that the environments were
-in: what engine "mujoco" could reach if tasks and calls cost nothing. `ratio` is the
-former divided by the latter. Compiling is not part of any rate.
+as many simulations on as many threads, making again the very steps that environments
+made, each from its recorded state: what engine "mujoco" could reach if tasks and calls
+cost nothing. `ratio` is the former divided by the latter. Compiling is not part of any
+rate.
 """
 
 import argparse
@@ -43,16 +44,19 @@ DEFAULT_MAX_STEPS = 100
 
 
 class Simulations(NamedTuple):
-    """What `mujoco.batch` needs to go on where environments were.
+    """What `mujoco.batch` needs to do again what environments made it do.
 
-    raw: [B, nstate] float64 integration states, controls included.
-    ctrl: [B, nu] float64.
+    raw: [T, B, nstate] float64 integration states before every control step.
+    ctrl: [T, B, nu] float64, what each of these steps was given; zero where the
+        environment was reset after it.
+    stage: of mj_forward, which the sensors of the task need after a step.
     """
 
     model: mujoco.MjModel
     num_substeps: int
     raw: np.ndarray
     ctrl: np.ndarray
+    stage: int
 
 
 def usable_engines() -> list[str]:
@@ -68,21 +72,27 @@ def usable_engines() -> list[str]:
 
 
 def make_rollout(name: str, engine: str, batch: int, num_steps: int, **options: Any):
-    """A function key -> state [B] and its jitted roll-out (state, key) -> state."""
+    """A function key -> state [B] and its jitted roll-out (state, key) -> state.
+
+    With `trace` the roll-out also returns what the engine holds after every step.
+    """
     env = make_task(name, engine=engine, **options)
     if env.max_steps is None:
         env = time_limit(env, DEFAULT_MAX_STEPS)
     vec_env = vectorize(env, batch)
 
-    @jax.jit
-    def rollout(state, key):
+    def rollout(state, key, trace=False):
         shape = (num_steps, batch, *env.action_shape)
         actions = jax.random.uniform(key, shape, minval=-1.0)
-        return jax.lax.scan(
-            lambda state, action: (vec_env.step(state, action)[0], None), state, actions
-        )[0]
 
-    return jax.jit(vec_env.reset), rollout
+        def step(state, action):
+            state = vec_env.step(state, action)[0]
+            return state, physics_state(state).raw if trace else None
+
+        state, raw = jax.lax.scan(step, state, actions)
+        return (state, raw) if trace else state
+
+    return jax.jit(vec_env.reset), jax.jit(rollout, static_argnames="trace")
 
 
 def physics_state(state: Any) -> PhysicsState:
@@ -96,34 +106,42 @@ def physics_state(state: Any) -> PhysicsState:
     return physics
 
 
-def start_simulations(
+def record_simulations(
     name: str, batch: int, num_steps: int, **options: Any
 ) -> Simulations:
-    """Simulations in the states where environments are after `num_steps` steps."""
+    """What environments do in `num_steps` steps, those of `environment_rate`."""
     physics = engine_of(name, "mujoco", **options)
-    model = physics.model
     reset, rollout = make_rollout(name, "mujoco", batch, num_steps, **options)
-    state = rollout(reset(jax.random.key(0)), jax.random.key(1))
-    raw = np.asarray(physics_state(state).raw).view(np.float64)
-    simulations = mujoco_batch.Batch(model, batch)
-    simulations.state[...] = raw
-    ctrl = np.array(simulations.bind("ctrl"))
-    return Simulations(model, physics.num_substeps, raw, ctrl)
+    start = reset(jax.random.key(0))
+    _, bits = rollout(start, jax.random.key(1), trace=True)
+    first = physics_state(start).raw
+    raw = np.concatenate([np.asarray(first)[None], np.asarray(bits)]).view(np.float64)
+    simulations = mujoco_batch.Batch(physics.model, batch)
+    bound, ctrl = simulations.bind("ctrl"), []
+    for after in raw[1:]:
+        simulations.state[...] = after
+        ctrl.append(np.array(bound))
+    needed = physics.model.sensor_needstage
+    stage = int(needed.max()) if len(needed) else mujoco.mjtStage.mjSTAGE_NONE.value
+    return Simulations(
+        physics.model, physics.num_substeps, raw[:-1], np.stack(ctrl), stage
+    )
 
 
-def c_rate(start: Simulations, num_steps: int) -> float:
-    """Control steps per second of `mujoco.batch` alone."""
-    batch = mujoco_batch.Batch(start.model, len(start.raw), nthread=num_cores())
+def c_rate(recorded: Simulations) -> float:
+    """Control steps per second of `mujoco.batch` alone, on the very same steps."""
+    num_steps, num = recorded.raw.shape[:2]
+    batch = mujoco_batch.Batch(recorded.model, num, nthread=num_cores())
     ctrl = batch.bind("ctrl")
 
     def run() -> None:
-        batch.state[...] = start.raw
-        for _ in range(num_steps):
-            ctrl[...] = start.ctrl
-            batch.step(nstep=start.num_substeps)
+        for before, given in zip(recorded.raw, recorded.ctrl):
+            batch.state[...] = before
+            ctrl[...] = given
+            batch.step(nstep=recorded.num_substeps, stage=recorded.stage)
 
     seconds = timing.measure(run, max_seconds=MAX_SECONDS).median
-    return len(start.raw) * num_steps / seconds
+    return num * num_steps / seconds
 
 
 def engine_of(name: str, engine: str, **options: Any) -> Physics:
@@ -179,8 +197,7 @@ def engine_rate(
         options: of the task.
     """
     if engine == "mujoco":
-        start = start_simulations(name, batch, num_steps, **options)
-        return c_rate(start, num_steps)
+        return c_rate(record_simulations(name, batch, num_steps, **options))
     return mjx_rate(name, engine, batch, num_steps, **options)
 
 
@@ -200,7 +217,7 @@ def measure_task(
 ) -> list[dict[str, Any]]:
     """One row for each engine; the rate of C MuJoCo is measured beside them."""
     print(f"measuring {name} x {batch:,}: C MuJoCo", file=sys.stderr, flush=True)
-    raw_rate = c_rate(start_simulations(name, batch, num_steps), num_steps)
+    raw_rate = c_rate(record_simulations(name, batch, num_steps))
     rows = []
     for engine in engines:
         print(f"measuring {name} x {batch:,}: {engine}", file=sys.stderr, flush=True)

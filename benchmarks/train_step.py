@@ -47,7 +47,9 @@ from dppo_jax.minibatch import mean_over_parts, part_size
 from dppo_jax.types import Array, PyTree
 
 MAX_SECONDS = 40.0
-NUM_PHYSICS_STEPS = 20  # of the engine alone, for the floor
+# Control steps of the engine alone, all environments together: few environments need
+# many to get to where they are in a roll-out, many take long.
+PHYSICS_STEPS = 20_000
 
 
 def step_part(setup: Setup) -> Part:
@@ -80,10 +82,11 @@ def _physics_floor(setup: Setup) -> float | None:
     engine = config.engine
     if engine == "auto":
         engine = resolve_engine("auto", cpu_engine="mujoco")
-    rate = physics.engine_rate(
-        *(config.task, engine, env.num_envs, NUM_PHYSICS_STEPS), **config.options
-    )
     num_steps = setup.config.finetune.num_steps * env.action_shape[0]
+    recorded = min(num_steps, max(20, PHYSICS_STEPS // env.num_envs))
+    rate = physics.engine_rate(
+        *(config.task, engine, env.num_envs, recorded), **config.options
+    )
     return env.num_envs * num_steps / rate
 
 
