@@ -31,12 +31,15 @@ class Product(NamedTuple):
     lhs, rhs: shapes with data types.
     operands: what the two operands are called in the jaxpr; the same name is the same
         array.
+    given: whether each is an argument of the function, as weights are, and no result
+        of other work, as activations are.
     params: dimension numbers, precision and data type of the result, as JAX binds them.
     """
 
     lhs: jax.ShapeDtypeStruct
     rhs: jax.ShapeDtypeStruct
     operands: tuple[int, int]
+    given: tuple[bool, bool]
     params: dict[str, Any]
 
     @property
@@ -87,8 +90,9 @@ class Replay:
     and the floor is the fastest:
 
     - `apart`: operands as in the function; no product waits for another;
-    - `in turn`: every product waits for the one before, as the layers of a network do,
-      and operands of equal shape are one array, which caches hold best;
+    - `in turn`: every product waits for the one before, as the layers of a network do.
+      Weights are as many as the function has, activations of equal shape are one array:
+      they are still in the caches, as for a layer that follows another;
     - `straight`: `apart` without a loop, one call for one evaluation.
     """
 
@@ -123,12 +127,12 @@ class Replay:
         """How often one call of an arrangement runs all products."""
         return 1 if arrangement == "straight" else self.count
 
-    def rate(self, timings: dict[str, timing.Timing]) -> float:
-        """Operations per second of the fastest arrangement, by its median."""
-        return max(
-            self.evaluations(name) * self.flops / timed.median
+    def rates(self, timings: dict[str, timing.Timing]) -> dict[str, float]:
+        """Operations per second by arrangement, from the medians."""
+        return {
+            name: self.evaluations(name) * self.flops / timed.median
             for name, timed in timings.items()
-        )
+        }
 
     def _operands(self, *, shared: bool) -> Pool:
         pool: Pool = {}
@@ -205,7 +209,7 @@ def matmul_rate(rows: int, width: int, dtype: Any = jnp.float32) -> float:
     replay = Replay(jnp.matmul, x, weight)
     calls = replay.calls()
     timings = timing.measure_together(list(calls.values()), max_seconds=5.0)
-    return replay.rate(dict(zip(calls, timings)))
+    return max(replay.rates(dict(zip(calls, timings))).values())
 
 
 def _loop(once: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -220,7 +224,9 @@ def _loop(once: Callable[[Any], Any]) -> Callable[..., Any]:
 
 def _name(product: Product, side: int, *, shared: bool) -> str:
     struct = (product.lhs, product.rhs)[side]
-    return str(struct) if shared else f"{product.operands[side]} {struct}"
+    if shared and not product.given[side]:
+        return str(struct)
+    return f"{product.operands[side]} {struct}"
 
 
 def _first(x: Array) -> Array:
@@ -244,8 +250,10 @@ def _products(jaxpr: Any) -> list[tuple[Product, int]]:
                 jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype)
                 for x in equation.invars
             )
-            operands = (id(equation.invars[0]), id(equation.invars[1]))
-            found.append((Product(lhs, rhs, operands, dict(params)), 1))
+            left, right = equation.invars
+            operands, arguments = (id(left), id(right)), [*map(id, jaxpr.invars)]
+            given = operands[0] in arguments, operands[1] in arguments
+            found.append((Product(lhs, rhs, operands, given, dict(params)), 1))
         elif name == "cond":
             branches = [_products(branch.jaxpr) for branch in params["branches"]]
             found += max(branches, key=_total)

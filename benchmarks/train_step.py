@@ -12,7 +12,8 @@ metrics.
 
 `GFLOP` counts the matrix products of the part; `XLA GFLOP` is XLA's own count, which
 holds elementwise arithmetic too. `matmul GFLOP/s` is what the device did with exactly
-these products and nothing else, in turns with the part (`benchmarks/floors.py`).
+these products and nothing else, in turns with the part (`benchmarks/floors.py`), and
+`in turn GFLOP/s` what it did where each product had to wait for the one before.
 `floor s` is the one divided by the other; for physics it is the control steps divided
 by what the engine does alone. `utilisation` is floor over median. Compiling is apart.
 """

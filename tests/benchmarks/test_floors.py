@@ -94,6 +94,19 @@ def test_replays_run_exactly_the_products_of_the_function():
         assert compiled.count(" copy(") < len(replay.products) / 2, name
 
 
+def test_weights_stay_apart_where_activations_share_an_array():
+    apply, params, x = network()
+    weights = [w for w in jax.tree.leaves(params) if w.ndim == 2]
+    replay = floors.Replay(apply, params, x)
+    pool, _ = replay.calls()["in turn"].args[0]
+    shapes = [array.shape for array in pool.values()]
+    for weight in weights:
+        same = [w for w in weights if w.shape == weight.shape]
+        assert shapes.count(weight.shape) == len(same)
+    # Two of the layers read activations of one shape.
+    assert shapes.count((ROWS, WIDTH)) == 1
+
+
 def test_replays_stay_finite_and_do_as_many_rounds_as_they_say():
     replay = floors.Replay(jnp.matmul, jnp.ones((4, 4)), jnp.ones((4, 4)))
     replay.count = 1000
@@ -106,13 +119,13 @@ def test_replays_stay_finite_and_do_as_many_rounds_as_they_say():
     assert replay.evaluations("straight") == 1
 
 
-def test_the_rate_is_that_of_the_fastest_arrangement():
+def test_a_rate_is_all_rounds_of_a_call_over_its_median():
     replay = floors.Replay(jnp.matmul, jnp.ones((4, 4)), jnp.ones((4, 4)))
     replay.count = 10
-    second, half = (timing.Timing(x, x, x, 0.0, 3) for x in (1.0, 0.5))
-    timings = {"apart": second, "in turn": half, "straight": second}
-    assert replay.rate(timings) == 10 * 2 * 4**3 / 0.5
-    assert replay.rate(timings | {"in turn": second}) == 10 * 2 * 4**3
+    second, half = (timing.Timing(x, 0.1, 9.0, 0.0, 3) for x in (1.0, 0.5))
+    rates = replay.rates({"apart": second, "in turn": half, "straight": second})
+    one = 2 * 4**3
+    assert rates == {"apart": 10 * one, "in turn": 20 * one, "straight": one}
 
 
 def test_nothing_to_multiply_is_refused():
