@@ -15,7 +15,8 @@ holds elementwise arithmetic too. `matmul GFLOP/s` is what the device did with e
 these products and nothing else, in turns with the part (`benchmarks/floors.py`), and
 `in turn GFLOP/s` what it did where each product had to wait for the one before.
 `floor s` is the one divided by the other; for physics it is the control steps divided
-by what the engine does alone. `utilisation` is floor over median. Compiling is apart.
+by what the engine does alone. The floor of `step` is the sum of the others.
+`utilisation` is floor over median. Compiling is apart.
 """
 
 import argparse
@@ -208,8 +209,15 @@ def measure_all(
 
 
 def split(rows: list[dict[str, Any]], whole: dict[str, Any]) -> list[dict[str, Any]]:
-    """Add `rest` and the whole iteration to its parts, and each one's share of it."""
+    """Add `rest` and the whole iteration to its parts, and each one's share of it.
+
+    The floor of the whole is the sum of the floors of its parts, if all have one.
+    """
     rest = whole["median s"] - sum(row["median s"] for row in rows)
+    floors = [row["floor s"] for row in rows]
+    if None not in floors:
+        whole = whole | {"floor s": sum(floors)}
+        whole["utilisation"] = whole["floor s"] / whole["median s"]
     rows = [*rows, dict.fromkeys(whole) | {"part": "rest", "median s": rest}, whole]
     for row in rows:
         row["share"] = row["median s"] / whole["median s"]

@@ -39,6 +39,18 @@ def test_the_split_of_an_iteration_adds_up(tiny):
         assert row["utilisation"] == pytest.approx(row["floor s"] / row["median s"])
 
 
+def test_the_floor_of_an_iteration_is_that_of_its_parts():
+    def row(name, seconds, floor):
+        return {"part": name, "median s": seconds, "floor s": floor}
+
+    parts = [row("physics", 2.0, 1.0), row("denoising", 3.0, 2.5)]
+    *_, rest, step = train_step.split(parts, row("step", 7.0, None))
+    assert rest["median s"] == 2.0 and rest["share"] == pytest.approx(2 / 7)
+    assert step["floor s"] == 3.5 and step["utilisation"] == 0.5
+    parts[0]["floor s"] = None
+    assert train_step.split(parts, row("step", 7.0, None))[-1]["floor s"] is None
+
+
 def test_updates_count_forward_and_backward_of_every_pair(tiny):
     setup = setups.make_setup(tiny)
     # 4 environments x 2 chunks x 10 moves in minibatches of 20, three times.
