@@ -63,7 +63,7 @@ bench: $(INSTALLED)  ## Measure this machine, about 15 minutes (JSON=1 keeps it)
 	@echo "== pre-training"
 	@$(BIN)/python -m benchmarks.pretrain $(KEEP)
 	@echo "== 64 to 4096 environments"
-	@$(BIN)/python -m benchmarks.scaling $(KEEP) $(if $(JSON),--plot)
+	@$(BIN)/python -m benchmarks.scaling --max-seconds 10 $(KEEP) $(if $(JSON),--plot)
 	@echo "== compiling"
 	@$(BIN)/python -m benchmarks.compile_time $(KEEP)
 

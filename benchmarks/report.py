@@ -8,8 +8,9 @@ In the document (docs/performance.md) every
     <!-- end -->
 
 gets, between the two lines, the tables of the newest `NAME-*.json` in the folder with
-a line about the machine; a `NAME` of `gpu` stands for all files of accelerators. Where
-nothing was measured, it says so. Whatever stood there before is replaced.
+a line about the machine, and the plot `results/NAME.png` beside the document if there
+is one; a `NAME` of `gpu` stands for all files of accelerators. Where nothing was
+measured, it says so. Whatever stood there before is replaced.
 """
 
 import argparse
@@ -108,9 +109,21 @@ def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def update(text: str, results: Path) -> str:
-    """The document with all its blocks filled in anew."""
-    return _BLOCK.sub(lambda m: m[1] + render(m["name"], results) + m[4], text)
+def update(text: str, results: Path, plots: Path) -> str:
+    """The document with all its blocks filled in anew.
+
+    Args:
+        results: folder of what was kept.
+        plots: folder of what was drawn, beside the document.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        content, name = render(match["name"], results), match["name"]
+        if (plots / f"{name}.png").exists():
+            content += f"\n![{name}]({plots.name}/{name}.png)\n"
+        return match[1] + content + match[4]
+
+    return _BLOCK.sub(block, text)
 
 
 def _cell(name: str, value: Any) -> str:
@@ -138,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=timing.RESULTS)
     options = parser.parse_args(arguments)
     text = options.document.read_text()
-    options.document.write_text(update(text, options.results))
+    plots = options.document.parent / "results"
+    options.document.write_text(update(text, options.results, plots))
     print(f"wrote {options.document}")
 
 
