@@ -17,7 +17,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test test-slow lint types format bench clean
+.PHONY: help demo test test-slow lint types format bench bench-gpu figures clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -47,11 +47,31 @@ format: $(INSTALLED)  ## Let black and isort rewrite the sources
 	@$(BIN)/python -m isort --quiet $(SOURCES)
 	@$(BIN)/python -m black --quiet $(SOURCES)
 
-bench: $(INSTALLED)  ## Measure physics and training steps on this machine
+# JSON=1 keeps the rows in benchmarks/results/, where `make figures` finds them.
+KEEP := $(if $(JSON),--json)
+HOPPER := --config experiments/configs/hopper.py:v0_8
+
+bench: $(INSTALLED)  ## Measure this machine, about 15 minutes (JSON=1 keeps it)
 	@echo "== physics"
-	@$(BIN)/python -m benchmarks.physics
-	@echo "== training step"
-	@$(BIN)/python -m benchmarks.train_step
+	@$(BIN)/python -m benchmarks.physics --batch 512 $(KEEP)
+	@echo "== denoising"
+	@$(BIN)/python -m benchmarks.denoising $(KEEP)
+	@echo "== an iteration of avoid"
+	@$(BIN)/python -m benchmarks.train_step $(KEEP)
+	@echo "== an iteration of Hopper"
+	@$(BIN)/python -m benchmarks.train_step $(HOPPER) $(KEEP)
+	@echo "== pre-training"
+	@$(BIN)/python -m benchmarks.pretrain $(KEEP)
+	@echo "== 64 to 4096 environments"
+	@$(BIN)/python -m benchmarks.scaling --max-seconds 10 $(KEEP) $(if $(JSON),--plot)
+	@echo "== compiling"
+	@$(BIN)/python -m benchmarks.compile_time $(KEEP)
+
+bench-gpu: $(INSTALLED)  ## Measure a GPU in 20 minutes (SMALL=1 tries it on a CPU)
+	@$(BIN)/python -m benchmarks.gpu $(if $(SMALL),--small)
+
+figures: $(INSTALLED)  ## Put kept measurements into docs/performance.md
+	@$(BIN)/python -m benchmarks.report
 
 clean:  ## Remove caches and build leftovers; .venv and runs/ stay
 	@rm -rf .pytest_cache .mypy_cache .jax_cache build dist *.egg-info

@@ -5,15 +5,18 @@
 
 `steps/s` counts control steps of whole environments (task, time limit, resets) in one
 jitted scan. `C steps/s` is what `mujoco.batch` does by itself on the same model, with
-as many simulations on as many threads, starting from states that the environments were
-in: what engine "mujoco" could reach if tasks and calls cost nothing. `ratio` is the
-former divided by the latter. Compiling is not part of any rate.
+as many simulations on as many threads, making again the very steps that environments
+made, each from its recorded state: what engine "mujoco" could reach if tasks and calls
+cost nothing. `ratio` is the former divided by the latter. Compiling is not part of any
+rate.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import mujoco
@@ -24,8 +27,9 @@ from benchmarks import timing
 from dppo_jax.envs import TASKS, make_task, time_limit, vectorize
 from dppo_jax.envs.physics import (
     ENGINES,
+    Physics,
     PhysicsState,
-    compile_model,
+    make_physics,
     resolve_engine,
 )
 from dppo_jax.runtime import num_cores
@@ -40,16 +44,19 @@ DEFAULT_MAX_STEPS = 100
 
 
 class Simulations(NamedTuple):
-    """What `mujoco.batch` needs to go on where environments were.
+    """What `mujoco.batch` needs to do again what environments made it do.
 
-    raw: [B, nstate] float64 integration states, controls included.
-    ctrl: [B, nu] float64.
+    raw: [T, B, nstate] float64 integration states before every control step.
+    ctrl: [T, B, nu] float64, what each of these steps was given; zero where the
+        environment was reset after it.
+    stage: of mj_forward, which the sensors of the task need after a step.
     """
 
     model: mujoco.MjModel
     num_substeps: int
     raw: np.ndarray
     ctrl: np.ndarray
+    stage: int
 
 
 def usable_engines() -> list[str]:
@@ -64,22 +71,28 @@ def usable_engines() -> list[str]:
     return [engine for engine in ENGINES if usable(engine)]
 
 
-def make_rollout(name: str, engine: str, batch: int, num_steps: int):
-    """A function key -> state [B] and its jitted roll-out (state, key) -> state."""
-    env = make_task(name, engine=engine)
+def make_rollout(name: str, engine: str, batch: int, num_steps: int, **options: Any):
+    """A function key -> state [B] and its jitted roll-out (state, key) -> state.
+
+    With `trace` the roll-out also returns what the engine holds after every step.
+    """
+    env = make_task(name, engine=engine, **options)
     if env.max_steps is None:
         env = time_limit(env, DEFAULT_MAX_STEPS)
     vec_env = vectorize(env, batch)
 
-    @jax.jit
-    def rollout(state, key):
+    def rollout(state, key, trace=False):
         shape = (num_steps, batch, *env.action_shape)
         actions = jax.random.uniform(key, shape, minval=-1.0)
-        return jax.lax.scan(
-            lambda state, action: (vec_env.step(state, action)[0], None), state, actions
-        )[0]
 
-    return jax.jit(vec_env.reset), rollout
+        def step(state, action):
+            state = vec_env.step(state, action)[0]
+            return state, physics_state(state).raw if trace else None
+
+        state, raw = jax.lax.scan(step, state, actions)
+        return (state, raw) if trace else state
+
+    return jax.jit(vec_env.reset), jax.jit(rollout, static_argnames="trace")
 
 
 def physics_state(state: Any) -> PhysicsState:
@@ -93,32 +106,99 @@ def physics_state(state: Any) -> PhysicsState:
     return physics
 
 
-def start_simulations(name: str, batch: int, num_steps: int) -> Simulations:
-    """Simulations in the states where environments are after `num_steps` steps."""
-    task = sys.modules[TASKS[name].__module__]
-    model = compile_model(task.mjcf())
-    reset, rollout = make_rollout(name, "mujoco", batch, num_steps)
-    state = rollout(reset(jax.random.key(0)), jax.random.key(1))
-    raw = np.asarray(physics_state(state).raw).view(np.float64)
-    simulations = mujoco_batch.Batch(model, batch)
-    simulations.state[...] = raw
-    ctrl = np.array(simulations.bind("ctrl"))
-    return Simulations(model, task.NUM_SUBSTEPS, raw, ctrl)
+def record_simulations(
+    name: str, batch: int, num_steps: int, **options: Any
+) -> Simulations:
+    """What environments do in `num_steps` steps, those of `environment_rate`."""
+    physics = engine_of(name, "mujoco", **options)
+    reset, rollout = make_rollout(name, "mujoco", batch, num_steps, **options)
+    start = reset(jax.random.key(0))
+    _, bits = rollout(start, jax.random.key(1), trace=True)
+    first = physics_state(start).raw
+    raw = np.concatenate([np.asarray(first)[None], np.asarray(bits)]).view(np.float64)
+    simulations = mujoco_batch.Batch(physics.model, batch)
+    bound, ctrl = simulations.bind("ctrl"), []
+    for after in raw[1:]:
+        simulations.state[...] = after
+        ctrl.append(np.array(bound))
+    needed = physics.model.sensor_needstage
+    stage = int(needed.max()) if len(needed) else mujoco.mjtStage.mjSTAGE_NONE.value
+    return Simulations(
+        physics.model, physics.num_substeps, raw[:-1], np.stack(ctrl), stage
+    )
 
 
-def c_rate(start: Simulations, num_steps: int) -> float:
-    """Control steps per second of `mujoco.batch` alone."""
-    batch = mujoco_batch.Batch(start.model, len(start.raw), nthread=num_cores())
+def c_rate(recorded: Simulations) -> float:
+    """Control steps per second of `mujoco.batch` alone, on the very same steps."""
+    num_steps, num = recorded.raw.shape[:2]
+    batch = mujoco_batch.Batch(recorded.model, num, nthread=num_cores())
     ctrl = batch.bind("ctrl")
 
     def run() -> None:
-        batch.state[...] = start.raw
-        for _ in range(num_steps):
-            ctrl[...] = start.ctrl
-            batch.step(nstep=start.num_substeps)
+        for before, given in zip(recorded.raw, recorded.ctrl):
+            batch.state[...] = before
+            ctrl[...] = given
+            batch.step(nstep=recorded.num_substeps, stage=recorded.stage)
 
     seconds = timing.measure(run, max_seconds=MAX_SECONDS).median
-    return len(start.raw) * num_steps / seconds
+    return num * num_steps / seconds
+
+
+def engine_of(name: str, engine: str, **options: Any) -> Physics:
+    """The physics that a task runs on, with the solver settings it chose.
+
+    A task keeps it to itself, so this looks on while the task makes it.
+    """
+    made: list[Physics] = []
+
+    def look_on(*args: Any, **kwargs: Any) -> Physics:
+        made.append(make_physics(*args, **kwargs))
+        return made[-1]
+
+    with contextlib.ExitStack() as stack:
+        for module in list(sys.modules.values()):
+            if getattr(module, "make_physics", None) is make_physics:
+                if module.__name__.startswith("dppo_jax.envs.tasks."):
+                    patch = mock.patch.object(module, "make_physics", look_on)
+                    stack.enter_context(patch)
+        make_task(name, engine=engine, **options)
+    (physics,) = made
+    return physics
+
+
+def mjx_rate(
+    name: str, engine: str, batch: int, num_steps: int, **options: Any
+) -> float:
+    """Control steps per second of an MJX engine without task, limits and resets."""
+    physics = engine_of(name, engine, **options)
+    reset, rollout = make_rollout(name, engine, batch, num_steps, **options)
+    state = physics_state(rollout(reset(jax.random.key(0)), jax.random.key(1)))
+    low, high = physics.model.actuator_ctrlrange.T
+    shape = (batch, physics.model.nu)
+    ctrl = jax.random.uniform(jax.random.key(2), shape, minval=low, maxval=high)
+
+    @jax.jit
+    def run(state: PhysicsState, ctrl: Array) -> PhysicsState:
+        step = jax.vmap(physics.step)
+        return jax.lax.scan(
+            lambda state, _: (step(state, ctrl), None), state, length=num_steps
+        )[0]
+
+    timed = timing.measure(run, state, ctrl, max_seconds=MAX_SECONDS)
+    return batch * num_steps / timed.median
+
+
+def engine_rate(
+    name: str, engine: str, batch: int, num_steps: int, **options: Any
+) -> float:
+    """Control steps per second of an engine alone, from states of the task.
+
+    Args:
+        options: of the task.
+    """
+    if engine == "mujoco":
+        return c_rate(record_simulations(name, batch, num_steps, **options))
+    return mjx_rate(name, engine, batch, num_steps, **options)
 
 
 def environment_rate(
@@ -137,7 +217,7 @@ def measure_task(
 ) -> list[dict[str, Any]]:
     """One row for each engine; the rate of C MuJoCo is measured beside them."""
     print(f"measuring {name} x {batch:,}: C MuJoCo", file=sys.stderr, flush=True)
-    raw_rate = c_rate(start_simulations(name, batch, num_steps), num_steps)
+    raw_rate = c_rate(record_simulations(name, batch, num_steps))
     rows = []
     for engine in engines:
         print(f"measuring {name} x {batch:,}: {engine}", file=sys.stderr, flush=True)
@@ -167,7 +247,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--engines", nargs="+", choices=ENGINES, help="default: all that run here")
     add("--batch", nargs="+", type=int, default=batches, help="environments")
     add("--steps", type=int, default=NUM_STEPS, help="control steps per timed call")
-    add("--json", nargs="?", const="", help="keep the rows, in benchmarks/results/")
+    timing.add_json(parser)
     return parser.parse_args(arguments)
 
 
@@ -179,10 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for batch in options.batch:
             engines = options.engines or usable_engines()
             rows += measure_task(name, engines, batch, options.steps)
-    timing.print_table(rows)
-    if options.json is not None:
-        path = options.json or timing.result_path("physics", report)
-        print(f"wrote {timing.write_json(path, rows, report)}")
+    timing.finish("physics", rows, report, options.json)
 
 
 if __name__ == "__main__":

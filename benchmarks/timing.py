@@ -4,6 +4,7 @@ Every program in `benchmarks` begins with `start`, measures by `measure`, prints
 `print_table` and keeps its numbers, together with `device_report`, by `write_json`.
 """
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from dppo_jax.runtime import num_cores
 
@@ -69,58 +69,90 @@ def measure(
     Raises:
         ValueError: for too few repeats, or `carry` with more than one argument.
     """
+    call = Call(function, args, carry)
+    (timed,) = measure_together(
+        [call], repeats=repeats, warmup=warmup, max_seconds=max_seconds
+    )
+    return timed
+
+
+def measure_together(
+    calls: Sequence["Call | tuple[Any, ...]"],
+    *,
+    repeats: int = 7,
+    warmup: int = 1,
+    max_seconds: float = 20.0,
+) -> list[Timing]:
+    """As `measure`, for several functions whose times are to be compared.
+
+    They take turns, so that a machine whose speed drifts is as fast for one as for the
+    others.
+
+    Args:
+        calls: functions with their arguments; a plain tuple (function, *args) is one
+            that carries nothing.
+    """
     if repeats < MIN_REPEATS:
         raise ValueError(f"repeats={repeats} shows no spread; take {MIN_REPEATS}.")
-    if carry and len(args) != 1:
-        raise ValueError(f"carry feeds one argument back, but {len(args)} were given.")
-    structure: Any = jax.tree.structure(args)
-    compile_seconds = 0.0
-    if hasattr(function, "lower"):
-        start = time.perf_counter()
-        function = function.lower(*args).compile()
-        compile_seconds = time.perf_counter() - start
-
-    seconds: list[float] = []
-    jax.block_until_ready(args)
+    runners = [
+        _Runner(call if isinstance(call, Call) else Call(call[0], call[1:]))
+        for call in calls
+    ]
     begin = time.perf_counter()
-    for call in range(warmup + repeats):
-        start = time.perf_counter()
-        result = jax.block_until_ready(function(*args))
-        end = time.perf_counter()
-        if call >= warmup:
-            seconds.append(end - start)
-        if carry:
-            whole = jax.tree.structure((result,)) == structure
-            args = (result,) if whole else (result[0],)
-        if len(seconds) >= MIN_REPEATS and end - begin > max_seconds:
+    for number in range(warmup + repeats):
+        for runner in runners:
+            runner.run(keep=number >= warmup)
+        enough = number - warmup + 1 >= MIN_REPEATS
+        if enough and time.perf_counter() - begin > max_seconds:
             break
-    return Timing(
-        median=statistics.median(seconds),
-        fastest=min(seconds),
-        slowest=max(seconds),
-        compile=compile_seconds,
-        repeats=len(seconds),
-    )
+    return [runner.timing() for runner in runners]
 
 
-def matmul_rate(rows: int, width: int, dtype: Any = jnp.float32) -> float:
-    """Floating-point operations per second of [rows, width] @ [width, width].
+class Call(NamedTuple):
+    """A function, its arguments, and whether its result is its next argument."""
 
-    What a network with layers of this width can reach at best on this device with
-    the present `jax_default_matmul_precision`.
-    """
-    chained = 16  # Enough to hide the cost of starting a program.
-    x_key, weight_key = jax.random.split(jax.random.key(0))
-    x = jax.random.normal(x_key, (rows, width), dtype)
-    # This scale keeps the products of the chain at unit variance.
-    weight = jax.random.normal(weight_key, (width, width), dtype) / width**0.5
-    weight = weight.astype(dtype)
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    carry: bool = False
 
-    @jax.jit
-    def chain(x, weight):
-        return jax.lax.fori_loop(0, chained, lambda _, x: x @ weight, x)
 
-    return chained * 2 * rows * width**2 / measure(chain, x, weight).median
+class _Runner:
+    """Calls one compiled function, and remembers how long it took."""
+
+    def __init__(self, call: Call) -> None:
+        if call.carry and len(call.args) != 1:
+            raise ValueError(
+                f"carry feeds one argument back, but {len(call.args)} were given."
+            )
+        self._function, self._args, self._carry = call
+        self._structure: Any = jax.tree.structure(call.args)
+        self._compile = 0.0
+        self._seconds: list[float] = []
+        if hasattr(self._function, "lower"):
+            start = time.perf_counter()
+            self._function = self._function.lower(*self._args).compile()
+            self._compile = time.perf_counter() - start
+        jax.block_until_ready(self._args)
+
+    def run(self, *, keep: bool) -> None:
+        """Call once; `keep` the time."""
+        start = time.perf_counter()
+        result = jax.block_until_ready(self._function(*self._args))
+        end = time.perf_counter()
+        if keep:
+            self._seconds.append(end - start)
+        if self._carry:
+            whole = jax.tree.structure((result,)) == self._structure
+            self._args = (result,) if whole else (result[0],)
+
+    def timing(self) -> Timing:
+        return Timing(
+            median=statistics.median(self._seconds),
+            fastest=min(self._seconds),
+            slowest=max(self._seconds),
+            compile=self._compile,
+            repeats=len(self._seconds),
+        )
 
 
 def start() -> dict[str, Any]:
@@ -190,19 +222,25 @@ def format_cell(value: Any) -> str:
     return str(value)
 
 
+def is_text_column(rows: Sequence[dict[str, Any]], name: str) -> bool:
+    """Whether any row holds text there."""
+    return any(isinstance(row.get(name), str) for row in rows)
+
+
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows with equal keys as a table; text left, numbers right."""
+    """Print rows as a table; text left, numbers right, a dash where one is absent."""
     if not rows:
         return
-    lines = [list(rows[0]), *([format_cell(v) for v in row.values()] for row in rows)]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, *([format_cell(row.get(x)) for x in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    left = [isinstance(value, str) for value in rows[0].values()]
+    left = [is_text_column(rows, name) for name in names]
     for line in lines:
         cells = [
             cell.ljust(width) if is_text else cell.rjust(width)
             for cell, width, is_text in zip(line, widths, left)
         ]
-        print("  ".join(cells).rstrip())
+        print("  ".join(cells).rstrip(), flush=True)
 
 
 def result_path(name: str, report: dict[str, Any]) -> Path:
@@ -224,3 +262,23 @@ def write_json(
     content = {"report": report, "rows": list(rows)}
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option that keeps a table."""
+    parser.add_argument(
+        "--json", nargs="?", const="", help="keep the rows, in benchmarks/results/"
+    )
+
+
+def finish(
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    report: dict[str, Any],
+    path: str | Path | None,
+) -> None:
+    """Print the rows and, unless `path` is None, keep them; "" chooses the path."""
+    print_table(rows)
+    if path is not None:
+        path = path or result_path(name, report)
+        print(f"wrote {write_json(path, rows, report)}")

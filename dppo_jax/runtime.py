@@ -39,4 +39,5 @@ def configure(*, cache_dir: str | os.PathLike | None = None) -> None:
             Path.home() / ".cache" / "dppo_jax"
         )
     jax.config.update("jax_compilation_cache_dir", str(cache_dir))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # A start compiles a hundred tiny programs, which together take seconds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

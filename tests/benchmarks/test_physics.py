@@ -2,21 +2,46 @@
 
 import numpy as np
 import pytest
+from mujoco import batch as mujoco_batch
 
 from benchmarks import physics
 from dppo_jax.envs import TASKS
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_c_mujoco_goes_on_from_where_the_environments_were(name):
-    start = physics.start_simulations(name, batch=2, num_steps=3)
-    assert start.raw.shape[0] == start.ctrl.shape[0] == 2
-    assert start.ctrl.shape[1] == start.model.nu
-    # The state begins with the time; three control steps have passed.
-    period = start.num_substeps * start.model.opt.timestep
-    np.testing.assert_allclose(start.raw[:, 0], 3 * period, rtol=1e-9)
-    assert np.any(start.ctrl)
-    assert physics.c_rate(start, num_steps=2) > 0
+def test_c_mujoco_makes_the_steps_of_the_environments_again(name):
+    recorded = physics.record_simulations(name, batch=2, num_steps=3)
+    model = recorded.model
+    assert recorded.raw.shape[:2] == (3, 2)
+    assert recorded.ctrl.shape == (3, 2, model.nu)
+    # A state begins with the time; one control step lies between two of them.
+    period = recorded.num_substeps * model.opt.timestep
+    np.testing.assert_allclose(recorded.raw[:, 0, 0], period * np.arange(3), rtol=1e-9)
+    assert np.any(recorded.ctrl)
+    assert physics.c_rate(recorded) > 0
+
+    # From its recorded state and control, a step leads to the state recorded next.
+    batch = mujoco_batch.Batch(model, 2)
+    ctrl = batch.bind("ctrl")
+    batch.state[...] = recorded.raw[1]
+    ctrl[...] = recorded.ctrl[1]
+    batch.step(nstep=recorded.num_substeps, stage=recorded.stage)
+    np.testing.assert_array_equal(batch.state, recorded.raw[2])
+
+
+def test_the_engine_is_the_one_that_the_task_made():
+    hopper = physics.engine_of("hopper", "mjx")
+    assert hopper.engine == "mjx" and hopper.num_substeps == 4
+    # The task gives MJX fewer iterations than C MuJoCo, and margins of its own.
+    assert hopper.model.opt.iterations == 4
+    assert physics.engine_of("hopper", "mujoco").model.opt.iterations > 4
+    wider = physics.engine_of("hopper", "mujoco", margins="max").model
+    assert np.any(wider.geom_margin != hopper.model.geom_margin)
+
+
+@pytest.mark.parametrize("engine", ["mjx", "mujoco"])
+def test_an_engine_alone_has_a_rate(engine):
+    assert physics.engine_rate("avoid", engine, 2, 2) > 0
 
 
 def test_a_row_relates_the_environments_to_c_mujoco(capsys):

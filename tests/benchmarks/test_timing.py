@@ -64,16 +64,6 @@ def test_settings_that_measure_nothing_are_refused():
         timing.measure(max, 1, 2, carry=True)
 
 
-def test_matmul_rate_counts_two_operations_per_product_and_sum(monkeypatch):
-    second = timing.Timing(1.0, 1.0, 1.0, 0.0, 3)
-    monkeypatch.setattr(timing, "measure", lambda *args: second)
-    assert timing.matmul_rate(3, 5) == 16 * 2 * 3 * 5 * 5
-
-
-def test_matmul_rate_is_one_that_hardware_can_have():
-    assert 1e7 < timing.matmul_rate(64, 64) < 1e16
-
-
 def test_a_table_aligns_text_left_and_numbers_right(capsys):
     rows = [
         {"task": "avoid", "rate": 12345.6, "batch": 1024, "ratio": 0.98765},

@@ -1,5 +1,6 @@
 """The updates of an iteration of PPO: minibatches of pairs, policy and critic."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,6 +68,26 @@ class Updates(NamedTuple):
     run: Callable[[PPOState, Pairs, Array], tuple[PPOState, Metrics]]
 
 
+def minibatch_sizes(config: ConfigDict, policy: Policy) -> tuple[int, int, int]:
+    """Moves of an item (a pair or a chain), items of a minibatch and of a part of it.
+
+    Raises:
+        ValueError: micro-batches that do not divide a minibatch.
+    """
+    moves_each = policy.num_steps if config.minibatch == "chain" else 1
+    num_items = config.batch_size // moves_each
+    wanted = config.get("micro_batch_size")
+    return moves_each, num_items, part_size(num_items, wanted, moves=moves_each)
+
+
+def log_prob_of_moves(policy: Policy, params: PyTree, moves: Moves) -> Array:
+    """[R, M] log-probabilities now: of whole chains if M = K', else of single moves."""
+    if moves.step.shape[1] == policy.num_steps:
+        return policy.chain_log_prob(params, moves.chain, moves.obs)
+    x, next_x = moves.chain[:, 0], moves.chain[:, 1]
+    return policy.log_prob(params, x, next_x, moves.obs, moves.step[:, 0])[:, None]
+
+
 def make_updates(
     policy: Policy, critic: Any, config: ConfigDict, *, num_rows: int
 ) -> Updates:
@@ -79,10 +100,7 @@ def make_updates(
     Raises:
         ValueError: micro-batches that do not divide a minibatch.
     """
-    # Of a minibatch: its items, and how many moves each has.
-    moves_each = policy.num_steps if config.minibatch == "chain" else 1
-    num_items = config.batch_size // moves_each
-    part_items = part_size(num_items, config.get("micro_batch_size"), moves=moves_each)
+    moves_each, num_items, part_items = minibatch_sizes(config, policy)
     value_batch = part_size(min(num_rows, num_items))
     actor_optimizer, critic_optimizer = (
         optimizers.adamw(
@@ -94,12 +112,7 @@ def make_updates(
     def init(tuned: PyTree, critic_params: PyTree) -> tuple[Any, Any]:
         return actor_optimizer.init(tuned), critic_optimizer.init(critic_params)
 
-    def log_prob(tuned: PyTree, moves: Moves) -> Array:
-        if config.minibatch == "chain":
-            return policy.chain_log_prob(tuned, moves.chain, moves.obs)
-        x, next_x = moves.chain[:, 0], moves.chain[:, 1]
-        return policy.log_prob(tuned, x, next_x, moves.obs, moves.step[:, 0])[:, None]
-
+    log_prob: Callable[..., Array] = functools.partial(log_prob_of_moves, policy)
     if config.remat:
         log_prob = jax.checkpoint(log_prob)
 

@@ -1,0 +1,178 @@
+"""What a user waits before the first iteration is done, and what a second start saves.
+
+    python -m benchmarks.compile_time [--configs FILE.py:VARIANT ...]
+        [--set KEY=VALUE ...] [--json [PATH]]
+
+Every configuration is started in a process of its own with an empty compilation cache
+(`cold`), and again with what that one left in it (`warm`). `import s` is until the
+package is there, `setup s` makes environment and networks and the state to start from,
+`trace s`, `lower s` and `compile s` are those of `step` alone, `first s` is the first
+iteration without them. `wait s` is all of it, from the start of the process to the
+numbers of the first iteration.
+
+`all compile s` is what JAX spent on compiling (or reading back) every program of the
+process, large and small: `programs` of them, of which the cache had `found`; `slowest`
+names the one that took longest. JAX writes no program to its cache that calls back into
+Python, as `step` does with engine "mujoco", so that one is compiled at every start.
+"""
+
+import argparse
+import ast
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import timing
+
+CONFIGS = tuple(
+    f"experiments/configs/{name}"
+    for name in (
+        *("avoid.py:m1", "hopper.py:v0_8", "walker2d.py:v0_8"),
+        "halfcheetah.py:v0_8",
+    )
+)
+# Events that JAX records of every program.
+_COMPILE = "/jax/core/compile/backend_compile_duration"
+_FOUND = "/jax/compilation_cache/cache_hits"
+
+
+def measure_config(
+    spec: str, settings: Sequence[str] = (), *, timeout: float = 900.0
+) -> list[dict[str, Any]]:
+    """Two rows: a start with an empty cache, and one with what it left there.
+
+    Args:
+        spec: FILE.py:VARIANT.
+        settings: KEY=VALUE, as in `finetune.num_envs=8`.
+
+    Raises:
+        RuntimeError: a process failed; the message ends as its errors do.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:
+        for start in ("cold", "warm"):
+            print(f"measuring {spec}, {start}", file=sys.stderr, flush=True)
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+            command = [sys.executable, "-m", "benchmarks.compile_time"]
+            command += ["--child", spec, repr(time.time()), "--set", *settings]
+            done = subprocess.run(
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+            )
+            if done.returncode:
+                raise RuntimeError(f"{spec}, {start}: {done.stderr[-300:]}")
+            row = json.loads(done.stdout.splitlines()[-1])
+            files = [x for x in Path(cache).rglob("*") if x.is_file()]
+            size = sum(x.stat().st_size for x in files)
+            rows.append(
+                {"config": spec, "start": start} | row | {"cache MB": size / 1e6}
+            )
+    return rows
+
+
+def run_child(spec: str, started: float, settings: Sequence[str]) -> dict[str, Any]:
+    """What a fresh process spends up to the end of its first iteration.
+
+    Args:
+        started: `time.time()` when the process was asked for.
+    """
+    from experiments import finetune  # As long to import as for a user.
+
+    del finetune
+    import jax
+
+    from benchmarks import setups
+    from dppo_jax import runtime
+    from dppo_jax.algorithms import ppo
+
+    spent: list[tuple[float, str]] = []
+    found: list[str] = []
+
+    def compiled(event: str, duration_secs: float, **about: str | int) -> None:
+        if event == _COMPILE:
+            spent.append((duration_secs, str(about.get("fun_name", "?"))))
+
+    def seen(event: str, **_: str | int) -> None:
+        if event == _FOUND:
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    jax.monitoring.register_event_listener(seen)
+    runtime.configure()
+    laps = [time.time()]
+    config = setups.load_config(spec)
+    override(config, settings)
+    setup = setups.make_setup(config)
+    algorithm = ppo.make_ppo(*setup[1:], config.finetune)
+    state = jax.block_until_ready(algorithm.init(jax.random.key(0)))
+    laps.append(time.time())
+    traced = jax.jit(algorithm.step).trace(state)
+    laps.append(time.time())
+    lowered = traced.lower()
+    laps.append(time.time())
+    step = lowered.compile()
+    laps.append(time.time())
+    jax.block_until_ready(step(state))
+    laps.append(time.time())
+    names = ("import s", "setup s", "trace s", "lower s", "compile s", "first s")
+    ends = dict(zip(names, laps))
+    begins = [started, *laps]
+    row: dict[str, Any] = {x: ends[x] - begin for x, begin in zip(names, begins)}
+    return row | {
+        "wait s": laps[-1] - started,
+        "all compile s": sum(seconds for seconds, _ in spent),
+        "programs": len(spent),
+        "found": len(found),
+        "slowest": max(spent, default=(0.0, "-"))[1],
+    }
+
+
+def override(config: Any, settings: Sequence[str]) -> None:
+    """Set KEY=VALUE in a configuration; values as Python writes them.
+
+    Raises:
+        ValueError: no such key, or something else than KEY=VALUE.
+    """
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        *sections, name = key.split(".")
+        node = config
+        for section in sections:
+            node = node.get(section, {})
+        if not sign or name not in node:
+            raise ValueError(f"--set {setting}: write an existing KEY=VALUE.")
+        try:
+            node[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            node[name] = text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and, if asked, keep the table."""
+    parser = argparse.ArgumentParser("benchmarks.compile_time")
+    add = parser.add_argument
+    add("--configs", nargs="+", default=CONFIGS, help="FILE.py:VARIANT")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for all of them")
+    add("--child", nargs=2, help=argparse.SUPPRESS)
+    timing.add_json(parser)
+    options = parser.parse_args(arguments)
+    if options.child:
+        spec, started = options.child
+        print(json.dumps(run_child(spec, float(started), options.set)))
+        return
+    report = timing.start() | {"settings": list(options.set)}
+    rows = [row for x in options.configs for row in measure_config(x, options.set)]
+    timing.finish("compile_time", rows, report, options.json)
+
+
+if __name__ == "__main__":
+    main()

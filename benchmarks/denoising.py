@@ -1,0 +1,103 @@
+"""How fast actions are denoised, beside the rate of the network's matrix products.
+
+    python -m benchmarks.denoising [--config experiments/configs/hopper.py:v0_8]
+        [--batch 40 1000] [--calls N] [--json [PATH]]
+
+One call draws an action chunk for each of `batch` environments: all steps of the chain,
+those of the frozen network and the tuned ones with their log-probabilities, as in a
+roll-out. A timed program makes `calls` of them, one after the other. The other columns
+are those of `benchmarks.train_step`.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from benchmarks import timing
+from benchmarks.setups import (
+    HOPPER,
+    Part,
+    Setup,
+    jitted,
+    load_config,
+    make_setup,
+    measure_part,
+    random_moves,
+    random_obs,
+)
+from dppo_jax.types import Array
+
+# In one timed program, unless told otherwise; a short one would measure its start.
+CHAINS = 4000
+
+
+def denoising_part(
+    setup: Setup, num_rows: int | None = None, num_calls: int | None = None
+) -> Part:
+    """All chains of a roll-out.
+
+    Args:
+        num_rows: chains at a time; None: the environments of the configuration.
+        num_calls: how often; None: the chunks of an iteration.
+    """
+    policy = setup.policy
+    num_rows = num_rows or setup.env.num_envs
+    num_calls = num_calls or setup.config.finetune.num_steps
+    obs, x, next_x, step = random_moves(setup, num_rows)
+    params = policy.init(jax.random.key(1), random_obs(setup, 1))
+
+    def run(params: Any, obs: Any, key: Array) -> Array:
+        def sample(total: Array, key: Array) -> tuple[Array, None]:
+            chain, log_prob = policy.sample(params, key, obs)
+            return total + log_prob.sum() + chain.sum(), None
+
+        return jax.lax.scan(sample, jnp.zeros(()), jax.random.split(key, num_calls))[0]
+
+    call = jitted(run, params, obs, jax.random.key(2))
+    # A log-probability is one evaluation of the network, like every step of a chain.
+    return Part(
+        "denoising", call, (policy.log_prob, params.tuned, x, next_x, obs, step)
+    )
+
+
+def measure_batch(
+    config: ConfigDict,
+    batch: int,
+    num_calls: int | None = None,
+    *,
+    max_seconds: float = 30.0,
+) -> dict[str, Any]:
+    """One row: chunks for `batch` environments, by default `CHAINS` in all."""
+    num_calls = num_calls or max(1, CHAINS // batch)
+    setup = make_setup(config)
+    part = denoising_part(setup, batch, num_calls)
+    row = measure_part(part, max_seconds=max_seconds)
+    del row["share"]
+    chunks = batch * num_calls / row["median s"]
+    return (
+        {"part": row.pop("part"), "batch": batch, "calls": num_calls}
+        | row
+        | {"chunks/s": chunks}
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and, if asked, keep the table."""
+    parser = argparse.ArgumentParser("benchmarks.denoising")
+    parser.add_argument("--config", default=HOPPER, help="FILE.py:VARIANT")
+    parser.add_argument("--batch", nargs="+", type=int, default=[40, 1000])
+    parser.add_argument("--calls", type=int, help="in one timed program")
+    timing.add_json(parser)
+    options = parser.parse_args(arguments)
+    config = load_config(options.config)
+    report = timing.start() | {"config": options.config}
+    rows = [measure_batch(config, batch, options.calls) for batch in options.batch]
+    timing.finish(f"denoising-{config.env.task}", rows, report, options.json)
+
+
+if __name__ == "__main__":
+    main()

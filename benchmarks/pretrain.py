@@ -1,0 +1,126 @@
+"""Behaviour cloning: samples per second, beside the least time that they can take.
+
+    python -m benchmarks.pretrain [--config experiments/configs/hopper.py:v0_8]
+        [--batch 128] [--updates 200] [--json [PATH]]
+
+One epoch of `pretrain` on random windows, as many as `updates` minibatches need:
+drawing them, the loss and its gradient, AdamW, and the moving average of the weights.
+The floor is the time of the matrix products at the rate that the device has for them,
+plus the time to move what AdamW and the average read and write (`GB`) at the rate
+(`GB/s`) of a program that only moves arrays of these sizes; both are measured in turns
+with the epoch.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import timing
+from benchmarks.setups import (
+    HOPPER,
+    Part,
+    Setup,
+    jitted,
+    load_config,
+    make_setup,
+    measure_part,
+)
+from dppo_jax import pretrain
+from dppo_jax.demonstrations.dataset import Episodes, Windows, gather, windows
+
+MAX_SECONDS = 30.0
+
+
+def random_windows(setup: Setup, num: int) -> Windows:
+    """`num` windows of one made-up episode; what it holds changes no time."""
+    history, obs_size = setup.env.obs_shape["state"]
+    chunk = setup.config.model.chunk
+    generator = np.random.default_rng(0)
+    length = num + chunk - 1
+    episodes = Episodes(
+        observations={"state": _uniform(generator, length, obs_size)},
+        actions=_uniform(generator, length, setup.env.action_shape[-1]),
+        episode_lengths=np.array([length]),
+    )
+    return windows(episodes, chunk=chunk, history=history)
+
+
+def _uniform(generator: np.random.Generator, *shape: int) -> np.ndarray:
+    return generator.uniform(-1, 1, shape).astype(np.float32)
+
+
+def pretrain_part(setup: Setup, num_updates: int) -> Part:
+    """One epoch of `num_updates` minibatches."""
+    config = setup.config.pretrain
+    dataset = random_windows(setup, num_updates * config.batch_size)
+    algorithm = pretrain.make_pretrain(setup.policy, dataset, config)
+    state = algorithm.init(jax.random.key(0))
+    obs, action = gather(dataset, jnp.arange(config.batch_size))
+    unit = (
+        jax.grad(setup.policy.clone_loss),
+        *(state.params, jax.random.key(1), obs, action),
+    )
+    size = sum(x.nbytes for x in jax.tree.leaves(state.params))
+    return Part(
+        "pre-training",
+        jitted(algorithm.step, state, carry=True),
+        unit,
+        num_bytes=num_updates * update_bytes(size, config.ema_every),
+        stream=state.params,
+    )
+
+
+def update_bytes(size: int, ema_every: int) -> float:
+    """What AdamW and the moving average read and write in an update.
+
+    Args:
+        size: bytes of the parameters.
+
+    AdamW reads parameters, gradient and two moments and writes all but the gradient;
+    the average, which is due every `ema_every` updates, reads itself and the
+    parameters and is written.
+    """
+    return 7 * size + 3 * size / ema_every
+
+
+def measure_batch(
+    config: ConfigDict,
+    batch: int,
+    num_updates: int,
+    *,
+    max_seconds: float = MAX_SECONDS,
+) -> dict[str, Any]:
+    """One row: an epoch of minibatches of `batch` windows."""
+    config.pretrain.batch_size = batch
+    part = pretrain_part(make_setup(config), num_updates)
+    row = measure_part(part, max_seconds=max_seconds)
+    del row["share"]
+    rate = {"samples/s": batch * num_updates / row["median s"]}
+    shape = {"batch": batch, "updates": num_updates}
+    return {"part": row.pop("part")} | shape | rate | row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and, if asked, keep the table."""
+    parser = argparse.ArgumentParser("benchmarks.pretrain")
+    parser.add_argument("--config", default=HOPPER, help="FILE.py:VARIANT")
+    parser.add_argument("--batch", nargs="+", type=int, help="windows of an update")
+    parser.add_argument("--updates", type=int, default=200, help="of an epoch")
+    timing.add_json(parser)
+    options = parser.parse_args(arguments)
+    config = load_config(options.config)
+    report = timing.start() | {"config": options.config}
+    rows = [
+        measure_batch(config, batch, options.updates)
+        for batch in options.batch or [config.pretrain.batch_size]
+    ]
+    timing.finish(f"pretrain-{config.env.task}", rows, report, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""How the time of an iteration grows with the number of environments.
+
+    python -m benchmarks.scaling [--config experiments/configs/hopper.py:v0_8]
+        [--envs 64 256 1024 4096] [--chunks 4] [--pairs 2500] [--plot [PATH]]
+        [--json [PATH]]
+
+Every environment runs `chunks` action chunks, and every update has the same number of
+pairs, so twice the environments make twice the updates, each of the same cost. Physics
+and denoising should grow as the environments do, and the milliseconds per update should
+stay. `growth` is the exponent between one row and the row above, 1 for proportional.
+The parts are timed as in `benchmarks.train_step`.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from benchmarks import timing
+from benchmarks.denoising import denoising_part
+from benchmarks.setups import HOPPER, load_config, make_setup
+from benchmarks.train_step import (
+    critic_update_part,
+    num_updates,
+    physics_part,
+    policy_update_part,
+    step_part,
+)
+
+MAX_SECONDS = 20.0
+
+
+def measure_envs(
+    config: ConfigDict, envs: int, chunks: int, pairs: int, max_seconds: float
+) -> dict[str, Any]:
+    """One row: an iteration with `envs` environments and its parts.
+
+    Raises:
+        ValueError: fewer pairs in an iteration than in an update.
+    """
+    print(f"measuring {envs:,} environments", file=sys.stderr, flush=True)
+    tuning = config.finetune
+    available = envs * chunks * tuning.num_tuned_steps
+    if available < pairs:
+        raise ValueError(
+            f"--pairs={pairs} exceeds the {available} pairs of {envs} environments x "
+            f"{chunks} chunks; lower it, or raise --envs or --chunks."
+        )
+    tuning.num_envs, tuning.num_steps = envs, chunks
+    tuning.batch_size, tuning.epochs = pairs, 1
+    setup = make_setup(config)
+    makers = dict(
+        physics=physics_part,
+        denoising=denoising_part,
+        policy=policy_update_part,
+        critic=critic_update_part,
+        step=step_part,
+    )
+    calls = {name: make(setup).call for name, make in makers.items()}
+    timings = timing.measure_together(list(calls.values()), max_seconds=max_seconds)
+    seconds = {name: t.median for name, t in zip(calls, timings)}
+    updates = num_updates(tuning)
+    update = seconds["policy"] + seconds["critic"]
+    return {
+        "environments": envs,
+        "updates": updates,
+        "physics s": seconds["physics"],
+        "denoising s": seconds["denoising"],
+        "updates s": update,
+        "step s": seconds["step"],
+        "ms/update": 1e3 * update / updates,
+        "control steps/s": envs * chunks * setup.env.action_shape[0] / seconds["step"],
+    }
+
+
+def add_growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Exponents of the growth of physics and of the time per update, row by row."""
+    for name, column in (("physics", "physics s"), ("update", "ms/update")):
+        before: dict[str, Any] | None = None
+        for row in rows:
+            row[f"{name} growth"] = None
+            if before is not None:
+                more = math.log(row["environments"] / before["environments"])
+                grown = math.log(row[column] / before[column])
+                row[f"{name} growth"] = grown / more
+            before = row
+    return rows
+
+
+def plot(rows: Sequence[dict[str, Any]], path: str | Path, title: str) -> Path:
+    """Seconds of an iteration and its parts, and milliseconds per update."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    envs = [row["environments"] for row in rows]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5))
+    for name in ("step s", "physics s", "denoising s", "updates s"):
+        seconds = [row[name] for row in rows]
+        left.loglog(envs, seconds, "o-", label=name.removesuffix(" s"))
+    start = rows[0]["physics s"] / envs[0]
+    left.loglog(envs, [start * x for x in envs], "k:", label="proportional")
+    left.set(xlabel="environments", ylabel="seconds", title="iteration")
+    left.legend(fontsize="small")
+    right.semilogx(envs, [row["ms/update"] for row in rows], "o-")
+    right.set(xlabel="environments", ylabel="milliseconds", title="one update")
+    right.set_ylim(bottom=0)
+    figure.suptitle(title, fontsize="small")
+    figure.tight_layout()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and, if asked, keep the table and draw it."""
+    parser = argparse.ArgumentParser("benchmarks.scaling")
+    add = parser.add_argument
+    add("--config", default=HOPPER, help="FILE.py:VARIANT")
+    add("--envs", nargs="+", type=int, default=[64, 256, 1024, 4096])
+    add("--chunks", type=int, default=4, help="of every environment")
+    add("--pairs", type=int, default=2500, help="of an update")
+    add("--max-seconds", type=float, default=MAX_SECONDS, help="of repeating, per row")
+    add("--plot", nargs="?", const="", help="draw it, in docs/results/")
+    timing.add_json(parser)
+    options = parser.parse_args(arguments)
+    config = load_config(options.config)
+    report = timing.start() | {"config": options.config}
+    shape = options.chunks, options.pairs, options.max_seconds
+    rows = [measure_envs(config, envs, *shape) for envs in sorted(options.envs)]
+    rows = add_growth(rows)
+    name = f"scaling-{config.env.task}"
+    timing.finish(name, rows, report, options.json)
+    if options.plot is not None:
+        default = timing.RESULTS.parents[1] / "docs" / "results" / f"{name}.png"
+        title = f"{config.env.task}, {options.pairs:,} pairs per update"
+        title = f"{title}; {report['processor']}, {report['cores']} cores"
+        if report["platform"] != "cpu":
+            title = f"{config.env.task}; {report['device']}"
+        print(f"drew {plot(rows, options.plot or default, title)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What a configuration is made of, and how parts of its work are timed."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import floors, timing
+from dppo_jax.envs.build import make_env
+from dppo_jax.envs.tasks import make_task
+from dppo_jax.networks.critics import StateCritic
+from dppo_jax.normalize import Normalizer
+from dppo_jax.policies import make_policy
+from dppo_jax.types import Array, Obs, Policy, VecEnv
+
+AVOID = "experiments/configs/avoid.py:m1"
+HOPPER = "experiments/configs/hopper.py:v0_8"
+
+
+class Setup(NamedTuple):
+    """What a fine-tuning run is made of."""
+
+    config: ConfigDict
+    env: VecEnv
+    policy: Policy
+    critic: StateCritic
+
+
+class Part(NamedTuple):
+    """Something to time, and what it must do at least.
+
+    call: the part itself, jitted.
+    unit: one evaluation or gradient of a network, as a function and its arguments;
+        the matrix products of the part are those of many such. None: no products.
+    num_bytes: of arrays that an optimizer must move besides.
+    stream: parameters of the size that the optimizer moves.
+    floor: seconds, where the floor is none of these.
+    """
+
+    name: str
+    call: timing.Call
+    unit: tuple[Any, ...] | None = None
+    num_bytes: float = 0.0
+    stream: Any = None
+    floor: float | None = None
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The configuration of FILE.py:VARIANT.
+
+    Raises:
+        ValueError: for something that is no Python file.
+    """
+    path, _, variant = spec.partition(":")
+    module_spec = importlib.util.spec_from_file_location("benchmark_config", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ValueError(f"--config={spec}: {path} is no Python file.")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module.get_config(*([variant] if variant else []))
+
+
+def make_setup(config: ConfigDict) -> Setup:
+    """Environment and networks; bounds of +-1 stand in for those of a data set."""
+    task = make_task(config.env.task, engine=config.env.engine, **config.env.options)
+    (obs_size,), (action_size,) = task.obs_shape["state"], task.action_shape
+    normalizer = Normalizer(
+        *(np.full(obs_size, x, np.float32) for x in (-1, 1)),
+        *(np.full(action_size, x, np.float32) for x in (-1, 1)),
+    )
+    env = make_env(
+        config.env,
+        normalizer=normalizer,
+        chunk=config.model.chunk,
+        num_envs=config.finetune.num_envs,
+    )
+    policy = make_policy(
+        config.model,
+        config.finetune,
+        action_dim=action_size,
+        executed=config.env.executed,
+    )
+    return Setup(config, env, policy, StateCritic(**config.critic))
+
+
+def set_compute_dtype(config: ConfigDict, dtype: str) -> None:
+    """Let the networks compute in "float32" or "bfloat16".
+
+    Raises:
+        ValueError: the configuration knows float32 only.
+    """
+    if "compute_dtype" in config.model:
+        config.model.compute_dtype = dtype
+    elif dtype != "float32":
+        raise ValueError(
+            f"model.compute_dtype={dtype!r} is no setting of this version; networks "
+            "compute in float32."
+        )
+
+
+def random_obs(setup: Setup, num_rows: int) -> Obs:
+    """Normal draws in the place of observations, leaves [num_rows, ...]."""
+    return {
+        name: jax.random.normal(jax.random.key(0), (num_rows, *shape))
+        for name, shape in setup.env.obs_shape.items()
+    }
+
+
+def random_moves(setup: Setup, num_rows: int) -> tuple[Obs, Array, Array, Array]:
+    """Observations, x, next x and the index of the move, of `num_rows` pairs."""
+    obs = random_obs(setup, num_rows)
+    shape = (num_rows, setup.config.model.chunk, setup.env.action_shape[-1])
+    x = jax.random.normal(jax.random.key(1), shape)
+    return obs, x, 0.9 * x, jnp.arange(num_rows) % setup.policy.num_steps
+
+
+def measure_part(
+    part: Part, *, max_seconds: float = 40.0, warmup: int = 1
+) -> dict[str, Any]:
+    """One row of a table: the part, timed in turns with what gives its floor."""
+    calls = {"part": part.call}
+    total = replay = stream = None
+    if part.unit is not None:
+        replay = floors.Replay(*part.unit)
+        calls |= replay.calls()
+        total = float(floors.flops(part.call.function, *part.call.args))
+    if part.stream is not None:
+        stream = floors.Stream(part.stream)
+        calls["stream"] = stream.call()
+    timings = dict(
+        zip(
+            calls,
+            timing.measure_together(
+                list(calls.values()), max_seconds=max_seconds, warmup=warmup
+            ),
+        )
+    )
+    timed = timings.pop("part")
+    row: dict[str, Any] = {
+        "part": part.name,
+        "median s": timed.median,
+        "fastest": timed.fastest,
+        "slowest": timed.slowest,
+        "share": None,
+        "GFLOP": None,
+        "XLA GFLOP": None,
+        "GFLOP/s": None,
+        "matmul GFLOP/s": None,
+        "in turn GFLOP/s": None,
+        "floor s": part.floor,
+        "utilisation": None,
+        "compile s": timed.compile,
+    }
+    if stream is not None:
+        moved = stream.rate(timings.pop("stream"))
+        row["floor s"] = part.num_bytes / moved
+        row |= {"GB": part.num_bytes / 1e9, "GB/s": moved / 1e9}
+    if replay is not None and part.unit is not None and total is not None:
+        rates = replay.rates(timings)
+        rate = max(rates.values())
+        row["floor s"] = (row["floor s"] or 0.0) + total / rate
+        row["GFLOP"] = total / 1e9
+        row["GFLOP/s"] = total / timed.median / 1e9
+        row["matmul GFLOP/s"] = rate / 1e9
+        row["in turn GFLOP/s"] = rates["in turn"] / 1e9
+        counted = floors.cost_flops(*part.unit)
+        if counted is not None:
+            row["XLA GFLOP"] = counted / replay.flops * total / 1e9
+    if row["floor s"] is not None:
+        row["utilisation"] = row["floor s"] / timed.median
+    return row
+
+
+def jitted(function: Callable[..., Any], *args: Any, carry: bool = False):
+    """A Call of `jax.jit(function)`."""
+    return timing.Call(jax.jit(function), args, carry)

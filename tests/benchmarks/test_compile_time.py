@@ -1,0 +1,40 @@
+"""Two starts of a process, and the settings they are given."""
+
+import pytest
+
+from benchmarks import compile_time, setups
+
+TINY = (
+    *("finetune.num_envs=4", "finetune.num_steps=2", "finetune.epochs=1"),
+    *("finetune.batch_size=20", "model.network.hidden_sizes=(16,16,16)"),
+)
+
+
+def test_settings_override_what_is_there():
+    config = setups.load_config(setups.AVOID)
+    compile_time.override(config, [*TINY, "env.engine=mjx"])
+    assert config.finetune.batch_size == 20
+    assert config.model.network.hidden_sizes == (16, 16, 16)
+    assert config.env.engine == "mjx"
+    for wrong in ("finetune.epoch=1", "nothing.at.all=1", "finetune.epochs"):
+        with pytest.raises(ValueError, match="--set"):
+            compile_time.override(config, [wrong])
+
+
+@pytest.mark.slow
+def test_a_second_start_finds_what_the_first_one_kept():
+    cold, warm = compile_time.measure_config(setups.AVOID, [*TINY, "env.engine=mjx"])
+    assert (cold["start"], warm["start"]) == ("cold", "warm")
+    assert cold["found"] < warm["found"]
+    for row in (cold, warm):
+        laps = ("import s", "setup s", "trace s", "lower s", "compile s", "first s")
+        assert all(row[name] > 0 for name in laps)
+        assert sum(row[name] for name in laps) == pytest.approx(row["wait s"])
+        assert row["all compile s"] >= row["compile s"] * 0.9
+        assert row["programs"] > 1
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="batch_size=0"):
+        compile_time.measure_config(setups.AVOID, [*TINY, "finetune.batch_size=0"])

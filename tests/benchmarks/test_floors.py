@@ -1,0 +1,147 @@
+"""What a floor counts, and that what it measures is what it counted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import floors, timing
+from dppo_jax.networks.mlp import DiffusionMLP
+
+ROWS, WIDTH = 8, 64
+
+
+def network(width=WIDTH):
+    """A function (params, x) and its arguments."""
+    module = DiffusionMLP(
+        action_dim=3, chunk=4, hidden_sizes=(width,) * 3, activation="relu"
+    )
+    x, time = jnp.ones((ROWS, 4, 3)), jnp.zeros(ROWS)
+    obs = {"state": jnp.ones((ROWS, 1, 11))}
+    params = module.init(jax.random.key(0), x, time, obs)
+    return lambda params, x: module.apply(params, x, time, obs), params, x
+
+
+def test_a_product_takes_two_operations_for_each_of_its_terms():
+    x, weight = jnp.ones((3, 5)), jnp.ones((5, 7))
+    assert floors.flops(jnp.matmul, x, weight) == 2 * 3 * 5 * 7
+    batched = jnp.ones((4, 3, 5)), jnp.ones((4, 5, 7))
+    assert floors.flops(jnp.matmul, *batched) == 4 * 2 * 3 * 5 * 7
+    assert floors.flops(lambda x: jnp.einsum("ij,ik->jk", x, x), x) == 2 * 5 * 3 * 5
+
+
+def test_loops_count_as_often_as_they_go_round_and_branches_once():
+    weight = jnp.ones((5, 5))
+    one = 2 * 5**3
+
+    def loop(x):
+        return jax.lax.scan(lambda x, _: (x @ weight, None), x, length=6)[0]
+
+    assert floors.flops(loop, weight) == 6 * one
+    assert floors.flops(jax.jit(loop), weight) == 6 * one
+    nested = jax.vmap(loop)
+    assert floors.flops(nested, jnp.ones((2, 5, 5))) == 2 * 6 * one
+
+    def branch(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ x @ x, lambda: x @ x)
+
+    assert floors.flops(branch, weight) == 2 * one
+
+    def endless(x):
+        return jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x @ weight, x)
+
+    with pytest.raises(ValueError, match="unknown length"):
+        floors.flops(endless, weight)
+
+
+def test_a_network_costs_two_operations_per_weight_and_row():
+    apply, params, x = network()
+    weights = sum(w.size for w in jax.tree.leaves(params) if w.ndim == 2)
+    assert floors.flops(apply, params, x) == 2 * ROWS * weights
+
+
+def test_a_gradient_costs_three_products_a_layer_but_for_the_first():
+    apply, params, x = network()
+    forward = floors.flops(apply, params, x)
+    backward = floors.flops(jax.grad(lambda *a: apply(*a).sum()), params, x)
+    # No gradient goes to the sinusoids that the time embedding starts with.
+    spared = 2 * ROWS * params["params"]["time_embedding"]["linear_1"]["kernel"].size
+    assert backward == 3 * forward - spared
+
+
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_xla_counts_alike_and_elementwise_arithmetic_besides(differentiate):
+    apply, params, x = network(width=256)
+    if differentiate:
+        function = jax.grad(lambda *a: (apply(*a) ** 2).sum())
+    else:
+        function = apply
+    counted, cost = (f(function, params, x) for f in (floors.flops, floors.cost_flops))
+    assert counted <= cost < 1.05 * counted
+
+
+def test_replays_run_exactly_the_products_of_the_function():
+    apply, params, x = network()
+    function = jax.grad(lambda *a: (apply(*a) ** 2).sum())
+    replay = floors.Replay(function, params, x)
+    assert replay.flops == floors.flops(function, params, x)
+    assert sum(product.flops for product, _ in replay.products) == replay.flops
+    for name, call in replay.calls().items():
+        compiled = call.function.lower(*call.args).compile().as_text()
+        # None was merged with another, moved or cut down; they are those of XLA too.
+        assert compiled.count(" dot(") == len(replay.products), name
+        # The loop copies nothing that takes time.
+        assert compiled.count(" copy(") < len(replay.products) / 2, name
+
+
+def test_weights_stay_apart_where_activations_share_an_array():
+    apply, params, x = network()
+    weights = [w for w in jax.tree.leaves(params) if w.ndim == 2]
+    replay = floors.Replay(apply, params, x)
+    pool, _ = replay.calls()["in turn"].args[0]
+    shapes = [array.shape for array in pool.values()]
+    for weight in weights:
+        same = [w for w in weights if w.shape == weight.shape]
+        assert shapes.count(weight.shape) == len(same)
+    # Two of the layers read activations of one shape.
+    assert shapes.count((ROWS, WIDTH)) == 1
+
+
+def test_replays_stay_finite_and_do_as_many_rounds_as_they_say():
+    replay = floors.Replay(jnp.matmul, jnp.ones((4, 4)), jnp.ones((4, 4)))
+    replay.count = 1000
+    for name in ("apart", "in turn"):
+        call = replay.calls()[name]
+        pool, count = call.function(*call.args)
+        assert count == replay.evaluations(name) == 1000
+        for operand in pool.values():
+            assert np.all(np.isfinite(operand))
+    assert replay.evaluations("straight") == 1
+
+
+def test_a_rate_is_all_rounds_of_a_call_over_its_median():
+    replay = floors.Replay(jnp.matmul, jnp.ones((4, 4)), jnp.ones((4, 4)))
+    replay.count = 10
+    second, half = (timing.Timing(x, 0.1, 9.0, 0.0, 3) for x in (1.0, 0.5))
+    rates = replay.rates({"apart": second, "in turn": half, "straight": second})
+    one = 2 * 4**3
+    assert rates == {"apart": 10 * one, "in turn": 20 * one, "straight": one}
+
+
+def test_nothing_to_multiply_is_refused():
+    with pytest.raises(ValueError, match="no matrix product"):
+        floors.Replay(jnp.sin, jnp.ones(3))
+
+
+def test_a_stream_reads_four_arrays_and_writes_three():
+    stream = floors.Stream({"w": jnp.ones((10, 10)), "b": jnp.ones(10)})
+    assert stream.num_bytes == 7 * 4 * 110
+    stream.count = 5
+    assert stream.rate(timing.Timing(0.5, 0.5, 0.5, 0.0, 3)) == 10 * 7 * 4 * 110
+
+
+def test_rates_are_ones_that_hardware_can_have():
+    assert 1e7 < floors.matmul_rate(64, 64) < 1e16
+    stream = floors.Stream(jnp.ones((64, 64)))
+    (timed,) = timing.measure_together([stream.call()], repeats=3)
+    assert 1e6 < stream.rate(timed) < 1e15

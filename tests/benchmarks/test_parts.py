@@ -1,0 +1,141 @@
+"""The tables of denoising, iterations, pre-training and scaling add up."""
+
+import json
+
+import jax
+import pytest
+
+from benchmarks import denoising, floors, pretrain, scaling, setups, train_step
+
+
+def matmul_flops(params):
+    """Operations of one row through all dense layers."""
+    return sum(2 * x.size for x in jax.tree.leaves(params) if x.ndim == 2)
+
+
+def test_denoising_evaluates_the_network_at_every_step_of_a_chain(tiny):
+    row = denoising.measure_batch(tiny, batch=3, num_calls=2, max_seconds=0.1)
+    setup = setups.make_setup(tiny)
+    obs = setups.random_obs(setup, 1)
+    network = setup.policy.init(jax.random.key(0), obs).tuned["params"]
+    time, rest = (
+        matmul_flops({k: v for k, v in network.items() if (k == "time_embedding") == t})
+        for t in (True, False)
+    )
+    # Two calls of 20 steps; their time is one for all three chains.
+    assert row["GFLOP"] == pytest.approx((time + 3 * rest) * 2 * 20 / 1e9)
+    assert row["chunks/s"] == pytest.approx(3 * 2 / row["median s"])
+    assert row["floor s"] > 0
+
+
+@pytest.mark.slow
+def test_the_split_of_an_iteration_adds_up(tiny):
+    rows = train_step.measure_all(tiny, max_seconds=0.1)
+    names = [row["part"] for row in rows]
+    assert names == [
+        *("physics", "denoising", "returns", "policy update", "critic update"),
+        *("rest", "step"),
+    ]
+    seconds = [row["median s"] for row in rows]
+    assert sum(seconds[:-1]) == pytest.approx(seconds[-1])
+    assert sum(row["share"] for row in rows[:-1]) == pytest.approx(1)
+    for row in rows[:5]:
+        assert row["floor s"] > 0
+        assert row["utilisation"] == pytest.approx(row["floor s"] / row["median s"])
+
+
+def test_the_floor_of_an_iteration_is_that_of_its_parts():
+    def row(name, seconds, floor):
+        return {"part": name, "median s": seconds, "floor s": floor}
+
+    parts = [row("physics", 2.0, 1.0), row("denoising", 3.0, 2.5)]
+    *_, rest, step = train_step.split(parts, row("step", 7.0, None))
+    assert rest["median s"] == 2.0 and rest["share"] == pytest.approx(2 / 7)
+    assert step["floor s"] == 3.5 and step["utilisation"] == 0.5
+    parts[0]["floor s"] = None
+    assert train_step.split(parts, row("step", 7.0, None))[-1]["floor s"] is None
+
+
+def test_updates_count_forward_and_backward_of_every_pair(tiny):
+    setup = setups.make_setup(tiny)
+    # 4 environments x 2 chunks x 10 moves in minibatches of 20, three times.
+    assert train_step.num_updates(tiny.finetune) == 12
+    for make, rows in (
+        (train_step.policy_update_part, 20),
+        # No more values than environment steps.
+        (train_step.critic_update_part, 8),
+    ):
+        part = make(setup)
+        ((params, _),) = part.call.args
+        counted = floors.flops(part.call.function, *part.call.args)
+        # Three products a layer, but none for the gradients of what is given.
+        bound = 3 * rows * 12 * matmul_flops(params)
+        assert 0.8 * bound < counted < bound
+        assert counted == 12 * floors.flops(*part.unit)
+
+
+def test_returns_evaluate_both_observations_of_every_step(tiny):
+    part = train_step.returns_part(setups.make_setup(tiny))
+    params = part.call.args[0]
+    counted = floors.flops(part.call.function, *part.call.args)
+    assert counted == 2 * 8 * matmul_flops(params)
+
+
+def test_cloning_moves_the_optimizer_and_sometimes_the_average(tiny):
+    assert pretrain.update_bytes(100, ema_every=10) == 700 + 30
+    row = pretrain.measure_batch(tiny, batch=8, num_updates=3, max_seconds=0.1)
+    assert row["samples/s"] == pytest.approx(24 / row["median s"])
+    setup = setups.make_setup(tiny)
+    params = setup.policy.init(jax.random.key(0), setups.random_obs(setup, 1)).tuned
+    size = sum(4 * x.size for x in jax.tree.leaves(params))
+    assert row["GB"] == pytest.approx(3 * 7.3 * size / 1e9)
+    products = row["GFLOP"] / row["matmul GFLOP/s"]
+    assert row["floor s"] == pytest.approx(products + row["GB"] / row["GB/s"])
+
+
+def test_random_windows_are_as_many_as_asked_for(tiny):
+    windows = pretrain.random_windows(setups.make_setup(tiny), 24)
+    assert windows.size == 24
+
+
+@pytest.mark.slow
+def test_more_environments_make_more_updates_of_the_same_size(tiny):
+    rows = [scaling.measure_envs(tiny, envs, 2, 40, 0.1) for envs in (2, 4)]
+    assert [row["updates"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["ms/update"] == pytest.approx(
+            1e3 * row["updates s"] / row["updates"]
+        )
+    with pytest.raises(ValueError, match="--pairs=41"):
+        scaling.measure_envs(tiny, 2, 2, 41, 0.1)
+
+
+def test_growth_is_the_exponent_between_rows():
+    rows = [
+        {"environments": n, "physics s": 0.1 * n, "ms/update": 7.0} for n in (2, 8, 32)
+    ]
+    rows[2]["ms/update"] = 14.0
+    rows = scaling.add_growth(rows)
+    assert rows[0]["physics growth"] is None
+    assert [row["physics growth"] for row in rows[1:]] == pytest.approx([1, 1])
+    assert [row["update growth"] for row in rows[1:]] == pytest.approx([0, 0.5])
+
+
+def test_scaling_is_drawn(tmp_path):
+    names = ("step s", "physics s", "denoising s", "updates s", "ms/update")
+    rows = [{"environments": n} | dict.fromkeys(names, float(n)) for n in (1, 2, 4)]
+    path = scaling.plot(rows, tmp_path / "plots" / "scaling.png", "a title")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_programs_keep_what_they_print(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(denoising, "load_config", lambda spec: tiny)
+    # `start` changes settings of JAX that other tests rely on.
+    report = {"device": "none"}
+    monkeypatch.setattr(denoising.timing, "start", lambda: report)
+    path = tmp_path / "out.json"
+    denoising.main(["--batch", "2", "--calls", "1", "--json", str(path)])
+    kept = json.loads(path.read_text())
+    assert kept["report"] == report | {"config": setups.HOPPER}
+    assert kept["rows"][0]["batch"] == 2
+    assert "utilisation" in capsys.readouterr().out
