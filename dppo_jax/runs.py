@@ -65,9 +65,9 @@ class Runs:
     def __init__(
         self,
         run_dir: str | os.PathLike | Sequence[str],
-        *,
         params_of: Params,
         normalizer: Normalizer,
+        *,
         evaluate: Evaluate | None,
         stop: Stop | None,
         keep: int | None,
@@ -274,6 +274,6 @@ def _check_finite(numbers: Numbers, iteration: int, where: str) -> None:
         if name.endswith(("loss", "params_change")) and not np.isfinite(value):
             raise FloatingPointError(
                 f"{where}{name} became {value} in iteration {iteration}; lower the "
-                "learning rate or the clip range. If resuming fails at once, the newest "
-                "folder in checkpoints/ is of the diverged policy; remove it."
+                "learning rate or the clip range. If resuming fails at once, the "
+                "newest folder in checkpoints/ is of the diverged policy; remove it."
             )

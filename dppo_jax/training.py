@@ -73,8 +73,9 @@ def train(
     """
     step = jax.jit(algorithm.step, donate_argnums=0)
     on_cpu = jax.default_backend() == "cpu"
-    settings = dict(params_of=params_of, normalizer=normalizer, keep=keep)
-    with Runs(run_dir, evaluate=evaluate, stop=stop, **settings) as runs:
+    with Runs(
+        *(run_dir, params_of, normalizer), evaluate=evaluate, stop=stop, keep=keep
+    ) as runs:
         start, state = runs.resume(state, num_iterations=num_iterations)
         if evaluate and not start:
             due = dict(evaluate=True, save=False, wait=True)
