@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from dppo_jax.metrics import MetricsWriter, read_metrics, recent_mean
+from dppo_jax.metrics import MetricsWriter, has_reached, read_metrics, recent_mean
 
 
 def write(run_dir, rows, **settings):
@@ -98,3 +98,11 @@ def test_a_recent_mean_is_the_same_after_reading_back(tmp_path):
             writer.write(row["iteration"], row)
         assert recent(writer.rows) == recent(rows)
     assert recent(read_metrics(tmp_path)) == recent(rows) == 1500.0
+
+
+def test_a_target_is_held_against_the_last_value_as_it_reads_back():
+    """1.9999999 is told as 2, so a resumed run would find it reached."""
+    rows = [{"x": 5.0}, {"y": 0.0}, {"x": 1.9999999}, {"y": 9.0}]
+    assert has_reached(rows, "x", 2.0)
+    assert not has_reached(rows, "x", 2.1)
+    assert not has_reached([{"y": 1.0}], "x", 0.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dppo_jax.checkpoint import load_policy, save_config
-from dppo_jax.metrics import read_metrics
+from dppo_jax.metrics import MetricsWriter, has_reached, read_metrics
 from dppo_jax.training import train
 from dppo_jax.types import Algorithm, PolicyParams
 from tests import tiny
@@ -74,7 +74,7 @@ def test_a_resumed_ppo_run_is_an_uninterrupted_one_bit_for_bit(tmp_path):
 def test_a_run_killed_between_checkpoints_repeats_what_it_lost(tmp_path):
     """Rows 0 ... 5 are there, the last checkpoint is 4: 5 is done and told again."""
 
-    def die(state, iteration):
+    def die(params, run_dir, iteration):
         if iteration == 5:
             raise KeyboardInterrupt
         return {"score": iteration}
@@ -83,7 +83,9 @@ def test_a_run_killed_between_checkpoints_repeats_what_it_lost(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         count(tmp_path, 8, evaluate=die, **settings)
     assert load_policy(tmp_path).iteration == 4
-    state = count(tmp_path, 8, evaluate=lambda state, i: {"score": i}, **settings)
+    state = count(
+        tmp_path, 8, evaluate=lambda params, run_dir, i: {"score": i}, **settings
+    )
     assert iterations(tmp_path) == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert [row["x"] for row in read_metrics(tmp_path)[1:]] == [2.0**i for i in R8]
     assert state["x"] == 2.0**8
@@ -137,7 +139,7 @@ def test_the_state_that_is_handed_in_survives(tmp_path):
 def test_rows_evaluations_and_checkpoints_come_when_they_are_due(
     tmp_path, settings, rows, scores, saved
 ):
-    score = {"evaluate": lambda state, iteration: {"score": iteration}}
+    score = {"evaluate": lambda params, run_dir, iteration: {"score": iteration}}
     count(tmp_path, 12, **score, **settings)
     assert iterations(tmp_path) == list(rows)
     assert iterations(tmp_path, "score") == scores
@@ -151,7 +153,7 @@ def until(x):
 
 def test_a_run_stops_where_its_numbers_say_so_and_stays_there(tmp_path):
     """8 = 2^3; the last row has its evaluation, and the checkpoint is there."""
-    score = {"evaluate": lambda state, iteration: {"score": iteration}}
+    score = {"evaluate": lambda params, run_dir, iteration: {"score": iteration}}
     assert count(tmp_path, 9, stop=until(8), **score)["x"] == 8.0
     assert load_policy(tmp_path).iteration == 3
     assert iterations(tmp_path, "score") == [0, 3]
@@ -187,3 +189,124 @@ def test_rows_tell_the_time_of_an_iteration(tmp_path):
     count(tmp_path, 3)
     seconds = [row["seconds"] for row in read_metrics(tmp_path)]
     assert len(seconds) == 3 and np.all(np.array(seconds) > 0)
+
+
+def test_a_run_stops_at_its_first_evaluation_that_is_good_enough(tmp_path):
+    """Scores are 0, 2, 4 in iterations 0, 2, 4; the target is known after those only."""
+    settings = dict(
+        evaluate=lambda params, run_dir, iteration: {"score": iteration},
+        evaluate_every=2,
+        stop=lambda rows: has_reached(rows, "score", 3),
+    )
+    assert count(tmp_path, 9, **settings)["x"] == 2.0**4
+    assert iterations(tmp_path, "score") == [0, 2, 4]
+    assert load_policy(tmp_path).iteration == 4
+    assert count(tmp_path, 9, **settings)["x"] == 2.0**4
+
+
+def test_a_policy_that_is_good_enough_from_the_start_is_saved_as_it_is(tmp_path):
+    settings = dict(
+        evaluate=lambda params, run_dir, iteration: {"score": 5},
+        stop=lambda rows: has_reached(rows, "score", 3),
+    )
+    for _ in range(2):
+        assert count(tmp_path, 9, **settings)["x"] == 1.0
+        assert load_policy(tmp_path).iteration == 0
+        assert iterations(tmp_path) == [0]
+
+
+def watch(monkeypatch, *, backend="cpu", interrupt_at=None) -> list[str]:
+    """What `train` does, in order: "step 1" is its dispatch, "row 1" its row."""
+    events, jit, write = [], jax.jit, MetricsWriter.write
+
+    def watched_jit(function, **options):
+        compiled = jit(function, **options)
+        if "donate_argnums" not in options:
+            return compiled
+        calls = iter(range(1, 100))
+
+        def step(state):
+            call = next(calls)
+            if call == interrupt_at:
+                raise KeyboardInterrupt
+            events.append(f"step {call}")
+            return compiled(state)
+
+        return step
+
+    def watched_write(self, iteration, metrics):
+        events.append(f"row {iteration}")
+        write(self, iteration, metrics)
+
+    monkeypatch.setattr(jax, "jit", watched_jit)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(MetricsWriter, "write", watched_write)
+    return events
+
+
+def scoring(events):
+    """Dispatched in the call; the number is there when it is asked for."""
+
+    def evaluate(params, run_dir, iteration):
+        events.append(f"score {iteration}")
+        return lambda: {"score": float(params.tuned)}
+
+    return evaluate
+
+
+def test_a_row_is_written_behind_the_next_iteration(tmp_path, monkeypatch):
+    events = watch(monkeypatch)
+    count(tmp_path, 3, checkpoint_every=1)
+    assert events == ["step 1", "step 2", "row 1", "step 3", "row 2", "row 3"]
+    assert load_policy(tmp_path).iteration == 3
+
+
+def test_a_row_that_may_be_the_end_is_written_at_once(tmp_path, monkeypatch):
+    events = watch(monkeypatch)
+    count(tmp_path, 2, stop=lambda rows: False)
+    assert events == ["step 1", "row 1", "step 2", "row 2"]
+
+
+@pytest.mark.parametrize(
+    "backend, second", [("cpu", "row 2, step 3"), ("gpu", "step 3, row 2")]
+)
+def test_an_evaluation_overlaps_with_the_next_iteration_except_on_a_cpu(
+    tmp_path, monkeypatch, backend, second
+):
+    """Its parameters outlive the next step, which overwrites the state."""
+    events = watch(monkeypatch, backend=backend)
+    count(tmp_path, 4, evaluate=scoring(events), evaluate_every=2, checkpoint_every=2)
+    assert ", ".join(events) == (
+        f"score 0, row 0, step 1, step 2, row 1, score 2, {second}, step 4, row 3, "
+        "score 4, row 4"
+    )
+    scores = [row["score"] for row in read_metrics(tmp_path) if "score" in row]
+    assert scores == [1.0, 4.0, 16.0]
+    assert float(load_policy(tmp_path, 2).params.tuned) == 4.0
+
+
+def test_an_interrupt_costs_no_row_and_no_checkpoint(tmp_path, monkeypatch):
+    """It comes when iteration 4 is due and row 3 is still on its way."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        watch(patch, interrupt_at=4)
+        count(tmp_path, 9, checkpoint_every=1)
+    assert iterations(tmp_path) == [1, 2, 3]
+    assert load_policy(tmp_path).iteration == 3
+    assert count(tmp_path, 5)["x"] == 2.0**5
+
+
+def test_an_iteration_that_fails_leaves_all_rows_before_it(tmp_path):
+    def fail(iteration):
+        if iteration == 4:
+            raise RuntimeError("the simulator is gone")
+        return iteration
+
+    def step(state):
+        shape = jax.ShapeDtypeStruct((), jnp.int32)
+        iteration = jax.pure_callback(fail, shape, state["iteration"] + 1)
+        return state | {"iteration": iteration}, {"loss": jnp.ones(())}
+
+    with pytest.raises(Exception, match="simulator is gone"):
+        count(tmp_path, 9, Algorithm(counter().init, step), checkpoint_every=1)
+    assert iterations(tmp_path) == [1, 2, 3]
+    assert load_policy(tmp_path).iteration == 3

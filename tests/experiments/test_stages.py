@@ -103,6 +103,90 @@ def test_fine_tuning_goes_on_from_a_fine_tuned_policy_with_its_critic(world, tmp
         )
 
 
+def rows_of(run_dir):
+    """All that was logged but the time it took."""
+    rows = read_metrics(run_dir)
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_many_seeds_are_runs_of_their_own(world, tmp_path, capsys):
+    """Seed 0 is what `world` trained alone; both go on together, or one alone."""
+    changes = dict(num_seeds=2, run_dir=str(tmp_path))
+    run_dirs = finetune.main(make_config(world, "finetune", **changes))
+    assert run_dirs == [str(tmp_path / f"seed_{seed}") for seed in (0, 1)]
+    single = json.loads((world / "finetune" / "config.json").read_text())
+    for seed, run_dir in enumerate(run_dirs):
+        config = json.loads((tmp_path / f"seed_{seed}" / "config.json").read_text())
+        assert config == single | {"seed": seed, "run_dir": run_dir}
+        pictures = (tmp_path / f"seed_{seed}" / "plots").iterdir()
+        assert len(list(pictures)) == 2
+    first, second = map(rows_of, run_dirs)
+    assert first[0] == second[0] and first[1:] != second[1:]
+    for one, other in zip(first, rows_of(world / "finetune"), strict=True):
+        assert one.keys() == other.keys()
+        np.testing.assert_allclose(
+            *(list(row.values()) for row in (one, other)), rtol=1e-3, atol=1e-4
+        )
+    result = evaluate.main(make_config(world, "evaluate", policy=run_dirs[1]))
+    last = evaluations(run_dirs[1])[2]
+    assert result["episode_return"] == pytest.approx(last, rel=1e-4)
+
+    changes["finetune__num_iterations"] = 3
+    finetune.main(make_config(world, "finetune", **changes))
+    assert "resuming at iteration 2 of 3" in capsys.readouterr().out
+    alone = dict(seed=1, run_dir=run_dirs[1], finetune__num_iterations=4)
+    assert finetune.main(make_config(world, "finetune", **alone)) == run_dirs[1:]
+    assert sorted(evaluations(run_dirs[1])) == [0, 2, 3, 4]
+
+
+def test_many_seeds_of_cloning_differ(world, tmp_path):
+    changes = dict(num_seeds=2, seed=3, run_dir=str(tmp_path))
+    run_dirs = pretrain.main(make_config(world, "pretrain", **changes))
+    assert [path[-6:] for path in run_dirs] == ["seed_3", "seed_4"]
+    assert rows_of(run_dirs[0]) != rows_of(run_dirs[1])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(num_seeds=0), "num_seeds=0 must be at least 1"),
+        (
+            dict(num_seeds=2, env__task="gymnasium:Hopper-v5"),
+            "num_seeds=2: gymnasium:Hopper-v5 runs in host .* --config.seed",
+        ),
+        (dict(num_seeds=2), "is the directory of a single run"),
+    ],
+)
+def test_seeds_that_cannot_be_trained_together_are_refused(world, changes, message):
+    before = sorted((world / "finetune").iterdir())
+    with pytest.raises(ValueError, match=message):
+        finetune.main(make_config(world, "finetune", **changes))
+    assert sorted((world / "finetune").iterdir()) == before
+
+
+def test_fine_tuning_stops_at_a_return_that_is_good_enough(world, tmp_path):
+    """The cloned policy has that return already; an unreachable one stops nothing."""
+
+    def go(name, target):
+        changes = dict(run_dir=str(tmp_path / name))
+        config = make_config(
+            *(world, "finetune"), loop__finetune__stop_at_return=target, **changes
+        )
+        return sorted(evaluations(*finetune.main(config)))
+
+    assert go("low", -100.0) == [0]
+    assert load_policy(tmp_path / "low").iteration == 0
+    assert go("high", 1e9) == [0, 2]
+    with pytest.raises(ValueError, match="stop_at_return=1.0 .* evaluate_every=0"):
+        finetune.main(
+            make_config(
+                *(world, "finetune"),
+                loop__finetune__stop_at_return=1.0,
+                loop__finetune__evaluate_every=0,
+            )
+        )
+
+
 def test_fine_tuning_starts_where_cloning_ended(world):
     before = evaluations(world / "finetune")[0]
     assert before == pytest.approx(evaluations(world / "pretrain")[3], rel=1e-4)
