@@ -192,7 +192,7 @@ def test_rows_tell_the_time_of_an_iteration(tmp_path):
 
 
 def test_a_run_stops_at_its_first_evaluation_that_is_good_enough(tmp_path):
-    """Scores are 0, 2, 4 in iterations 0, 2, 4; the target is known after those only."""
+    """Scores are 0, 2, 4 in iterations 0, 2, 4; only these can reach the target."""
     settings = dict(
         evaluate=lambda params, run_dir, iteration: {"score": iteration},
         evaluate_every=2,
