@@ -28,7 +28,7 @@ def main(config: ConfigDict) -> list[str]:
         num_envs=config.finetune.num_envs,
     )
     algorithm = ppo.make_ppo(env, policy, StateCritic(**config.critic), config.finetune)
-    state = algorithm.init(jax.random.key(config.seed))
+    state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
     check_matches(
         pretrained.params.base,
         state.params.base,

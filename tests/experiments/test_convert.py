@@ -87,7 +87,7 @@ def test_cloning_needs_no_conversion(tmp_path, monkeypatch):
     save_d4rl(tmp_path / "raw.hdf5", raw)
     received = {}
     monkeypatch.setattr(
-        pretrain, "train", lambda *_, **options: received.update(options)
+        pretrain, "train_seeds", lambda *_, **options: received.update(options) or {}
     )
     pretrain.main(make_config(tmp_path, "pretrain", data=str(tmp_path / "raw.hdf5")))
     bounds = received["normalizer"]
