@@ -17,7 +17,6 @@ Python, as `step` does with engine "mujoco", so that one is compiled at every st
 """
 
 import argparse
-import ast
 import json
 import os
 import subprocess
@@ -110,7 +109,7 @@ def run_child(spec: str, started: float, settings: Sequence[str]) -> dict[str, A
     runtime.configure()
     laps = [time.time()]
     config = setups.load_config(spec)
-    override(config, settings)
+    setups.override(config, settings)
     setup = setups.make_setup(config)
     algorithm = ppo.make_ppo(*setup[1:], config.finetune)
     state = jax.block_until_ready(algorithm.init(jax.random.key(0)))
@@ -134,26 +133,6 @@ def run_child(spec: str, started: float, settings: Sequence[str]) -> dict[str, A
         "found": len(found),
         "slowest": max(spent, default=(0.0, "-"))[1],
     }
-
-
-def override(config: Any, settings: Sequence[str]) -> None:
-    """Set KEY=VALUE in a configuration; values as Python writes them.
-
-    Raises:
-        ValueError: no such key, or something else than KEY=VALUE.
-    """
-    for setting in settings:
-        key, sign, text = setting.partition("=")
-        *sections, name = key.split(".")
-        node = config
-        for section in sections:
-            node = node.get(section, {})
-        if not sign or name not in node:
-            raise ValueError(f"--set {setting}: write an existing KEY=VALUE.")
-        try:
-            node[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            node[name] = text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """What a configuration is made of, and how parts of its work are timed."""
 
+import ast
 import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -62,6 +63,26 @@ def load_config(spec: str) -> ConfigDict:
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     return module.get_config(*([variant] if variant else []))
+
+
+def override(config: ConfigDict, settings: Sequence[str]) -> None:
+    """Set KEY=VALUE in a configuration; values as Python writes them.
+
+    Raises:
+        ValueError: no such key, or something else than KEY=VALUE.
+    """
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        *sections, name = key.split(".")
+        node = config
+        for section in sections:
+            node = node.get(section, {})
+        if not sign or name not in node:
+            raise ValueError(f"--set {setting}: write an existing KEY=VALUE.")
+        try:
+            node[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            node[name] = text
 
 
 def make_setup(config: ConfigDict) -> Setup:

@@ -1,7 +1,7 @@
 """Where the time of one fine-tuning iteration goes, and what it would take at least.
 
     python -m benchmarks.train_step [--config experiments/configs/avoid.py:m1]
-        [--json [PATH]]
+        [--set KEY=VALUE ...] [--json [PATH]]
 
 `step` is one whole jitted iteration with the settings of the configuration. Its parts
 are timed alone, each as one program of the same size: physics (environments under
@@ -38,6 +38,7 @@ from benchmarks.setups import (
     load_config,
     make_setup,
     measure_part,
+    override,
     random_moves,
     random_obs,
 )
@@ -236,13 +237,16 @@ def split(rows: list[dict[str, Any]], whole: dict[str, Any]) -> list[dict[str, A
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and, if asked, keep the table."""
     parser = argparse.ArgumentParser("benchmarks.train_step")
-    parser.add_argument("--config", default=AVOID, help="FILE.py:VARIANT")
+    add = parser.add_argument
+    add("--config", default=AVOID, help="FILE.py:VARIANT")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change settings")
     timing.add_json(parser)
     options = parser.parse_args(arguments)
     config = load_config(options.config)
-    report = timing.start() | {"config": options.config}
+    override(config, options.set)
+    report = timing.start() | {"config": " ".join([options.config, *options.set])}
     rows = measure_all(config)
-    timing.finish(f"train_step-{config.env.task}", rows, report, options.json)
+    timing.finish(f"train_step-{config.name}", rows, report, options.json)
 
 
 if __name__ == "__main__":

@@ -199,6 +199,8 @@ def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
         must_match += ("finetune.num_tuned_steps",)
     differences = _differences(checkpoint.config, as_json(config))
     for name, (saved, now) in sorted(differences.items()):
+        if name in _MAY_DIFFER and saved is None:
+            continue  # A run from before there was such a setting.
         if name.startswith(must_match) and name not in _MAY_DIFFER:
             raise ValueError(
                 f"{run_dir} was trained with {name}={saved!r}, but the config says "

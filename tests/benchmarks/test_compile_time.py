@@ -12,13 +12,13 @@ TINY = (
 
 def test_settings_override_what_is_there():
     config = setups.load_config(setups.AVOID)
-    compile_time.override(config, [*TINY, "env.engine=mjx"])
+    setups.override(config, [*TINY, "env.engine=mjx"])
     assert config.finetune.batch_size == 20
     assert config.model.network.hidden_sizes == (16, 16, 16)
     assert config.env.engine == "mjx"
     for wrong in ("finetune.epoch=1", "nothing.at.all=1", "finetune.epochs"):
         with pytest.raises(ValueError, match="--set"):
-            compile_time.override(config, [wrong])
+            setups.override(config, [wrong])
 
 
 @pytest.mark.slow
