@@ -17,7 +17,13 @@ def many(
 
     Args:
         vectorize: all seeds in every operation (`vmap`), or one after the other inside
-            the program (`lax.map`); None: `vmap` on accelerators, `map` on CPU.
+            the program (`lax.map`); None: `vmap` on accelerators, where small matrices
+            leave most of the device idle, and `map` on CPU. There a seed of `avoid`
+            takes as long in a map as alone, and 1.8 times as long in a vmap of five:
+            batched matrix products take 1.5 times as long each, and a branch becomes
+            both of its sides, so that every step resets all environments as well.
+            With `map` every seed is the run of that seed bit for bit, with `vmap` up to
+            the order of sums.
 
     Returns:
         An Algorithm. `init(keys [N], *args)` starts every seed from its own key and
