@@ -8,7 +8,7 @@ policy that was trained elsewhere has no `state`, but may have a `critic`.
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,16 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self._manager.close()  # Waits for what is still being written.
+        self.close()
+
+    def close(self) -> None:
+        """Wait for what is still being written."""
+        self._manager.close()
+
+    @property
+    def all(self) -> list[int]:
+        """Iterations of all complete checkpoints, the newest last."""
+        return sorted(self._manager.all_steps())
 
     @property
     def latest(self) -> int | None:
@@ -95,14 +104,19 @@ class Checkpoints:
             items["critic"] = ocp.args.StandardSave(jax.tree.map(np.asarray, critic))
         self._manager.save(iteration, args=ocp.args.Composite(**items))
 
-    def restore(self, like: PyTree) -> PyTree:
-        """The newest training state, in the structure of `like`.
+    def forget(self, iterations: Iterable[int]) -> None:
+        """Remove the checkpoints of these iterations."""
+        for iteration in iterations:
+            self._manager.delete(iteration)
+
+    def restore(self, like: PyTree, iteration: int | None = None) -> PyTree:
+        """A training state, the newest if no other, in the structure of `like`.
 
         Raises:
             ValueError: a state of other shapes, naming the first that differs, or a
                 damaged checkpoint.
         """
-        step = self.latest
+        step = self.latest if iteration is None else iteration
         if step is None:
             raise ValueError("there is no checkpoint to restore; start afresh.")
         with _named(self._manager, step):

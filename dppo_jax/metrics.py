@@ -38,6 +38,10 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flush what is not yet on disk."""
         self._events.close()
 
     @property
@@ -104,6 +108,15 @@ def recent_mean(
     if total <= 0:
         return math.nan
     return math.fsum(value * count for value, count in pairs) / total
+
+
+def has_reached(rows: Sequence[Mapping[str, float]], name: str, target: float) -> bool:
+    """Whether a number was at least `target` where it was logged last.
+
+    As `recent_mean`, it looks at the digits that `metrics.csv` keeps.
+    """
+    values = [row[name] for row in rows if name in row]
+    return bool(values) and float(_digits(values[-1])) >= target
 
 
 def _printable(row: Mapping[str, float]) -> dict[str, str]:

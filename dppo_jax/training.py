@@ -1,17 +1,17 @@
 """The one host loop: step, log, evaluate, save, resume; knows no algorithm."""
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from dppo_jax.checkpoint import Checkpoints
-from dppo_jax.metrics import MetricsWriter
 from dppo_jax.normalize import Normalizer
+from dppo_jax.runs import Evaluate, Row, Runs, Stop
 from dppo_jax.types import Algorithm, PolicyParams
 
 # Without a terminal a bar is noise; a line this often shows that work goes on.
@@ -22,12 +22,12 @@ def train(
     algorithm: Algorithm,
     state: Any,
     *,
-    run_dir: str,
+    run_dir: str | os.PathLike | Sequence[str],
     num_iterations: int,
     params_of: Callable[[Any], PolicyParams],
     normalizer: Normalizer,
-    evaluate: Callable[[Any, int], Mapping[str, float]] | None = None,
-    stop: Callable[[list[dict[str, float]]], bool] | None = None,
+    evaluate: Evaluate | None = None,
+    stop: Stop | None = None,
     evaluate_every: int = 0,
     checkpoint_every: int = 0,
     log_every: int = 1,
@@ -36,44 +36,67 @@ def train(
 ) -> Any:
     """Run `algorithm.step` until `num_iterations`, from the last checkpoint if any.
 
+    Rows and checkpoints of an iteration are written while the device works on the
+    next. The loop waits for the numbers of an iteration only at the end, where there is
+    a `stop` and, on the CPU backend, for an evaluation: two programs that call the host
+    for their physics could there wait for each other's threads for ever.
+
     Args:
         state: the state to start from; its shapes are those of a resumed one.
-        params_of: state -> policy parameters, what a checkpoint offers to others.
-        evaluate: (state, iteration) -> numbers; called before the first iteration,
-            every `evaluate_every` iterations and at the end. 0: only at the ends.
+        run_dir: of the run; or one for each seed, where `algorithm` and `state` are
+            those of `seeds.many`. Every seed is logged and saved like a run of its own.
+        params_of: state of one seed -> policy parameters, what a checkpoint offers to
+            others.
+        evaluate: (policy parameters, run directory, iteration) -> numbers, or a
+            function that returns them and waits until it is called: what has been
+            dispatched before may then overlap with the next iteration. Called before
+            the first iteration, every `evaluate_every` iterations and at the end. 0:
+            only at the ends.
         stop: rows of numbers, the latest last -> whether that iteration is the end;
-            asked wherever there is a row. A run that it ended stays ended: it is
-            asked again before a resumed run goes on.
+            asked wherever there is a row, after the evaluation if one is due. A run
+            that it ended stays ended: it is asked again before a resumed run goes on.
+            Of many seeds it ends one; the others go on.
         checkpoint_every: iterations between checkpoints; 0: only at the end.
         log_every: iterations between rows of numbers; evaluations and checkpoints
             come with a row of their own.
-        show: names of the numbers beside the progress bar.
+        show: names of the numbers beside the progress bar; means over the seeds.
         keep: checkpoints that stay; None keeps all.
 
     Returns:
-        The final state. `metrics.csv` holds the numbers of `algorithm.step`, those of
-        `evaluate`, and `seconds`, the mean time of an iteration since the last row.
+        The final state; of many seeds a list, with the state that each ended in.
+        `metrics.csv` holds the numbers of `algorithm.step`, those of `evaluate`, and
+        `seconds`, the mean time of an iteration (of all seeds) since the last row.
 
     Raises:
         FloatingPointError: a loss stopped being finite; the last checkpoint stays.
+        ValueError: the checkpoints of the seeds have no iteration in common.
     """
     step = jax.jit(algorithm.step, donate_argnums=0)
-    with Checkpoints(run_dir, keep=keep) as checkpoints:
-        start = checkpoints.latest or 0
-        if start:
-            state = checkpoints.restore(state)
-            print(f"resuming at iteration {start} of {num_iterations}", flush=True)
-        # Donation takes the buffers; no two leaves may share one.
-        state = jax.tree.map(lambda x: x.copy(), state)
-        with MetricsWriter(run_dir, resume_at=start + 1) as writer:
-            if evaluate and not start:
-                writer.write(0, evaluate(state, 0))
-            if start and stop and stop(writer.rows):
-                num_iterations = start
-            progress = Progress(start, num_iterations)
-            began, logged = time.perf_counter(), start
+    on_cpu = jax.default_backend() == "cpu"
+    with Runs(
+        *(run_dir, params_of, normalizer), evaluate=evaluate, stop=stop, keep=keep
+    ) as runs:
+        start, state = runs.resume(state, num_iterations=num_iterations)
+        if evaluate and not start:
+            due = dict(evaluate=True, save=False, wait=True)
+            runs.finish(runs.row(0, {}, state, **due))
+        runs.restart_clock()
+        progress = Progress(start, num_iterations)
+        pending: Row | None = None
+
+        def finish(row: Row) -> None:
+            numbers = runs.finish(row)
+            progress.show({k: numbers[k] for k in show if k in numbers})
+            progress.reach(row.iteration)
+
+        try:
             for iteration in range(start + 1, num_iterations + 1):
+                if not runs.going:
+                    break
                 state, metrics = step(state)
+                if pending is not None:
+                    finish(pending)
+                    pending = None
                 last = iteration == num_iterations
                 save_now = last or _due(iteration, checkpoint_every)
                 evaluate_now = bool(evaluate) and (
@@ -82,26 +105,25 @@ def train(
                 # A checkpoint needs its row as well: only numbers that were looked
                 # at are known to be finite.
                 log_now = iteration == start + 1 or _due(iteration, log_every)
-                if log_now or save_now or evaluate_now:
-                    numbers = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                    _check_finite(numbers, iteration)
-                    now = time.perf_counter()
-                    numbers["seconds"] = (now - began) / (iteration - logged)
-                    if stop and stop([*writer.rows, numbers]):
-                        last = save_now = True
-                        evaluate_now = bool(evaluate)
-                    if evaluate and evaluate_now:
-                        numbers |= evaluate(state, iteration)
-                    writer.write(iteration, numbers)
-                    progress.show({k: numbers[k] for k in show if k in numbers})
-                    began, logged = time.perf_counter(), iteration
-                if save_now:
-                    checkpoints.save(iteration, state, params_of(state), normalizer)
-                progress.update()
-                if last:
-                    break
-            progress.close()
-    return state
+                if not (log_now or save_now or evaluate_now):
+                    progress.reach(iteration)
+                    continue
+                wait = last or bool(stop) or (evaluate_now and on_cpu)
+                due = dict(evaluate=evaluate_now, save=save_now, wait=wait)
+                row = runs.row(iteration, metrics, state, **due)
+                if wait:
+                    finish(row)
+                    runs.restart_clock()
+                else:
+                    pending = row
+        except BaseException:
+            # What was computed is worth its row, unless that is what failed.
+            if pending is not None:
+                with contextlib.suppress(Exception):
+                    finish(pending)
+            raise
+        progress.close()
+        return runs.final(state)
 
 
 class Progress:
@@ -120,10 +142,10 @@ class Progress:
         self._text = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
         self._bar.set_postfix_str(self._text, refresh=False)
 
-    def update(self) -> None:
-        """One more iteration is done."""
-        self._done += 1
-        self._bar.update()
+    def reach(self, iteration: int) -> None:
+        """So many iterations are done."""
+        self._bar.update(iteration - self._done)
+        self._done = iteration
         now = time.monotonic()
         if self._done == self._start + 1:
             self._began = now
@@ -150,13 +172,3 @@ class Progress:
 
 def _due(iteration: int, every: int) -> bool:
     return every > 0 and iteration % every == 0
-
-
-def _check_finite(numbers: Mapping[str, float], iteration: int) -> None:
-    for name, value in numbers.items():
-        if name.endswith(("loss", "params_change")) and not np.isfinite(value):
-            raise FloatingPointError(
-                f"{name} became {value} in iteration {iteration}; lower the learning "
-                "rate or the clip range. If resuming fails at once, the newest folder "
-                "in checkpoints/ is of the diverged policy; remove it."
-            )

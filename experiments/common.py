@@ -25,7 +25,7 @@ from experiments import plots
 
 # Changing these between a run and its resumption is what a user may want to do.
 _MAY_CHANGE = (
-    *("run_dir", "evaluate.", "loop.", "num_iterations", "num_epochs"),
+    *("run_dir", "num_seeds", "evaluate.", "loop.", "num_iterations", "num_epochs"),
     *("collect.target_return", "collect.num_steps"),
 )
 # What fine-tuning and evaluation must find as pre-training left it.
@@ -138,31 +138,46 @@ def prepare_run(config: ConfigDict, stage: str) -> str:
     Raises:
         ValueError: the directory belongs to a run with other settings.
     """
-    run_dir = config.run_dir or str(Path("runs") / config.name / stage)
-    new = {"stage": stage} | as_json(config)
+    return prepare_runs([config], stage)[0]
+
+
+def prepare_runs(configs: Sequence[ConfigDict], stage: str) -> list[str]:
+    """As `prepare_run`, of several runs; nothing is written if one is refused."""
+    new = {
+        config.run_dir
+        or str(Path("runs") / config.name / stage): {"stage": stage} | as_json(config)
+        for config in configs
+    }
+    for run_dir, settings in new.items():
+        _check_run(run_dir, settings, stage)
+    for run_dir, settings in new.items():
+        save_config(run_dir, settings)
+    return list(new)
+
+
+def _check_run(run_dir: str, new: dict[str, Any], stage: str) -> None:
     old = load_config(run_dir)
-    if old is not None:
-        if old.get("imported_from"):
+    if old is None:
+        return
+    if old.get("imported_from"):
+        raise ValueError(
+            f"{run_dir} was imported from {old['imported_from']} and holds no "
+            "training state; pass it as --config.policy, and another "
+            "--config.run_dir."
+        )
+    if old.get("stage") != stage:
+        raise ValueError(
+            f"{run_dir} holds a run of experiments.{old.get('stage')}; pass "
+            "another --config.run_dir."
+        )
+    free = (*_MAY_CHANGE, *_UNREAD[stage])
+    for name, (before, now) in sorted(_differences(old, new).items()):
+        if not any(name.startswith(p) or name.endswith(p) for p in free):
             raise ValueError(
-                f"{run_dir} was imported from {old['imported_from']} and holds no "
-                "training state; pass it as --config.policy, and another "
-                "--config.run_dir."
+                f"{run_dir} holds a run with {name}={before!r}, not {now!r}; "
+                f"pass {_as_flag(name, before)} to resume it, or another "
+                "--config.run_dir to start afresh."
             )
-        if old.get("stage") != stage:
-            raise ValueError(
-                f"{run_dir} holds a run of experiments.{old.get('stage')}; pass "
-                "another --config.run_dir."
-            )
-        free = (*_MAY_CHANGE, *_UNREAD[stage])
-        for name, (before, now) in sorted(_differences(old, new).items()):
-            if not any(name.startswith(p) or name.endswith(p) for p in free):
-                raise ValueError(
-                    f"{run_dir} holds a run with {name}={before!r}, not {now!r}; "
-                    f"pass {_as_flag(name, before)} to resume it, or another "
-                    "--config.run_dir to start afresh."
-                )
-    save_config(run_dir, new)
-    return run_dir
 
 
 def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:

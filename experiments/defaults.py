@@ -1,6 +1,7 @@
 """Defaults of every stage; an experiment overrides what differs, and says why."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from dppo_jax import policies, pretrain
 from dppo_jax.algorithms import ppo
@@ -12,7 +13,8 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.name = ""
     config.seed = 0
-    config.run_dir = ""  # empty: runs/<name>/<stage>
+    config.num_seeds = 1  # pretrain, finetune: seed, seed + 1, ... in one program
+    config.run_dir = ""  # empty: runs/<name>/<stage>, or <stage>_seeds for many seeds
     config.data = ""  # empty: data/<name>, which experiments.collect writes
     config.policy = ""  # empty: runs/<name>/pretrain (evaluate: .../finetune)
     config.env = build.default_config()
@@ -42,6 +44,8 @@ def default_config() -> ConfigDict:
     config.loop.finetune = ConfigDict(
         dict(log_every=1, evaluate_every=10, checkpoint_every=10)
     )
+    # An evaluation's mean return that is good enough to end fine-tuning; None: never.
+    config.loop.finetune.stop_at_return = placeholder(float)
     return config
 
 

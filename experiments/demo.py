@@ -18,6 +18,11 @@ _CONFIG = "--config=experiments/configs/avoid.py:demo"
 
 def main(config: ConfigDict) -> None:
     """Run all stages below `run_dir` and say what came out."""
+    if config.num_seeds != 1:
+        raise ValueError(
+            f"num_seeds={config.num_seeds}: the demo compares one policy before and "
+            "after; pass it to experiments.finetune."
+        )
     began = time.monotonic()
     parent = Path(config.run_dir or Path("runs") / config.name)
     print("== 1/3 scripted demonstrations", flush=True)
@@ -29,7 +34,7 @@ def main(config: ConfigDict) -> None:
     pretrain.main(config)
     print("== 3/3 fine-tuning with DPPO", flush=True)
     config.run_dir = str(parent / "finetune")
-    run_dir = finetune.main(config)
+    (run_dir,) = finetune.main(config)
     rows = [row for row in read_metrics(run_dir) if "eval/success" in row]
     before, after = (100 * rows[i]["eval/success"] for i in (0, -1))
     print(

@@ -1,5 +1,7 @@
 """Fine-tune a cloned policy with DPPO: python -m experiments.finetune --config=..."""
 
+from typing import Any
+
 import jax
 from ml_collections import ConfigDict
 
@@ -8,12 +10,14 @@ from dppo_jax.checkpoint import check_matches, load_critic
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, summarize
 from dppo_jax.networks.critics import StateCritic
-from dppo_jax.training import train
+from dppo_jax.types import PolicyParams
 from experiments import common, plots
+from experiments.seeds import check_seeds, train_seeds
 
 
-def main(config: ConfigDict) -> str:
-    """Run the stage; returns the run directory."""
+def main(config: ConfigDict) -> list[str]:
+    """Run the stage; returns the run directory of every seed."""
+    check_seeds(config, steps_env=True)
     pretrained = common.find_policy(config, "pretrain")
     normalizer = pretrained.normalizer
     policy = common.build_policy(config, normalizer.action_min.shape[0])
@@ -42,36 +46,30 @@ def main(config: ConfigDict) -> str:
             cure="pass the --config.critic settings that it was trained with.",
         )
         print(f"going on from the policy and the critic of {config.policy}")
-    state = algorithm.init(jax.random.key(config.seed), pretrained.params, critic)
     score = common.make_score(config, policy, normalizer)
-    run_dir = common.prepare_run(config, "finetune")
-    print(f"fine-tuning {pretrained.config['name']}, writing to {run_dir}", flush=True)
+    scored: dict[tuple[str, int], Evaluation] = {}
 
-    scored: dict[int, Evaluation] = {}
+    def evaluate(params: PolicyParams, run_dir: str, iteration: int) -> Any:
+        scored[run_dir, iteration] = score(params)
+        return lambda: summarize(scored[run_dir, iteration], prefix="eval/")
 
-    def evaluate(state: ppo.PPOState, iteration: int) -> dict[str, float]:
-        scored[iteration] = score(state.params)
-        return summarize(scored[iteration], prefix="eval/")
-
-    start = state.params
-    state = train(
-        algorithm,
-        state,
-        run_dir=run_dir,
+    print(f"fine-tuning {pretrained.config['name']}", flush=True)
+    final = train_seeds(
+        *(config, "finetune", algorithm, pretrained.params, critic),
         num_iterations=config.finetune.num_iterations,
         params_of=lambda state: state.params,
         normalizer=normalizer,
         evaluate=evaluate,
         show=("success", "episode_return", "eval/success", "approx_kl"),
-        **config.loop.finetune,
     )
-    if plots.traced_metrics(config.env.task):
-        # A resumed run has not scored its beginning.
-        before = scored[0] if 0 in scored else score(start)
-        after = scored.get(int(state.iteration)) or score(state.params)
-        plots.save_trajectories(run_dir, config.env.task, before, after)
-    plots.save_curve(run_dir)
-    return run_dir
+    for run_dir, state in final.items():
+        if plots.traced_metrics(config.env.task):
+            # A resumed run has not scored its beginning.
+            before = scored.get((run_dir, 0)) or score(pretrained.params)
+            after = scored.get((run_dir, int(state.iteration))) or score(state.params)
+            plots.save_trajectories(run_dir, config.env.task, before, after)
+        plots.save_curve(run_dir)
+    return list(final)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
 """Clone a policy from demonstrations: python -m experiments.pretrain --config=..."""
 
 from pathlib import Path
+from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from dppo_jax import pretrain
 from dppo_jax.demonstrations.dataset import summary, windows
 from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.evaluate import summarize
-from dppo_jax.training import train
+from dppo_jax.types import PolicyParams
 from experiments import common
+from experiments.seeds import check_seeds, train_seeds
 
 
-def main(config: ConfigDict) -> str:
-    """Run the stage; returns the run directory."""
+def main(config: ConfigDict) -> list[str]:
+    """Run the stage; returns the run directory of every seed."""
+    check_seeds(config, steps_env=False)
     data = config.data or str(Path("data") / config.name)
     if not config.data and not Path(data).exists():
         raise ValueError(
@@ -27,24 +29,21 @@ def main(config: ConfigDict) -> str:
     dataset = windows(episodes, chunk=config.model.chunk, history=config.env.history)
     algorithm = pretrain.make_pretrain(policy, dataset, config.pretrain)
     score = common.make_score(config, policy, episodes.normalizer)
-    run_dir = common.prepare_run(config, "pretrain")
-    print(f"{data}: {summary(episodes)}\nwriting to {run_dir}", flush=True)
+    print(f"{data}: {summary(episodes)}", flush=True)
 
-    def evaluate(state: pretrain.PretrainState, iteration: int) -> dict[str, float]:
-        return summarize(score(pretrain.params_of(state)), prefix="eval/")
+    def evaluate(params: PolicyParams, run_dir: str, iteration: int) -> Any:
+        evaluation = score(params)
+        return lambda: summarize(evaluation, prefix="eval/")
 
-    train(
-        algorithm,
-        algorithm.init(jax.random.key(config.seed)),
-        run_dir=run_dir,
+    final = train_seeds(
+        *(config, "pretrain", algorithm),
         num_iterations=config.pretrain.num_epochs,
         params_of=pretrain.params_of,
         normalizer=episodes.normalizer,
         evaluate=evaluate,
         show=("loss", "eval/success", "eval/episode_return"),
-        **config.loop.pretrain,
     )
-    return run_dir
+    return list(final)
 
 
 if __name__ == "__main__":

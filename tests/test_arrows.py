@@ -26,7 +26,8 @@ types <- schedules <- optimizers <- algorithms, pretrain
 envs <- demonstrations <- algorithms, pretrain, interop
 minibatch, parallel <- pretrain
 normalize <- checkpoint <- interop
-evaluate, checkpoint, parallel, metrics <- training
+types <- seeds, metrics <- runs <- training
+evaluate, checkpoint, parallel <- runs
 runtime <- envs
 """
 

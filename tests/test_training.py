@@ -74,7 +74,7 @@ def test_a_resumed_ppo_run_is_an_uninterrupted_one_bit_for_bit(tmp_path):
 def test_a_run_killed_between_checkpoints_repeats_what_it_lost(tmp_path):
     """Rows 0 ... 5 are there, the last checkpoint is 4: 5 is done and told again."""
 
-    def die(state, iteration):
+    def die(params, run_dir, iteration):
         if iteration == 5:
             raise KeyboardInterrupt
         return {"score": iteration}
@@ -83,7 +83,9 @@ def test_a_run_killed_between_checkpoints_repeats_what_it_lost(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         count(tmp_path, 8, evaluate=die, **settings)
     assert load_policy(tmp_path).iteration == 4
-    state = count(tmp_path, 8, evaluate=lambda state, i: {"score": i}, **settings)
+    state = count(
+        tmp_path, 8, evaluate=lambda params, run_dir, i: {"score": i}, **settings
+    )
     assert iterations(tmp_path) == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert [row["x"] for row in read_metrics(tmp_path)[1:]] == [2.0**i for i in R8]
     assert state["x"] == 2.0**8
@@ -137,7 +139,7 @@ def test_the_state_that_is_handed_in_survives(tmp_path):
 def test_rows_evaluations_and_checkpoints_come_when_they_are_due(
     tmp_path, settings, rows, scores, saved
 ):
-    score = {"evaluate": lambda state, iteration: {"score": iteration}}
+    score = {"evaluate": lambda params, run_dir, iteration: {"score": iteration}}
     count(tmp_path, 12, **score, **settings)
     assert iterations(tmp_path) == list(rows)
     assert iterations(tmp_path, "score") == scores
@@ -151,7 +153,7 @@ def until(x):
 
 def test_a_run_stops_where_its_numbers_say_so_and_stays_there(tmp_path):
     """8 = 2^3; the last row has its evaluation, and the checkpoint is there."""
-    score = {"evaluate": lambda state, iteration: {"score": iteration}}
+    score = {"evaluate": lambda params, run_dir, iteration: {"score": iteration}}
     assert count(tmp_path, 9, stop=until(8), **score)["x"] == 8.0
     assert load_policy(tmp_path).iteration == 3
     assert iterations(tmp_path, "score") == [0, 3]

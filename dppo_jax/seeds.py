@@ -1,0 +1,63 @@
+"""Many seeds of an Algorithm as one Algorithm: one program, one more leading axis."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dppo_jax.types import Algorithm, Array, Metrics, PyTree
+
+
+def many(
+    algorithm: Algorithm, num_seeds: int, *, vectorize: bool | None = None
+) -> Algorithm:
+    """Train `num_seeds` independent seeds of `algorithm` at once.
+
+    Args:
+        vectorize: all seeds in every operation (`vmap`), or one after the other inside
+            the program (`lax.map`); None: `vmap` on accelerators, `map` on CPU.
+
+    Returns:
+        An Algorithm. `init(keys [N], *args)` starts every seed from its own key and
+        the same further arguments. All leaves of the state and all metrics have a
+        leading axis [N].
+
+    Raises:
+        ValueError: less than one seed, or another number of keys.
+    """
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds={num_seeds} must be at least 1.")
+    if vectorize is None:
+        vectorize = jax.default_backend() != "cpu"
+
+    def init(keys: Array, *args: Any) -> Any:
+        if keys.shape[0] != num_seeds:
+            raise ValueError(f"{keys.shape[0]} keys for num_seeds={num_seeds}.")
+        # One after the other, so that every seed starts as a single run does.
+        return stack([algorithm.init(key, *args) for key in keys])
+
+    def step(state: Any) -> tuple[Any, Metrics]:
+        if vectorize:
+            return jax.vmap(algorithm.step)(state)
+        return jax.lax.map(algorithm.step, state)
+
+    return Algorithm(init, step)
+
+
+def stack(trees: Sequence[PyTree]) -> PyTree:
+    """Join the leaves of one tree per seed along a new leading axis [N]."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def split(tree: PyTree, num_seeds: int) -> list[PyTree]:
+    """Undo `stack`; the leaves are copies."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(num_seeds)]
+
+
+@jax.jit
+def copy(tree: PyTree) -> PyTree:
+    """A tree of which no leaf shares its buffer with another."""
+    return jax.tree.map(lambda leaf: leaf.copy(), tree)

@@ -1,0 +1,109 @@
+"""One seed or many: run directories and states for `training.train`."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dppo_jax import seeds
+from dppo_jax.checkpoint import load_config
+from dppo_jax.envs.adapters import is_host
+from dppo_jax.metrics import has_reached
+from dppo_jax.training import train
+from dppo_jax.types import Algorithm
+from experiments import common
+
+
+def check_seeds(config: ConfigDict, *, steps_env: bool) -> None:
+    """Refuse a number of seeds that cannot be trained.
+
+    Args:
+        steps_env: whether training steps environments, which must then be pure.
+
+    Raises:
+        ValueError: less than one seed, or many in host environments.
+    """
+    if config.num_seeds < 1:
+        raise ValueError(f"num_seeds={config.num_seeds} must be at least 1.")
+    if config.num_seeds > 1 and steps_env and is_host(config.env.task):
+        raise ValueError(
+            f"num_seeds={config.num_seeds}: {config.env.task} runs in host processes, "
+            "which serve one seed; start one command per seed, with --config.seed and "
+            "--config.run_dir."
+        )
+
+
+def train_seeds(
+    config: ConfigDict, stage: str, algorithm: Algorithm, *args: Any, **settings: Any
+) -> dict[str, Any]:
+    """Train `config.num_seeds` seeds, from `config.seed` on, in one program.
+
+    Every seed has a run directory of its own, as if it ran alone.
+
+    Args:
+        *args: what `algorithm.init` takes beside a key, the same for all seeds.
+        **settings: of `training.train`.
+
+    Returns:
+        Run directory -> final state.
+
+    Raises:
+        ValueError: a directory belongs to another run, or settings of the loop that
+            contradict each other.
+    """
+    settings |= _loop(config.loop[stage])
+    configs = seed_configs(config, stage)
+    if config.num_seeds > 1:
+        algorithm = seeds.many(algorithm, config.num_seeds)
+        keys = jnp.stack([jax.random.key(own.seed) for own in configs])
+        state = algorithm.init(keys, *args)
+        run_dirs = common.prepare_runs(configs, stage)
+        where = f"{len(run_dirs)} seeds, {run_dirs[0]} to {Path(run_dirs[-1]).name}"
+        print(f"writing to {where}", flush=True)
+        return dict(
+            zip(run_dirs, train(algorithm, state, run_dir=run_dirs, **settings))
+        )
+    state = algorithm.init(jax.random.key(config.seed), *args)
+    (run_dir,) = common.prepare_runs(configs, stage)
+    print(f"writing to {run_dir}", flush=True)
+    return {run_dir: train(algorithm, state, run_dir=run_dir, **settings)}
+
+
+def seed_configs(config: ConfigDict, stage: str) -> list[ConfigDict]:
+    """The configuration of every seed, as it would be if the seed ran alone.
+
+    Raises:
+        ValueError: the folder for the seeds is itself a run directory.
+    """
+    if config.num_seeds == 1:
+        return [config]
+    folder = config.run_dir or str(Path("runs") / config.name / f"{stage}_seeds")
+    if load_config(folder) is not None:
+        raise ValueError(
+            f"{folder} is the directory of a single run; pass another --config.run_dir "
+            f"for the {config.num_seeds} of num_seeds."
+        )
+    configs = []
+    for seed in range(config.seed, config.seed + config.num_seeds):
+        own = config.copy_and_resolve_references()
+        own.update(seed=seed, num_seeds=1, run_dir=str(Path(folder) / f"seed_{seed}"))
+        configs.append(own.lock())
+    return configs
+
+
+def _loop(settings: ConfigDict) -> dict[str, Any]:
+    """Arguments of `train`; a return to stop at becomes its `stop`."""
+    loop = dict(settings)
+    target = loop.pop("stop_at_return", None)
+    if target is None:
+        return loop
+    if loop["evaluate_every"] < 1:
+        raise ValueError(
+            f"stop_at_return={target} looks at evaluations, but evaluate_every="
+            f"{loop['evaluate_every']} asks for none on the way; set it in "
+            "--config.loop as well."
+        )
+    loop["stop"] = lambda rows: has_reached(rows, "eval/episode_return", target)
+    return loop
