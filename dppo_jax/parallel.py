@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dppo_jax.types import Algorithm, Array, Metrics, PyTree
+from dppo_jax.types import Algorithm, Array, Metrics
 
 Tree = TypeVar("Tree")
 

@@ -154,9 +154,9 @@ def check_devices(config: ConfigDict, num_devices: int) -> None:
     """Refuse what cannot be computed on many devices; raises ValueError by name."""
     if config.shuffle_groups % num_devices:
         raise ValueError(
-            f"finetune.shuffle_groups={config.shuffle_groups} must be a multiple of the "
-            f"{num_devices} devices, each of which shuffles its own environments; set "
-            f"it to {num_devices}, or use fewer devices."
+            f"finetune.shuffle_groups={config.shuffle_groups} must be a multiple of "
+            f"the {num_devices} devices, each of which shuffles its own environments; "
+            f"set it to {num_devices}, or use fewer devices."
         )
     if config.clone_coef:
         raise ValueError(
