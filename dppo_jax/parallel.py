@@ -90,15 +90,19 @@ def shard(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
         finally:
             _SHARDS.reset(token)
 
-    step: Callable[[Any], tuple[Any, Metrics]] = jax.shard_map(
-        local_step,
-        mesh=mesh,
-        in_specs=(specs,),
-        out_specs=(specs, PartitionSpec()),
-        # What is the same on all devices is so by the reductions of the algorithm; the
-        # checker would want every scan to say it again.
-        check_vma=False,
+    step: Callable[[Any], tuple[Any, Metrics]] = jax.jit(
+        jax.shard_map(
+            local_step,
+            mesh=mesh,
+            in_specs=(specs,),
+            out_specs=(specs, PartitionSpec()),
+            # What is the same on all devices is so by the reductions of the algorithm;
+            # the checker would want every scan to say it again.
+            check_vma=False,
+        )
     )
+    # Whatever else refuses many devices does so now; what was traced is kept.
+    jax.eval_shape(step, shapes)
     return Algorithm(init, step)
 
 

@@ -14,6 +14,11 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from dppo_jax import parallel, seeds  # noqa: E402
+from dppo_jax.algorithms import ppo  # noqa: E402
+from dppo_jax.envs.build import default_config, make_env  # noqa: E402
+from dppo_jax.networks import StateCritic  # noqa: E402
+from dppo_jax.normalize import Normalizer  # noqa: E402
+from dppo_jax.types import Algorithm  # noqa: E402
 from tests import tiny  # noqa: E402
 
 DEVICES = 8
@@ -78,5 +83,34 @@ def compare(case):
     return results
 
 
+def c_physics():
+    """PPO on `avoid` behind callbacks."""
+    config = default_config()
+    config.update(task="avoid", engine="mujoco", max_steps=8)
+    bounds = (np.full(n, x) for n in (4, 2) for x in (-1.0, 1.0))
+    env = make_env(config, normalizer=Normalizer(*bounds), chunk=2, num_envs=16)
+    policy = tiny.gaussian_policy(tiny.GaussianMLP(2, 2, (16,)), chunk=2, action_dim=2)
+    settings = tiny.tiny_ppo_config(num_tuned_steps=1, shuffle_groups=8)
+    return ppo.make_ppo(env, policy, StateCritic(hidden_sizes=(16,)), settings)
+
+
+def refusals():
+    """What is said of algorithms that eight devices cannot share."""
+    algorithms = {
+        "one group": make("pair", shuffle_groups=1),
+        "C physics": c_physics(),
+        "no split": Algorithm(*make("pair")[:2]),
+        "parts": make("pair", micro_batch_size=16),
+    }
+    said = {}
+    for name, algorithm in algorithms.items():
+        try:
+            parallel.shard(algorithm, parallel.make_mesh(DEVICES))
+        except ValueError as error:
+            said[name] = str(error)
+    return said
+
+
 if __name__ == "__main__":
-    print(json.dumps(compare(sys.argv[1])))
+    case = sys.argv[1]
+    print(json.dumps(refusals() if case == "refusals" else compare(case)))
