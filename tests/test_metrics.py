@@ -98,3 +98,15 @@ def test_a_recent_mean_is_the_same_after_reading_back(tmp_path):
             writer.write(row["iteration"], row)
         assert recent(writer.rows) == recent(rows)
     assert recent(read_metrics(tmp_path)) == recent(rows) == 1500.0
+
+
+def test_a_writer_that_does_not_write_knows_the_rows_all_the_same(tmp_path):
+    """Of several processes one writes; the others must stop where it does."""
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 0.5})
+    before = sorted(tmp_path.iterdir())
+    with MetricsWriter(tmp_path, resume_at=2, writes=False) as reader:
+        reader.write(2, {"loss": 0.25})
+    assert [row["loss"] for row in reader.rows] == [0.5, 0.25]
+    assert sorted(tmp_path.iterdir()) == before
+    assert len(read_metrics(tmp_path)) == 1

@@ -239,6 +239,8 @@ def test_two_processes_train_save_and_resume_as_one(world):
         mesh = {"distributed": True, "devices": 0, "num_processes": 2}
         mesh["coordinator"] = f"localhost:{port}"
         settings = {"finetune.num_iterations": num_iterations}
+        # Never reached, but asked for: the processes must agree on that.
+        settings["loop.finetune.stop_at_return"] = 1000.0
         return finish(
             *(
                 start(
