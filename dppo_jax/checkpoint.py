@@ -246,10 +246,21 @@ def _load_item(
         if name != "policy" and not (manager.directory / str(step) / name).exists():
             return None, step
         with _named(manager, step):
+            like = None
+            if name == "state":  # Any number of devices may have saved it.
+                like = _on_one_device(manager.item_metadata(step)[name])
             item = manager.restore(
-                step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore()})
+                step,
+                args=ocp.args.Composite(**{name: ocp.args.StandardRestore(like)}),
             )[name]
     return item, step
+
+
+def _on_one_device(tree: PyTree) -> PyTree:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
+    )
 
 
 @contextlib.contextmanager

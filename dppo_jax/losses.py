@@ -5,6 +5,7 @@ from typing import NamedTuple
 import chex
 import jax.numpy as jnp
 
+from dppo_jax import parallel
 from dppo_jax.types import Array
 
 
@@ -78,10 +79,16 @@ def normalize_advantage(
     advantage: Array, weight: Array | None = None, *, epsilon: float = 1e-8
 ) -> Array:
     """Zero mean and unit (unbiased) standard deviation over the minibatch [B]."""
-    size = advantage.size if weight is None else weight.sum()
-    centred = advantage - weighted_mean(advantage, weight)
+    local = None if weight is None else weight.sum()
+    size = (
+        advantage.size * parallel.num_shards()
+        if local is None
+        else parallel.total(local)
+    )
+    centred = advantage - parallel.mean(weighted_mean(advantage, weight), local)
     # A single row has no spread; its advantage becomes zero rather than 0 / 0.
-    variance = weighted_mean(centred**2, weight) * size / jnp.maximum(size - 1, 1)
+    variance = parallel.mean(weighted_mean(centred**2, weight), local)
+    variance *= size / jnp.maximum(size - 1, 1)
     return centred / (jnp.sqrt(variance) + epsilon)
 
 

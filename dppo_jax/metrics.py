@@ -19,9 +19,14 @@ class MetricsWriter:
     there on, which it had written after its last checkpoint, are dropped first, so
     that no iteration stands there twice. Iteration 1 starts a new file. A new name
     adds a column.
+
+    Args:
+        writes: False keeps the rows and leaves the files to another process.
     """
 
-    def __init__(self, run_dir: str | os.PathLike, *, resume_at: int = 1) -> None:
+    def __init__(
+        self, run_dir: str | os.PathLike, *, resume_at: int = 1, writes: bool = True
+    ) -> None:
         self._path = Path(run_dir) / CSV_FILE
         self._rows = [
             row
@@ -29,10 +34,12 @@ class MetricsWriter:
             if resume_at > 1 and row["iteration"] < resume_at
         ]
         self._names = list(dict.fromkeys(name for row in self._rows for name in row))
-        self._rewrite()
-        self._events = SummaryWriter(
-            str(run_dir), purge_step=resume_at if resume_at > 1 else 0
-        )
+        self._events = None
+        if writes:
+            self._rewrite()
+            self._events = SummaryWriter(
+                str(run_dir), purge_step=resume_at if resume_at > 1 else 0
+            )
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -42,7 +49,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush what is not yet on disk."""
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     @property
     def rows(self) -> list[dict[str, float]]:
@@ -53,6 +61,8 @@ class MetricsWriter:
         """Add one row and one event per number."""
         row = {"iteration": iteration} | {k: float(v) for k, v in metrics.items()}
         self._rows.append(row)
+        if self._events is None:
+            return
         new = [name for name in row if name not in self._names]
         if new:
             self._names += new

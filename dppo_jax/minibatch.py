@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dppo_jax import parallel
 from dppo_jax.types import Array, PyTree
 
 Result = TypeVar("Result")
@@ -37,6 +38,37 @@ def shuffled_batches(key: Array, size: int, batch_size: int) -> Array:
         )
     order = jax.random.permutation(key, size)
     return order[: size - size % batch_size].reshape(-1, batch_size)
+
+
+def grouped_batches(
+    key: Array, shape: tuple[int, int, int], batch_size: int, *, num_groups: int
+) -> Array:
+    """As `shuffled_batches`, but items are shuffled within groups of environments.
+
+    Each of the groups, neighbours all, gives a minibatch the same number of its items.
+    Inside of a sharded step a device has whole groups, and nothing of the others; the
+    order within a group does not depend on how many devices there are.
+
+    Args:
+        shape: T, B, M: M items of each step of each environment of this device.
+        batch_size: items of a minibatch, of all devices; a multiple of `num_groups`.
+        num_groups: of all devices; a multiple of their number.
+
+    Returns:
+        [number of minibatches, items of this device] indices into T * B * M.
+    """
+    num_steps, num_envs, moves = shape
+    if num_groups == 1:
+        return shuffled_batches(key, num_steps * num_envs * moves, batch_size)
+    keys = parallel.local_part(jax.random.split(key, num_groups))
+    group = num_envs * moves // keys.shape[0]  # Items of a step.
+    index = jax.vmap(
+        lambda key: shuffled_batches(key, num_steps * group, batch_size // num_groups)
+    )(keys)
+    step, item = jnp.divmod(index, group)
+    first = jnp.arange(keys.shape[0])[:, None, None] * group
+    index = step * num_envs * moves + first + item
+    return jnp.moveaxis(index, 0, 1).reshape(index.shape[1], -1)
 
 
 def covering_batches(key: Array, size: int, batch_size: int) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from dppo_jax import denoising
+from dppo_jax import denoising, parallel
 from dppo_jax.denoising import Diffusion, gaussian_log_prob
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import DiffusionMLP
@@ -101,10 +101,14 @@ def diffusion_policy(
             owned = step >= schedule.num_steps - params.num_active
             return jax.tree.map(functools.partial(jnp.where, owned), tuned, base)
 
-        shape = (schedule.num_steps + 1, _batch(obs), chunk, action_dim)
+        # Drawn for the environments of all devices, so that these see the same noise
+        # however many devices share them.
+        batch = _batch(obs) * parallel.num_shards()
+        shape = (schedule.num_steps + 1, batch, chunk, action_dim)
+        draws = parallel.local_part(jax.random.normal(key, shape), axis=1)
         chain, log_prob = denoising.sample_chain(
             *(diffusion, denoise, base, owner),
-            *(jax.random.normal(key, shape), obs),
+            *(draws, obs),
             num_tuned=num_tuned_steps,
             min_std=min_std,
             deterministic=deterministic,
@@ -204,7 +208,8 @@ def gaussian_policy(
     ) -> Sample:
         mean, std = apply(params.tuned, obs)
         scale = _DETERMINISTIC_STD if deterministic else jnp.maximum(std, min_std)
-        draw = jax.random.normal(key, mean.shape)
+        shape = (mean.shape[0] * parallel.num_shards(), *mean.shape[1:])
+        draw = parallel.local_part(jax.random.normal(key, shape))
         action = mean + scale * jnp.clip(draw, -draw_clip, draw_clip)
         chain = jnp.stack([jnp.zeros_like(action), action], axis=1)
         return Sample(chain, reduce(density(mean, std, action))[:, None])

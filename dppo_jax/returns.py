@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dppo_jax import parallel
 from dppo_jax.types import Array
 
 
@@ -102,7 +103,8 @@ def scale_rewards(
         return total, total
 
     last, totals = jax.lax.scan(forward, scale.discounted, (reward, first))
-    batch_mean, batch_variance, size = totals.mean(), totals.var(), totals.size
+    batch_mean, batch_variance = parallel.moments(totals)
+    size = totals.size * parallel.num_shards()
     weight = scale.weight + size
     delta = batch_mean - scale.mean
     squares = (

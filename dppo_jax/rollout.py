@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dppo_jax import parallel
 from dppo_jax.types import Array, Metrics, Obs, Sample, Transition, VecEnv
 
 
@@ -51,10 +52,13 @@ def rollout(
 def episode_means(transitions: Transition, metrics: Metrics) -> Metrics:
     """Means over the episodes that ended in this roll-out; NaN where none did."""
     done = jnp.maximum(transitions.terminated, transitions.truncated)
-    count = done.sum()
+    numbers = {name: x for name, x in metrics.items() if x.ndim == 2}
+    count, sums = parallel.total(
+        (done.sum(), {name: (x * done).sum() for name, x in numbers.items()})
+    )
     means = {
-        name: jnp.where(count > 0, (x * done).sum() / jnp.maximum(count, 1), jnp.nan)
-        for name, x in metrics.items()
-        if x.ndim == 2
+        name: jnp.where(count > 0, x / jnp.maximum(count, 1), jnp.nan)
+        for name, x in sums.items()
     }
-    return means | {"num_episodes": count, "reward": transitions.reward.mean()}
+    reward = parallel.mean(transitions.reward.mean())
+    return means | {"num_episodes": count, "reward": reward}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dppo_jax import seeds
+from dppo_jax import parallel, seeds
 from dppo_jax.checkpoint import Checkpoints
 from dppo_jax.metrics import MetricsWriter, read_metrics
 from dppo_jax.normalize import Normalizer
@@ -108,7 +108,7 @@ class Runs:
         for run, like in zip(self._runs, states):
             newest = run.checkpoints.latest or 0
             rows = [x for x in read_metrics(run.run_dir) if x["iteration"] <= newest]
-            ended = bool(newest and self._stop and self._stop(rows))
+            ended = bool(newest) and self._stops(rows)
             run.final = run.checkpoints.restore(like) if ended else None
             starts.append(newest)
         # Where all have ended there is nothing left to do.
@@ -121,7 +121,11 @@ class Runs:
             elif start:
                 states[i] = run.checkpoints.restore(states[i], start)
                 starts[i] = start
-            run.writer = MetricsWriter(run.run_dir, resume_at=starts[i] + 1)
+            run.writer = MetricsWriter(
+                run.run_dir,
+                resume_at=starts[i] + 1,
+                writes=parallel.is_first_process(),
+            )
         self._start = self._logged = start
         self._began = time.perf_counter()
         return start, self._join(states)
@@ -198,7 +202,7 @@ class Runs:
         assert run.writer is not None
         if run.writer.rows and run.writer.rows[-1]["iteration"] >= row.iteration:
             return  # An interrupt came after it.
-        ends = bool(self._stop and self._stop([*run.writer.rows, numbers]))
+        ends = self._stops([*run.writer.rows, numbers])
         if ends and self._evaluate and not row.scores:
             numbers |= self._score(i, row.states()[i], row.iteration)()
         run.writer.write(row.iteration, numbers)
@@ -210,10 +214,16 @@ class Runs:
         if ends:
             run.final = row.states()[i]
 
+    def _stops(self, rows: list[dict[str, float]]) -> bool:
+        """What `stop` says, in the first process: all must end in the same iteration,
+        though an evaluation may round differently on other machines."""
+        return self._stop is not None and parallel.agreed(self._stop(rows))
+
     def _score(self, i: int, state: Any, iteration: int) -> Callable[[], Numbers]:
         assert self._evaluate is not None
         run_dir = self._runs[i].run_dir
-        numbers = self._evaluate(self._params_of(state), run_dir, iteration)
+        params = parallel.on_one_device(self._params_of(state))
+        numbers = self._evaluate(params, run_dir, iteration)
         return numbers if callable(numbers) else lambda: numbers
 
     def _shared_start(self, num_iterations: int) -> int:

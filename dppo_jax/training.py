@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from dppo_jax import parallel
 from dppo_jax.normalize import Normalizer
 from dppo_jax.runs import Evaluate, Row, Runs, Stop
 from dppo_jax.types import Algorithm, PolicyParams
@@ -36,6 +37,9 @@ def train(
 ) -> Any:
     """Run `algorithm.step` until `num_iterations`, from the last checkpoint if any.
 
+    Of several processes (`parallel`) each calls this alike; the first one writes rows,
+    all take part in checkpoints, and each evaluates for itself.
+
     Rows and checkpoints of an iteration are written while the device works on the
     next. The loop waits for the numbers of an iteration only at the end, where there is
     a `stop` and, on the CPU backend, for an evaluation: two programs that call the host
@@ -46,7 +50,7 @@ def train(
         run_dir: of the run; or one for each seed, where `algorithm` and `state` are
             those of `seeds.many`. Every seed is logged and saved like a run of its own.
         params_of: state of one seed -> policy parameters, what a checkpoint offers to
-            others.
+            others; `evaluate` gets them on one device.
         evaluate: (policy parameters, run directory, iteration) -> numbers, or a
             function that returns them and waits until it is called: what has been
             dispatched before may then overlap with the next iteration. Called before
@@ -127,12 +131,15 @@ def train(
 
 
 class Progress:
-    """A bar with the remaining time on a terminal, lines of text elsewhere."""
+    """A bar with the remaining time on a terminal, lines of text elsewhere.
+
+    Of several processes the first one shows it.
+    """
 
     def __init__(self, start: int, total: int) -> None:
-        self._bar = tqdm(
-            initial=start, total=total, disable=not sys.stderr.isatty(), leave=True
-        )
+        self._shown = parallel.is_first_process()
+        disable = not (self._shown and sys.stderr.isatty())
+        self._bar = tqdm(initial=start, total=total, disable=disable, leave=True)
         self._total, self._done, self._start = total, start, start
         self._began = self._said = time.monotonic()
         self._text = ""
@@ -153,7 +160,7 @@ class Progress:
             self._start + 1,
             self._total,
         )
-        if self._bar.disable and due:
+        if self._bar.disable and self._shown and due:
             self._said = now
             pace = (now - self._began) / max(self._done - self._start - 1, 1)
             left = f"{pace * (self._total - self._done):.0f} s left"

@@ -136,7 +136,13 @@ class VecEnv(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """init: key -> state.  step: state -> (state, metrics), one whole iteration."""
+    """init: key -> state.  step: state -> (state, metrics), one whole iteration.
+
+    split: (state or its shapes, number of devices) -> tree of bool, which leaves have a
+        leading axis of environments that devices may share, see `parallel.shard`; it
+        raises ValueError where settings do not fit. None: one device only.
+    """
 
     init: Callable[..., Any]
     step: Callable[[Any], tuple[Any, Metrics]]
+    split: Callable[[Any, int], Any] | None = None

@@ -14,8 +14,9 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dppo_jax import runtime
+from dppo_jax import parallel, runtime
 from dppo_jax.checkpoint import PolicyCheckpoint, load_config, load_policy, save_config
+from dppo_jax.envs.adapters import is_host
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, make_evaluate
 from dppo_jax.normalize import Normalizer
@@ -26,6 +27,7 @@ from experiments import plots
 # Changing these between a run and its resumption is what a user may want to do.
 _MAY_CHANGE = (
     *("run_dir", "num_seeds", "evaluate.", "loop.", "num_iterations", "num_epochs"),
+    "mesh.",
     *("collect.target_return", "collect.num_steps"),
 )
 # What fine-tuning and evaluation must find as pre-training left it.
@@ -132,6 +134,54 @@ def _parse(argv: list[str], words: Sequence[str]) -> list[Any]:
     return [*given, config.lock()]
 
 
+def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """Wait for the other processes, if there are any; the devices of all of them.
+
+    Nothing may have run in JAX before. Processes but the first print nothing from here.
+
+    Raises:
+        ValueError: settings that contradict each other, or what cannot be shared.
+    """
+    mesh = config.mesh
+    several = mesh.distributed or mesh.devices != 1
+    if several and config.num_seeds > 1:
+        raise ValueError(
+            f"num_seeds={config.num_seeds} with mesh.devices={mesh.devices}: many "
+            "seeds run on one device; train one seed at a time, or leave "
+            "--config.mesh out."
+        )
+    if several and is_host(config.env.task):
+        raise ValueError(
+            f"mesh.devices={mesh.devices}: {config.env.task} runs in host processes, "
+            "which serve one device; leave --config.mesh out."
+        )
+    if mesh.distributed:
+        jax.distributed.initialize(
+            coordinator_address=mesh.coordinator or None,
+            num_processes=mesh.get("num_processes"),
+            process_id=mesh.get("process_id"),
+        )
+        if not parallel.is_first_process():
+            sys.stdout = open(os.devnull, "w")
+    elif mesh.coordinator or mesh.get("num_processes") or mesh.get("process_id"):
+        raise ValueError(
+            "mesh.coordinator, mesh.num_processes and mesh.process_id are of no use "
+            "without --config.mesh.distributed=True."
+        )
+    return parallel.make_mesh(mesh.devices)
+
+
+def stay_on_one_device(config: ConfigDict, stage: str) -> None:
+    """For stages that are not shared: say so, and refuse many processes."""
+    if config.mesh.distributed:
+        raise ValueError(
+            f"experiments.{stage} runs in one process; leave "
+            "--config.mesh.distributed out, and start it once."
+        )
+    if config.mesh.devices != 1:
+        print(f"note: experiments.{stage} runs on one device, whatever mesh.devices")
+
+
 def prepare_run(config: ConfigDict, stage: str) -> str:
     """Create the run directory and write `config.json`; returns its path.
 
@@ -151,7 +201,8 @@ def prepare_runs(configs: Sequence[ConfigDict], stage: str) -> list[str]:
     for run_dir, settings in new.items():
         _check_run(run_dir, settings, stage)
     for run_dir, settings in new.items():
-        save_config(run_dir, settings)
+        if parallel.is_first_process():
+            save_config(run_dir, settings)
     return list(new)
 
 
@@ -240,7 +291,12 @@ def make_score(
         num_episodes=settings.num_episodes,
         deterministic=settings.deterministic,
     )
-    return lambda params: evaluate(params, jax.random.key(settings.seed))
+
+    def score(params: PolicyParams) -> Evaluation:
+        local = parallel.on_one_device(params)
+        return evaluate(local, jax.random.key(settings.seed))
+
+    return score
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

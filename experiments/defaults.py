@@ -30,6 +30,18 @@ def default_config() -> ConfigDict:
     )
     config.pretrain = pretrain.default_config()
     config.finetune = ppo.default_config()
+    # finetune: devices that share the environments, 0 for all; a process for each host
+    # where distributed, see docs/scaling.md. The last three are for hosts that nothing
+    # else (SLURM, Kubernetes, a TPU pod) introduces to each other.
+    config.mesh = ConfigDict(
+        dict(
+            devices=1,
+            distributed=False,
+            coordinator="",  # host:port of the first process
+            num_processes=placeholder(int),
+            process_id=placeholder(int),
+        )
+    )
     config.evaluate = ConfigDict(
         dict(num_episodes=200, num_envs=200, deterministic=True, seed=0)
     )

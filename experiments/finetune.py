@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from dppo_jax import parallel
 from dppo_jax.algorithms import ppo
 from dppo_jax.checkpoint import check_matches, load_critic
 from dppo_jax.envs.build import make_env
@@ -18,6 +19,7 @@ from experiments.seeds import check_seeds, train_seeds
 def main(config: ConfigDict) -> list[str]:
     """Run the stage; returns the run directory of every seed."""
     check_seeds(config, steps_env=True)
+    mesh = common.join_mesh(config)
     pretrained = common.find_policy(config, "pretrain")
     normalizer = pretrained.normalizer
     policy = common.build_policy(config, normalizer.action_min.shape[0])
@@ -55,14 +57,15 @@ def main(config: ConfigDict) -> list[str]:
 
     print(f"fine-tuning {pretrained.config['name']}", flush=True)
     final = train_seeds(
-        *(config, "finetune", algorithm, pretrained.params, critic),
+        *(config, "finetune", parallel.shard(algorithm, mesh)),
+        *(pretrained.params, critic),
         num_iterations=config.finetune.num_iterations,
         params_of=lambda state: state.params,
         normalizer=normalizer,
         evaluate=evaluate,
         show=("success", "episode_return", "eval/success", "approx_kl"),
     )
-    for run_dir, state in final.items():
+    for run_dir, state in final.items() if parallel.is_first_process() else ():
         if plots.traced_metrics(config.env.task):
             # A resumed run has not scored its beginning.
             before = scored.get((run_dir, 0)) or score(pretrained.params)

@@ -17,6 +17,7 @@ from experiments.seeds import check_seeds, train_seeds
 def main(config: ConfigDict) -> list[str]:
     """Run the stage; returns the run directory of every seed."""
     check_seeds(config, steps_env=False)
+    common.stay_on_one_device(config, "pretrain")
     data = config.data or str(Path("data") / config.name)
     if not config.data and not Path(data).exists():
         raise ValueError(

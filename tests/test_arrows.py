@@ -22,6 +22,7 @@ types <- denoising, networks <- policies <- algorithms, pretrain, interop
 types <- normalize <- envs <- rollout <- evaluate <- algorithms, pretrain
 types <- losses <- chain_losses <- algorithms
 types <- returns, losses, replay, minibatch, parallel <- algorithms
+parallel <- returns, losses, minibatch, policies, envs, rollout, training
 types <- schedules <- optimizers <- algorithms, pretrain
 envs <- demonstrations <- algorithms, pretrain, interop
 minibatch, parallel <- pretrain
@@ -45,6 +46,7 @@ PLAIN = (
         "normalize",
         "replay",
         "minibatch",
+        "parallel",
     ),
     *("returns", "losses", "envs.core", "envs.physics", "envs.wrappers"),
 )

@@ -106,3 +106,15 @@ def test_a_target_is_held_against_the_last_value_as_it_reads_back():
     assert has_reached(rows, "x", 2.0)
     assert not has_reached(rows, "x", 2.1)
     assert not has_reached([{"y": 1.0}], "x", 0.0)
+
+
+def test_a_writer_that_does_not_write_knows_the_rows_all_the_same(tmp_path):
+    """Of several processes one writes; the others must stop where it does."""
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 0.5})
+    before = sorted(tmp_path.iterdir())
+    with MetricsWriter(tmp_path, resume_at=2, writes=False) as reader:
+        reader.write(2, {"loss": 0.25})
+    assert [row["loss"] for row in reader.rows] == [0.5, 0.25]
+    assert sorted(tmp_path.iterdir()) == before
+    assert len(read_metrics(tmp_path)) == 1

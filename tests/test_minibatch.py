@@ -7,6 +7,7 @@ from dppo_jax.losses import weighted_mean
 from dppo_jax.minibatch import (
     covering_batches,
     drawn_rows,
+    grouped_batches,
     mean_over_parts,
     part_size,
     shuffled_batches,
@@ -89,3 +90,17 @@ def test_the_size_of_parts_divides_the_minibatch(monkeypatch):
 def test_parts_that_do_not_divide_a_minibatch_are_refused(wanted):
     with pytest.raises(ValueError, match=f"micro_batch_size={wanted} .* 10 rows"):
         part_size(10, wanted)
+
+
+def test_groups_of_environments_give_every_minibatch_the_same():
+    """T = 3 steps of B = 4 environments with M = 2 moves, in groups of two."""
+    batches = np.asarray(grouped_batches(KEY, (3, 4, 2), 8, num_groups=2))
+    assert batches.shape == (3, 8)
+    assert sorted(batches.ravel()) == list(range(24))
+    env = batches // 2 % 4
+    assert (env[:, :4] < 2).all() and (env[:, 4:] >= 2).all()
+
+
+def test_one_group_is_the_plain_shuffle():
+    one = grouped_batches(KEY, (3, 4, 2), 5, num_groups=1)
+    np.testing.assert_array_equal(one, shuffled_batches(KEY, 24, 5))

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dppo_jax import parallel
 from dppo_jax.types import Array, Env, Obs, PyTree, TimeStep, VecEnv
 
 
@@ -67,7 +68,7 @@ def vectorize(env: Env, num_envs: int) -> VecEnv:
 
     def reset(key: Array) -> VecState:
         # Folding the index in gives environment i the same key in any batch.
-        indices = jnp.arange(num_envs)
+        indices = parallel.local_part(jnp.arange(num_envs))
         return jax.vmap(fresh)(jax.vmap(lambda i: jax.random.fold_in(key, i))(indices))
 
     def step(state: VecState, action: Array) -> tuple[VecState, TimeStep]:

@@ -26,6 +26,7 @@ import mujoco
 import numpy as np
 from mujoco import batch as mujoco_batch
 
+from dppo_jax import parallel
 from dppo_jax.types import Array, PyTree
 
 # On import, MJX prints to the screen which optional packages are absent.
@@ -290,8 +291,20 @@ def _make_c_mujoco(model: mujoco.MjModel, num_substeps: int):
             slot.batch.step(nstep=num_substeps, stage=stage)
             return outcome(slot, lead, start)
 
+    def refuse_many_devices() -> None:
+        # A callback on each device holds one of XLA's threads, and may need another one
+        # to be handed its arrays.
+        devices = jax.local_device_count()
+        if parallel.num_shards() > 1 < devices and jax.default_backend() == "cpu":
+            raise ValueError(
+                f"engine='mujoco' serves one CPU device of a process, not {devices}, "
+                "and keeps all cores busy with that; use mesh.devices=1, "
+                "env.engine='mjx', or a process for each device."
+            )
+
     # "broadcast_all" turns any number of vmaps into leading axes of one call.
     def reset(qpos: Array, qvel: Array) -> PhysicsState:
+        refuse_many_devices()
         return PhysicsState(
             *jax.pure_callback(
                 host_reset, shapes, qpos, qvel, vmap_method="broadcast_all"
@@ -300,6 +313,7 @@ def _make_c_mujoco(model: mujoco.MjModel, num_substeps: int):
 
     def step(state: PhysicsState, ctrl: Array) -> PhysicsState:
         chex.assert_shape(ctrl, (model.nu,))
+        refuse_many_devices()
         return PhysicsState(
             *jax.pure_callback(
                 host_step, shapes, state.raw, ctrl, vmap_method="broadcast_all"

@@ -14,8 +14,12 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from dppo_jax import returns, schedules
-from dppo_jax.algorithms.ppo.settings import check_config
+from dppo_jax import parallel, returns, schedules
+from dppo_jax.algorithms.ppo.settings import (
+    check_config,
+    check_devices,
+    check_groups,
+)
 from dppo_jax.algorithms.ppo.update import Pairs, PPOState, make_updates
 from dppo_jax.rollout import episode_means, rollout
 from dppo_jax.types import (
@@ -66,7 +70,8 @@ def make_ppo(
             f"pairs of an iteration ({num_envs} environments x {num_steps} chunks x "
             f"{policy.num_steps} moves); lower it or collect more."
         )
-    updates = make_updates(policy, critic, config, num_rows=num_envs * num_steps)
+    check_groups(config, policy, num_envs=num_envs)
+    updates = make_updates(policy, critic, config, num_envs=num_envs)
     anneals_steps = config.tuned_steps_drop > 0 and config.tuned_steps_every > 0
 
     def anneal(params: PolicyParams, iteration: Array) -> PolicyParams:
@@ -161,8 +166,8 @@ def make_ppo(
         )
         pairs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pairs)
         state = state._replace(first=done[-1], reward_scale=reward_scale)
-        variance = jnp.var(target)
-        explained = 1 - jnp.var(target - value) / jnp.where(variance > 0, variance, 1)
+        (_, variance), (_, rest) = map(parallel.moments, (target, target - value))
+        explained = 1 - rest / jnp.where(variance > 0, variance, 1)
         return state, pairs, {"explained_variance": explained}
 
     def step(state: PPOState) -> tuple[PPOState, Metrics]:
@@ -182,7 +187,18 @@ def make_ppo(
         }
         return state, episodes | values | losses | counts
 
-    return Algorithm(init, step)
+    def split(state: PPOState, num_devices: int) -> PPOState:
+        """Everything of the environments is split, everything learned is not."""
+        check_devices(config, num_devices)
+        updates.check_devices(num_devices)
+        rest = jax.tree.map(lambda _: False, state)
+        return rest._replace(
+            env=jax.tree.map(lambda _: True, state.env),
+            first=True,
+            reward_scale=rest.reward_scale._replace(discounted=True),
+        )
+
+    return Algorithm(init, step, split)
 
 
 def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:

@@ -41,6 +41,10 @@ def default_config() -> ConfigDict:
     # steps and takes all K' moves of each: observations are encoded and values
     # computed once for K' pairs, which are no longer independent of each other.
     config.minibatch = "pair"
+    # Shuffle within each of so many equal groups of neighbouring environments, of which
+    # every minibatch takes the same number of items: what many devices need, whose
+    # number must divide it, and what makes one device equal to them.
+    config.shuffle_groups = 1
     # Rows of the policy whose gradients are computed at a time; their mean is exact,
     # only a cloning penalty draws other chains. None: as many as are fast on a CPU, all
     # on an accelerator.
@@ -93,7 +97,7 @@ def check_config(config: ConfigDict, policy: Policy) -> None:
             f"batch_size={config.batch_size} must be a multiple of the "
             f"{policy.num_steps} moves of a chain with minibatch='chain'; change one."
         )
-    for name in ("num_steps", "epochs", "num_iterations"):
+    for name in ("num_steps", "epochs", "num_iterations", "shuffle_groups"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]} must be at least 1.")
     if config.num_tuned_steps != policy.num_steps and policy.num_steps > 1:
@@ -129,6 +133,43 @@ def check_config(config: ConfigDict, policy: Policy) -> None:
         )
     for name in ("actor", "critic"):
         schedules.check_cosine_restarts(name, **_rate_settings(config[name]))
+
+
+def check_groups(config: ConfigDict, policy: Policy, *, num_envs: int) -> None:
+    """Refuse groups of environments that are not equal; raises ValueError by name."""
+    chains = config.minibatch == "chain"
+    items = config.batch_size // (policy.num_steps if chains else 1)
+    for size, what in (
+        (num_envs, "environments"),
+        (items, f"{'chains' if chains else 'pairs'} of a minibatch"),
+    ):
+        if size % config.shuffle_groups:
+            raise ValueError(
+                f"shuffle_groups={config.shuffle_groups} must divide the {size} {what};"
+                " change one of them."
+            )
+
+
+def check_devices(config: ConfigDict, num_devices: int) -> None:
+    """Refuse what cannot be computed on many devices; raises ValueError by name."""
+    if config.shuffle_groups % num_devices:
+        raise ValueError(
+            f"finetune.shuffle_groups={config.shuffle_groups} must be a multiple of "
+            f"the {num_devices} devices, each of which shuffles its own environments; "
+            f"set it to {num_devices}, or use fewer devices."
+        )
+    if config.clone_coef:
+        raise ValueError(
+            f"finetune.clone_coef={config.clone_coef} draws chains for each part of a "
+            f"minibatch, which {num_devices} devices would draw differently; use one "
+            "device, or 0."
+        )
+    if tuple(config.advantage_quantiles) != (0.0, 1.0):
+        raise ValueError(
+            f"finetune.advantage_quantiles={tuple(config.advantage_quantiles)} look at "
+            f"a whole minibatch, which is spread over {num_devices} devices; use one "
+            "device, or (0.0, 1.0)."
+        )
 
 
 def learning_rates(config: ConfigDict, iteration: Array) -> tuple[Array, Array]:

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dppo_jax import chain_losses, losses, optimizers, returns
+from dppo_jax import chain_losses, losses, optimizers, parallel, returns
 from dppo_jax.algorithms.ppo.settings import learning_rates
 from dppo_jax.minibatch import (
     drawn_rows,
+    grouped_batches,
     mean_over_parts,
     part_size,
-    shuffled_batches,
 )
 from dppo_jax.types import Array, Metrics, Obs, Policy, PolicyParams, PyTree
 
@@ -62,14 +62,21 @@ class Updates(NamedTuple):
     """init: (tuned, critic parameters) -> optimizer states of both.
 
     run: (state, pairs [N, ...], key) -> (state, metrics), all epochs of an iteration.
+    check_devices: (number of devices) -> None; ValueError if minibatches do not fit.
     """
 
     init: Callable[[PyTree, PyTree], tuple[Any, Any]]
     run: Callable[[PPOState, Pairs, Array], tuple[PPOState, Metrics]]
+    check_devices: Callable[[int], None]
 
 
-def minibatch_sizes(config: ConfigDict, policy: Policy) -> tuple[int, int, int]:
+def minibatch_sizes(
+    config: ConfigDict, policy: Policy, num_devices: int = 1
+) -> tuple[int, int, int]:
     """Moves of an item (a pair or a chain), items of a minibatch and of a part of it.
+
+    Args:
+        num_devices: that share a minibatch, and compute their shares part by part.
 
     Raises:
         ValueError: micro-batches that do not divide a minibatch.
@@ -77,7 +84,8 @@ def minibatch_sizes(config: ConfigDict, policy: Policy) -> tuple[int, int, int]:
     moves_each = policy.num_steps if config.minibatch == "chain" else 1
     num_items = config.batch_size // moves_each
     wanted = config.get("micro_batch_size")
-    return moves_each, num_items, part_size(num_items, wanted, moves=moves_each)
+    part_items = part_size(num_items // num_devices, wanted, moves=moves_each)
+    return moves_each, num_items, part_items
 
 
 def log_prob_of_moves(policy: Policy, params: PyTree, moves: Moves) -> Array:
@@ -89,9 +97,9 @@ def log_prob_of_moves(policy: Policy, params: PyTree, moves: Moves) -> Array:
 
 
 def make_updates(
-    policy: Policy, critic: Any, config: ConfigDict, *, num_rows: int
+    policy: Policy, critic: Any, config: ConfigDict, *, num_envs: int
 ) -> Updates:
-    """Minibatches over `num_rows` environment steps with K' moves each.
+    """Minibatches over the steps of `num_envs` environments, with K' moves each.
 
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
@@ -100,8 +108,11 @@ def make_updates(
     Raises:
         ValueError: micro-batches that do not divide a minibatch.
     """
-    moves_each, num_items, part_items = minibatch_sizes(config, policy)
-    value_batch = part_size(min(num_rows, num_items))
+    moves_each, num_items, _ = minibatch_sizes(config, policy)
+
+    def part_items() -> int:
+        return minibatch_sizes(config, policy, parallel.num_shards())[2]
+
     actor_optimizer, critic_optimizer = (
         optimizers.adamw(
             weight_decay=c.weight_decay, max_grad_norm=c.get("max_grad_norm")
@@ -163,8 +174,11 @@ def make_updates(
         grads, metrics = mean_over_parts(
             lambda part: jax.grad(surrogate, has_aux=True)(params.tuned, params, part),
             moves._replace(advantage=advantage),
-            part_items,
+            part_items(),
             None if weight is None else weight.sum(1),
+        )
+        grads, metrics = parallel.mean(
+            (grads, metrics), None if weight is None else weight.sum()
         )
         if not (config.entropy_coef or config.clone_coef):
             return grads, metrics
@@ -176,9 +190,11 @@ def make_updates(
             )
 
         # Every row has its share in these, also one whose move is no longer tuned.
+        rows = jnp.arange(moves.step.shape[0])
         more, reported = mean_over_parts(
-            penalty_gradient, (moves.obs, jnp.arange(num_items)), part_items
+            penalty_gradient, (moves.obs, rows), part_items()
         )
+        more, reported = parallel.mean((more, reported))
         return jax.tree.map(jnp.add, grads, more), metrics | reported
 
     def critic_gradient(
@@ -201,11 +217,14 @@ def make_updates(
             )
             return config.value_coef * loss, loss
 
-        return mean_over_parts(
-            lambda part: jax.grad(loss, has_aux=True)(critic_params, part),
-            (steps, weight),
-            value_batch,
-            weight,
+        # Devices draw equally many rows, and count alike.
+        return parallel.mean(
+            mean_over_parts(
+                lambda part: jax.grad(loss, has_aux=True)(critic_params, part),
+                (steps, weight),
+                part_size(steps[1].shape[0]),
+                weight,
+            )
         )
 
     def minibatch(pairs: Pairs, index: Array) -> tuple[Array, Moves]:
@@ -227,12 +246,16 @@ def make_updates(
         it = state.iteration
         actor_rate, critic_rate = learning_rates(config, it)
         shuffle_key, clone_key = jax.random.split(key)
+        shape = (
+            *(config.num_steps, num_envs // parallel.num_shards()),
+            policy.num_steps // moves_each,
+        )
         index = jax.vmap(
-            lambda key: shuffled_batches(
-                key, num_rows * policy.num_steps // moves_each, num_items
+            lambda key: grouped_batches(
+                key, shape, num_items, num_groups=config.shuffle_groups
             )
         )(jax.random.split(shuffle_key, config.epochs))
-        index = index.reshape(-1, num_items)
+        index = index.reshape(-1, index.shape[-1])
 
         def learn(state: PPOState, index: Array, key: Array) -> Any:
             row, moves = minibatch(pairs, index)
@@ -288,4 +311,7 @@ def make_updates(
         }
         return state, metrics
 
-    return Updates(init, run)
+    def check_devices(num_devices: int) -> None:
+        minibatch_sizes(config, policy, num_devices)
+
+    return Updates(init, run, check_devices)

@@ -1,0 +1,116 @@
+"""What `test_parallel` runs where JAX sees eight devices: python -m tests.sharded CASE.
+
+It prints one line of JSON. XLA takes the number of devices before anything else.
+"""
+
+import json
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from dppo_jax import parallel, seeds  # noqa: E402
+from dppo_jax.algorithms import ppo  # noqa: E402
+from dppo_jax.envs.build import default_config, make_env  # noqa: E402
+from dppo_jax.networks import StateCritic  # noqa: E402
+from dppo_jax.normalize import Normalizer  # noqa: E402
+from dppo_jax.types import Algorithm  # noqa: E402
+from tests import tiny  # noqa: E402
+
+DEVICES = 8
+# Episodes of different lengths go on from one iteration to the next, some end nowhere.
+WORLD = dict(num_envs=16, shuffle_groups=8, epochs=2, reset_at_iteration=False)
+CASES = {
+    "pair": dict(batch_size=64),
+    "chain": dict(batch_size=64, minibatch="chain"),
+    # More pairs than steps: values are weighted. Parts, early stop, clipped gradients.
+    "weighted": dict(
+        batch_size=96,
+        micro_batch_size=6,
+        target_kl=1e-4,
+        actor__max_grad_norm=1e-2,
+        value_clip=0.1,
+        entropy_coef=0.1,
+    ),
+    "annealed": dict(batch_size=64, tuned_steps_drop=1, tuned_steps_every=1),
+    "gaussian": dict(batch_size=32, num_tuned_steps=1),
+}
+
+
+def make(case, **changes):
+    """The algorithm of a case, on the devices of `changes` or all."""
+    env = tiny.point_env(WORLD["num_envs"], lengths=(3, 99), max_steps=16)
+    policy = None
+    if case == "gaussian":
+        policy = tiny.tiny_gaussian_policy(learn_fixed_std=True)
+    return tiny.make_tiny_ppo(policy, env, **(WORLD | CASES[case] | changes))
+
+
+def run(algorithm, num_iterations=4):
+    """As `tiny.run`, without compiling `init`, and the text of the program."""
+    state = seeds.copy(algorithm.init(jax.random.key(0)))
+    step = jax.jit(algorithm.step, donate_argnums=0).lower(state).compile()
+    rows = []
+    for _ in range(num_iterations):
+        state, metrics = step(state)
+        rows.append({name: float(x) for name, x in metrics.items()})
+    return state, rows, step.as_text()
+
+
+def numbers(state):
+    """All that a state holds, as lists; parameters and environments alike."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+
+    def plain(x):
+        is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(x) if is_key else x).ravel().tolist()
+
+    return {jax.tree_util.keystr(path): plain(x) for path, x in leaves}
+
+
+def compare(case):
+    """One device and eight."""
+    algorithm, results = make(case), []
+    for devices in (1, DEVICES):
+        sharded = parallel.shard(algorithm, parallel.make_mesh(devices))
+        state, rows, text = run(sharded)
+        count = {x: text.count(x) for x in ("all-gather", "all-reduce")}
+        results.append(dict(state=numbers(state), rows=rows, **count))
+    return results
+
+
+def c_physics():
+    """PPO on `avoid` behind callbacks."""
+    config = default_config()
+    config.update(task="avoid", engine="mujoco", max_steps=8)
+    bounds = (np.full(n, x) for n in (4, 2) for x in (-1.0, 1.0))
+    env = make_env(config, normalizer=Normalizer(*bounds), chunk=2, num_envs=16)
+    policy = tiny.gaussian_policy(tiny.GaussianMLP(2, 2, (16,)), chunk=2, action_dim=2)
+    settings = tiny.tiny_ppo_config(num_tuned_steps=1, shuffle_groups=8)
+    return ppo.make_ppo(env, policy, StateCritic(hidden_sizes=(16,)), settings)
+
+
+def refusals():
+    """What is said of algorithms that eight devices cannot share."""
+    algorithms = {
+        "one group": make("pair", shuffle_groups=1),
+        "C physics": c_physics(),
+        "no split": Algorithm(*make("pair")[:2]),
+        "parts": make("pair", micro_batch_size=16),
+    }
+    said = {}
+    for name, algorithm in algorithms.items():
+        try:
+            parallel.shard(algorithm, parallel.make_mesh(DEVICES))
+        except ValueError as error:
+            said[name] = str(error)
+    return said
+
+
+if __name__ == "__main__":
+    case = sys.argv[1]
+    print(json.dumps(refusals() if case == "refusals" else compare(case)))
