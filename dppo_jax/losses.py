@@ -88,7 +88,7 @@ def normalize_advantage(
     centred = advantage - parallel.mean(weighted_mean(advantage, weight), local)
     # A single row has no spread; its advantage becomes zero rather than 0 / 0.
     variance = parallel.mean(weighted_mean(centred**2, weight), local)
-    variance *= size / jnp.maximum(size - 1, 1)
+    variance = variance * size / jnp.maximum(size - 1, 1)
     return centred / (jnp.sqrt(variance) + epsilon)
 
 
