@@ -7,14 +7,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dppo_jax import parallel
+from dppo_jax import parallel, runtime
 from dppo_jax.types import Array, PyTree
 
 Result = TypeVar("Result")
 
-# Of 500 to 20,000 rows at a time, through a network 512 wide on one and on two cores of
-# an AMD EPYC, 1250 were fastest or next to it: a third less time per row than with all
-# 20,000. `benchmarks.train_step` measures what is reached.
+# Rows for each core. Of 500 to 20,000 rows at a time, through a network 512 wide on an
+# AMD EPYC, 1250 were fastest on one core and 2500 on two: a third less time per row than
+# with all 20,000. `benchmarks.train_step` measures what is reached.
 CPU_PART = 1250
 
 
@@ -108,7 +108,7 @@ def part_size(size: int, wanted: int | None = None, *, moves: int = 1) -> int:
     """Items of the equal parts that a minibatch of `size` items is computed in.
 
     On a CPU the activations of many rows at once leave the caches; parts of at most
-    `CPU_PART` rows are faster and give the same mean. Accelerators take all at once,
+    `CPU_PART` rows per core are faster and give the same mean. Accelerators take all at once,
     and so do sizes without a divisor near that.
 
     Args:
@@ -126,7 +126,7 @@ def part_size(size: int, wanted: int | None = None, *, moves: int = 1) -> int:
                 "leave it unset."
             )
         return wanted // moves
-    at_most = CPU_PART // moves
+    at_most = CPU_PART * runtime.num_cores() // moves
     if jax.default_backend() != "cpu" or size <= at_most:
         return size
     largest = max(x for x in range(1, at_most + 1) if size % x == 0)

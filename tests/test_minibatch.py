@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dppo_jax import runtime
 from dppo_jax.losses import weighted_mean
 from dppo_jax.minibatch import (
     covering_batches,
@@ -78,9 +79,14 @@ def test_parts_of_which_none_counts_have_no_gradient():
 
 def test_the_size_of_parts_divides_the_minibatch(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    sizes = [part_size(x) for x in (100, 2500, 50_000, 6250, 5003)]
-    # A prime number has no parts worth having.
-    assert sizes == [100, 1250, 1250, 1250, 5003]
+    for cores, sizes in (
+        (1, [100, 1250, 1250, 1250, 5003]),
+        (2, [100, 2500, 2500, 1250, 5003]),
+    ):
+        monkeypatch.setattr(runtime, "num_cores", lambda: cores)
+        # A prime number has no parts worth having.
+        assert [part_size(x) for x in (100, 2500, 50_000, 6250, 5003)] == sizes
+    assert part_size(5000, moves=10) == 250
     assert part_size(50_000, 500) == 500
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert part_size(50_000) == 50_000
