@@ -13,8 +13,8 @@ from dppo_jax.types import Array, PyTree
 Result = TypeVar("Result")
 
 # Rows for each core. Of 500 to 20,000 rows at a time, through a network 512 wide on an
-# AMD EPYC, 1250 were fastest on one core and 2500 on two: a third less time per row than
-# with all 20,000. `benchmarks.train_step` measures what is reached.
+# AMD EPYC, 1250 were fastest on one core and 2500 on two: a third less time per row
+# than with all 20,000. `benchmarks.train_step` measures what is reached.
 CPU_PART = 1250
 
 
@@ -108,8 +108,8 @@ def part_size(size: int, wanted: int | None = None, *, moves: int = 1) -> int:
     """Items of the equal parts that a minibatch of `size` items is computed in.
 
     On a CPU the activations of many rows at once leave the caches; parts of at most
-    `CPU_PART` rows per core are faster and give the same mean. Accelerators take all at once,
-    and so do sizes without a divisor near that.
+    `CPU_PART` rows per core are faster and give the same mean. Accelerators take all at
+    once, and so do sizes without a divisor near that.
 
     Args:
         wanted: rows of a part, if that fits; None chooses.

@@ -29,7 +29,7 @@ minibatch, parallel <- pretrain
 normalize <- checkpoint <- interop
 types <- seeds, metrics <- runs <- training
 evaluate, checkpoint, parallel <- runs
-runtime <- envs
+runtime <- envs, minibatch
 """
 
 # Inside these folders files, or folders of files, are on their own: whoever needs two
