@@ -109,18 +109,8 @@ def make_setup(config: ConfigDict) -> Setup:
 
 
 def set_compute_dtype(config: ConfigDict, dtype: str) -> None:
-    """Let the networks compute in "float32" or "bfloat16".
-
-    Raises:
-        ValueError: the configuration knows float32 only.
-    """
-    if "compute_dtype" in config.model:
-        config.model.compute_dtype = dtype
-    elif dtype != "float32":
-        raise ValueError(
-            f"model.compute_dtype={dtype!r} is no setting of this version; networks "
-            "compute in float32."
-        )
+    """Let policy and critic compute in "float32" or "bfloat16"."""
+    config.model.compute_dtype = config.critic.compute_dtype = dtype
 
 
 def random_obs(setup: Setup, num_rows: int) -> Obs:

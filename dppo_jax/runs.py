@@ -212,6 +212,7 @@ class Runs:
                 row.iteration, state, self._params_of(state), self._normalizer
             )
         if ends:
+            print(f"{run.run_dir} is done after iteration {row.iteration}", flush=True)
             run.final = row.states()[i]
 
     def _stops(self, rows: list[dict[str, float]]) -> bool:

@@ -40,10 +40,11 @@ def train(
     Of several processes (`parallel`) each calls this alike; the first one writes rows,
     all take part in checkpoints, and each evaluates for itself.
 
-    Rows and checkpoints of an iteration are written while the device works on the
-    next. The loop waits for the numbers of an iteration only at the end, where there is
-    a `stop` and, on the CPU backend, for an evaluation: two programs that call the host
-    for their physics could there wait for each other's threads for ever.
+    On an accelerator rows and checkpoints of an iteration are written while the device
+    works on the next; the loop waits for the numbers of an iteration only at the end
+    and where there is a `stop`. On the CPU backend it always waits: a program that
+    calls the host for its physics runs while it is dispatched there, and two of them
+    could wait for each other's threads for ever.
 
     Args:
         state: the state to start from; its shapes are those of a resumed one.
@@ -112,7 +113,7 @@ def train(
                 if not (log_now or save_now or evaluate_now):
                     progress.reach(iteration)
                     continue
-                wait = last or bool(stop) or (evaluate_now and on_cpu)
+                wait = last or bool(stop) or on_cpu
                 due = dict(evaluate=evaluate_now, save=save_now, wait=wait)
                 row = runs.row(iteration, metrics, state, **due)
                 if wait:

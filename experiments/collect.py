@@ -34,6 +34,7 @@ def collect_avoid(config: ConfigDict) -> Episodes:
 
 def main(config: ConfigDict) -> str:
     """Run the stage; returns the folder with train.npz and normalization.npz."""
+    common.stay_on_one_device(config, "collect")
     demonstrate = _demonstrator(config)
     folder = config.data or str(Path("data") / config.name)
     files = (Path(folder) / name for name in (DATA_FILE, NORMALIZER_FILE))

@@ -32,6 +32,8 @@ _MAY_CHANGE = (
 )
 # What fine-tuning and evaluation must find as pre-training left it.
 _MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
+# Settings of the mesh that tell the processes apart.
+_PROCESSES = ("num_processes", "process_id")
 # Of these, what parameters do not depend on.
 _MAY_DIFFER = ("model.compute_dtype",)
 # What also decides how a policy scores; a difference is legitimate, but worth a line.
@@ -39,6 +41,13 @@ _WORTH_A_LINE = (
     *("env.", "model.compute_dtype"),
     *(f"finetune.{x}" for x in ("eta", "draw_clip", "final_clip", "noise_clip")),
 )
+# What runs had from before there was such a setting.
+_BEFORE = {
+    "model.compute_dtype": "float32",
+    "critic.compute_dtype": "float32",
+    "finetune.minibatch": "pair",
+    "finetune.shuffle_groups": 1,
+}
 # Settings that a stage does not read: they may differ from its last run.
 _UNREAD = {
     "collect": ("pretrain.", "finetune.", "critic.", "model.", "data", "policy"),
@@ -156,14 +165,20 @@ def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
             "which serve one device; leave --config.mesh out."
         )
     if mesh.distributed:
-        jax.distributed.initialize(
-            coordinator_address=mesh.coordinator or None,
-            num_processes=mesh.get("num_processes"),
-            process_id=mesh.get("process_id"),
-        )
+        try:
+            jax.distributed.initialize(
+                coordinator_address=mesh.coordinator or None,
+                **{name: mesh.get(name) for name in _PROCESSES},
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"mesh.distributed=True, but who the processes are cannot be told "
+                f"({error}); pass --config.mesh.coordinator=HOST:PORT, num_processes "
+                "and process_id, or start them by SLURM, MPI or on a TPU slice."
+            ) from None
         if not parallel.is_first_process():
             sys.stdout = open(os.devnull, "w")
-    elif mesh.coordinator or mesh.get("num_processes") or mesh.get("process_id"):
+    elif mesh.coordinator or {mesh.get(x) for x in _PROCESSES} != {None}:
         raise ValueError(
             "mesh.coordinator, mesh.num_processes and mesh.process_id are of no use "
             "without --config.mesh.distributed=True."
@@ -173,6 +188,12 @@ def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
 
 def stay_on_one_device(config: ConfigDict, stage: str) -> None:
     """For stages that are not shared: say so, and refuse many processes."""
+    if config.num_seeds != 1 and stage in ("collect", "evaluate"):
+        raise ValueError(
+            f"num_seeds={config.num_seeds}: experiments.{stage} works on one seed; "
+            "leave --config.num_seeds out, and name the run of a seed, such as "
+            "--config.policy=runs/NAME/finetune_seeds/seed_0."
+        )
     if config.mesh.distributed:
         raise ValueError(
             f"experiments.{stage} runs in one process; leave "
@@ -250,8 +271,6 @@ def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
         must_match += ("finetune.num_tuned_steps",)
     differences = _differences(checkpoint.config, as_json(config))
     for name, (saved, now) in sorted(differences.items()):
-        if name in _MAY_DIFFER and saved is None:
-            continue  # A run from before there was such a setting.
         if name.startswith(must_match) and name not in _MAY_DIFFER:
             raise ValueError(
                 f"{run_dir} was trained with {name}={saved!r}, but the config says "
@@ -322,7 +341,7 @@ def _last_of_each(argv: list[str]) -> list[str]:
 
 
 def _differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
-    old, new = _flatten(old), _flatten(new)
+    old, new = _BEFORE | _flatten(old), _flatten(new)
     return {
         name: (old.get(name), new.get(name))
         for name in old.keys() | new.keys()

@@ -11,6 +11,7 @@ from experiments import common
 
 def main(config: ConfigDict) -> dict[str, float]:
     """Run the stage; returns and prints the mean of every metric."""
+    common.stay_on_one_device(config, "evaluate")
     checkpoint = common.find_policy(config, "finetune")
     policy = common.build_policy(config, checkpoint.normalizer.action_min.shape[0])
     score = common.make_score(config, policy, checkpoint.normalizer)

@@ -143,7 +143,6 @@ def gradients(state):
     [
         dict(minibatch="chain"),
         dict(minibatch="chain", micro_batch_size=8),
-        dict(remat=True),
     ],
     ids=str,
 )

@@ -95,7 +95,8 @@ def test_the_documentation_has_a_place_for_every_table(tmp_path):
     text = report.DOCUMENT.read_text()
     names = [match["name"] for match in report._BLOCK.finditer(text)]
     assert names == [
-        *("physics", "denoising-hopper", "train_step-avoid", "train_step-hopper"),
+        *("physics", "denoising-hopper", "train_step-avoid_m1", "train_step-hopper"),
+        *("train_step-hopper_chain", "train_step-hopper_fast"),
         *("pretrain-hopper", "scaling-hopper", "compile_time", "gpu"),
     ]
     # What stands there came from files; `make figures` would leave it or renew it.

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from ml_collections import ConfigDict
 
 from benchmarks import setups, timing
 
@@ -58,14 +57,10 @@ def test_configurations_are_found_by_file_and_variant():
         setups.load_config("README.md")
 
 
-def test_a_data_type_that_cannot_be_had_is_refused():
-    config = ConfigDict(dict(model=dict(kind="diffusion")))
-    setups.set_compute_dtype(config, "float32")
-    with pytest.raises(ValueError, match="bfloat16"):
-        setups.set_compute_dtype(config, "bfloat16")
-    config.model.compute_dtype = "float32"
+def test_both_networks_get_the_data_type():
+    config = setups.load_config(setups.AVOID)
     setups.set_compute_dtype(config, "bfloat16")
-    assert config.model.compute_dtype == "bfloat16"
+    assert config.model.compute_dtype == config.critic.compute_dtype == "bfloat16"
 
 
 def test_moves_have_the_shapes_of_the_policy(tiny):

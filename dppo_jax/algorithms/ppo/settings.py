@@ -49,9 +49,6 @@ def default_config() -> ConfigDict:
     # only a cloning penalty draws other chains. None: as many as are fast on a CPU, all
     # on an accelerator.
     config.micro_batch_size = placeholder(int)
-    # Compute the policy's activations twice instead of keeping them for the backward
-    # pass, for networks of which even a small part of a minibatch does not fit.
-    config.remat = False
     config.epochs = 5
     config.clip_top = 0.01
     config.clip_base = 0.001

@@ -1,6 +1,5 @@
 """The updates of an iteration of PPO: minibatches of pairs, policy and critic."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,15 +122,11 @@ def make_updates(
     def init(tuned: PyTree, critic_params: PyTree) -> tuple[Any, Any]:
         return actor_optimizer.init(tuned), critic_optimizer.init(critic_params)
 
-    log_prob: Callable[..., Array] = functools.partial(log_prob_of_moves, policy)
-    if config.remat:
-        log_prob = jax.checkpoint(log_prob)
-
     def surrogate(
         tuned: PyTree, params: PolicyParams, moves: Moves
     ) -> tuple[Array, Metrics]:
         loss, info = chain_losses.surrogate_loss(
-            *(log_prob(tuned, moves), moves.step),
+            *(log_prob_of_moves(policy, tuned, moves), moves.step),
             *(moves.old_log_prob, moves.advantage),
             num_steps=policy.num_steps,
             clip_top=config.clip_top,
