@@ -180,6 +180,30 @@ def test_mjx_keeps_to_the_devices_of_its_process():
     assert json.loads(child("tests.sharded", "own device")) == [3]
 
 
+def test_one_of_several_processes_that_fails_waits_for_no_other(monkeypatch, capsys):
+    """What JAX does at an ordinary exit is to wait until all have come so far."""
+
+    class Left(BaseException):
+        pass
+
+    def leave(code):
+        raise Left(code)
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", leave)
+    for error, code in ((ValueError("wrong"), 2), (RuntimeError("broken"), 1)):
+        with pytest.raises(Left) as left:
+            with common.leaving_at_once(), common.errors_in_one_line():
+                raise error
+        assert left.value.args == (code,)
+    said = capsys.readouterr().err
+    assert "error: wrong" in said and "RuntimeError: broken" in said
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        with common.leaving_at_once(), common.errors_in_one_line():
+            raise ValueError("wrong")
+
+
 def test_pretraining_stays_on_one_device(capsys):
     config = avoid.get_config()
     config.mesh.devices = 8
