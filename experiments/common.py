@@ -69,8 +69,28 @@ def run_stage(stage: Callable[..., Any], words: Sequence[str] = ()) -> None:
         stage: called with one string for each of `words`, then the configuration.
         words: what the command line must name besides flags.
     """
-    with errors_in_one_line():
+    with leaving_at_once(), errors_in_one_line():
         stage(*_parse(sys.argv, words))
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Let one of several processes that fails end without a farewell.
+
+    At its exit JAX would wait for the others, which wait for its part of a reduction.
+    They end when they miss it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ It prints one line of JSON. XLA takes the number of devices before anything else
 
 import json
 import os
+import re
 import sys
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -16,12 +17,14 @@ import numpy as np  # noqa: E402
 from dppo_jax import parallel, seeds  # noqa: E402
 from dppo_jax.algorithms import ppo  # noqa: E402
 from dppo_jax.envs.build import default_config, make_env  # noqa: E402
+from dppo_jax.envs.physics import compile_model, make_physics  # noqa: E402
 from dppo_jax.networks import StateCritic  # noqa: E402
 from dppo_jax.normalize import Normalizer  # noqa: E402
 from dppo_jax.types import Algorithm  # noqa: E402
 from tests import tiny  # noqa: E402
 
 DEVICES = 8
+COLLECTIVES = "all-gather|all-to-all|collective-[a-z]+|reduce-scatter|all-reduce"
 # Episodes of different lengths go on from one iteration to the next, some end nowhere.
 WORLD = dict(num_envs=16, shuffle_groups=8, epochs=2, reset_at_iteration=False)
 CASES = {
@@ -38,6 +41,7 @@ CASES = {
     ),
     "annealed": dict(batch_size=64, tuned_steps_drop=1, tuned_steps_every=1),
     "gaussian": dict(batch_size=32, num_tuned_steps=1),
+    "cloned": dict(batch_size=64, clone_coef=0.3),
 }
 
 
@@ -72,14 +76,25 @@ def numbers(state):
     return {jax.tree_util.keystr(path): plain(x) for path, x in leaves}
 
 
+def moved(text):
+    """Kind of a collective operation -> numbers in the largest that a program has."""
+    largest = {}
+    for shapes, kind in re.findall(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", text):
+        sizes = [
+            np.prod([int(n) for n in shape.split(",") if n], dtype=int)
+            for shape in re.findall(r"\w\[([\d,]*)\]", shapes)
+        ]
+        largest[kind] = max(largest.get(kind, 0), int(sum(sizes)))
+    return largest
+
+
 def compare(case):
     """One device and eight."""
     algorithm, results = make(case), []
     for devices in (1, DEVICES):
         sharded = parallel.shard(algorithm, parallel.make_mesh(devices))
         state, rows, text = run(sharded)
-        count = {x: text.count(x) for x in ("all-gather", "all-reduce")}
-        results.append(dict(state=numbers(state), rows=rows, **count))
+        results.append(dict(state=numbers(state), rows=rows, moved=moved(text)))
     return results
 
 
@@ -111,6 +126,18 @@ def refusals():
     return said
 
 
+def own_device():
+    """Where MJX keeps what it starts from, if the first device is not its own."""
+    local = jax.devices()[3:]
+    jax.local_devices = lambda: local
+    xml = """<mujoco><worldbody><body><joint type="slide"/><geom size="0.1"/></body>
+    </worldbody></mujoco>"""
+    physics = make_physics(compile_model(xml), 1, "mjx")
+    raw = physics.reset(jax.numpy.zeros(1), jax.numpy.zeros(1)).raw
+    return sorted({d.id for leaf in jax.tree.leaves(raw) for d in leaf.devices()})
+
+
 if __name__ == "__main__":
     case = sys.argv[1]
-    print(json.dumps(refusals() if case == "refusals" else compare(case)))
+    others = {"refusals": refusals, "own device": own_device}
+    print(json.dumps(others[case]() if case in others else compare(case)))

@@ -17,7 +17,7 @@ from tests import tiny
 from tests.conftest import REPOSITORY
 
 SLOW = pytest.mark.slow
-NO_DEVICES = dict(advantage_quantiles=(0.1, 0.9), clone_coef=0.1, shuffle_groups=1)
+NO_DEVICES = dict(advantage_quantiles=(0.1, 0.9), shuffle_groups=1)
 
 
 # `avoid` in seconds. Steps are large, so that a difference would grow.
@@ -75,9 +75,10 @@ def child(*words):
     return finish(start(*words))[0]
 
 
+KINDS = ("pair", "chain", "annealed", "gaussian", "cloned")
 CASES = [
     "weighted",
-    *(pytest.param(x, marks=SLOW) for x in ("pair", "chain", "annealed", "gaussian")),
+    *(pytest.param(x, marks=SLOW) for x in KINDS),
 ]
 
 
@@ -85,8 +86,10 @@ CASES = [
 def test_eight_devices_train_as_one_and_gather_nothing(case):
     """The losses, the parameters and every environment, after four iterations."""
     one, many = json.loads(child("tests.sharded", case))
-    assert not one["all-gather"] and not one["all-reduce"]
-    assert not many["all-gather"] and many["all-reduce"]
+    # Nothing but sums is exchanged, none with more numbers than there are parameters.
+    assert not one["moved"] and many["moved"].keys() == {"all-reduce"}
+    learned = [x for name, x in many["state"].items() if "params" in name]
+    assert many["moved"]["all-reduce"] <= sum(map(len, learned))
     assert len(one["rows"]) == 4
     for a, b in zip(one["rows"], many["rows"], strict=True):
         assert a.keys() == b.keys()
@@ -170,6 +173,35 @@ def test_a_mesh_that_cannot_be_is_refused(changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         common.join_mesh(config)
+
+
+def test_mjx_keeps_to_the_devices_of_its_process():
+    """The first device of all belongs to another process, except in the first."""
+    assert json.loads(child("tests.sharded", "own device")) == [3]
+
+
+def test_one_of_several_processes_that_fails_waits_for_no_other(monkeypatch, capsys):
+    """What JAX does at an ordinary exit is to wait until all have come so far."""
+
+    class Left(BaseException):
+        pass
+
+    def leave(code):
+        raise Left(code)
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", leave)
+    for error, code in ((ValueError("wrong"), 2), (RuntimeError("broken"), 1)):
+        with pytest.raises(Left) as left:
+            with common.leaving_at_once(), common.errors_in_one_line():
+                raise error
+        assert left.value.args == (code,)
+    said = capsys.readouterr().err
+    assert "error: wrong" in said and "RuntimeError: broken" in said
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        with common.leaving_at_once(), common.errors_in_one_line():
+            raise ValueError("wrong")
 
 
 def test_pretraining_stays_on_one_device(capsys):

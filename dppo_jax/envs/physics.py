@@ -151,18 +151,26 @@ def make_physics(
     if engine == "mujoco":
         reset, step = _make_c_mujoco(model, num_substeps)
     elif engine == "mjx":
-        data = mjx.make_data(model, impl="jax")
+        data = mjx.make_data(model, impl="jax", device=_own_device())
         reset, step = _make_mjx(model, data, num_substeps, "jax")
     else:
         data = mjx.make_data(
-            model, impl="warp", naconmax=max_contacts, njmax=max_constraints
+            *(model, _own_device(), "warp"),
+            naconmax=max_contacts,
+            njmax=max_constraints,
         )
         reset, step = _make_mjx(model, data, num_substeps, "warp")
     return Physics(model, reset, step, engine, num_substeps)
 
 
+def _own_device() -> jax.Device:
+    """Where MJX keeps its constants; by itself it takes the first device of all
+    processes, whose arrays the other processes cannot read."""
+    return jax.local_devices()[0]
+
+
 def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str):
-    mjx_model = mjx.put_model(model, impl=impl)
+    mjx_model = mjx.put_model(model, impl=impl, device=_own_device())
     names = [name for name in _MJX_FIELDS if getattr(template, name).size]
 
     def outcome(data: Any, displacement: Array) -> PhysicsState:

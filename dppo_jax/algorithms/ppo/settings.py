@@ -155,12 +155,6 @@ def check_devices(config: ConfigDict, num_devices: int) -> None:
             f"the {num_devices} devices, each of which shuffles its own environments; "
             f"set it to {num_devices}, or use fewer devices."
         )
-    if config.clone_coef:
-        raise ValueError(
-            f"finetune.clone_coef={config.clone_coef} draws chains for each part of a "
-            f"minibatch, which {num_devices} devices would draw differently; use one "
-            "device, or 0."
-        )
     if tuple(config.advantage_quantiles) != (0.0, 1.0):
         raise ValueError(
             f"finetune.advantage_quantiles={tuple(config.advantage_quantiles)} look at "
