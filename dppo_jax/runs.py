@@ -72,8 +72,10 @@ class Runs:
         stop: Stop | None,
         keep: int | None,
     ) -> None:
-        self._several = not isinstance(run_dir, (str, os.PathLike))
-        self._dirs = list(run_dir) if self._several else [run_dir]  # type: ignore
+        if isinstance(run_dir, (str, os.PathLike)):
+            self._several, self._dirs = False, [str(run_dir)]
+        else:
+            self._several, self._dirs = True, list(run_dir)
         self._params_of, self._normalizer = params_of, normalizer
         self._evaluate, self._stop, self._keep = evaluate, stop, keep
         self._closing = contextlib.ExitStack()
@@ -81,7 +83,7 @@ class Runs:
         self._began = time.perf_counter()
 
     def __enter__(self) -> "Runs":
-        self._runs = [Run(str(run_dir), self._keep) for run_dir in self._dirs]
+        self._runs = [Run(run_dir, self._keep) for run_dir in self._dirs]
         for run in self._runs:
             self._closing.callback(run.close)
         return self

@@ -14,7 +14,7 @@ from dppo_jax.demonstrations.dppo_npz import (
     load_dppo_npz,
     save_dppo_npz,
 )
-from experiments import common, demonstrator
+from experiments import common, demonstrator, processes
 
 
 def collect_avoid(config: ConfigDict) -> Episodes:
@@ -34,7 +34,7 @@ def collect_avoid(config: ConfigDict) -> Episodes:
 
 def main(config: ConfigDict) -> str:
     """Run the stage; returns the folder with train.npz and normalization.npz."""
-    common.stay_on_one_device(config, "collect")
+    processes.stay_on_one_device(config, "collect")
     demonstrate = _demonstrator(config)
     folder = config.data or str(Path("data") / config.name)
     files = (Path(folder) / name for name in (DATA_FILE, NORMALIZER_FILE))

@@ -16,13 +16,12 @@ from ml_collections import ConfigDict, config_flags
 
 from dppo_jax import parallel, runtime
 from dppo_jax.checkpoint import PolicyCheckpoint, load_config, load_policy, save_config
-from dppo_jax.envs.adapters import is_host
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, make_evaluate
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import make_policy
 from dppo_jax.types import Policy, PolicyParams
-from experiments import plots
+from experiments import plots, processes
 
 # Changing these between a run and its resumption is what a user may want to do.
 _MAY_CHANGE = (
@@ -32,8 +31,6 @@ _MAY_CHANGE = (
 )
 # What fine-tuning and evaluation must find as pre-training left it.
 _MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
-# Settings of the mesh that tell the processes apart.
-_PROCESSES = ("num_processes", "process_id")
 # Of these, what parameters do not depend on.
 _MAY_DIFFER = ("model.compute_dtype",)
 # What also decides how a policy scores; a difference is legitimate, but worth a line.
@@ -69,28 +66,8 @@ def run_stage(stage: Callable[..., Any], words: Sequence[str] = ()) -> None:
         stage: called with one string for each of `words`, then the configuration.
         words: what the command line must name besides flags.
     """
-    with leaving_at_once(), errors_in_one_line():
+    with processes.leaving_at_once(), errors_in_one_line():
         stage(*_parse(sys.argv, words))
-
-
-@contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Let one of several processes that fails end without a farewell.
-
-    At its exit JAX would wait for the others, which wait for its part of a reduction.
-    They end when they miss it.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if not jax.distributed.is_initialized():
-            raise
-        code = error.code if isinstance(error, SystemExit) else 1
-        if not isinstance(error, SystemExit):
-            traceback.print_exc()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code if isinstance(code, int) else 1)
 
 
 @contextlib.contextmanager
@@ -161,66 +138,6 @@ def _parse(argv: list[str], words: Sequence[str]) -> list[Any]:
         )
     runtime.configure()
     return [*given, config.lock()]
-
-
-def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
-    """Wait for the other processes, if there are any; the devices of all of them.
-
-    Nothing may have run in JAX before. Processes but the first print nothing from here.
-
-    Raises:
-        ValueError: settings that contradict each other, or what cannot be shared.
-    """
-    mesh = config.mesh
-    several = mesh.distributed or mesh.devices != 1
-    if several and config.num_seeds > 1:
-        raise ValueError(
-            f"num_seeds={config.num_seeds} with mesh.devices={mesh.devices}: many "
-            "seeds run on one device; train one seed at a time, or leave "
-            "--config.mesh out."
-        )
-    if several and is_host(config.env.task):
-        raise ValueError(
-            f"mesh.devices={mesh.devices}: {config.env.task} runs in host processes, "
-            "which serve one device; leave --config.mesh out."
-        )
-    if mesh.distributed:
-        try:
-            jax.distributed.initialize(
-                coordinator_address=mesh.coordinator or None,
-                **{name: mesh.get(name) for name in _PROCESSES},
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"mesh.distributed=True, but who the processes are cannot be told "
-                f"({error}); pass --config.mesh.coordinator=HOST:PORT, num_processes "
-                "and process_id, or start them by SLURM, MPI or on a TPU slice."
-            ) from None
-        if not parallel.is_first_process():
-            sys.stdout = open(os.devnull, "w")
-    elif mesh.coordinator or {mesh.get(x) for x in _PROCESSES} != {None}:
-        raise ValueError(
-            "mesh.coordinator, mesh.num_processes and mesh.process_id are of no use "
-            "without --config.mesh.distributed=True."
-        )
-    return parallel.make_mesh(mesh.devices)
-
-
-def stay_on_one_device(config: ConfigDict, stage: str) -> None:
-    """For stages that are not shared: say so, and refuse many processes."""
-    if config.num_seeds != 1 and stage in ("collect", "evaluate"):
-        raise ValueError(
-            f"num_seeds={config.num_seeds}: experiments.{stage} works on one seed; "
-            "leave --config.num_seeds out, and name the run of a seed, such as "
-            "--config.policy=runs/NAME/finetune_seeds/seed_0."
-        )
-    if config.mesh.distributed:
-        raise ValueError(
-            f"experiments.{stage} runs in one process; leave "
-            "--config.mesh.distributed out, and start it once."
-        )
-    if config.mesh.devices != 1:
-        print(f"note: experiments.{stage} runs on one device, whatever mesh.devices")
 
 
 def prepare_run(config: ConfigDict, stage: str) -> str:

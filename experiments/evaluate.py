@@ -6,12 +6,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dppo_jax.evaluate import summarize
-from experiments import common
+from experiments import common, processes
 
 
 def main(config: ConfigDict) -> dict[str, float]:
     """Run the stage; returns and prints the mean of every metric."""
-    common.stay_on_one_device(config, "evaluate")
+    processes.stay_on_one_device(config, "evaluate")
     checkpoint = common.find_policy(config, "finetune")
     policy = common.build_policy(config, checkpoint.normalizer.action_min.shape[0])
     score = common.make_score(config, policy, checkpoint.normalizer)

@@ -12,14 +12,14 @@ from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, summarize
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.types import PolicyParams
-from experiments import common, plots
+from experiments import common, plots, processes
 from experiments.seeds import check_seeds, train_seeds
 
 
 def main(config: ConfigDict) -> list[str]:
     """Run the stage; returns the run directory of every seed."""
     check_seeds(config, steps_env=True)
-    mesh = common.join_mesh(config)
+    mesh = processes.join_mesh(config)
     pretrained = common.find_policy(config, "pretrain")
     normalizer = pretrained.normalizer
     policy = common.build_policy(config, normalizer.action_min.shape[0])

@@ -10,14 +10,14 @@ from dppo_jax.demonstrations.dataset import summary, windows
 from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.evaluate import summarize
 from dppo_jax.types import PolicyParams
-from experiments import common
+from experiments import common, processes
 from experiments.seeds import check_seeds, train_seeds
 
 
 def main(config: ConfigDict) -> list[str]:
     """Run the stage; returns the run directory of every seed."""
     check_seeds(config, steps_env=False)
-    common.stay_on_one_device(config, "pretrain")
+    processes.stay_on_one_device(config, "pretrain")
     data = config.data or str(Path("data") / config.name)
     if not config.data and not Path(data).exists():
         raise ValueError(

@@ -11,7 +11,7 @@ import pytest
 from dppo_jax import parallel
 from dppo_jax.checkpoint import load_critic, load_policy
 from dppo_jax.metrics import read_metrics
-from experiments import collect, common, finetune, pretrain
+from experiments import collect, common, finetune, pretrain, processes
 from experiments.configs import avoid
 from tests import tiny
 from tests.conftest import REPOSITORY
@@ -172,7 +172,7 @@ def test_a_mesh_that_cannot_be_is_refused(changes, message):
     config = avoid.get_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
-        common.join_mesh(config)
+        processes.join_mesh(config)
 
 
 def test_mjx_keeps_to_the_devices_of_its_process():
@@ -193,25 +193,25 @@ def test_one_of_several_processes_that_fails_waits_for_no_other(monkeypatch, cap
     monkeypatch.setattr(os, "_exit", leave)
     for error, code in ((ValueError("wrong"), 2), (RuntimeError("broken"), 1)):
         with pytest.raises(Left) as left:
-            with common.leaving_at_once(), common.errors_in_one_line():
+            with processes.leaving_at_once(), common.errors_in_one_line():
                 raise error
         assert left.value.args == (code,)
     said = capsys.readouterr().err
     assert "error: wrong" in said and "RuntimeError: broken" in said
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
     with pytest.raises(SystemExit, match="2"):
-        with common.leaving_at_once(), common.errors_in_one_line():
+        with processes.leaving_at_once(), common.errors_in_one_line():
             raise ValueError("wrong")
 
 
 def test_pretraining_stays_on_one_device(capsys):
     config = avoid.get_config()
     config.mesh.devices = 8
-    common.stay_on_one_device(config, "pretrain")
+    processes.stay_on_one_device(config, "pretrain")
     assert "experiments.pretrain runs on one device" in capsys.readouterr().out
     config.mesh.distributed = True
     with pytest.raises(ValueError, match="pretrain runs in one process"):
-        common.stay_on_one_device(config, "pretrain")
+        processes.stay_on_one_device(config, "pretrain")
 
 
 def test_more_devices_than_there_are_is_refused():

@@ -1,0 +1,96 @@
+"""One process or several, one device or many: what `config.mesh` asks of a stage."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
+import jax
+from ml_collections import ConfigDict
+
+from dppo_jax import parallel
+from dppo_jax.envs.adapters import is_host
+
+# Settings of the mesh that tell the processes apart.
+_PROCESSES = ("num_processes", "process_id")
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Let one of several processes that fails end without a farewell.
+
+    At its exit JAX would wait for the others, which wait for its part of a reduction.
+    They end when they miss it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """Wait for the other processes, if there are any; the devices of all of them.
+
+    Nothing may have run in JAX before. Processes but the first print nothing from here.
+
+    Raises:
+        ValueError: settings that contradict each other, or what cannot be shared.
+    """
+    mesh = config.mesh
+    several = mesh.distributed or mesh.devices != 1
+    if several and config.num_seeds > 1:
+        raise ValueError(
+            f"num_seeds={config.num_seeds} with mesh.devices={mesh.devices}: many "
+            "seeds run on one device; train one seed at a time, or leave "
+            "--config.mesh out."
+        )
+    if several and is_host(config.env.task):
+        raise ValueError(
+            f"mesh.devices={mesh.devices}: {config.env.task} runs in host processes, "
+            "which serve one device; leave --config.mesh out."
+        )
+    if mesh.distributed:
+        try:
+            jax.distributed.initialize(
+                coordinator_address=mesh.coordinator or None,
+                **{name: mesh.get(name) for name in _PROCESSES},
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"mesh.distributed=True, but who the processes are cannot be told "
+                f"({error}); pass --config.mesh.coordinator=HOST:PORT, num_processes "
+                "and process_id, or start them by SLURM, MPI or on a TPU slice."
+            ) from None
+        if not parallel.is_first_process():
+            sys.stdout = open(os.devnull, "w")
+    elif mesh.coordinator or {mesh.get(x) for x in _PROCESSES} != {None}:
+        raise ValueError(
+            "mesh.coordinator, mesh.num_processes and mesh.process_id are of no use "
+            "without --config.mesh.distributed=True."
+        )
+    return parallel.make_mesh(mesh.devices)
+
+
+def stay_on_one_device(config: ConfigDict, stage: str) -> None:
+    """For stages that are not shared: say so, and refuse many processes."""
+    if config.num_seeds != 1 and stage in ("collect", "evaluate"):
+        raise ValueError(
+            f"num_seeds={config.num_seeds}: experiments.{stage} works on one seed; "
+            "leave --config.num_seeds out, and name the run of a seed, such as "
+            "--config.policy=runs/NAME/finetune_seeds/seed_0."
+        )
+    if config.mesh.distributed:
+        raise ValueError(
+            f"experiments.{stage} runs in one process; leave "
+            "--config.mesh.distributed out, and start it once."
+        )
+    if config.mesh.devices != 1:
+        print(f"note: experiments.{stage} runs on one device, whatever mesh.devices")
