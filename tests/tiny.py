@@ -12,7 +12,8 @@ from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
 from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateCritic
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import ChainPolicy, diffusion_policy, gaussian_policy
-from dppo_jax.types import Array, Env, Obs, TimeStep, VecEnv
+from dppo_jax.rollout import env_keys
+from dppo_jax.types import Algorithm, Array, Env, Obs, TimeStep, VecEnv
 
 GOAL = 0.5
 CHUNK, ACTION_DIM = 2, 1
@@ -71,6 +72,11 @@ def point_env(
     """`point_task` behind the wrappers of a real one."""
     env = stack_observations(time_limit(point_task(lengths), max_steps), 1)
     return vectorize(chunk_actions(env, CHUNK, trace), num_envs)
+
+
+def start(env: VecEnv, key: Array) -> Any:
+    """Reset every environment from a key of its own."""
+    return env.reset(env_keys(key, env.num_envs))
 
 
 def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> ChainPolicy:
@@ -136,6 +142,17 @@ def make_tiny_ppo(
     policy = tiny_diffusion_policy(config.num_tuned_steps) if policy is None else policy
     env = point_env(config.num_envs) if env is None else env
     return ppo.make_ppo(env, policy, tiny_critic(), config)
+
+
+def silent(init, step, params, **more: Any) -> Algorithm:
+    """An Algorithm that never acts, and whose loss must be finite."""
+
+    def act(*args: Any, **settings: Any) -> Any:
+        raise AssertionError("nothing should act here")
+
+    return Algorithm(
+        init=init, step=step, params=params, act=act, finite=("loss",), **more
+    )
 
 
 def run(algorithm, num_iterations: int, *, seed: int = 0):
