@@ -288,7 +288,7 @@ def _policy_item(params: PyTree, normalizer: Normalizer, **more: Any) -> Any:
 
 
 def _plain(tree: PyTree) -> PyTree:
-    """Nested dictionaries and lists of NumPy arrays; fields that are None are left out."""
+    """Nested dictionaries and lists of NumPy arrays, without fields that are None."""
     if isinstance(tree, tuple) and hasattr(tree, "_asdict"):
         tree = tree._asdict()
     if isinstance(tree, Mapping):

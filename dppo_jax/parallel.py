@@ -6,7 +6,6 @@ Whether one is inside is known while the step is traced.
 """
 
 import contextvars
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
