@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,12 +119,51 @@ def test_the_key_decides_the_sample(policy, params):
 KEYS = (KEY, KEY, jax.random.key(2))
 
 
-def test_cloning_and_entropy_are_finite_scalars(policy, params):
-    action = jnp.full((B, tiny.CHUNK, 1), 0.3)
-    loss = policy.clone_loss(params.tuned, KEY, OBS, action)
-    entropy = policy.entropy(params.tuned, OBS)
-    assert loss.shape == entropy.shape == ()
-    assert jnp.isfinite(loss) and jnp.isfinite(entropy)
+def test_the_entropy_is_how_unlikely_samples_are_on_average(policy, params):
+    """Sampled at the standard deviation that densities are computed with, 0.1."""
+    obs = {"state": jnp.tile(OBS["state"], (1000, 1, 1))}
+    log_prob = jax.jit(policy.sample)(params, KEY, obs).log_prob
+    entropy = float(policy.entropy(params.tuned, OBS))
+    # z^2 / 2 of 6,000 draws or more, a little less where these are clipped at 3.
+    assert entropy == pytest.approx(-float(log_prob.mean()), abs=0.03)
+
+
+def clone_loss(policy, params, action):
+    obs = {"state": jnp.zeros((len(action), 1, 2))}
+    return jax.jit(policy.clone_loss)(params, KEY, obs, action)
+
+
+def silent(policy):
+    """Parameters of a network whose output is zero."""
+    return jax.tree.map(jnp.zeros_like, policy.init(KEY, OBS).tuned)
+
+
+def test_a_gaussian_policy_clones_by_likelihood():
+    policy = tiny.tiny_gaussian_policy(fixed_std=0.2)
+    action = jnp.full((5, tiny.CHUNK, 1), 0.3)
+    loss = clone_loss(policy, silent(policy), action)
+    expected = 0.5 * (0.3 / 0.2) ** 2 + np.log(0.2 * np.sqrt(2 * np.pi))
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("ddim_steps", [None, 2])
+def test_a_diffusion_policy_clones_standard_noise_at_every_time_of_training(ddim_steps):
+    """A network that tells its time as the noise errs by E[t^2] + 1, with each of the
+    times 0 ... 3 as often as any other."""
+
+    class Clock(nn.Module):
+        def __call__(self, x, time, obs):
+            return time[:, None, None] * jnp.ones_like(x)
+
+    policy = diffusion_policy(
+        Clock(),
+        make_diffusion(num_steps=tiny.NUM_STEPS, ddim_steps=ddim_steps),
+        chunk=tiny.CHUNK,
+        action_dim=tiny.ACTION_DIM,
+        num_tuned_steps=tiny.NUM_TUNED,
+    )
+    loss = clone_loss(policy, {}, jnp.full((20_000, tiny.CHUNK, 1), 0.3))
+    assert loss == pytest.approx((0 + 1 + 4 + 9) / 4 + 1, rel=0.03)
 
 
 def test_a_gaussian_policy_is_a_chain_of_one_move_from_zero():
