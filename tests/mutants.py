@@ -248,7 +248,9 @@ def measure(module: str, folder: Path, every: int) -> dict[str, Any]:
         f"== {module}: {len(chosen)} mutants, at most {seconds:.0f} s each", flush=True
     )
     survivors = []
-    for mutant in chosen:
+    for count, mutant in enumerate(chosen, start=1):
+        if count % 10 == 0:
+            print(f"-- {count} of {len(chosen)}", flush=True)
         if passes(mutant.code, 20 + 4 * seconds):
             change = diff(source, mutant.code)
             survivors.append({"operator": mutant.operator, "diff": change})

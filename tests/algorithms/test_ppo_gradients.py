@@ -1,7 +1,7 @@
 """The gradient of every term of PPO's losses, of models with one or two parameters.
 
 The policy is a Gaussian over one action a, with mean w s and standard deviation e^l:
-log pi = -z^2 / 2 - l - log(2 pi) / 2 with z = (a - w s) / e^l, whose slopes are z s / e^l
+log pi = -z^2 / 2 - l - log(2 pi) / 2 with z = (a - w s) / e^l. Its slopes are z s / e^l
 in w and z^2 - 1 in l. The critic is V = v s.
 """
 

@@ -63,8 +63,8 @@ class Updates(NamedTuple):
     run: (state, pairs [N, ...], key) -> (state, metrics), all epochs of an iteration.
     check_devices: (number of devices) -> None; ValueError if minibatches do not fit.
     actor_gradient: (params, moves, key) -> (mean gradient over a minibatch, metrics).
-    critic_gradient: (critic parameters, pairs [N, ...], row [B] drawn of the N) -> (mean
-        gradient over the rows, value loss).
+    critic_gradient: (critic parameters, pairs [N, ...], drawn rows [B]) -> (their mean
+        gradient, value loss).
     """
 
     init: Callable[[PyTree, PyTree], tuple[Any, Any]]
