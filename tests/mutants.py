@@ -222,8 +222,8 @@ def run_tests(folder: Path, tests: Sequence[str], timeout: float) -> int | None:
     return None
 
 
-def measure(module: str, folder: Path, every: int) -> dict[str, Any]:
-    """Run the tests of a module on its mutants, or on every n-th one of them."""
+def measure(module: str, folder: Path, every: int, line: int) -> dict[str, Any]:
+    """Run the tests of a module on every n-th of its mutants from a line on."""
     tests = MODULES[module]
     path = folder / "dppo_jax" / f"{module}.py"
     source = path.read_text()
@@ -243,7 +243,7 @@ def measure(module: str, folder: Path, every: int) -> dict[str, Any]:
     seconds = time.monotonic() - start
     if passes("", 600.0):
         sys.exit(f"{module}: its tests pass without it, so they see another copy")
-    chosen = mutants(source)[::every]
+    chosen = [m for m in mutants(source) if m.line >= line][::every]
     print(
         f"== {module}: {len(chosen)} mutants, at most {seconds:.0f} s each", flush=True
     )
@@ -269,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("tests.mutants")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=", ".join(MODULES))
     parser.add_argument("--every", type=int, default=1, help="take every n-th mutant")
+    parser.add_argument("--from-line", type=int, default=1, help="go on from there")
     options = parser.parse_args(arguments)
     unknown = set(options.modules) - set(MODULES)
     if unknown:
@@ -286,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, folder / part)
         for module in options.modules or MODULES:
-            result = measure(module, folder, options.every)
+            result = measure(module, folder, options.every, options.from_line)
             file = RESULTS / f"{module.replace('/', '.')}.json"
             file.write_text(json.dumps(result, indent=2) + "\n")
             print(
