@@ -84,8 +84,9 @@ def test_too_few_rows_with_weight_leave_no_signal_and_no_nan(num_kept):
     assert loss == 0.0
 
 
-def test_advantages_of_a_minibatch_get_zero_mean_and_unit_spread():
-    normal = normalize_advantage(jnp.array([1.0, 2.0, 6.0]))
+@pytest.mark.parametrize("advantage", [[1.0, 2.0, 6.0], [1.0, 3.0]], ids=str)
+def test_advantages_of_a_minibatch_get_zero_mean_and_unit_spread(advantage):
+    normal = normalize_advantage(jnp.array(advantage))
     np.testing.assert_allclose(normal.mean(), 0, atol=1e-6)
     np.testing.assert_allclose(np.std(normal, ddof=1), 1, rtol=1e-5)
 
@@ -101,6 +102,20 @@ def test_advantages_are_clipped_to_their_quantiles():
     assert clip_quantiles(advantage, 0.0, 1.0) is advantage
 
 
+def test_one_quantile_alone_clips_its_side():
+    advantage = jnp.arange(11.0)
+    below, above = clip_quantiles(advantage, 0.1, 1.0), clip_quantiles(
+        advantage, 0, 0.8
+    )
+    np.testing.assert_array_equal(below, np.maximum(np.arange(11.0), 1))
+    np.testing.assert_array_equal(above, np.minimum(np.arange(11.0), 8))
+
+
+def test_a_single_row_with_weight_is_its_own_quantile():
+    clipped = clip_quantiles(jnp.array([3.0, 99.0]), 0.1, 0.8, jnp.array([1.0, 0.0]))
+    assert clipped[0] == 3.0
+
+
 def test_noisier_moves_earn_less():
     weights = denoising_discount(jnp.arange(3), num_steps=3, discount=0.9)
     np.testing.assert_allclose(weights, [0.81, 0.9, 1.0], rtol=1e-6)
@@ -114,6 +129,11 @@ def test_the_clip_range_grows_from_base_to_top():
     half = 0.001 + 0.009 * (np.exp(1.5) - 1) / (np.exp(3.0) - 1)
     np.testing.assert_allclose(widths[2], half, rtol=1e-5)
     assert (np.diff(widths) > 0).all()
+
+
+def test_two_moves_have_the_two_ends_of_the_clip_range():
+    widths = clip_range(jnp.arange(2), num_steps=2, **RANGE)
+    np.testing.assert_allclose(widths, [0.001, 0.01], rtol=1e-5)
 
 
 def test_a_chain_of_one_move_has_the_full_clip_range():
@@ -144,3 +164,4 @@ def test_the_value_loss_stops_pulling_a_value_that_moved_far_enough():
 def test_a_mean_over_nothing_is_zero():
     assert weighted_mean(jnp.ones(3), jnp.zeros(3)) == 0.0
     assert weighted_mean(jnp.array([1.0, 2.0]), None) == 1.5
+    assert weighted_mean(jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])) == 2.0

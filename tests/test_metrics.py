@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from dppo_jax.metrics import MetricsWriter, has_reached, read_metrics, recent_mean
 
@@ -67,9 +68,22 @@ def test_large_iterations_stay_whole(tmp_path):
     assert read_metrics(tmp_path)[0]["iteration"] == 12_345_678
 
 
-def test_events_are_written_for_tensorboard(tmp_path):
-    write(tmp_path, [(1, {"loss": 0.5})])
-    assert list(tmp_path.glob("events.out.tfevents.*"))
+def scalars(run_dir):
+    """(step, name, value) of all events: records of a length, its checksum, an event
+    and a checksum of that."""
+    (path,) = run_dir.glob("events.out.tfevents.*")
+    data, found = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + size])
+        found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+        data = data[size + 16 :]
+    return found
+
+
+def test_tensorboard_sees_every_finite_number_at_its_iteration(tmp_path):
+    write(tmp_path, [(1, {"loss": 0.5, "success": math.nan}), (7, {"loss": -2.0})])
+    assert scalars(tmp_path) == [(1, "loss", 0.5), (7, "loss", -2.0)]
 
 
 def recent(rows, num_rows=9):

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,28 +146,56 @@ def test_a_row_depends_on_its_own_key_and_observation_alone(policy, params):
             np.testing.assert_allclose(one[0], all_rows[i], rtol=1e-4, atol=1e-5)
 
 
-def test_cloning_is_asked_for_the_noise_it_drew():
-    """A network that answers 0 is wrong by the noise itself, whose variance is 1."""
-    policy = tiny.tiny_diffusion_policy()
-    params = policy.init(jax.random.key(0), OBS).tuned
-    silent = jax.tree.map(jnp.zeros_like, params)
-    num = 4000
-    keys = jax.random.split(jax.random.key(3), num)
-    obs = {"state": jnp.zeros((num, 1, 2))}
-    loss = policy.clone_loss(silent, keys, obs, jnp.zeros((num, tiny.CHUNK, 1)))
-    # The mean of CHUNK squares has variance 2 / CHUNK.
-    error = np.sqrt(2 / tiny.CHUNK / num)
-    assert abs(float(loss.mean()) - 1) < 4 * error
+def test_the_entropy_is_how_unlikely_samples_are_on_average(policy, params):
+    """Sampled at the standard deviation that densities are computed with, 0.1."""
+    obs = {"state": jnp.tile(OBS["state"], (1000, 1, 1))}
+    keys = jax.random.split(jax.random.key(4), 1000 * B)
+    log_prob = jax.jit(policy.sample)(params, keys, obs).log_prob
+    entropy = float(policy.entropy(params.tuned, OBS).mean())
+    # z^2 / 2 of 6,000 draws or more, a little less where these are clipped at 3.
+    assert entropy == pytest.approx(-float(log_prob.mean()), abs=0.03)
 
 
-def test_the_entropy_of_a_chain_is_that_of_its_scored_moves():
-    """H(N(m, s)) = log(s sqrt(2 pi e)), of the floored deviations that are scored."""
-    policy = tiny.tiny_diffusion_policy()
-    params = policy.init(jax.random.key(0), OBS).tuned
-    schedule = make_diffusion(num_steps=tiny.NUM_STEPS).explore
-    std = np.maximum(np.asarray(schedule.std)[-tiny.NUM_TUNED :], 0.1)
-    expected = np.log(std * np.sqrt(2 * np.pi * np.e)).mean()
-    np.testing.assert_allclose(policy.entropy(params, OBS), expected, rtol=1e-5)
+def clone_loss(policy, params, action):
+    obs = {"state": jnp.zeros((len(action), 1, 2))}
+    keys = jax.random.split(jax.random.key(4), len(action))
+    return jax.jit(policy.clone_loss)(params, keys, obs, action).mean()
+
+
+def silent(policy):
+    """Parameters of a network whose output is zero."""
+    return jax.tree.map(jnp.zeros_like, policy.init(jax.random.key(0), OBS).tuned)
+
+
+def test_a_gaussian_policy_clones_by_likelihood():
+    policy = tiny.tiny_gaussian_policy(fixed_std=0.2)
+    action = jnp.full((5, tiny.CHUNK, 1), 0.3)
+    loss = clone_loss(policy, silent(policy), action)
+    expected = 0.5 * (0.3 / 0.2) ** 2 + np.log(0.2 * np.sqrt(2 * np.pi))
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("ddim_steps", [None, 2])
+def test_a_diffusion_policy_clones_standard_noise_at_every_time_of_training(ddim_steps):
+    """A network that tells its time as the noise errs by E[t^2] + 1, with each of the
+    times 0 ... 3 as often as any other."""
+
+    class Clock(nn.Module):
+        def encode(self, obs):
+            return obs
+
+        def denoise(self, x, time, condition):
+            return time[:, None, None] * jnp.ones_like(x)
+
+    policy = diffusion_policy(
+        Clock(),
+        make_diffusion(num_steps=tiny.NUM_STEPS, ddim_steps=ddim_steps),
+        chunk=tiny.CHUNK,
+        action_dim=tiny.ACTION_DIM,
+        num_tuned_steps=tiny.NUM_TUNED,
+    )
+    loss = clone_loss(policy, {}, jnp.full((20_000, tiny.CHUNK, 1), 0.3))
+    assert loss == pytest.approx((0 + 1 + 4 + 9) / 4 + 1, rel=0.03)
 
 
 def test_a_gaussian_policy_is_a_chain_of_one_move_from_zero():

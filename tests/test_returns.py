@@ -114,3 +114,20 @@ def test_scaled_rewards_are_bounded():
         init_reward_scale(1), reward, jnp.ones_like(reward), discount=0.9, bound=2.0
     )
     assert scaled[-1] == 2.0
+
+
+def test_scaled_rewards_stay_within_ten_unless_told_otherwise():
+    """Of 400 rewards one is not zero: it is 20 standard deviations large."""
+    for sign in (1.0, -1.0):
+        reward = jnp.zeros((400, 1)).at[-1].set(sign * 1e6)
+        first = jnp.ones_like(reward)
+        _, scaled = scale_rewards(init_reward_scale(1), reward, first, discount=0.9)
+        assert scaled[-1] == sign * 10.0
+
+
+def test_the_first_reward_meets_a_variance_of_one():
+    """Before it the moments are those of 1e-4 samples with mean 0 and variance 1; all
+    but the weight of one sample is that small, so the variance is then 1 + reward^2."""
+    reward = jnp.full((1, 1), 3.0)
+    _, scaled = scale_rewards(init_reward_scale(1), reward, reward * 0, discount=0.9)
+    np.testing.assert_allclose(scaled, 3 / np.sqrt(1 + 9), rtol=1e-3)

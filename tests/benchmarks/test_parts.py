@@ -3,7 +3,9 @@
 import json
 
 import jax
+import numpy as np
 import pytest
+from matplotlib import pyplot
 
 from benchmarks import denoising, floors, pretrain, scaling, setups, train_step
 
@@ -121,11 +123,35 @@ def test_growth_is_the_exponent_between_rows():
     assert [row["update growth"] for row in rows[1:]] == pytest.approx([0, 0.5])
 
 
-def test_scaling_is_drawn(tmp_path):
-    names = ("step s", "physics s", "denoising s", "updates s", "ms/update")
-    rows = [{"environments": n} | dict.fromkeys(names, float(n)) for n in (1, 2, 4)]
+def test_scaling_is_drawn_beside_proportional_growth(tmp_path, monkeypatch):
+    """On the left seconds of the parts, on the right milliseconds of an update."""
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    parts = ("step", "physics", "denoising", "updates")
+    envs = np.array([1, 2, 4])
+    rows = [
+        {"environments": n, "ms/update": 7.0 * n}
+        | {f"{part} s": (i + 1.0) * n**2 for i, part in enumerate(parts)}
+        for n in envs
+    ]
     path = scaling.plot(rows, tmp_path / "plots" / "scaling.png", "a title")
-    assert path.read_bytes().startswith(b"\x89PNG")
+    (figure,) = drawn
+    left, right = figure.axes
+    lines = {line.get_label(): line for line in left.get_lines()}
+    assert set(lines) == {*parts, "proportional"}
+    for line in lines.values():
+        np.testing.assert_array_equal(line.get_xdata(), envs)
+    for i, part in enumerate(parts):
+        np.testing.assert_allclose(lines[part].get_ydata(), (i + 1) * envs**2)
+    # What the physics of the first row would take in the others.
+    np.testing.assert_allclose(lines["proportional"].get_ydata(), 2 * envs)
+    (update,) = right.get_lines()
+    np.testing.assert_allclose(update.get_ydata(), 7 * envs)
+    assert left.get_xlabel() == right.get_xlabel() == "environments"
+    assert (left.get_ylabel(), right.get_ylabel()) == ("seconds", "milliseconds")
+    assert left.get_yscale() == "log" and right.get_ylim()[0] == 0
+    height, width, _ = pyplot.imread(path).shape
+    assert (width, height) == (9 * 150, 3.5 * 150)
 
 
 def test_programs_keep_what_they_print(tiny, tmp_path, monkeypatch, capsys):

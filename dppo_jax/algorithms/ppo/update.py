@@ -63,11 +63,16 @@ class Updates(NamedTuple):
 
     run: (state, steps [N, ...], key) -> (state, metrics), all epochs of an iteration.
     check_devices: (number of devices) -> None; ValueError if minibatches do not fit.
+    actor_gradient: (params, moves, key) -> (mean gradient over a minibatch, metrics).
+    critic_gradient: (critic parameters, pairs [N, ...], drawn rows [B]) -> (their mean
+        gradient, value loss).
     """
 
     init: Callable[[PyTree, PyTree], tuple[Any, Any]]
     run: Callable[[PPOState, Steps, Array], tuple[PPOState, Metrics]]
     check_devices: Callable[[int], None]
+    actor_gradient: Callable[[PolicyParams, Moves, Array], tuple[PyTree, Metrics]]
+    critic_gradient: Callable[[PyTree, Pairs, Array], tuple[PyTree, Array]]
 
 
 def minibatch_sizes(
@@ -336,4 +341,4 @@ def make_updates(
     def check_devices(num_devices: int) -> None:
         minibatch_sizes(config, policy, num_devices)
 
-    return Updates(init, run, check_devices)
+    return Updates(init, run, check_devices, actor_gradient, critic_gradient)

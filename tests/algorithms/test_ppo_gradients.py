@@ -1,0 +1,206 @@
+"""The gradient of every term of PPO's losses, of models with one or two parameters.
+
+The policy is a Gaussian over one action a, with mean w s and standard deviation e^l:
+log pi = -z^2 / 2 - l - log(2 pi) / 2 with z = (a - w s) / e^l. Its slopes are z s / e^l
+in w and z^2 - 1 in l. The critic is V = v s.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.algorithms.ppo.update import Moves, Pairs, make_updates
+from dppo_jax.policies import gaussian_policy
+from dppo_jax.types import PolicyParams
+from tests import tiny
+
+STATE = np.array([1.0, -2.0, 0.5, 1.5])
+ACTION = np.array([0.9, -0.2, 1.1, 0.1])
+ADVANTAGE = np.array([1.0, 1.0, -2.0, 0.5])
+W, L = 0.5, -0.2
+TEACHER_W = 0.8
+OBS = {"state": jnp.asarray(STATE)[:, None, None]}
+KEY = jax.random.key(0)
+
+
+class LinearGaussian(NamedTuple):
+    """obs -> mean w s and standard deviation e^l, both [B, 1, 1]."""
+
+    def init(self, key, obs):
+        return {"w": jnp.float32(W), "l": jnp.float32(L)}
+
+    def apply(self, params, obs):
+        state = obs["state"]
+        return params["w"] * state, jnp.exp(params["l"]) * jnp.ones_like(state)
+
+
+class LinearCritic(NamedTuple):
+    """V(s) = v s, [B]."""
+
+    def apply(self, params, obs):
+        return params * obs["state"][:, 0, 0]
+
+
+def updates(**changes):
+    changes = dict(num_tuned_steps=1, batch_size=4, normalize_advantage=False) | changes
+    config = tiny.tiny_ppo_config(**changes)
+    policy = gaussian_policy(LinearGaussian(), chunk=1, action_dim=1)
+    return make_updates(policy, LinearCritic(), config, num_envs=4)
+
+
+def tuned_params():
+    """The teacher has another mean, and no noise that would leave this to chance."""
+    return PolicyParams(
+        base={"w": jnp.float32(TEACHER_W), "l": jnp.float32(-20.0)},
+        tuned={"w": jnp.float32(W), "l": jnp.float32(L)},
+    )
+
+
+def log_prob(action):
+    z = (action - W * STATE) / np.exp(L)
+    return -0.5 * z**2 - L - 0.5 * np.log(2 * np.pi)
+
+
+def slopes(action):
+    """Of the log-probabilities, in w and in l."""
+    z = (action - W * STATE) / np.exp(L)
+    return {"w": z * STATE / np.exp(L), "l": z**2 - 1}
+
+
+def actor_gradient(ratio=1.0, **changes):
+    """Over the four moves, at given ratios to the policy that sampled them."""
+    moves = Moves(
+        obs=OBS,
+        chain=jnp.stack([jnp.zeros(4), ACTION], axis=1)[..., None, None],
+        step=jnp.zeros((4, 1), jnp.int32),
+        old_log_prob=jnp.asarray(log_prob(ACTION) - np.log(ratio))[:, None],
+        advantage=jnp.asarray(ADVANTAGE)[:, None],
+    )
+    return jax.jit(updates(**changes).actor_gradient)(tuned_params(), moves, KEY)
+
+
+def assert_gradient(gradient, expected):
+    for name in ("w", "l"):
+        np.testing.assert_allclose(
+            gradient[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name
+        )
+
+
+def test_log_probs_that_the_tests_of_this_file_expect_are_within_their_bounds():
+    """Were one clamped, its slope would be zero whatever the loss."""
+    for action in (ACTION, TEACHER_W * STATE):
+        assert (-5 < log_prob(action)).all() and (log_prob(action) < 2).all()
+
+
+def test_the_surrogate_climbs_the_advantage():
+    """At ratios of one it is the policy gradient, -E[A d log pi]."""
+    gradient, metrics = actor_gradient()
+    expected = {k: -(ADVANTAGE * x).mean() for k, x in slopes(ACTION).items()}
+    assert_gradient(gradient, expected)
+    assert metrics["policy_loss"] == pytest.approx(-ADVANTAGE.mean())
+
+
+def test_the_surrogate_follows_only_ratios_that_may_still_move():
+    """Good actions likelier by more than 10 % and bad ones less likely are left alone;
+    those that went the wrong way are pulled back in proportion to their ratio."""
+    ratio = np.array([1.3, 0.7, 0.7, 1.05])
+    pulls = np.array([0.0, 1.0, 0.0, 1.0])
+    gradient, metrics = actor_gradient(ratio, clip_top=0.1, clip_base=0.1)
+    expected = {
+        k: -(pulls * ratio * ADVANTAGE * x).mean() for k, x in slopes(ACTION).items()
+    }
+    assert_gradient(gradient, expected)
+    assert metrics["clip_fraction"] == 0.75
+    kept = np.array([1.1, 0.7, 0.9, 1.05])
+    assert metrics["policy_loss"] == pytest.approx(-(kept * ADVANTAGE).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch_size", [4, 2])
+def test_advantages_are_normalised_over_the_whole_minibatch(micro_batch_size):
+    gradient, _ = actor_gradient(
+        normalize_advantage=True, micro_batch_size=micro_batch_size
+    )
+    normal = (ADVANTAGE - ADVANTAGE.mean()) / ADVANTAGE.std(ddof=1)
+    assert_gradient(
+        gradient, {k: -(normal * x).mean() for k, x in slopes(ACTION).items()}
+    )
+
+
+@pytest.mark.parametrize(
+    "clone_coef, entropy_coef, micro_batch_size",
+    [(0.0, 0.3, 4), (0.7, 0.0, 4), (0.7, 0.3, 1)],
+)
+def test_the_entropy_is_raised_and_the_teacher_approached(
+    clone_coef, entropy_coef, micro_batch_size
+):
+    """The entropy is l + log(2 pi e) / 2 whatever the state. The penalty is minus the
+    log-probability of the teacher's actions, here exactly its mean."""
+    gradient, metrics = actor_gradient(
+        clone_coef=clone_coef,
+        entropy_coef=entropy_coef,
+        micro_batch_size=micro_batch_size,
+    )
+    surrogate, cloned = slopes(ACTION), slopes(TEACHER_W * STATE)
+    bonus = {"w": 0.0, "l": 1.0}
+    expected = {
+        k: -(ADVANTAGE * surrogate[k]).mean()
+        - entropy_coef * bonus[k]
+        - clone_coef * cloned[k].mean()
+        for k in ("w", "l")
+    }
+    assert_gradient(gradient, expected)
+    assert ("entropy" in metrics) == (entropy_coef > 0)
+    assert ("cloning_penalty" in metrics) == (clone_coef > 0)
+    if entropy_coef:
+        entropy = L + 0.5 * np.log(2 * np.pi * np.e)
+        assert metrics["entropy"] == pytest.approx(entropy, rel=1e-5)
+    if clone_coef:
+        penalty = -log_prob(TEACHER_W * STATE).mean()
+        assert metrics["cloning_penalty"] == pytest.approx(penalty, rel=1e-5)
+
+
+TARGET = np.array([2.0, 0.0, 1.0, -1.0])
+V = 0.8
+
+
+def critic_gradient(row, old_value, **changes):
+    """At v = 0.8, of rows drawn from the four states."""
+    pairs = Pairs(
+        obs=OBS,
+        chain=jnp.zeros((4, 2, 1, 1)),
+        log_prob=jnp.zeros((4, 1)),
+        advantage=jnp.zeros(4),
+        target=jnp.asarray(TARGET),
+        value=jnp.asarray(old_value),
+    )
+    gradient = jax.jit(updates(**changes).critic_gradient)
+    return gradient(jnp.float32(V), pairs, jnp.array(row))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [[0, 1, 2, 3], [1, 2], [3, 0, 0, 2, 0, 3]],
+    ids=["all", "some", "more than there are"],
+)
+def test_the_critic_descends_half_the_squared_error(row):
+    error = (V * STATE - TARGET)[row]
+    gradient, loss = critic_gradient(row, np.zeros(4), value_coef=0.7)
+    assert gradient == pytest.approx(0.7 * (error * STATE[row]).mean(), rel=1e-5)
+    assert loss == pytest.approx(0.5 * (error**2).mean(), rel=1e-5)
+
+
+def test_a_clipped_value_that_moved_towards_its_target_is_left_alone():
+    """Values 0.8, -1.6, 0.4 and 1.2 against old ones: the first moved by 0.8 towards
+    its target, the second by 0.1, the third away from it, the fourth past the clip but
+    away from it."""
+    old = np.array([0.0, -1.7, 0.9, 0.0])
+    pulls = np.array([0.0, 1.0, 1.0, 1.0])
+    value = V * STATE
+    gradient, loss = critic_gradient([0, 1, 2, 3], old, value_clip=0.2, value_coef=1.0)
+    expected = (pulls * (value - TARGET) * STATE).mean()
+    assert gradient == pytest.approx(expected, rel=1e-5)
+    counted = np.array([0.2, -1.6, 0.4, 1.2])
+    assert loss == pytest.approx(0.5 * ((counted - TARGET) ** 2).mean(), rel=1e-5)
