@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.algorithms.ppo.update import Moves, Pairs, make_updates
-from dppo_jax.policies import gaussian_policy
-from dppo_jax.types import PolicyParams
+from dppo_jax.algorithms.ppo.settings import log_prob_mean
+from dppo_jax.algorithms.ppo.update import Moves, Steps, make_updates
+from dppo_jax.policies import PolicyParams, gaussian_policy
 from tests import tiny
 
 STATE = np.array([1.0, -2.0, 0.5, 1.5])
@@ -47,8 +47,9 @@ class LinearCritic(NamedTuple):
 def updates(**changes):
     changes = dict(num_tuned_steps=1, batch_size=4, normalize_advantage=False) | changes
     config = tiny.tiny_ppo_config(**changes)
-    policy = gaussian_policy(LinearGaussian(), chunk=1, action_dim=1)
-    return make_updates(policy, LinearCritic(), config, num_envs=4)
+    policy = gaussian_policy(LinearGaussian())
+    mean = log_prob_mean(config, policy, executed=1)
+    return make_updates(policy, LinearCritic(), config, num_envs=4, mean=mean)
 
 
 def tuned_params():
@@ -168,7 +169,7 @@ V = 0.8
 
 def critic_gradient(row, old_value, **changes):
     """At v = 0.8, of rows drawn from the four states."""
-    pairs = Pairs(
+    steps = Steps(
         obs=OBS,
         chain=jnp.zeros((4, 2, 1, 1)),
         log_prob=jnp.zeros((4, 1)),
@@ -177,7 +178,7 @@ def critic_gradient(row, old_value, **changes):
         value=jnp.asarray(old_value),
     )
     gradient = jax.jit(updates(**changes).critic_gradient)
-    return gradient(jnp.float32(V), pairs, jnp.array(row))
+    return gradient(jnp.float32(V), steps, jnp.array(row))
 
 
 @pytest.mark.parametrize(
