@@ -115,8 +115,8 @@ def _module(name: str, reference: str, hint: str) -> ModuleType:
             raise _failure(name, error) from error
         raise ValueError(
             f"{reference!r} names the module {name!r}, but there is no module "
-            f"{error.name!r}; put its folder on PYTHONPATH, or name the file instead: "
-            f"path/to/{name.rpartition('.')[2]}.py:{reference.rpartition(':')[2]}.{hint}"
+            f"{error.name!r}; put its folder on PYTHONPATH, or name a file instead, "
+            f"path/to/{name.split('.')[-1]}.py:{reference.split(':')[-1]}.{hint}"
         ) from None
     except (Exception, SystemExit) as error:
         raise _failure(name, error) from error
@@ -156,8 +156,8 @@ def _executed(path: Path, version: tuple[int, int]) -> ModuleType:
 
 def _failure(what: str, error: BaseException) -> ValueError:
     return ValueError(
-        f"{what} fails when it is imported: {type(error).__name__}: {error}. Correct it, "
-        "or, if it misses a module, install that or put its folder on PYTHONPATH."
+        f"{what} fails when it is imported: {type(error).__name__}: {error}. Correct "
+        "it, or, if it misses a module, install that or put its folder on PYTHONPATH."
     )
 
 

@@ -83,7 +83,9 @@ def test_a_file_hides_no_module_and_two_files_do_not_hide_each_other(write):
 
 def test_data_classes_of_a_file_find_their_module(write):
     source = "from __future__ import annotations\nimport dataclasses, typing\n"
-    source += "@dataclasses.dataclass\nclass Size:\n    length: typing.ClassVar[int] = 3"
+    source += (
+        "@dataclasses.dataclass\nclass Size:\n    length: typing.ClassVar[int] = 3"
+    )
     write("size.py", source)
     size = load_object("size.py:Size")
     assert sys.modules[size.__module__].Size is size
@@ -107,7 +109,9 @@ def test_data_classes_of_a_file_find_their_module(write):
     ],
 )
 def test_what_finds_nothing_says_why(write, monkeypatch, name, message):
-    path = write("some.py", "import os\ndef make(): ...\ndef other(): ...\n_hidden = 1\n")
+    path = write(
+        "some.py", "import os\ndef make(): ...\ndef other(): ...\n_hidden = 1\n"
+    )
     write("empty.py", "import os\n")
     write("divides.py", "1 / 0\n")
     write("leaves.py", "raise SystemExit(3)\n")

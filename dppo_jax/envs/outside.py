@@ -30,7 +30,9 @@ def make_outside(reference: str, *, engine: str = "auto", **options: Any) -> Env
             f"env.engine={engine!r} was asked for, but {reference} takes no argument "
             "'engine'; leave 'auto', or let it take one."
         )
-    return _checked(reference, call(reference, make, options=options, offered={"engine": engine}))
+    return _checked(
+        reference, call(reference, make, options=options, offered={"engine": engine})
+    )
 
 
 def apply_wrapper(env: Env, reference: str) -> Env:

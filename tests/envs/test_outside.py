@@ -74,7 +74,11 @@ def test_the_engine_reaches_a_task_that_takes_one(reach):
         ("make_task", dict(lenght=2), r"make_task\(\*, length=1\).*'lenght'"),
         ("make_nothing", {}, "make_nothing returned a NoneType.*dppo_jax.types.Env"),
         ("number", {}, "number is a int, not a function"),
-        ("maketask", {}, "no 'maketask', but make_task.*Libraries known by name.*brax:"),
+        (
+            "maketask",
+            {},
+            "no 'maketask', but make_task.*Libraries known by name.*brax:",
+        ),
     ],
 )
 def test_what_makes_no_task_is_refused(reach, name, options, message):
@@ -95,9 +99,7 @@ def test_a_wrapper_changes_the_reward(reach):
     env = tiny.point_task()
     wrapped = apply_wrapper(env, f"{reach}:doubled")
     action = jnp.array([0.2])
-    reward, doubled = (
-        e.step(e.reset(KEY), action)[1].reward for e in (env, wrapped)
-    )
+    reward, doubled = (e.step(e.reset(KEY), action)[1].reward for e in (env, wrapped))
     np.testing.assert_allclose(doubled, 2 * reward)
     np.testing.assert_allclose(reward, -((0.2 - tiny.GOAL) ** 2), rtol=1e-6)
 
