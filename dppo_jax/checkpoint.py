@@ -240,6 +240,8 @@ def load_critic(
     if critic is None:
         state, _ = _load_item(run_dir, "state", checkpoint)
         critic = (state or {}).get("critic_params")
+    if critic is not None and "q1" in critic.get("params", {}):  # V(s) in older runs.
+        critic = {"params": {"value": critic["params"]["q1"]}}
     return critic
 
 

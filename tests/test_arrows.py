@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ARROWS = """
 types <- noise_schedules <- denoising
 types <- denoising, networks <- policies <- algorithms, pretrain, interop
+objects <- networks, envs
 types <- normalize <- envs <- rollout <- evaluate <- algorithms, pretrain
 types <- losses <- chain_losses <- algorithms
 types <- returns, losses, replay, minibatch, parallel <- algorithms
@@ -42,7 +43,11 @@ PLAIN = (
         "types",
         "noise_schedules",
         "denoising",
-        "networks",
+        "networks.encoders",
+        "networks.mlp",
+        "networks.gaussian",
+        "networks.critics",
+        "objects",
         "normalize",
         "replay",
         "minibatch",
@@ -249,6 +254,14 @@ OFFENCES = {
     "mathematics takes plain arguments": (
         *("dppo_jax.losses", "import ml_collections\ndef make_loss(): ..."),
         "losses takes plain arguments, no ml_collections",
+    ),
+    "networks too, but for their build": (
+        *("dppo_jax.networks.mlp", "import ml_collections\ndef make_mlp(): ..."),
+        "networks.mlp takes plain arguments, no ml_collections",
+    ),
+    "objects by name know nothing of what they are": (
+        *("dppo_jax.objects", "from dppo_jax.envs.core import vectorize"),
+        "no arrow leads from envs to objects",
     ),
     "configuration ends at make": (
         *("dppo_jax.rollout", "from ml_collections import ConfigDict"),

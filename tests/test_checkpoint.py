@@ -101,6 +101,18 @@ def test_the_critic_of_a_run_is_part_of_its_training_state(tmp_path):
     assert tiny.same(load_critic(tmp_path), critic)
 
 
+def test_the_critic_of_an_older_run_gets_its_present_name(tmp_path):
+    save_config(tmp_path, CONFIG)
+    weights = {"layer_0": {"bias": jnp.arange(3.0)}}
+    with Checkpoints(tmp_path) as checkpoints:
+        critic = {"params": {"q1": weights}}
+        checkpoints.save_policy(1, PARAMS, tiny.NORMALIZER, critic)
+        checkpoints.save_policy(2, PARAMS, tiny.NORMALIZER, {"params": weights})
+    assert tiny.same(load_critic(tmp_path, 1), {"params": {"value": weights}})
+    assert set(load_critic(tmp_path, 1)["params"]) == {"value"}
+    assert set(load_critic(tmp_path, 2)["params"]) == {"layer_0"}
+
+
 def test_old_checkpoints_make_room_and_a_named_one_can_be_read(tmp_path):
     save(tmp_path, 1, 2, 3, 4, keep=2)
     assert read_policy(tmp_path, 3).iteration == 3

@@ -153,7 +153,7 @@ def infer_settings(
         else:
             settings = _gaussian_settings(net, checkpoint.std_bounds)
         if checkpoint.critic is not None:
-            critic = _perceptron(checkpoint.critic["params"]["q1"])
+            critic = _perceptron(checkpoint.critic["params"]["value"])
     except KeyError as error:
         raise ValueError(
             f"the policy lacks the weights {error}, which a denoiser, a Gaussian "

@@ -22,6 +22,8 @@ _NETWORKS = {
     "Q1": "q1",
     "Q2": "q2",
 }
+# V(s), which torch calls Q1 too.
+_VALUE = "value"
 # Torch path -> our path, inside a network. The kind of a bare `layers.<i>` shows in
 # the rank of its weight, so that rule carries the kind in a group of its own.
 _LAYERS = [
@@ -87,6 +89,8 @@ def params_from_reference(
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = jax.numpy.asarray(array, np.float32)
+    if "q1" in params and "q2" not in params:
+        params[_VALUE] = params.pop("q1")
     return {"params": params}
 
 
@@ -144,7 +148,7 @@ def _path_to_reference(path: str) -> str | None:
     names = {ours: torch for torch, ours in _TIME_EMBEDDING.items()}
     name = names.get(module)
     network, _, layer = module.partition("/")
-    networks = {ours: torch for torch, ours in _NETWORKS.items()}
+    networks = {ours: torch for torch, ours in _NETWORKS.items()} | {_VALUE: "Q1"}
     if network in networks:
         inner = _rewrite(layer, _LAYERS_BACK)
         name = inner and f"{networks[network]}.{inner}"

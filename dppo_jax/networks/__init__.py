@@ -1,6 +1,7 @@
 """Networks; they know nothing of reinforcement learning."""
 
 from dppo_jax.networks.critics import StateActionCritic, StateCritic
+from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import MLP, DiffusionMLP, ResidualMLP, SinusoidalEmbedding
 
@@ -12,4 +13,5 @@ __all__ = [
     "SinusoidalEmbedding",
     "StateActionCritic",
     "StateCritic",
+    "StateEncoder",
 ]

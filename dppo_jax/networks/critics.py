@@ -6,6 +6,7 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.mlp import (
     MLP,
     ResidualMLP,
@@ -13,7 +14,6 @@ from dppo_jax.networks.mlp import (
     check_compute_dtype,
     check_residual_sizes,
     check_sizes,
-    flat_state,
 )
 from dppo_jax.types import Array, Obs
 
@@ -26,6 +26,7 @@ class StateCritic(nn.Module):
     layer_norm: normalise the hidden layers.
     residual: build the network from residual blocks.
     compute_dtype: of the layers, "float32" or "bfloat16".
+    encoder: obs -> features [B, F], see `networks.encoders`.
 
     Raises:
         ValueError: for sizes or names that no such network can be built from.
@@ -36,6 +37,7 @@ class StateCritic(nn.Module):
     layer_norm: bool = False
     residual: bool = False
     compute_dtype: str = "float32"
+    encoder: nn.Module = StateEncoder()
 
     def __post_init__(self):
         _check_options(self)
@@ -50,15 +52,15 @@ class StateCritic(nn.Module):
             activation=self.activation,
             layer_norm=self.layer_norm,
             compute_dtype=self.compute_dtype,
-            name="q1",
-        )(flat_state(obs))
+            name="value",
+        )(self.encoder(obs))
         return value[:, 0]
 
 
 class StateActionCritic(nn.Module):
     """Q(s, a): (obs, action [B, Ta, Da]) -> [num_critics, B].
 
-    hidden_sizes, activation, layer_norm, residual, compute_dtype: as in
+    hidden_sizes, activation, layer_norm, residual, compute_dtype, encoder: as in
         `StateCritic`.
     num_critics: 2 gives the independent pair of clipped double Q-learning
         (Fujimoto et al. 2018), 1 a single network.
@@ -73,6 +75,7 @@ class StateActionCritic(nn.Module):
     residual: bool = False
     num_critics: int = 2
     compute_dtype: str = "float32"
+    encoder: nn.Module = StateEncoder()
 
     def __post_init__(self):
         _check_options(self)
@@ -85,7 +88,7 @@ class StateActionCritic(nn.Module):
         chex.assert_rank(action, 3)
         network = ResidualMLP if self.residual else MLP
         x = jnp.concatenate(
-            [flat_state(obs), action.reshape(action.shape[0], -1)], axis=-1
+            [self.encoder(obs), action.reshape(action.shape[0], -1)], axis=-1
         )
         values = [
             network(

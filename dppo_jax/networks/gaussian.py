@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.mlp import (
     MLP,
     ResidualMLP,
@@ -14,7 +15,6 @@ from dppo_jax.networks.mlp import (
     check_compute_dtype,
     check_residual_sizes,
     check_sizes,
-    flat_state,
 )
 from dppo_jax.types import Array, Obs
 
@@ -32,6 +32,7 @@ class GaussianMLP(nn.Module):
     learn_fixed_std: train one log-variance per action dimension from `fixed_std` on.
     std_min, std_max: bounds of a learned standard deviation.
     compute_dtype: of the layers, "float32" or "bfloat16".
+    encoder: obs -> features [B, F], see `networks.encoders`.
 
     Raises:
         ValueError: for sizes, names or standard deviations that do not fit together.
@@ -49,6 +50,7 @@ class GaussianMLP(nn.Module):
     std_min: float = 0.01
     std_max: float = 1.0
     compute_dtype: str = "float32"
+    encoder: nn.Module = StateEncoder()
 
     def __post_init__(self):
         activation_function(self.activation)
@@ -89,7 +91,7 @@ class GaussianMLP(nn.Module):
         shape = (-1, self.chunk, self.action_dim)
         features = self.chunk * self.action_dim
         dtype = self.compute_dtype
-        x = flat_state(obs)
+        x = self.encoder(obs)
         if self.fixed_std is None:
             x = trunk(
                 self.hidden_sizes[-1],

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.types import Array, Obs
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -70,13 +71,6 @@ def check_residual_sizes(sizes: Sequence[int]) -> None:
             "first hidden layer come blocks of two layers of the same width, so give "
             "1, 3, 5, ... equal sizes, for example (256, 256, 256), or residual=False."
         )
-
-
-def flat_state(obs: Obs) -> Array:
-    """`obs["state"]` [B, To, Do] -> [B, To * Do], the most recent entry last."""
-    state = obs["state"]
-    chex.assert_rank(state, 3)
-    return state.reshape(state.shape[0], -1)
 
 
 class Linear(nn.Module):
@@ -139,11 +133,17 @@ class MLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         for i, size in enumerate(self.hidden_sizes):
             x = MLPLayer(
-                *(size, self.activation, self.layer_norm, self.compute_dtype),
+                size,
+                activation=self.activation,
+                layer_norm=self.layer_norm,
+                compute_dtype=self.compute_dtype,
                 name=f"layer_{i}",
             )(x)
         return MLPLayer(
-            *(self.features, self.out_activation, self.layer_norm_out, "float32"),
+            self.features,
+            activation=self.out_activation,
+            layer_norm=self.layer_norm_out,
+            compute_dtype="float32",
             name=f"layer_{len(self.hidden_sizes)}",
         )(x)
 
@@ -258,11 +258,12 @@ class DiffusionMLP(nn.Module):
     chunk: Ta.
     time_dim: size of the time embedding, even and at least 4.
     hidden_sizes: of the trunk that reads noisy action, time and observation.
-    condition_sizes: layers that encode the observation first; None feeds it raw.
+    condition_sizes: layers between the encoder's features and the trunk; None has none.
     activation, out_activation: names in `ACTIVATIONS`.
     layer_norm: normalise the hidden layers of the trunk.
     residual: build the trunk from residual blocks; needs 1, 3, 5, ... equal sizes.
     compute_dtype: of the layers, see `COMPUTE_DTYPES`.
+    encoder: obs -> features [B, F], see `networks.encoders`.
 
     Raises:
         ValueError: for sizes or names that no such network can be built from.
@@ -278,6 +279,7 @@ class DiffusionMLP(nn.Module):
     layer_norm: bool = False
     residual: bool = False
     compute_dtype: str = "float32"
+    encoder: nn.Module = StateEncoder()
 
     def __post_init__(self):
         activation_function(self.activation)
@@ -313,9 +315,9 @@ class DiffusionMLP(nn.Module):
         return self.denoise(x, time, self.encode(obs))
 
     def encode(self, obs: Obs) -> Array:
-        """What does not depend on the step, obs -> [B, features]."""
-        state = flat_state(obs)
-        return state if self.condition_sizes is None else self.condition(state)
+        """What does not depend on the step, obs -> [B, C]."""
+        features = self.encoder(obs)
+        return features if self.condition_sizes is None else self.condition(features)
 
     def denoise(self, x: Array, time: Array, condition: Array) -> Array:
         """The rest, given `encode(obs)`; a `time` of [1] is that of all samples."""

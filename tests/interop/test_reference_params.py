@@ -9,6 +9,7 @@ from dppo_jax.interop import params_from_reference, params_to_reference
 from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateActionCritic, StateCritic
 
 OBS = {"state": jnp.zeros((1, 1, 3))}
+LEAVES = ("weight", "bias")
 DENOISER_INPUTS = (jnp.zeros((1, 4, 1)), jnp.zeros(1), OBS)
 
 
@@ -58,6 +59,17 @@ def test_names_and_layout_of_linear_weights():
     np.testing.assert_array_equal(linear["kernel"], weight.T)
     assert linear["kernel"].dtype == jnp.float32
     assert set(params["params"]) == {"mean"}
+
+
+def test_a_single_critic_is_the_value_network():
+    names = [
+        f"{q}.moduleList.0.linear_1.{leaf}" for q in ("Q1", "Q2") for leaf in LEAVES
+    ]
+    both = {name: np.ones((1, 2) if "weight" in name else 1) for name in names}
+    value = {name: array for name, array in both.items() if name.startswith("Q1")}
+    assert set(params_from_reference(value)["params"]) == {"value"}
+    assert "value" not in params_from_reference(both)["params"]
+    assert set(params_to_reference(params_from_reference(value))) == set(value)
 
 
 def test_unknown_names_are_listed():

@@ -20,6 +20,11 @@ PURE = ("brax", "playground")
 HOST = ("gymnasium", "robosuite")
 
 
+def is_library(name: str) -> bool:
+    """Whether the task `name` is one of another library that is known here."""
+    return name.partition(":")[0] in (*PURE, *HOST) and ":" in name
+
+
 def is_host(name: str) -> bool:
     """Whether the task `name` runs in host processes instead of the program."""
     return name.partition(":")[0] in HOST and ":" in name
@@ -68,7 +73,8 @@ def _check(name: str, engine: str) -> None:
     if library not in (*PURE, *HOST):
         raise ValueError(
             f"Unknown library {library!r} in the task {name!r}; known ones are "
-            f"{', '.join(f'{known}:' for known in (*PURE, *HOST))}."
+            f"{', '.join(f'{known}:' for known in (*PURE, *HOST))}. A task of your own "
+            "is module:function or path/to/file.py:function."
         )
     if engine != "auto":
         raise ValueError(

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from dppo_jax.envs.adapters import PURE, make_adapted
+from dppo_jax.envs.adapters import PURE, is_library, make_adapted
+from dppo_jax.envs.outside import make_outside
 from dppo_jax.envs.tasks.avoid import make_avoid
 from dppo_jax.envs.tasks.halfcheetah import make_halfcheetah
 from dppo_jax.envs.tasks.hopper import make_hopper
 from dppo_jax.envs.tasks.walker2d import make_walker2d
+from dppo_jax.objects import is_reference
 from dppo_jax.types import Env
 
 TASKS: dict[str, Callable[..., Env]] = {
@@ -22,19 +24,25 @@ def make_task(name: str, *, engine: str = "auto", **options: Any) -> Env:
     """Make the task called `name`.
 
     Args:
-        name: one of `TASKS`, or `library:name` as in "brax:ant", see
-            `dppo_jax.envs.adapters`.
+        name: one of `TASKS`, `library:name` as in "brax:ant", see
+            `dppo_jax.envs.adapters`, or else a function outside of the package,
+            `module:function` or `path/to/file.py:function`, see
+            `dppo_jax.envs.outside`.
         engine: physics engine, see `dppo_jax.envs.physics`.
         **options: further arguments of the task, e.g. `rewarded_gap` of "avoid".
 
     Raises:
-        ValueError: for an unknown name, or one of a task that runs in host processes.
+        ValueError: for an unknown name, one of a task that runs in host processes, or a
+            function that makes no task.
     """
+    if is_reference(name) and not is_library(name):
+        return make_outside(name, engine=engine, **options)
     if ":" in name:
         return make_adapted(name, engine=engine, **options)
     if name not in TASKS:
         raise ValueError(
             f"Unknown task {name!r}; known tasks are {sorted(TASKS)}, and those of "
-            f"other libraries, {', '.join(f'{library}:NAME' for library in PURE)}."
+            f"other libraries, {', '.join(f'{library}:NAME' for library in PURE)}; "
+            "a task of your own is module:function or path/to/file.py:function."
         )
     return TASKS[name](engine=engine, **options)

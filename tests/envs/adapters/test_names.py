@@ -16,9 +16,17 @@ def make(name, **options):
     return (make_host_task if adapters.is_host(name) else make_task)(name, **options)
 
 
-@pytest.mark.parametrize("name", ["isaac:Ant", ":Ant", "mujoco:ant"])
-def test_an_unknown_library_is_named_with_those_known(name):
-    with pytest.raises(ValueError, match="Unknown library.*brax:, playground:"):
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (":Ant", "Unknown library ''"),
+        ("isaac:Ant-v1", "Unknown library 'isaac'"),  # Ant-v1 cannot be a function
+        ("isaac:Ant", "no module 'isaac'"),
+        ("mujoco:ant", "mujoco has no 'ant'"),
+    ],
+)
+def test_an_unknown_library_is_named_with_those_known(name, message):
+    with pytest.raises(ValueError, match=f"{message}.*brax:, playground:"):
         make_task(name)
 
 

@@ -1,0 +1,195 @@
+"""From a configuration to a network, by its kind.
+
+A policy has one network, which plays one of two roles.
+
+| role       | module                                                                  |
+|------------|-------------------------------------------------------------------------|
+| `denoiser` | (x [B, Ta, Da], time [B] or [1], obs) -> like x, in two halves:         |
+|            | `encode(obs) -> condition` and `denoise(x, time, condition) -> like x`  |
+| `gaussian` | obs -> (mean, std), both [B, Ta, Da]                                    |
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from dppo_jax.networks.encoders import StateEncoder
+from dppo_jax.networks.gaussian import GaussianMLP
+from dppo_jax.networks.mlp import DiffusionMLP
+from dppo_jax.objects import call, is_reference, load_object
+from dppo_jax.types import Obs
+
+ROLES = ("denoiser", "gaussian")
+
+
+class NetworkKind(NamedTuple):
+    """A kind of network.
+
+    settings: its settings with their defaults.
+    roles: role -> function of those settings that it takes, by name, and of those
+        arguments of `make_network` that it takes.
+    """
+
+    settings: Callable[[], dict[str, Any]]
+    roles: dict[str, Callable[..., nn.Module]]
+
+
+def _mlp_settings() -> dict[str, Any]:
+    return dict(
+        hidden_sizes=(512, 512, 512),
+        activation="relu",
+        layer_norm=False,
+        residual=True,
+        time_dim=16,  # of a denoiser
+        condition_sizes=placeholder(tuple),  # of a denoiser
+        compute_dtype="float32",  # or "bfloat16", on accelerators
+    )
+
+
+NETWORKS: dict[str, NetworkKind] = {
+    "mlp": NetworkKind(
+        settings=_mlp_settings,
+        roles={"denoiser": DiffusionMLP, "gaussian": GaussianMLP},
+    ),
+}
+
+
+def default_config(kind: str = "mlp") -> ConfigDict:
+    """All settings of a network of one of the kinds in `NETWORKS`."""
+    _check_kind(kind)
+    config = ConfigDict()
+    # Of `NETWORKS`, or a function outside of the package, `module:function` or
+    # `path/to/file.py:function`. It gets the options, and by name whatever it takes of
+    # the other settings here and of the arguments of `make_network`.
+    config.kind = kind
+    config.options = ConfigDict()  # keyword arguments of a network from outside
+    if kind in NETWORKS:
+        config.update(NETWORKS[kind].settings())
+    return config
+
+
+def make_network(
+    config: ConfigDict,
+    *,
+    role: str,
+    action_dim: int,
+    chunk: int,
+    head: Mapping[str, Any] | None = None,
+    encoder: nn.Module | None = None,
+) -> nn.Module:
+    """The network that a configuration describes.
+
+    Args:
+        config: `default_config` with changes.
+        role: "denoiser" or "gaussian", see above.
+        action_dim: Da.
+        chunk: Ta.
+        head: settings of a Gaussian's output, such as its standard deviation; the
+            other role has none.
+        encoder: what the network reads of an observation; None reads its state.
+
+    Returns:
+        A module that has not been initialised.
+
+    Raises:
+        ValueError: settings that no network can be built from, by name.
+    """
+    if role not in ROLES:
+        raise ValueError(f"role={role!r} is unknown; use one of {', '.join(ROLES)}.")
+    kind = config.kind
+    _check_kind(kind)
+    settings = {name: value for name, value in config.items()}
+    options = dict(settings.pop("options", {}))
+    del settings["kind"]
+    offered = {
+        **settings,
+        **(head or {}),
+        "role": role,
+        "action_dim": action_dim,
+        "chunk": chunk,
+        "encoder": StateEncoder() if encoder is None else encoder,
+    }
+    if kind not in NETWORKS:
+        make = load_object(kind)
+        network = call(f"network.kind={kind}", make, options=options, offered=offered)
+        _check_role(kind, network, role)
+        return network
+    if options:
+        raise ValueError(
+            f"network.options={options} are for networks from outside of the package; "
+            f"{kind!r} has the settings {sorted(NETWORKS[kind].settings())}."
+        )
+    unknown = sorted(settings.keys() - NETWORKS[kind].settings().keys())
+    if unknown:
+        raise ValueError(
+            f"network.kind={kind!r} has no settings {unknown}; start from "
+            f"default_config({kind!r})."
+        )
+    if role not in NETWORKS[kind].roles:
+        known = [name for name, other in NETWORKS.items() if role in other.roles]
+        raise ValueError(
+            f"network.kind={kind!r} cannot be a {role}; use one of {', '.join(known)}."
+        )
+    return call(kind, NETWORKS[kind].roles[role], offered=offered)
+
+
+def check_outputs(
+    network: nn.Module, obs: Obs, *, role: str, action_dim: int, chunk: int
+) -> None:
+    """Refuse a network whose outputs do not have the shape that its role asks for.
+
+    Nothing is computed. Without this a wrong shape broadcasts into a wrong density.
+
+    Args:
+        obs: observations [B, ...], or their shapes.
+
+    Raises:
+        ValueError: naming the output, its shape and the shape that it should have.
+    """
+    batch = jax.tree.leaves(obs)[0].shape[0]
+    shape = (batch, chunk, action_dim)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    time = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    inputs = (obs,) if role == "gaussian" else (x, time, obs)
+    outputs, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), *inputs)
+    names = ("mean", "std") if role == "gaussian" else ("output",)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = [getattr(output, "shape", output) for output in outputs]
+    if len(found) != len(names) or any(other != shape for other in found):
+        raise ValueError(
+            f"{type(network).__name__} returns outputs of the shapes {found}; as a "
+            f"{role} it must return {' and '.join(names)} of shape [B, Ta, Da], here "
+            f"{shape}."
+        )
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in NETWORKS and not is_reference(kind):
+        raise ValueError(
+            f"network.kind={kind!r} is unknown; use one of {', '.join(NETWORKS)}, or "
+            "a function of your own, module:function or path/to/file.py:function."
+        )
+
+
+def _check_role(kind: str, network: Any, role: str) -> None:
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"network.kind={kind} returned a {type(network).__name__}; let it return a "
+            "flax.linen.Module."
+        )
+    missing = [
+        name
+        for name in ("encode", "denoise")
+        if role == "denoiser" and not callable(getattr(network, name, None))
+    ]
+    if missing:
+        raise ValueError(
+            f"network.kind={kind} returned a {type(network).__name__} without "
+            f"{' and '.join(missing)}; a denoiser has the methods encode(obs) -> "
+            "condition and denoise(x, time, condition)."
+        )

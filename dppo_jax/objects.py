@@ -1,0 +1,176 @@
+"""Objects by name: what a user writes outside of the package, settings can name.
+
+`my_module:make_task` is the object `make_task` of an importable module, and
+`path/to/file.py:make_task` that of a file, which needs to be on no path.
+"""
+
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+_CALLED = r"[^\W\d]\w*"
+_REFERENCE = re.compile(rf"(.+\.py|{_CALLED}(?:\.{_CALLED})*):({_CALLED})")
+
+
+def is_reference(name: Any) -> bool:
+    """Whether `name` has the form `module:object` or `file.py:object`.
+
+    The form alone counts: "brax:ant" has it too, so whoever gives such names a meaning
+    of their own asks for that first.
+    """
+    return isinstance(name, str) and _REFERENCE.fullmatch(name) is not None
+
+
+def load_object(reference: str, *, hint: str = "") -> Any:
+    """The object that `module:object` or `path/to/file.py:object` names.
+
+    A relative path starts at the current directory. A file is executed once and again
+    only after it changed; its module has a name of its own, under which it hides no
+    other module. A module is found where `import` finds it.
+
+    Args:
+        hint: a sentence for errors, on what else the name could have meant.
+
+    Raises:
+        ValueError: another form, no such file, module or object, or code that fails
+            when it is imported.
+    """
+    hint = hint and f" {hint}"
+    match = _REFERENCE.fullmatch(reference) if isinstance(reference, str) else None
+    if match is None:
+        raise ValueError(
+            f"{reference!r} names no object; write 'module:object' or "
+            f"'path/to/file.py:object'.{hint}"
+        )
+    place, name = match.groups()
+    if place.endswith(".py"):
+        module = _file(place, hint)
+    else:
+        module = _module(place, reference, hint)
+    if not hasattr(module, name):
+        raise ValueError(
+            f"{place} has no {name!r}, {_alternatives(module, name)}.{hint}"
+        )
+    return getattr(module, name)
+
+
+def call(
+    name: str,
+    function: Any,
+    *inputs: Any,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    offered: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """Call the function that `name` named.
+
+    Args:
+        *inputs: positional arguments.
+        options: keyword arguments that it must take.
+        offered: keyword arguments of which it gets those that its signature names and
+            `options` does not set.
+
+    Raises:
+        ValueError: no function, or arguments that it does not take or that it lacks.
+    """
+    if not callable(function):
+        raise ValueError(f"{name} is a {type(function).__name__}, not a function.")
+    taken = {key: value for key, value in offered.items() if takes(function, key)}
+    arguments = {**taken, **options}
+    try:
+        inspect.signature(function).bind(*inputs, **arguments)
+    except TypeError as error:
+        given = [type(value).__name__ for value in inputs] + sorted(arguments)
+        raise ValueError(
+            f"{name}{inspect.signature(function)} cannot be called with the arguments "
+            f"({', '.join(given)}): {error}."
+        ) from None
+    return function(*inputs, **arguments)
+
+
+def takes(function: Any, argument: str) -> bool:
+    """Whether the signature of `function` names `argument`; `**kwargs` does not."""
+    if not callable(function):
+        return False
+    parameter = inspect.signature(function).parameters.get(argument)
+    return parameter is not None and parameter.kind in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
+
+
+def _module(name: str, reference: str, hint: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _failure(name, error) from error
+        raise ValueError(
+            f"{reference!r} names the module {name!r}, but there is no module "
+            f"{error.name!r}; put its folder on PYTHONPATH, or name a file instead, "
+            f"path/to/{name.split('.')[-1]}.py:{reference.split(':')[-1]}.{hint}"
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise _failure(name, error) from error
+
+
+def _file(place: str, hint: str) -> ModuleType:
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(
+            f"There is no file {place}, looked for at {path}; a relative path starts "
+            f"at the current directory.{hint}"
+        )
+    status = path.stat()
+    return _executed(path, (status.st_mtime_ns, status.st_size))
+
+
+@functools.cache
+def _executed(path: Path, version: tuple[int, int]) -> ModuleType:
+    """The module of a file; `version` tells one content of the file from another."""
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    name = f"_dppo_jax_file_{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    # Data classes and type hints look their module up while it is executed.
+    previous, sys.modules[name] = sys.modules.get(name), module
+    try:
+        # Not by the loader, whose byte code may be older than the file.
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        if previous is not None:
+            sys.modules[name] = previous
+        raise _failure(str(path), error) from error
+    return module
+
+
+def _failure(what: str, error: BaseException) -> ValueError:
+    return ValueError(
+        f"{what} fails when it is imported: {type(error).__name__}: {error}. Correct "
+        "it, or, if it misses a module, install that or put its folder on PYTHONPATH."
+    )
+
+
+def _alternatives(module: ModuleType, name: str) -> str:
+    public = sorted(n for n in vars(module) if not n.startswith("_"))
+    here = [n for n in public if _is_defined_in(module, getattr(module, n))]
+    close = difflib.get_close_matches(name, public, n=3)
+    shown = close or here[:10]
+    if not shown:
+        return "nor any other function"
+    more = "" if close or len(here) <= 10 else " and more"
+    return f"but {', '.join(shown)}{more}"
+
+
+def _is_defined_in(module: ModuleType, member: Any) -> bool:
+    return callable(member) and getattr(member, "__module__", None) == module.__name__

@@ -1,0 +1,120 @@
+"""Tasks and wrappers of a user's own file."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.envs import make_task
+from dppo_jax.envs.outside import apply_wrapper
+from tests import tiny
+
+SOURCE = """
+from tests import tiny
+
+
+def make_task(*, length=1):
+    return tiny.point_task((length,))
+
+
+def make_with_engine(*, engine):
+    return make_task(length={"auto": 1, "mjx": 2}[engine])
+
+
+def doubled(env):
+    def step(state, action):
+        state, time_step = env.step(state, action)
+        return state, time_step._replace(reward=2 * time_step.reward)
+
+    return env._replace(step=step)
+
+
+def make_nothing():
+    pass
+
+
+number = 3
+"""
+KEY = jax.random.key(0)
+
+
+@pytest.fixture
+def reach(tmp_path, monkeypatch):
+    """`reach.py` in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reach.py").write_text(SOURCE)
+    return "reach.py"
+
+
+def test_a_task_of_a_file_is_made_with_its_options(reach):
+    env, expected = make_task(f"{reach}:make_task", length=3), tiny.point_task((3,))
+    assert env.action_shape == expected.action_shape
+    assert env.reset(KEY).length == 3
+    action = jnp.array([0.2])
+    step = env.step(env.reset(KEY), action)[1]
+    assert step.reward == expected.step(expected.reset(KEY), action)[1].reward
+
+
+def test_a_task_of_a_module_is_made():
+    env = make_task("tests.tiny:point_task", lengths=(2,))
+    assert env.reset(KEY).length == 2
+
+
+def test_the_engine_reaches_a_task_that_takes_one(reach):
+    for engine, length in (("auto", 1), ("mjx", 2)):
+        env = make_task(f"{reach}:make_with_engine", engine=engine)
+        assert env.reset(KEY).length == length
+    assert make_task(f"{reach}:make_task", engine="auto").reset(KEY).length == 1
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("make_task", dict(engine="mjx"), "env.engine='mjx'.*takes no argument"),
+        ("make_task", dict(lenght=2), r"make_task\(\*, length=1\).*'lenght'"),
+        ("make_nothing", {}, "make_nothing returned a NoneType.*dppo_jax.types.Env"),
+        ("number", {}, "number is a int, not a function"),
+        (
+            "maketask",
+            {},
+            "no 'maketask', but make_task.*Libraries known by name.*brax:",
+        ),
+    ],
+)
+def test_what_makes_no_task_is_refused(reach, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_task(f"{reach}:{name}", **options)
+
+
+def test_a_known_library_goes_before_a_module(tmp_path, monkeypatch):
+    """`brax:ant` is the task of Brax even where a brax.py lies around."""
+    (tmp_path / "brax.py").write_text("def fast():\n    raise AssertionError\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="env.engine='mjx'.*own physics"):
+        make_task("brax:fast", engine="mjx")
+
+
+def test_a_wrapper_changes_the_reward(reach):
+    env = tiny.point_task()
+    wrapped = apply_wrapper(env, f"{reach}:doubled")
+    action = jnp.array([0.2])
+    reward, doubled = (e.step(e.reset(KEY), action)[1].reward for e in (env, wrapped))
+    np.testing.assert_allclose(doubled, 2 * reward)
+    np.testing.assert_allclose(reward, -((0.2 - tiny.GOAL) ** 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("number", "number is a int, not a function"),
+        ("doubledd", "no 'doubledd', but doubled"),
+        ("make_nothing", r"make_nothing\(\) cannot .*arguments \(Env\)"),
+        ("returns_reward", "returns_reward returned a float"),
+    ],
+)
+def test_what_is_no_wrapper_is_refused(reach, tmp_path, name, message):
+    with (tmp_path / reach).open("a") as file:
+        file.write("\n\ndef returns_reward(env):\n    return 1.0\n")
+    with pytest.raises(ValueError, match=message):
+        apply_wrapper(tiny.point_task(), f"{reach}:{name}")
