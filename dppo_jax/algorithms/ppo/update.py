@@ -64,7 +64,7 @@ class Updates(NamedTuple):
     run: (state, steps [N, ...], key) -> (state, metrics), all epochs of an iteration.
     check_devices: (number of devices) -> None; ValueError if minibatches do not fit.
     actor_gradient: (params, moves, key) -> (mean gradient over a minibatch, metrics).
-    critic_gradient: (critic parameters, pairs [N, ...], drawn rows [B]) -> (their mean
+    critic_gradient: (critic parameters, steps [N, ...], drawn rows [B]) -> (their mean
         gradient, value loss).
     """
 
@@ -72,7 +72,7 @@ class Updates(NamedTuple):
     run: Callable[[PPOState, Steps, Array], tuple[PPOState, Metrics]]
     check_devices: Callable[[int], None]
     actor_gradient: Callable[[PolicyParams, Moves, Array], tuple[PyTree, Metrics]]
-    critic_gradient: Callable[[PyTree, Pairs, Array], tuple[PyTree, Array]]
+    critic_gradient: Callable[[PyTree, Steps, Array], tuple[PyTree, Array]]
 
 
 def minibatch_sizes(
