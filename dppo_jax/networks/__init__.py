@@ -1,6 +1,6 @@
 """Networks; they know nothing of reinforcement learning."""
 
-from dppo_jax.networks.critics import StateActionCritic, StateCritic
+from dppo_jax.networks.critics import StateActionCritic, StateCritic, random_members
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import MLP, DiffusionMLP, ResidualMLP, SinusoidalEmbedding
 
@@ -12,4 +12,5 @@ __all__ = [
     "SinusoidalEmbedding",
     "StateActionCritic",
     "StateCritic",
+    "random_members",
 ]
