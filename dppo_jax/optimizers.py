@@ -1,4 +1,4 @@
-"""AdamW with the learning rate handed in at every update."""
+"""AdamW with the learning rate handed in at every update, and target networks."""
 
 from typing import Any
 
@@ -32,3 +32,11 @@ def update(
     """One step of `learning_rate`: new parameters and optimizer state."""
     direction, state = optimizer.update(grads, state, params)
     return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), state
+
+
+def polyak(target: PyTree, online: PyTree, rate: float) -> PyTree:
+    """Move a target network towards the online one: (1 - rate) target + rate online.
+
+    Lillicrap et al. (2016, arXiv 1509.02971), where the rate is called tau.
+    """
+    return jax.tree.map(lambda t, o: t + rate * (o - t), target, online)
