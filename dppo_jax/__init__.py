@@ -7,17 +7,12 @@ from dppo_jax import envs, runtime
 from dppo_jax.algorithms import ppo
 from dppo_jax.algorithms.ppo import make_ppo
 from dppo_jax.chain_losses import policy_loss
-from dppo_jax.checkpoint import load_policy
+from dppo_jax.chain import move_log_prob, sample_chain
 from dppo_jax.demonstrations import load_demonstrations
 from dppo_jax.demonstrations.dataset import Episodes, Windows, windows
 from dppo_jax.demonstrations.dppo_npz import load_dppo_npz, save_dppo_npz
-from dppo_jax.denoising import (
-    Diffusion,
-    denoising_loss,
-    make_diffusion,
-    sample_chain,
-    step_log_prob,
-)
+from dppo_jax.denoising import Diffusion, cloning_loss, make_diffusion
+from dppo_jax.deploy import load_policy
 from dppo_jax.envs import make_task, vectorize
 from dppo_jax.evaluate import make_evaluate, summarize
 from dppo_jax.networks.critics import StateCritic
@@ -25,15 +20,19 @@ from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import DiffusionMLP
 from dppo_jax.noise_schedules import Schedule, ddim_schedule, ddpm_schedule
 from dppo_jax.normalize import Normalizer, fit_normalizer, load_normalizer
-from dppo_jax.policies import diffusion_policy, gaussian_policy
+from dppo_jax.policies import (
+    ChainPolicy,
+    PolicyParams,
+    diffusion_policy,
+    gaussian_policy,
+)
 from dppo_jax.pretrain import make_pretrain
 from dppo_jax.returns import gae
 from dppo_jax.training import train
 from dppo_jax.types import (
+    Act,
     Algorithm,
     Env,
-    Policy,
-    PolicyParams,
     TimeStep,
     Transition,
     VecEnv,
@@ -42,14 +41,15 @@ from dppo_jax.types import (
 runtime.spare_a_thread()
 
 __all__ = [
+    "Act",
     "Algorithm",
+    "ChainPolicy",
     "Diffusion",
     "DiffusionMLP",
     "Env",
     "Episodes",
     "GaussianMLP",
     "Normalizer",
-    "Policy",
     "PolicyParams",
     "Schedule",
     "StateCritic",
@@ -57,9 +57,9 @@ __all__ = [
     "Transition",
     "VecEnv",
     "Windows",
+    "cloning_loss",
     "ddim_schedule",
     "ddpm_schedule",
-    "denoising_loss",
     "diffusion_policy",
     "envs",
     "fit_normalizer",
@@ -74,11 +74,11 @@ __all__ = [
     "make_ppo",
     "make_pretrain",
     "make_task",
+    "move_log_prob",
     "policy_loss",
     "ppo",
     "sample_chain",
     "save_dppo_npz",
-    "step_log_prob",
     "summarize",
     "train",
     "vectorize",

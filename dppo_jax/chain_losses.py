@@ -1,15 +1,51 @@
 """Losses over the moves of a policy's chain; everything else is in `losses`."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from dppo_jax import losses
-from dppo_jax.types import Array, Obs, Policy, PolicyParams, PyTree
+from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.types import Array, Obs, PyTree
+
+# The reference's bounds of a log-probability, which keep ratios finite.
+LOG_PROB_BOUNDS = (-5.0, 2.0)
+
+
+def mean_log_prob(
+    log_prob: Array,
+    *,
+    horizon: int | None = None,
+    bounds: tuple[float, float] | None = LOG_PROB_BOUNDS,
+    bound_entries: bool = True,
+) -> Array:
+    """The log-probability of a move that a ratio is made of: a mean over its entries.
+
+    A mean keeps ratios near one whatever the size of the action.
+
+    Args:
+        log_prob: [..., Ta, Da], entry by entry.
+        horizon: actions of the chunk that count; None: all.
+        bounds: where it is clamped; None: nowhere.
+        bound_entries: clamp every entry before averaging, as the reference does for
+            diffusion policies; otherwise the mean, as it does for Gaussian ones.
+
+    Returns:
+        [...].
+    """
+    log_prob = log_prob[..., :horizon, :]
+    if bounds is not None and bound_entries:
+        log_prob = jnp.clip(log_prob, *bounds)
+    mean = log_prob.mean((-2, -1))
+    if bounds is not None and not bound_entries:
+        mean = jnp.clip(mean, *bounds)
+    return mean
 
 
 def policy_loss(
     params: PyTree,
-    policy: Policy,
+    policy: ChainPolicy,
     obs: Obs,
     x: Array,
     next_x: Array,
@@ -24,14 +60,16 @@ def policy_loss(
     normalize: bool = True,
     quantiles: tuple[float, float] = (0.0, 1.0),
     num_active: Array | None = None,
+    mean: Callable[[Array], Array] = mean_log_prob,
 ) -> tuple[Array, losses.SurrogateInfo]:
     """The clipped objective over a minibatch of moves (paper eq. 4.5).
 
     Args:
         x, next_x: [B, Ta, Da] the moves.
         step: [B] index of the move, 0 the noisiest tuned one.
-        old_log_prob: [B] from the sampling pass.
+        old_log_prob: [B] from the sampling pass, averaged by `mean`.
         advantage: [B] of the environment step.
+        mean: of the log-probabilities of a move's entries, [B, Ta, Da] -> [B].
         num_active: moves that are still tuned, where K' is annealed; earlier ones
             get no weight. None: all K'.
     """
@@ -45,8 +83,10 @@ def policy_loss(
         num_active=num_active,
     )
     return surrogate_loss(
-        *(policy.log_prob(params, x, next_x, obs, step), step),
-        *(old_log_prob, advantage),
+        mean(policy.log_prob(params, x, next_x, obs, step)),
+        step,
+        old_log_prob,
+        advantage,
         num_steps=policy.num_steps,
         clip_top=clip_top,
         clip_base=clip_base,
@@ -116,12 +156,13 @@ def move_weight(step: Array, num_steps: int, num_active: Array | None) -> Array 
 
 def cloning_penalty(
     params: PyTree,
-    policy: Policy,
+    policy: ChainPolicy,
     base: PyTree,
-    key: Array,
+    keys: Array,
     obs: Obs,
     *,
     num_active: Array | None = None,
+    mean: Callable[[Array], Array] = mean_log_prob,
 ) -> Array:
     """Minus the log-probability of chains that the frozen policy would sample.
 
@@ -129,22 +170,11 @@ def cloning_penalty(
     2024, arXiv 2403.03949, eq. 2).
 
     Args:
-        num_active: as in `policy_loss`; only these moves count.
+        keys: [B], one for the chain of each observation.
+        num_active, mean: as in `policy_loss`; only active moves count.
     """
-    chain, _ = policy.sample(PolicyParams(base, base), key, obs)
-    chain = jax.lax.stop_gradient(chain)
-    num_steps = policy.num_steps
-
-    def repeat(x: Array) -> Array:
-        return jnp.repeat(x, num_steps, axis=0)
-
-    step = jnp.tile(jnp.arange(num_steps), chain.shape[0])
-    log_prob = policy.log_prob(
-        params,
-        chain[:, :-1].reshape(-1, *chain.shape[2:]),
-        chain[:, 1:].reshape(-1, *chain.shape[2:]),
-        jax.tree.map(repeat, obs),
-        step,
-    )
-    weight = move_weight(step, num_steps, num_active)
+    chain = policy.sample(PolicyParams(base, base), keys, obs).chain
+    log_prob = mean(policy.chain_log_prob(params, jax.lax.stop_gradient(chain), obs))
+    step = jnp.broadcast_to(jnp.arange(policy.num_steps), log_prob.shape)
+    weight = move_weight(step, policy.num_steps, num_active)
     return -losses.weighted_mean(log_prob, weight)

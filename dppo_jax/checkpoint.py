@@ -2,7 +2,8 @@
 
 A run directory holds `config.json` and `checkpoints/<iteration>/` with the items
 `policy` (what another stage, or a robot, needs) and `state` (what resuming needs). A
-policy that was trained elsewhere has no `state`, but may have a `critic`.
+policy that was trained elsewhere has no `state`, but may have a `critic`. Beside them
+`best/<iteration>/` may hold the `policy` with the highest score.
 """
 
 import contextlib
@@ -17,23 +18,23 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dppo_jax.normalize import Normalizer
-from dppo_jax.types import PolicyParams, PyTree
+from dppo_jax.types import PyTree
 
 CONFIG_FILE = "config.json"
-_CHECKPOINTS = "checkpoints"
+_CHECKPOINTS, _BEST = "checkpoints", "best"
 _ITEMS = ("policy", "state", "critic")
 
 
-class PolicyCheckpoint(NamedTuple):
-    """A policy as it was saved.
+class SavedPolicy(NamedTuple):
+    """What acts, as it was saved.
 
-    params: base and tuned network parameters.
+    params: nested dictionaries; `with_types` gives them the types of a policy.
     normalizer: bounds of observations and actions it was trained with.
     config: the whole configuration of its run, plain dictionaries.
     iteration: when it was saved.
     """
 
-    params: PolicyParams
+    params: PyTree
     normalizer: Normalizer
     config: dict[str, Any]
     iteration: int
@@ -73,10 +74,14 @@ class Checkpoints:
         self,
         iteration: int,
         state: PyTree,
-        params: PolicyParams,
+        params: PyTree,
         normalizer: Normalizer,
     ) -> None:
-        """Write one checkpoint; an iteration that is there already is left alone."""
+        """Write one checkpoint; an iteration that is there already is left alone.
+
+        Args:
+            params: what acts, any pytree.
+        """
         if iteration == self.latest:
             return
         self._manager.save(
@@ -90,7 +95,7 @@ class Checkpoints:
     def save_policy(
         self,
         iteration: int,
-        params: PolicyParams,
+        params: PyTree,
         normalizer: Normalizer,
         critic: PyTree | None = None,
     ) -> None:
@@ -124,7 +129,8 @@ class Checkpoints:
             if saved is None:
                 raise KeyError("no state")
         check_matches(
-            *(saved, _storable(like)),
+            saved,
+            _storable(like),
             what="the saved training state",
             cure="use the settings of the interrupted run, or another run directory.",
         )
@@ -136,33 +142,91 @@ class Checkpoints:
         return _restored(restored["state"], like)
 
 
-def load_policy(
-    run_dir: str | os.PathLike, iteration: int | None = None
-) -> PolicyCheckpoint:
-    """Read a policy from a run directory; the newest unless `iteration` is given.
+class Best:
+    """The `best/` folder of one run: what acted when a score was highest."""
+
+    def __init__(self, run_dir: str | os.PathLike) -> None:
+        self._manager = _manager(run_dir, _BEST, max_to_keep=1, create=True)
+        self._score = -np.inf
+        step = self._manager.latest_step()
+        if step is not None:
+            with _named(self._manager, step):
+                item = self._manager.restore(
+                    step, args=ocp.args.Composite(policy=ocp.args.StandardRestore())
+                )
+            self._score = float(item["policy"]["score"])
+
+    def close(self) -> None:
+        """Wait for what is still being written."""
+        self._manager.close()
+
+    def is_beaten_by(self, score: float) -> bool:
+        """Whether `score` is higher than any before; NaN is not."""
+        return score > self._score
+
+    def save(
+        self, iteration: int, params: PyTree, normalizer: Normalizer, *, score: float
+    ) -> None:
+        """Put these parameters in place of those kept so far."""
+        self._score = score
+        # A run that went back to an earlier checkpoint comes by the same iteration.
+        if iteration in self._manager.all_steps():
+            self._manager.delete(iteration)
+        self._manager.save(
+            iteration,
+            args=ocp.args.Composite(
+                policy=_policy_item(params, normalizer, score=np.asarray(score))
+            ),
+            # Its iteration may lie before that of what it replaces.
+            force=True,
+        )
+
+
+def read_policy(
+    run_dir: str | os.PathLike, checkpoint: int | str = "latest"
+) -> SavedPolicy:
+    """Read what acts from a run directory.
+
+    Args:
+        checkpoint: an iteration, "latest" or "best".
 
     Raises:
-        ValueError: no such run, nothing saved yet, no such iteration, or a damaged
-            checkpoint.
+        ValueError: no such run, nothing saved yet, no such checkpoint, or a damaged
+            one.
     """
     run_dir = Path(run_dir).absolute()
     config = load_config(run_dir)
     if config is None:
         raise ValueError(
             f"{run_dir} is not a run directory (no {CONFIG_FILE}); pass the directory "
-            "that experiments.pretrain or experiments.finetune wrote."
+            "that experiments.pretrain, experiments.finetune or dppo_jax.train wrote."
         )
-    item, step = _load_item(run_dir, "policy", iteration)
-    return PolicyCheckpoint(
-        params=PolicyParams(**item["params"]),
+    item, step = _load_item(run_dir, "policy", checkpoint)
+    return SavedPolicy(
+        params=item["params"],
         normalizer=Normalizer(**item["normalizer"]),
         config=config,
         iteration=step,
     )
 
 
+def with_types(saved: PyTree, like: Any) -> PyTree:
+    """Give nested dictionaries the types of `like`, named tuples above all.
+
+    A field that `like` leaves at None may be there or not.
+    """
+    if isinstance(like, tuple) and hasattr(like, "_fields"):
+        fields = {k: with_types(saved[k], getattr(like, k)) for k in saved}
+        return type(like)(**fields)
+    if isinstance(like, Mapping):
+        return {k: with_types(saved[k], like[k]) for k in saved}
+    if isinstance(like, (tuple, list)):
+        return type(like)(with_types(s, x) for s, x in zip(saved, like, strict=True))
+    return saved
+
+
 def load_critic(
-    run_dir: str | os.PathLike, iteration: int | None = None
+    run_dir: str | os.PathLike, checkpoint: int | str = "latest"
 ) -> PyTree | None:
     """The critic that was saved beside a policy; None where there is none.
 
@@ -170,11 +234,11 @@ def load_critic(
     state.
 
     Raises:
-        ValueError: as `load_policy`.
+        ValueError: as `read_policy`.
     """
-    critic, _ = _load_item(run_dir, "critic", iteration)
+    critic, _ = _load_item(run_dir, "critic", checkpoint)
     if critic is None:
-        state, _ = _load_item(run_dir, "state", iteration)
+        state, _ = _load_item(run_dir, "state", checkpoint)
         critic = (state or {}).get("critic_params")
     return critic
 
@@ -218,31 +282,49 @@ def save_config(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _policy_item(params: PolicyParams, normalizer: Normalizer) -> Any:
-    # `num_active` is there only where K' is annealed.
-    given = {name: x for name, x in params._asdict().items() if x is not None}
-    policy = {"params": given, "normalizer": normalizer._asdict()}
-    return ocp.args.StandardSave(jax.tree.map(np.asarray, policy))
+def _policy_item(params: PyTree, normalizer: Normalizer, **more: Any) -> Any:
+    policy = {"params": params, "normalizer": normalizer} | more
+    return ocp.args.StandardSave(_plain(_storable(policy)))
+
+
+def _plain(tree: PyTree) -> PyTree:
+    """Nested dictionaries and lists of NumPy arrays; fields that are None are left out."""
+    if isinstance(tree, tuple) and hasattr(tree, "_asdict"):
+        tree = tree._asdict()
+    if isinstance(tree, Mapping):
+        return {name: _plain(x) for name, x in tree.items() if x is not None}
+    if isinstance(tree, (tuple, list)):
+        return [_plain(x) for x in tree]
+    return np.asarray(tree)
 
 
 def _load_item(
-    run_dir: str | os.PathLike, name: str, iteration: int | None
+    run_dir: str | os.PathLike, name: str, checkpoint: int | str
 ) -> tuple[Any, int]:
     """An item of a checkpoint as nested dictionaries, and its iteration.
 
     Every checkpoint has a `policy`; another item is None where there is none.
     """
-    if not (Path(run_dir) / _CHECKPOINTS).is_dir():
-        raise ValueError(f"{run_dir} holds no checkpoint yet; let its run go on first.")
-    with _manager(run_dir) as manager:
+    folder = _BEST if checkpoint == "best" else _CHECKPOINTS
+    nothing = f"{run_dir} holds no checkpoint yet; let its run go on first."
+    if folder == _BEST:
+        nothing = (
+            f"{run_dir} has no checkpoint 'best'; it is kept where evaluations are "
+            "made on the way. Take 'latest' or an iteration."
+        )
+    if not (Path(run_dir) / folder).is_dir():
+        raise ValueError(nothing)
+    with _manager(run_dir, folder) as manager:
         steps = sorted(manager.all_steps())
         if not steps:
-            raise ValueError(
-                f"{run_dir} holds no checkpoint yet; let its run go on first."
-            )
-        step = steps[-1] if iteration is None else iteration
+            raise ValueError(nothing)
+        named = checkpoint in ("latest", "best")
+        step = steps[-1] if named else _as_int(checkpoint)
         if step not in steps:
-            raise ValueError(f"{run_dir} has no checkpoint {step}; it has {steps}.")
+            raise ValueError(
+                f"{run_dir} has no checkpoint {checkpoint!r}; it has {steps}, 'latest' "
+                "and perhaps 'best'."
+            )
         if name != "policy" and not (manager.directory / str(step) / name).exists():
             return None, step
         with _named(manager, step):
@@ -254,6 +336,14 @@ def _load_item(
                 args=ocp.args.Composite(**{name: ocp.args.StandardRestore(like)}),
             )[name]
     return item, step
+
+
+def _as_int(checkpoint: int | str) -> int:
+    """An iteration; -1, which no checkpoint has, for what is none."""
+    try:
+        return int(checkpoint)
+    except ValueError:
+        return -1
 
 
 def _on_one_device(tree: PyTree) -> PyTree:
@@ -286,9 +376,11 @@ def _name(key: Any) -> str:
     return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 
 
-def _manager(run_dir: str | os.PathLike, **options: Any) -> ocp.CheckpointManager:
+def _manager(
+    run_dir: str | os.PathLike, folder: str = _CHECKPOINTS, **options: Any
+) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
-        Path(run_dir).absolute() / _CHECKPOINTS,
+        Path(run_dir).absolute() / folder,
         options=ocp.CheckpointManagerOptions(**options),
         # Named in advance, so that a fresh process knows how to read them.
         item_handlers={name: ocp.StandardCheckpointHandler() for name in _ITEMS},

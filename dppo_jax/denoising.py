@@ -1,14 +1,12 @@
-"""The inner denoising MDP: one kernel over the arrays of a `Schedule`.
+"""Denoising as a chain: what a `Schedule` makes of a network, and how it is cloned.
 
 DDPM (Ho et al. 2020), DDIM (Song et al. 2021) and prediction of the noise or of
-the clean action differ only in these arrays. With `out` the network's output at
-step k,
+the clean action differ only in the arrays of a `Schedule`. With `out` the network's
+output at step k,
 
     x0   = x0_from_x[k] x + x0_from_out[k] out            (then clipped)
     mean = mean_from_x0[k] x0 + mean_from_x[k] x
-    x'   ~ N(mean, max(std[k], min_std)^2)
-
-Step k = 0 is the noisiest one.
+    std  = std[k]
 """
 
 from collections.abc import Callable
@@ -18,10 +16,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dppo_jax.chain import Chain, Move
 from dppo_jax.noise_schedules import Schedule, ddim_schedule, ddpm_schedule
-from dppo_jax.types import Array, Obs, PyTree, Sample
+from dppo_jax.types import Array, PyTree
 
-NetworkApply = Callable[[PyTree, Array, Array, Obs], Array]
+# (params, x [B, Ta, Da], time [B] or [1], condition) -> output like x.
+Denoise = Callable[[PyTree, Array, Array, PyTree], Array]
 
 
 class Diffusion(NamedTuple):
@@ -130,92 +130,71 @@ def denoise_mean(
     return mean
 
 
-def gaussian_log_prob(value: Array, mean: Array, std: Array) -> Array:
-    """Log-density of independent Gaussians, entry by entry."""
-    z = (value - mean) / std
-    return -0.5 * (z**2 + jnp.log(2 * jnp.pi)) - jnp.log(std)
+def diffusion_chain(diffusion: Diffusion, denoise: Denoise) -> Chain:
+    """The chain of a diffusion policy, given its denoising network."""
+
+    def move_of(schedule: Schedule) -> Move:
+        def move(
+            params: PyTree, x: Array, step: Array, condition: PyTree
+        ) -> tuple[Array, Array]:
+            # One time for all rows is embedded once.
+            time = jnp.atleast_1d(schedule.time[step])
+            out = denoise(params, x, time, condition)
+            mean = denoise_mean(diffusion, schedule, x, out, step)
+            return mean, _column(schedule.std[step], x)
+
+        return move
+
+    return Chain(
+        explore=move_of(diffusion.explore),
+        deterministic=move_of(diffusion.deterministic),
+        num_steps=diffusion.explore.num_steps,
+        draw_clip=diffusion.draw_clip,
+        final_clip=diffusion.final_clip,
+        min_log_prob_std=diffusion.min_log_prob_std,
+    )
 
 
-def step_log_prob(
-    diffusion: Diffusion,
-    apply: NetworkApply,
-    params: PyTree,
-    x: Array,
-    next_x: Array,
-    obs: Obs,
-    step: Array,
-) -> Array:
-    """Log-probability of the moves x -> next_x, entry by entry (paper eq. 4.3).
+class Cloning(NamedTuple):
+    """What a chain's network is asked when it is cloned.
 
-    Args:
-        x, next_x: [B, Ta, Da].
-        obs: leaves [B, ...].
-        step: [B] index into the exploring schedule.
-
-    Returns:
-        [B, Ta, Da]; the standard deviation is floored at `min_log_prob_std`.
+    draw_time: key -> scalar, where between noise and action to look; an integer step
+        or a continuous time.
+    corrupt: (action [B, Ta, Da], noise like it, time [B]) -> x like it, the time that
+        the network is told [B], and the target of its output, like x.
     """
-    schedule = diffusion.explore
-    out = apply(params, x, schedule.time[step], obs)
-    mean = denoise_mean(diffusion, schedule, x, out, step)
-    std = jnp.maximum(_column(schedule.std[step], x), diffusion.min_log_prob_std)
-    return gaussian_log_prob(next_x, mean, std)
+
+    draw_time: Callable[[Array], Array]
+    corrupt: Callable[[Array, Array, Array], tuple[Array, Array, Array]]
 
 
-def denoise(
-    diffusion: Diffusion,
-    schedule: Schedule,
-    apply: NetworkApply,
-    params_of: Callable[[Array], PyTree],
-    x: Array,
-    draws: Array,
-    obs: Obs,
-    *,
-    first: int,
-    last: int,
-    min_std: Array | float,
-) -> tuple[Array, Array, Array]:
-    """Run steps `first` ... `last - 1` of a chain on given standard-normal draws.
+def diffusion_cloning(diffusion: Diffusion) -> Cloning:
+    """Every step of the training schedule alike (Ho et al. 2020, algorithm 1).
 
-    Args:
-        apply: (params, x [B, Ta, Da], time [1], obs) -> output like x.
-        params_of: step -> network parameters that own it.
-        x: [B, Ta, Da] before step `first`.
-        draws: [K, B, Ta, Da]; entry k belongs to step k and is clipped here.
-        min_std: floor of the sampling standard deviation.
-
-    Returns:
-        x after the last step, and, over the steps run, every x [S, B, Ta, Da] and
-        its entry-wise log-probability [S, B, Ta, Da] with the std of `schedule` floored
-        at `min_log_prob_std`.
+    Times are integers in [0, K), 0 the cleanest, as in the literature.
     """
-    num_steps = schedule.num_steps
+    schedule = diffusion.training
 
-    def move(x, inputs):
-        step, draw = inputs
-        # One time for all samples, so that it is embedded once.
-        out = apply(params_of(step), x, schedule.time[step][None], obs)
-        mean = denoise_mean(diffusion, schedule, x, out, step)
-        std = schedule.std[step]
-        draw = jnp.clip(draw, -diffusion.draw_clip, diffusion.draw_clip)
-        x = mean + jnp.maximum(std, min_std) * draw
-        if diffusion.final_clip is not None:
-            bound = jnp.where(step == num_steps - 1, diffusion.final_clip, jnp.inf)
-            x = jnp.clip(x, -bound, bound)
-        log_prob_std = jnp.maximum(std, diffusion.min_log_prob_std)
-        return x, (x, gaussian_log_prob(x, mean, log_prob_std))
+    def draw_time(key: Array) -> Array:
+        return jax.random.randint(key, (), 0, schedule.num_steps)
 
-    steps = jnp.arange(first, last)
-    x, (xs, log_probs) = jax.lax.scan(move, x, (steps, draws[first:last]))
-    return x, xs, log_probs
+    def corrupt(action: Array, noise: Array, time: Array) -> tuple[Array, Array, Array]:
+        step = schedule.num_steps - 1 - time
+        signal, level = (
+            _column(table[step], action) for table in (schedule.signal, schedule.noise)
+        )
+        target = noise if diffusion.predict_noise else action
+        return signal * action + level * noise, schedule.time[step], target
+
+    return Cloning(draw_time, corrupt)
 
 
-def denoising_loss(
-    diffusion: Diffusion,
-    apply: NetworkApply,
+def cloning_loss(
+    cloning: Cloning,
+    denoise: Denoise,
     params: PyTree,
     action: Array,
-    obs: Obs,
+    condition: PyTree,
     time: Array,
     noise: Array,
 ) -> Array:
@@ -223,77 +202,16 @@ def denoising_loss(
 
     Args:
         action: [B, Ta, Da], normalised.
-        time: [B] integers in [0, K), 0 the cleanest, as in the literature.
+        time: [B], as `cloning.draw_time` draws them.
         noise: [B, Ta, Da] standard normal.
 
     Returns:
-        Mean squared error of the predicted noise (or clean action).
+        [B] mean squared error of the network's output, over the entries of a row.
     """
     chex.assert_equal_shape([action, noise])
-    schedule = diffusion.training
-    step = schedule.num_steps - 1 - time
-    signal, level = (
-        _column(table[step], action) for table in (schedule.signal, schedule.noise)
-    )
-    out = apply(params, signal * action + level * noise, schedule.time[step], obs)
-    target = noise if diffusion.predict_noise else action
-    return jnp.mean((out - target) ** 2)
-
-
-def sample_chain(
-    diffusion: Diffusion,
-    apply: NetworkApply,
-    base: PyTree,
-    params_of: Callable[[Array], PyTree],
-    draws: Array,
-    obs: Obs,
-    *,
-    num_tuned: int,
-    min_std: Array | float,
-    deterministic: bool,
-) -> Sample:
-    """Denoise from x_K ~ N(0, I); keep the last `num_tuned` steps (paper eq. 4.2).
-
-    Args:
-        base: parameters of the early steps, which nothing else ever evaluates.
-        params_of: step -> parameters of a tuned step.
-        draws: [K + 1, B, Ta, Da] standard normal; entry 0 is x_K itself.
-        min_std: floor of the sampling standard deviation; unused if deterministic.
-
-    Returns:
-        chain [B, K' + 1, Ta, Da] and entry-wise log-prob [B, K', Ta, Da].
-    """
-    schedule = diffusion.deterministic if deterministic else diffusion.explore
-    floor = 0.0 if deterministic else min_std
-    first_tuned = schedule.num_steps - num_tuned
-    x, draws = draws[0], draws[1:]
-    if first_tuned > 0:
-        x, _, _ = denoise(
-            diffusion,
-            schedule,
-            apply,
-            lambda step: base,
-            x,
-            draws,
-            obs,
-            first=0,
-            last=first_tuned,
-            min_std=floor,
-        )
-    _, xs, log_probs = denoise(
-        diffusion,
-        schedule,
-        apply,
-        params_of,
-        x,
-        draws,
-        obs,
-        first=first_tuned,
-        last=schedule.num_steps,
-        min_std=floor,
-    )
-    chain = jnp.concatenate([x[None], xs])
-    return Sample(jnp.moveaxis(chain, 0, 1), jnp.moveaxis(log_probs, 0, 1))
+    x, told, target = cloning.corrupt(action, noise, time)
+    out = denoise(params, x, told, condition)
+    return jnp.mean((out - target) ** 2, axis=(-2, -1))
 
 
 def _column(table: Array, like: Array) -> Array:

@@ -1,5 +1,6 @@
 """The only evaluation: during training and stand-alone."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dppo_jax.rollout import rollout
-from dppo_jax.types import Array, Metrics, Policy, PolicyParams, VecEnv
+from dppo_jax.rollout import first_episodes
+from dppo_jax.types import Act, Array, Metrics, PyTree, VecEnv
 
 
 class Evaluation(NamedTuple):
@@ -21,23 +22,24 @@ class Evaluation(NamedTuple):
     """
 
     metrics: Metrics
-    traces: Metrics
+    traces: dict[str, Array]
 
 
 def make_evaluate(
     env: VecEnv,
-    policy: Policy,
+    act: Act,
     *,
     num_episodes: int,
     deterministic: bool = True,
-) -> Callable[[PolicyParams, Array], Evaluation]:
-    """Score a policy over the first episode of every environment and round.
+) -> Callable[[PyTree, Array], Evaluation]:
+    """Score what acts over the first episode of every environment and round.
 
-    Only first episodes count: counting whatever finishes first would favour short
-    ones.
+    Episode i draws everything from key i, so a score does not depend on how many
+    environments run at once.
 
     Args:
-        env: with a time limit; metrics with more axes than [B] are traces.
+        env: with a time limit.
+        act: (params, keys, obs, deterministic) -> (action, extras).
         num_episodes: N; rounds of `env.num_envs` are run until there are enough.
         deterministic: evaluation mode of the policy, or the exploring one.
 
@@ -51,50 +53,42 @@ def make_evaluate(
         raise ValueError("evaluation needs a time limit; wrap the task in time_limit.")
     if num_episodes < 1:
         raise ValueError(f"num_episodes={num_episodes} must be at least 1.")
-    num_steps, num_rounds = env.max_steps, -(-num_episodes // env.num_envs)
+    num_rounds = -(-num_episodes // env.num_envs)
+    act = functools.partial(act, deterministic=deterministic)
 
-    def round_(params: PolicyParams, key: Array) -> tuple[Metrics, Metrics]:
-        reset_key, act_key = jax.random.split(key)
-
-        def act(key, obs):
-            return policy.sample(params, key, obs, deterministic=deterministic)
-
-        _, transitions, metrics = rollout(
-            env, act, env.reset(reset_key), act_key, num_steps
+    def one_round(params: PyTree, keys: Array) -> Evaluation:
+        episodes = first_episodes(
+            env,
+            functools.partial(act, params),
+            keys,
+            record=lambda _, outcome: outcome.trace,
         )
-        done = jnp.maximum(transitions.terminated, transitions.truncated)
-        end = jnp.argmax(done, axis=0)  # [B] first step that ends an episode
-
-        def at_end(x: Array) -> Array:
-            return jax.vmap(lambda column, t: column[t], (1, 0))(x, end)
-
-        def until_end(x: Array) -> Array:
-            # [T, B, Ta, ...] -> [B, T * Ta, ...], frozen after the end.
-            time = jnp.minimum(jnp.arange(x.shape[0])[:, None], end)
-            after = jnp.arange(x.shape[0])[:, None] > end
-            index = time.reshape(time.shape + (1,) * (x.ndim - 2))
-            frozen = jnp.take_along_axis(x, index, axis=0)
-            after = after.reshape(after.shape + (1,) * (x.ndim - 2))
-            frozen = jnp.where(after, frozen[:, :, -1:], frozen)
-            frozen = jnp.moveaxis(frozen, 1, 0)
-            return frozen.reshape(
-                frozen.shape[0], frozen.shape[1] * frozen.shape[2], *frozen.shape[3:]
-            )
-
-        numbers = {k: at_end(v) for k, v in metrics.items() if v.ndim == 2}
-        traces = {k: until_end(v) for k, v in metrics.items() if v.ndim > 2}
-        return numbers, traces
+        last = jnp.maximum(episodes.length, 1) - 1
+        traces = {k: _until_end(x, last) for k, x in episodes.kept.items()}
+        return Evaluation(episodes.metrics, traces)
 
     @jax.jit
-    def evaluate(params: PolicyParams, key: Array) -> Evaluation:
-        keys = jax.random.split(key, num_rounds)
-        rounds = jax.lax.map(lambda key: round_(params, key), keys)
-        flat = jax.tree.map(
+    def evaluate(params: PyTree, key: Array) -> Evaluation:
+        keys = jax.random.split(key, (num_rounds, env.num_envs))
+        rounds = jax.lax.map(lambda keys: one_round(params, keys), keys)
+        return jax.tree.map(
             lambda x: x.reshape(-1, *x.shape[2:])[:num_episodes], rounds
         )
-        return Evaluation(*flat)
 
     return evaluate
+
+
+def _until_end(trace: Array, last: Array) -> Array:
+    """[T, B, Ta, ...] -> [B, T * Ta, ...], after step `last` [B] its last entry."""
+    time = jnp.arange(trace.shape[0])[:, None]
+
+    def column(x: Array) -> Array:
+        return x.reshape(x.shape + (1,) * (trace.ndim - 2))
+
+    frozen = jnp.take_along_axis(trace, column(jnp.minimum(time, last)), axis=0)
+    frozen = jnp.where(column(time > last), frozen[:, :, -1:], frozen)
+    frozen = jnp.moveaxis(frozen, 1, 0)
+    return frozen.reshape(frozen.shape[0], -1, *frozen.shape[3:])
 
 
 def summarize(evaluation: Evaluation, *, prefix: str = "") -> dict[str, float]:

@@ -20,6 +20,9 @@ from dppo_jax.types import Algorithm, Array, Metrics
 Tree = TypeVar("Tree")
 
 _AXIS = "envs"
+# What `Algorithm.split` says of a leaf: its leading axis is of environments, which
+# devices share; or all devices hold the same.
+SPLIT, WHOLE = PartitionSpec(_AXIS), PartitionSpec()
 _SHARDS = contextvars.ContextVar("_SHARDS", default=1)
 
 
@@ -45,7 +48,8 @@ def make_mesh(num_devices: int = 0) -> Mesh:
             f"{there} devices, and each must take part; use 0 for all."
         )
     return jax.make_mesh(
-        *((wanted,), (_AXIS,)),
+        (wanted,),
+        (_AXIS,),
         axis_types=(AxisType.Auto,),
         devices=jax.devices()[:wanted],
     )
@@ -69,18 +73,15 @@ def shard(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
     num_devices = mesh.size
     if num_devices == 1:
         return algorithm
-    if algorithm.split is None:
+    split = algorithm.split
+    if split is None:
         raise ValueError(
             f"mesh.devices={num_devices}: this algorithm runs on one device; use 1."
         )
-    shapes = jax.eval_shape(algorithm.init, jax.random.key(0))
-    specs = jax.tree.map(
-        lambda is_split: PartitionSpec(_AXIS) if is_split else PartitionSpec(),
-        algorithm.split(shapes, num_devices),
-    )
 
     def init(key: Array, *args: Any) -> Any:
         state = algorithm.init(key, *args)
+        specs = split(state, num_devices)
         return jax.tree.map(lambda x, spec: _place(x, mesh, spec), state, specs)
 
     def local_step(state: Any) -> tuple[Any, Metrics]:
@@ -90,20 +91,23 @@ def shard(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
         finally:
             _SHARDS.reset(token)
 
-    step: Callable[[Any], tuple[Any, Metrics]] = jax.jit(
-        jax.shard_map(
+    @jax.jit
+    def step(state: Any) -> tuple[Any, Metrics]:
+        # The structure of a state may depend on the parameters that it starts from.
+        specs = split(state, num_devices)
+        return jax.shard_map(
             local_step,
             mesh=mesh,
             in_specs=(specs,),
-            out_specs=(specs, PartitionSpec()),
+            out_specs=(specs, WHOLE),
             # What is the same on all devices is so by the reductions of the algorithm;
             # the checker would want every scan to say it again.
             check_vma=False,
-        )
-    )
+        )(state)
+
     # Whatever else refuses many devices does so now; what was traced is kept.
-    jax.eval_shape(step, shapes)
-    return Algorithm(init, step)
+    jax.eval_shape(step, jax.eval_shape(algorithm.init, jax.random.key(0)))
+    return algorithm._replace(init=init, step=step, split=None)
 
 
 def num_shards() -> int:

@@ -11,16 +11,61 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from dppo_jax import denoising, parallel
-from dppo_jax.denoising import Diffusion, gaussian_log_prob
+from dppo_jax import chain as chains
+from dppo_jax import denoising
+from dppo_jax.chain import Chain, Encoded, Sample, gaussian_log_prob
+from dppo_jax.denoising import Cloning, Diffusion
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import DiffusionMLP
-from dppo_jax.types import Array, Obs, Policy, PolicyParams, PyTree, Sample
+from dppo_jax.types import Act, Array, Obs, PyTree
 
-# The reference's bounds of a log-probability, which keep ratios finite.
-LOG_PROB_BOUNDS = (-5.0, 2.0)
 # A deterministic Gaussian policy keeps this much noise, as the reference does.
 _DETERMINISTIC_STD = 1e-4
+
+
+class PolicyParams(NamedTuple):
+    """Network parameters of the frozen early steps and of the trained late ones.
+
+    num_active: steps, counted from the last, that the tuned network owns where K' is
+        annealed; None: all K'. It decides how the policy acts, so it belongs to what is
+        saved and deployed.
+    """
+
+    base: PyTree
+    tuned: PyTree
+    num_active: Array | None = None
+
+
+class ChainPolicy(NamedTuple):
+    """A policy that acts by a chain of Gaussian moves, the last K' of them tunable.
+
+    init: (key, obs) -> PolicyParams
+    act: see `types.Act`; its extras are the `Sample`
+    sample: (params, keys [B], obs, *, deterministic, min_std) -> Sample
+    log_prob: (network parameters, x [B, Ta, Da], next_x, obs, step [B]) -> like x, the
+        log-density of every entry of a tuned move; step 0 is the noisiest tuned one
+    chain_log_prob: (network parameters, chain [B, K' + 1, Ta, Da], obs)
+        -> [B, K', Ta, Da], of all tuned moves, the observations encoded once
+    clone_loss: (network parameters, keys [B], obs, action [B, Ta, Da]) -> [B], the
+        behaviour-cloning loss of every row
+    entropy: (network parameters, obs) -> [B], mean over moves and entries
+    num_steps: K', tuned moves in a chain
+    min_std: the floor of the exploring standard deviation that `sample` uses when
+        none is passed; 0: none
+    denoises: whether the chain starts from noise; False for a Gaussian policy, whose
+        only move starts from zero and has a standard deviation of its own
+    """
+
+    init: Callable[..., PolicyParams]
+    act: Act
+    sample: Callable[..., Sample]
+    log_prob: Callable[..., Array]
+    chain_log_prob: Callable[..., Array]
+    clone_loss: Callable[..., Array]
+    entropy: Callable[..., Array]
+    num_steps: int
+    min_std: float
+    denoises: bool
 
 
 def diffusion_policy(
@@ -31,54 +76,79 @@ def diffusion_policy(
     action_dim: int,
     num_tuned_steps: int,
     min_std: float = 0.1,
-    reward_horizon: int | None = None,
-    log_prob_bounds: tuple[float, float] = LOG_PROB_BOUNDS,
-) -> Policy:
+) -> ChainPolicy:
     """A denoising chain whose last K' steps are a tunable policy (paper Sec. 4).
+
+    Args:
+        network: see `chain_policy`.
+        diffusion: schedules and bounds.
+        chunk: Ta.
+        num_tuned_steps: K'; the first K - K' steps use the frozen network.
+        min_std: floor of the sampling standard deviation while exploring.
+
+    Raises:
+        ValueError: K' outside [1, K], or a negative floor.
+    """
+    first_tuned = diffusion.explore.num_steps - num_tuned_steps
+    std = jnp.maximum(diffusion.explore.std[first_tuned:], diffusion.min_log_prob_std)
+
+    def entropy(params: PyTree, obs: Obs) -> Array:
+        # The moves have a fixed standard deviation, so this is a constant.
+        return jnp.broadcast_to(_gaussian_entropy(std).mean(), (_batch(obs),))
+
+    return chain_policy(
+        network,
+        functools.partial(denoising.diffusion_chain, diffusion),
+        denoising.diffusion_cloning(diffusion),
+        entropy,
+        chunk=chunk,
+        action_dim=action_dim,
+        num_tuned_steps=num_tuned_steps,
+        min_std=min_std,
+    )
+
+
+def chain_policy(
+    network: nn.Module,
+    make_chain: Callable[[denoising.Denoise], Chain],
+    cloning: Cloning,
+    entropy: Callable[[PyTree, Obs], Array],
+    *,
+    chunk: int,
+    action_dim: int,
+    num_tuned_steps: int,
+    min_std: float,
+) -> ChainPolicy:
+    """A policy that denoises, whatever its moves are.
 
     Args:
         network: a module (x [B, Ta, Da], time [B] or [1], obs) -> like x, whose methods
             `encode(obs) -> condition` and `denoise(x, time, condition)` are its two
             halves; the first is evaluated once per chain.
-        diffusion: schedules and bounds.
-        chunk: Ta.
-        num_tuned_steps: K'; the first K - K' steps use the frozen network.
-        min_std: floor of the sampling standard deviation while exploring.
-        reward_horizon: actions of the chunk that count in the log-probability;
-            None counts all.
-        log_prob_bounds: clamp of every entry before averaging.
-
-    Returns:
-        A Policy; `sample` averages log-probabilities over chunk and action axes,
-        which keeps ratios near one whatever the size of the action.
+        make_chain: (params, x, time, condition) -> output, to the chain of it.
+        cloning: what the network learns from demonstrations.
+        entropy: (params, obs) -> [B].
 
     Raises:
-        ValueError: K' outside [1, K], or a reward horizon outside [1, Ta].
+        ValueError: as `diffusion_policy`.
     """
-    schedule = diffusion.explore
-    if not 1 <= num_tuned_steps <= schedule.num_steps:
+    apply: Callable[..., Any] = network.apply
+
+    def encode(params: PyTree, obs: Obs) -> Encoded:
+        return Encoded(params, apply(params, obs, method="encode"))
+
+    def denoise(params: PyTree, x: Array, time: Array, condition: PyTree) -> Array:
+        return apply(params, x, time, condition, method="denoise")
+
+    chain = make_chain(denoise)
+    if not 1 <= num_tuned_steps <= chain.num_steps:
         raise ValueError(
             f"num_tuned_steps={num_tuned_steps} must lie between 1 and the "
-            f"schedule's {schedule.num_steps} denoising steps; change one of them."
-        )
-    horizon = chunk if reward_horizon is None else reward_horizon
-    if not 1 <= horizon <= chunk:
-        raise ValueError(
-            f"reward_horizon={horizon} must lie between 1 and the chunk of {chunk}."
+            f"schedule's {chain.num_steps} denoising steps; change one of them."
         )
     if min_std < 0:
         raise ValueError(f"min_std={min_std} must not be negative.")
-    first_tuned = schedule.num_steps - num_tuned_steps
-    apply: Callable[..., Any] = network.apply
-
-    def encoded(params: PyTree, obs: Obs) -> _Encoded:
-        return _Encoded(params, apply(params, obs, method="encode"))
-
-    def denoise(network: _Encoded, x: Array, time: Array, obs: Obs) -> Array:
-        return apply(network.params, x, time, network.condition, method="denoise")
-
-    def reduce(log_prob: Array) -> Array:
-        return jnp.clip(log_prob, *log_prob_bounds)[..., :horizon, :].mean((-2, -1))
+    first_tuned = chain.num_steps - num_tuned_steps
 
     def init(key: Array, obs: Obs) -> PolicyParams:
         x = jnp.zeros((_batch(obs), chunk, action_dim))
@@ -87,154 +157,148 @@ def diffusion_policy(
 
     def sample(
         params: PolicyParams,
-        key: Array,
+        keys: Array,
         obs: Obs,
         *,
         deterministic: bool = False,
         min_std: Array | float = min_std,
     ) -> Sample:
-        base, tuned = encoded(params.base, obs), encoded(params.tuned, obs)
+        base, tuned = encode(params.base, obs), encode(params.tuned, obs)
 
-        def owner(step: Array) -> _Encoded:
+        def network_of(step: Array) -> Encoded:
             if params.num_active is None:
                 return tuned
-            owned = step >= schedule.num_steps - params.num_active
+            owned = step >= chain.num_steps - params.num_active
             return jax.tree.map(functools.partial(jnp.where, owned), tuned, base)
 
-        # Drawn for the environments of all devices, so that these see the same noise
-        # however many devices share them.
-        batch = _batch(obs) * parallel.num_shards()
-        shape = (schedule.num_steps + 1, batch, chunk, action_dim)
-        draws = parallel.local_part(jax.random.normal(key, shape), axis=1)
-        chain, log_prob = denoising.sample_chain(
-            *(diffusion, denoise, base, owner),
-            *(draws, obs),
+        draws = _normal(keys, (chain.num_steps + 1, chunk, action_dim))
+        return chains.sample_chain(
+            chain,
+            base,
+            network_of,
+            jnp.moveaxis(draws, 0, 1),
             num_tuned=num_tuned_steps,
             min_std=min_std,
             deterministic=deterministic,
         )
-        return Sample(chain, reduce(log_prob))
 
     def log_prob(
         params: PyTree, x: Array, next_x: Array, obs: Obs, step: Array
     ) -> Array:
-        chex.assert_equal_shape([x, next_x])
-        return reduce(
-            denoising.step_log_prob(
-                diffusion, apply, params, x, next_x, obs, first_tuned + step
-            )
-        )
+        network = encode(params, obs)
+        return chains.move_log_prob(chain, network, x, next_x, first_tuned + step)
 
-    def chain_log_prob(params: PyTree, chain: Array, obs: Obs) -> Array:
-        batch = chain.shape[0]
-
+    def chain_log_prob(params: PyTree, entries: Array, obs: Obs) -> Array:
         def every_move(x: Array) -> Array:
             return jnp.repeat(x, num_tuned_steps, axis=0)
 
-        network = encoded(params, obs)
-        x, next_x = (
-            x.reshape(-1, chunk, action_dim) for x in (chain[:, :-1], chain[:, 1:])
-        )
-        step = jnp.tile(first_tuned + jnp.arange(num_tuned_steps), batch)
+        network = encode(params, obs)
         network = network._replace(
             condition=jax.tree.map(every_move, network.condition)
         )
-        return reduce(
-            denoising.step_log_prob(diffusion, denoise, network, x, next_x, obs, step)
-        ).reshape(batch, num_tuned_steps)
+        x, next_x = (
+            x.reshape(-1, chunk, action_dim) for x in (entries[:, :-1], entries[:, 1:])
+        )
+        step = jnp.tile(first_tuned + jnp.arange(num_tuned_steps), len(entries))
+        log_prob = chains.move_log_prob(chain, network, x, next_x, step)
+        return log_prob.reshape(-1, num_tuned_steps, chunk, action_dim)
 
-    def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
-        time_key, noise_key = jax.random.split(key)
-        num_steps = diffusion.training.num_steps
-        time = jax.random.randint(time_key, action.shape[:1], 0, num_steps)
-        noise = jax.random.normal(noise_key, action.shape)
-        return denoising.denoising_loss(
-            diffusion, apply, params, action, obs, time, noise
+    def clone_loss(params: PyTree, keys: Array, obs: Obs, action: Array) -> Array:
+        time_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        return denoising.cloning_loss(
+            cloning,
+            denoise,
+            params,
+            action,
+            encode(params, obs).condition,
+            time=jax.vmap(cloning.draw_time)(time_keys),
+            noise=_normal(noise_keys, action.shape[1:]),
         )
 
-    def entropy(params: PyTree, obs: Obs) -> Array:
-        # The moves have a fixed standard deviation, so this is a constant.
-        std = jnp.maximum(schedule.std[first_tuned:], diffusion.min_log_prob_std)
-        return _gaussian_entropy(std).mean()
-
-    return Policy(
-        *(init, sample, log_prob, chain_log_prob, clone_loss, entropy),
-        *(num_tuned_steps, min_std),
+    return ChainPolicy(
+        init=init,
+        act=_act_by(sample),
+        sample=sample,
+        log_prob=log_prob,
+        chain_log_prob=chain_log_prob,
+        clone_loss=clone_loss,
+        entropy=entropy,
+        num_steps=num_tuned_steps,
+        min_std=min_std,
+        denoises=True,
     )
 
 
-class _Encoded(NamedTuple):
-    """A network and what it made of the observations, which a chain looks at once."""
-
-    params: PyTree
-    condition: PyTree
-
-
-def gaussian_policy(
-    network: nn.Module,
-    *,
-    chunk: int,
-    action_dim: int,
-    draw_clip: float = 3.0,
-    log_prob_bounds: tuple[float, float] = LOG_PROB_BOUNDS,
-) -> Policy:
+def gaussian_policy(network: nn.Module, *, draw_clip: float = 3.0) -> ChainPolicy:
     """A Gaussian over action chunks, as a chain of one move from zero.
 
     Args:
         network: `apply(params, obs) -> mean, std`, both [B, Ta, Da].
         draw_clip: bound of standard-normal draws; the density stays unclipped.
-        log_prob_bounds: clamp of the averaged log-probability.
     """
 
     apply: Callable[..., Any] = network.apply
-
-    def density(mean: Array, std: Array, action: Array) -> Array:
-        return gaussian_log_prob(action, mean, std).mean((-2, -1))
-
-    def reduce(log_prob: Array) -> Array:
-        return jnp.clip(log_prob, *log_prob_bounds)
 
     def init(key: Array, obs: Obs) -> PolicyParams:
         params = network.init(key, obs)
         return PolicyParams(base=params, tuned=params)
 
     def sample(
-        params: PolicyParams,
-        key: Array,
-        obs: Obs,
-        *,
-        deterministic: bool = False,
-        min_std: Array | float = 0.0,
+        params: PolicyParams, keys: Array, obs: Obs, *, deterministic: bool = False
     ) -> Sample:
         mean, std = apply(params.tuned, obs)
-        scale = _DETERMINISTIC_STD if deterministic else jnp.maximum(std, min_std)
-        shape = (mean.shape[0] * parallel.num_shards(), *mean.shape[1:])
-        draw = parallel.local_part(jax.random.normal(key, shape))
-        action = mean + scale * jnp.clip(draw, -draw_clip, draw_clip)
-        chain = jnp.stack([jnp.zeros_like(action), action], axis=1)
-        return Sample(chain, reduce(density(mean, std, action))[:, None])
+        draw = jnp.clip(_normal(keys, mean.shape[1:]), -draw_clip, draw_clip)
+        action = mean + (_DETERMINISTIC_STD if deterministic else std) * draw
+        entries = jnp.stack([jnp.zeros_like(action), action], axis=1)
+        return Sample(entries, gaussian_log_prob(action, mean, std)[:, None])
 
     def log_prob(
         params: PyTree, x: Array, next_x: Array, obs: Obs, step: Array
     ) -> Array:
+        chex.assert_equal_shape([x, next_x])
         mean, std = apply(params, obs)
-        return reduce(density(mean, std, next_x))
+        return gaussian_log_prob(next_x, mean, std)
 
-    def chain_log_prob(params: PyTree, chain: Array, obs: Obs) -> Array:
+    def chain_log_prob(params: PyTree, entries: Array, obs: Obs) -> Array:
         mean, std = apply(params, obs)
-        return reduce(density(mean, std, chain[:, 1]))[:, None]
+        return gaussian_log_prob(entries[:, 1], mean, std)[:, None]
 
-    def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
+    def clone_loss(params: PyTree, keys: Array, obs: Obs, action: Array) -> Array:
         mean, std = apply(params, obs)
-        return -density(mean, std, action).mean()
+        return -gaussian_log_prob(action, mean, std).mean((-2, -1))
 
     def entropy(params: PyTree, obs: Obs) -> Array:
-        return _gaussian_entropy(apply(params, obs)[1]).mean()
+        return _gaussian_entropy(apply(params, obs)[1]).mean((-2, -1))
 
-    del chunk, action_dim  # The network knows both; named for symmetry.
-    return Policy(
-        *(init, sample, log_prob, chain_log_prob, clone_loss, entropy), 1, 0.0
+    return ChainPolicy(
+        init=init,
+        act=_act_by(sample),
+        sample=sample,
+        log_prob=log_prob,
+        chain_log_prob=chain_log_prob,
+        clone_loss=clone_loss,
+        entropy=entropy,
+        num_steps=1,
+        min_std=0.0,
+        denoises=False,
     )
+
+
+def _act_by(sample: Callable[..., Sample]) -> Act:
+    """Execute the end of a sampled chain."""
+
+    def act(
+        params: PolicyParams, keys: Array, obs: Obs, *, deterministic: bool = False
+    ) -> tuple[Array, Sample]:
+        sampled = sample(params, keys, obs, deterministic=deterministic)
+        return sampled.chain[:, -1], sampled
+
+    return act
+
+
+def _normal(keys: Array, shape: tuple[int, ...]) -> Array:
+    """[B, *shape] standard-normal draws, every row from a key of its own."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
 def _gaussian_entropy(std: Array) -> Array:
@@ -286,8 +350,7 @@ def make_policy(
     tuning: ConfigDict,
     *,
     action_dim: int,
-    executed: int | None = None,
-) -> Policy:
+) -> ChainPolicy:
     """The policy that `default_config` describes.
 
     Args:
@@ -295,8 +358,6 @@ def make_policy(
         tuning: settings of exploration and of log-probabilities, those of
             `algorithms.ppo.default_config`.
         action_dim: Da.
-        executed: actions of a chunk that the environment executes; those count in the
-            log-probability unless `tuning.reward_horizon` says otherwise. None: all.
 
     Raises:
         ValueError: settings that contradict each other, by name.
@@ -304,10 +365,9 @@ def make_policy(
     network = dict(config.network) | dict(
         action_dim=action_dim, chunk=config.chunk, compute_dtype=config.compute_dtype
     )
-    common = dict(chunk=config.chunk, action_dim=action_dim)
     if config.kind == "gaussian":
         module = GaussianMLP(**network, **config.gaussian)
-        return gaussian_policy(module, **common, draw_clip=tuning.draw_clip)
+        return gaussian_policy(module, draw_clip=tuning.draw_clip)
     if config.kind != "diffusion":
         raise ValueError(
             f"model.kind={config.kind!r} is unknown; use 'diffusion' or 'gaussian'."
@@ -324,8 +384,8 @@ def make_policy(
             final_clip=tuning.final_clip,
             min_log_prob_std=tuning.min_log_prob_std,
         ),
-        **common,
+        chunk=config.chunk,
+        action_dim=action_dim,
         num_tuned_steps=tuning.num_tuned_steps,
         min_std=tuning.min_std,
-        reward_horizon=tuning.reward_horizon or executed,
     )

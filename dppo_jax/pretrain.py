@@ -9,15 +9,8 @@ from ml_collections import ConfigDict
 from dppo_jax import optimizers, schedules
 from dppo_jax.demonstrations.dataset import Windows, gather
 from dppo_jax.minibatch import covering_batches
-from dppo_jax.types import (
-    Algorithm,
-    Array,
-    Metrics,
-    Obs,
-    Policy,
-    PolicyParams,
-    PyTree,
-)
+from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.types import Algorithm, Array, Metrics, Obs, PyTree
 
 
 class PretrainState(NamedTuple):
@@ -52,7 +45,9 @@ def default_config() -> ConfigDict:
     return config
 
 
-def make_pretrain(policy: Policy, dataset: Windows, config: ConfigDict) -> Algorithm:
+def make_pretrain(
+    policy: ChainPolicy, dataset: Windows, config: ConfigDict
+) -> Algorithm:
     """Behaviour cloning as an Algorithm; one `step` is one epoch.
 
     Args:
@@ -99,9 +94,10 @@ def make_pretrain(policy: Policy, dataset: Windows, config: ConfigDict) -> Algor
         return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
     def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
-        loss = policy.clone_loss(params, key, obs, action)
+        keys = jax.random.split(key, len(action))
+        loss = policy.clone_loss(params, keys, obs, action).mean()
         if config.clone_entropy_coef:
-            loss -= config.clone_entropy_coef * policy.entropy(params, obs)
+            loss -= config.clone_entropy_coef * policy.entropy(params, obs).mean()
         return loss
 
     def step(state: PretrainState) -> tuple[PretrainState, Metrics]:
@@ -134,9 +130,10 @@ def make_pretrain(policy: Policy, dataset: Windows, config: ConfigDict) -> Algor
         state = state._replace(key=key, epoch=state.epoch + 1)
         return state, {"loss": loss.mean(), "learning_rate": learning_rate}
 
-    return Algorithm(init, step)
+    def params(state: PretrainState) -> PolicyParams:
+        """The averaged network, as base and as what fine-tuning starts from."""
+        return PolicyParams(base=state.ema, tuned=state.ema)
 
-
-def params_of(state: PretrainState) -> PolicyParams:
-    """The averaged network, as base and as what fine-tuning starts from."""
-    return PolicyParams(base=state.ema, tuned=state.ema)
+    return Algorithm(
+        init=init, step=step, params=params, act=policy.act, finite=("loss",)
+    )

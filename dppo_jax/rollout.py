@@ -1,64 +1,163 @@
-"""Run a policy in a vectorised environment."""
+"""Run a policy in a vectorised environment: the only loops over one."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from dppo_jax import parallel
-from dppo_jax.types import Array, Metrics, Obs, Sample, Transition, VecEnv
+from dppo_jax.types import Array, Metrics, Obs, PyTree, TimeStep, Transition, VecEnv
+
+BoundAct = Callable[[Array, Obs], tuple[Array, PyTree]]
+Record = TypeVar("Record")
+
+
+def env_keys(key: Array, num_envs: int) -> Array:
+    """One key for each environment of this device.
+
+    Args:
+        num_envs: environments of all devices. Key i does not depend on it.
+    """
+    return parallel.local_part(jax.random.split(key, num_envs))
 
 
 def rollout(
     env: VecEnv,
-    act: Callable[[Array, Obs], Sample],
+    act: BoundAct,
     env_state: Any,
-    key: Array,
+    keys: Array,
     num_steps: int,
-) -> tuple[Any, Transition, Metrics]:
+    record: Callable[[Transition, TimeStep], Any] = lambda transition, _: transition,
+) -> tuple[Any, Any, Metrics]:
     """Execute `num_steps` action chunks in every environment.
 
     Args:
-        act: (key, obs) -> chains and log-probabilities; the last entry of a chain is
-            executed as far as the environment's chunk reaches.
+        act: (keys [B], obs) -> (action [B, Ta, Da], extras); a chunk is executed as
+            far as the environment's reaches.
+        keys: [B] one key per environment.
+        record: (transition, outcome of one step, leaves [B, ...]) -> what to keep of
+            it. Entries of a Transition that nothing reads take no memory.
 
     Returns:
-        The environment state to go on from, transitions and metrics, both with
-        leading axes [T, B].
+        The environment state to go on from, what `record` keeps (a Transition by
+        default) and metrics, both with leading axes [T, B].
     """
-    executed = env.action_shape[0]
 
-    def step(env_state: Any, key: Array) -> tuple[Any, tuple[Transition, Metrics]]:
-        obs = env_state.obs
-        chain, log_prob = act(key, obs)
-        env_state, outcome = env.step(env_state, chain[:, -1, :executed])
-        transition = Transition(
-            obs=obs,
-            chain=chain,
-            log_prob=log_prob,
-            reward=outcome.reward,
-            next_obs=outcome.obs,
-            terminated=outcome.terminated,
-            truncated=outcome.truncated,
+    def step(env_state: Any, time: Array) -> tuple[Any, tuple[Any, Metrics]]:
+        env_state, transition, outcome = _one_step(
+            env, act, env_state, _keys_at(keys, time)
         )
-        return env_state, (transition, outcome.metrics)
+        return env_state, (record(transition, outcome), outcome.metrics)
 
-    keys = jax.random.split(key, num_steps)
-    env_state, (transitions, metrics) = jax.lax.scan(step, env_state, keys)
-    return env_state, transitions, metrics
+    env_state, (kept, metrics) = jax.lax.scan(step, env_state, jnp.arange(num_steps))
+    return env_state, kept, metrics
 
 
-def episode_means(transitions: Transition, metrics: Metrics) -> Metrics:
-    """Means over the episodes that ended in this roll-out; NaN where none did."""
-    done = jnp.maximum(transitions.terminated, transitions.truncated)
-    numbers = {name: x for name, x in metrics.items() if x.ndim == 2}
+class FirstEpisodes(NamedTuple):
+    """The first episode of every environment.
+
+    metrics: [B] what the environment reported when the episode ended.
+    length: [B] steps (chunks) that it took.
+    kept: [T, B, ...] what `record` returned; entries from `length` on mean nothing.
+    """
+
+    metrics: Metrics
+    length: Array
+    kept: Any
+
+
+def first_episodes(
+    env: VecEnv,
+    act: BoundAct,
+    keys: Array,
+    record: Callable[[Transition, TimeStep], Any] = lambda transition, _: (),
+) -> FirstEpisodes:
+    """Run every environment until its first episode has ended.
+
+    Only first episodes count: counting whatever finishes first would favour short
+    ones. The loop ends with the longest episode.
+
+    Args:
+        env: with a time limit, T = `env.max_steps`.
+        act: as in `rollout`.
+        keys: [B] one key per episode, from which all its randomness comes: an episode
+            does not depend on how many others run.
+        record: as in `rollout`.
+    """
+    assert env.max_steps is not None, "first episodes need a time limit"
+    reset_keys, act_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    env_state = env.reset(reset_keys)
+
+    def step(env_state: Any, time: Array) -> tuple[Any, Array, Metrics, Any]:
+        env_state, transition, outcome = _one_step(
+            env, act, env_state, _keys_at(act_keys, time)
+        )
+        done = jnp.maximum(outcome.terminated, outcome.truncated) > 0
+        return env_state, done, outcome.metrics, record(transition, outcome)
+
+    def go_on(carry: Any) -> Array:
+        return (carry[0] < env.max_steps) & ~(carry[2] > 0).all()
+
+    def one_more(carry: Any) -> Any:
+        time, env_state, length, metrics, table = carry
+        env_state, done, now, kept = step(env_state, time)
+        running = length == 0
+        metrics = jax.tree.map(lambda x, y: jnp.where(running, y, x), metrics, now)
+        table = jax.tree.map(lambda x, row: x.at[time].set(row), table, kept)
+        length = jnp.where(running & done, time + 1, length)
+        return time + 1, env_state, length, metrics, table
+
+    _, done, metrics, kept = jax.eval_shape(step, env_state, jnp.int32(0))
+    start = (
+        jnp.int32(0),
+        env_state,
+        jnp.zeros(done.shape, jnp.int32),
+        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics),
+        jax.tree.map(lambda x: jnp.zeros((env.max_steps, *x.shape), x.dtype), kept),
+    )
+    # A scan over the time limit would be mostly waste where episodes are short.
+    _, _, length, metrics, kept = jax.lax.while_loop(go_on, one_more, start)
+    return FirstEpisodes(metrics, length, kept)
+
+
+def episode_means(done: Array, reward: Array, metrics: Metrics) -> Metrics:
+    """Means over the episodes that ended in a roll-out; NaN where none did.
+
+    Args:
+        done: [T, B] 1 where an episode ended.
+        reward: [T, B].
+        metrics: leaves [T, B].
+    """
     count, sums = parallel.total(
-        (done.sum(), {name: (x * done).sum() for name, x in numbers.items()})
+        (done.sum(), {name: (x * done).sum() for name, x in metrics.items()})
     )
     means = {
         name: jnp.where(count > 0, x / jnp.maximum(count, 1), jnp.nan)
         for name, x in sums.items()
     }
-    reward = parallel.mean(transitions.reward.mean())
-    return means | {"num_episodes": count, "reward": reward}
+    return means | {"num_episodes": count, "reward": parallel.mean(reward.mean())}
+
+
+def _one_step(
+    env: VecEnv, act: BoundAct, env_state: Any, keys: Array
+) -> tuple[Any, Transition, TimeStep]:
+    obs = env_state.obs
+    action, extras = act(keys, obs)
+    action = action[:, : env.action_shape[0]]
+    env_state, outcome = env.step(env_state, action)
+    transition = Transition(
+        obs=obs,
+        action=action,
+        reward=outcome.reward,
+        next_obs=outcome.obs,
+        terminated=outcome.terminated,
+        truncated=outcome.truncated,
+        extras=extras,
+    )
+    return env_state, transition, outcome
+
+
+def _keys_at(keys: Array, time: Array) -> Array:
+    """[B] the keys of one step, each from the key of its environment."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, time)

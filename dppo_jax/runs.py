@@ -11,14 +11,13 @@ import jax
 import numpy as np
 
 from dppo_jax import parallel, seeds
-from dppo_jax.checkpoint import Checkpoints
+from dppo_jax.checkpoint import Best, Checkpoints, load_config, save_config
 from dppo_jax.metrics import MetricsWriter, read_metrics
 from dppo_jax.normalize import Normalizer
-from dppo_jax.types import Metrics, PolicyParams
+from dppo_jax.types import Algorithm, Metrics, PyTree
 
 Numbers = Mapping[str, float]
-Params = Callable[[Any], PolicyParams]
-Evaluate = Callable[[PolicyParams, str, int], Numbers | Callable[[], Numbers]]
+Evaluate = Callable[[PyTree, str, int], Numbers | Callable[[], Numbers]]
 Stop = Callable[[list[dict[str, float]]], bool]
 
 
@@ -27,6 +26,7 @@ class Row(NamedTuple):
 
     metrics: of the step, on the device.
     states: the state of every seed; copies, made in the first call.
+    params: what acts of every seed; copies, made in the first call.
     scores: for each seed a function that waits for the numbers of its evaluation;
         empty where none is due.
     save: whether a checkpoint is due.
@@ -35,6 +35,7 @@ class Row(NamedTuple):
     iteration: int
     metrics: Metrics
     states: Callable[[], list[Any]]
+    params: Callable[[], list[PyTree]]
     scores: Sequence[Callable[[], Numbers]]
     save: bool
 
@@ -42,15 +43,18 @@ class Row(NamedTuple):
 class Run:
     """One run directory: its checkpoints, its rows, and whether it still goes on."""
 
-    def __init__(self, run_dir: str, keep: int | None) -> None:
+    def __init__(self, run_dir: str, keep: int | None, keep_best: bool) -> None:
         self.run_dir = run_dir
         self.checkpoints = Checkpoints(run_dir, keep=keep)
+        self.best = Best(run_dir) if keep_best else None
         self.writer: MetricsWriter | None = None
         self.final: Any = None  # The state that `stop` ended it with.
 
     def close(self) -> None:
         """Wait for what is still being written."""
         self.checkpoints.close()
+        if self.best is not None:
+            self.best.close()
         if self.writer is not None:
             self.writer.close()
 
@@ -65,25 +69,29 @@ class Runs:
     def __init__(
         self,
         run_dir: str | os.PathLike | Sequence[str],
-        params_of: Params,
+        algorithm: Algorithm,
         normalizer: Normalizer,
         *,
         evaluate: Evaluate | None,
         stop: Stop | None,
         keep: int | None,
+        keep_best: str,
     ) -> None:
         if isinstance(run_dir, (str, os.PathLike)):
             self._several, self._dirs = False, [str(run_dir)]
         else:
             self._several, self._dirs = True, list(run_dir)
-        self._params_of, self._normalizer = params_of, normalizer
-        self._evaluate, self._stop, self._keep = evaluate, stop, keep
+        self._algorithm, self._normalizer = algorithm, normalizer
+        self._evaluate, self._stop = evaluate, stop
+        self._keep, self._keep_best = keep, keep_best
         self._closing = contextlib.ExitStack()
         self._start = self._logged = 0
         self._began = time.perf_counter()
 
     def __enter__(self) -> "Runs":
-        self._runs = [Run(run_dir, self._keep) for run_dir in self._dirs]
+        self._runs = [
+            Run(run_dir, self._keep, bool(self._keep_best)) for run_dir in self._dirs
+        ]
         for run in self._runs:
             self._closing.callback(run.close)
         return self
@@ -95,6 +103,12 @@ class Runs:
     def going(self) -> list[int]:
         """Indices of the seeds that `stop` has not ended."""
         return [i for i, run in enumerate(self._runs) if run.final is None]
+
+    def describe(self, config: Mapping[str, Any]) -> None:
+        """Write `config.json` where there is none."""
+        for run_dir in self._dirs if parallel.is_first_process() else ():
+            if load_config(run_dir) is None:
+                save_config(run_dir, config)
 
     def resume(self, state: Any, *, num_iterations: int) -> tuple[int, Any]:
         """The iteration to go on from, and its state; 0 and `state` at the beginning.
@@ -150,18 +164,19 @@ class Runs:
                 evaluation is dispatched now, and what must be saved is copied.
         """
         states = functools.cache(lambda: self._split(state))
+        params = functools.cache(lambda: self._split(self._params(state)))
 
         def score(i: int) -> Callable[[], Numbers]:
-            return lambda: self._score(i, states()[i], iteration)()
+            return lambda: self._score(i, params()[i], iteration)()
 
         scores = [score(i) for i in range(len(self._runs))] if evaluate else []
         if evaluate and not wait:
             scores = [
-                self._score(i, states()[i], iteration) for i in range(len(self._runs))
+                self._score(i, params()[i], iteration) for i in range(len(self._runs))
             ]
         if save and not wait:
             states()
-        return Row(iteration, metrics, states, scores, save)
+        return Row(iteration, metrics, states, params, scores, save)
 
     def finish(self, row: Row) -> dict[str, float]:
         """Wait for the numbers of an iteration, look at them, write them, save.
@@ -170,13 +185,13 @@ class Runs:
             Their means over the seeds that were still going.
 
         Raises:
-            FloatingPointError: a loss stopped being finite; nothing is written.
+            FloatingPointError: a number that must be finite is not; nothing is written.
         """
         going = self.going
         each = self._numbers(row.metrics)
         for i in going:
             where = f"{self._runs[i].run_dir}: " if self._several else ""
-            _check_finite(each[i], row.iteration, where)
+            self._check_finite(each[i], row.iteration, where)
         if row.iteration > self._start:
             passed = time.perf_counter() - self._began
             for numbers in each:
@@ -194,7 +209,7 @@ class Runs:
         self._began = time.perf_counter()
 
     def final(self, state: Any) -> Any:
-        """The state of every seed where it ended, if it had not to go on to `state`."""
+        """Where every seed ended: where `stop` said so, else at `state`."""
         if not self._several:
             return state
         pairs = zip(self._runs, self._split(state))
@@ -206,12 +221,19 @@ class Runs:
             return  # An interrupt came after it.
         ends = self._stops([*run.writer.rows, numbers])
         if ends and self._evaluate and not row.scores:
-            numbers |= self._score(i, row.states()[i], row.iteration)()
+            numbers |= self._score(i, row.params()[i], row.iteration)()
         run.writer.write(row.iteration, numbers)
+        if run.best is not None and self._keep_best in numbers:
+            score = numbers[self._keep_best]
+            # All processes take part in saving, so they must agree that it is due.
+            if parallel.agreed(run.best.is_beaten_by(score)):
+                run.best.save(
+                    row.iteration, row.params()[i], self._normalizer, score=score
+                )
         if ends or row.save:
             state = row.states()[i]
             run.checkpoints.save(
-                row.iteration, state, self._params_of(state), self._normalizer
+                row.iteration, state, self._algorithm.params(state), self._normalizer
             )
         if ends:
             print(f"{run.run_dir} is done after iteration {row.iteration}", flush=True)
@@ -222,11 +244,10 @@ class Runs:
         though an evaluation may round differently on other machines."""
         return self._stop is not None and parallel.agreed(self._stop(rows))
 
-    def _score(self, i: int, state: Any, iteration: int) -> Callable[[], Numbers]:
+    def _score(self, i: int, params: PyTree, iteration: int) -> Callable[[], Numbers]:
         assert self._evaluate is not None
         run_dir = self._runs[i].run_dir
-        params = parallel.on_one_device(self._params_of(state))
-        numbers = self._evaluate(params, run_dir, iteration)
+        numbers = self._evaluate(parallel.on_one_device(params), run_dir, iteration)
         return numbers if callable(numbers) else lambda: numbers
 
     def _shared_start(self, num_iterations: int) -> int:
@@ -266,27 +287,32 @@ class Runs:
             for i in range(len(self._runs))
         ]
 
-    def _split(self, state: Any) -> list[Any]:
-        """The state of every seed, as copies."""
+    def _params(self, state: Any) -> PyTree:
+        params = self._algorithm.params
+        return jax.vmap(params)(state) if self._several else params(state)
+
+    def _split(self, tree: PyTree) -> list[PyTree]:
+        """A state, or what acts, of every seed, as copies."""
         if self._several:
-            return seeds.split(state, len(self._runs))
-        return [seeds.copy(state)]
+            return seeds.split(tree, len(self._runs))
+        return [seeds.copy(tree)]
 
     def _join(self, states: list[Any]) -> Any:
         return seeds.stack(states) if self._several else states[0]
+
+    def _check_finite(self, numbers: Numbers, iteration: int, where: str) -> None:
+        for name in self._algorithm.finite:
+            value = numbers.get(name, 0.0)
+            if not np.isfinite(value):
+                raise FloatingPointError(
+                    f"{where}{name} became {value} in iteration {iteration}; lower the "
+                    "learning rate or the clip range. If resuming fails at once, the "
+                    "newest folder in checkpoints/ is of the diverged policy; remove "
+                    "it."
+                )
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
     """Of the numbers that all rows have."""
     names = set.intersection(*map(set, rows)) if rows else set()
     return {name: float(np.mean([row[name] for row in rows])) for name in names}
-
-
-def _check_finite(numbers: Numbers, iteration: int, where: str) -> None:
-    for name, value in numbers.items():
-        if name.endswith(("loss", "params_change")) and not np.isfinite(value):
-            raise FloatingPointError(
-                f"{where}{name} became {value} in iteration {iteration}; lower the "
-                "learning rate or the clip range. If resuming fails at once, the "
-                "newest folder in checkpoints/ is of the diverged policy; remove it."
-            )

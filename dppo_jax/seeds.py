@@ -28,7 +28,7 @@ def many(
     Returns:
         An Algorithm. `init(keys [N], *args)` starts every seed from its own key and
         the same further arguments. All leaves of the state and all metrics have a
-        leading axis [N].
+        leading axis [N]; `params` and `act` are those of one seed.
 
     Raises:
         ValueError: less than one seed, or another number of keys.
@@ -49,7 +49,7 @@ def many(
             return jax.vmap(algorithm.step)(state)
         return jax.lax.map(algorithm.step, state)
 
-    return Algorithm(init, step)
+    return algorithm._replace(init=init, step=step, split=None)
 
 
 def stack(trees: Sequence[PyTree]) -> PyTree:

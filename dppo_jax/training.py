@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dppo_jax import parallel
 from dppo_jax.normalize import Normalizer
 from dppo_jax.runs import Evaluate, Row, Runs, Stop
-from dppo_jax.types import Algorithm, PolicyParams
+from dppo_jax.types import Algorithm
 
 # Without a terminal a bar is noise; a line this often shows that work goes on.
 _SECONDS_BETWEEN_LINES = 10.0
@@ -25,8 +25,8 @@ def train(
     *,
     run_dir: str | os.PathLike | Sequence[str],
     num_iterations: int,
-    params_of: Callable[[Any], PolicyParams],
     normalizer: Normalizer,
+    config: Mapping[str, Any] | None = None,
     evaluate: Evaluate | None = None,
     stop: Stop | None = None,
     evaluate_every: int = 0,
@@ -34,6 +34,7 @@ def train(
     log_every: int = 1,
     show: Sequence[str] = (),
     keep: int | None = 3,
+    keep_best: str = "",
 ) -> Any:
     """Run `algorithm.step` until `num_iterations`, from the last checkpoint if any.
 
@@ -50,9 +51,11 @@ def train(
         state: the state to start from; its shapes are those of a resumed one.
         run_dir: of the run; or one for each seed, where `algorithm` and `state` are
             those of `seeds.many`. Every seed is logged and saved like a run of its own.
-        params_of: state of one seed -> policy parameters, what a checkpoint offers to
-            others; `evaluate` gets them on one device.
-        evaluate: (policy parameters, run directory, iteration) -> numbers, or a
+        normalizer: saved beside what acts.
+        config: settings to write into the `config.json` of a directory that has none,
+            so that `load_policy` can read it; those of `experiments.defaults` let it
+            rebuild the policy too. None: just that this function wrote it.
+        evaluate: (parameters that act, run directory, iteration) -> numbers, or a
             function that returns them and waits until it is called: what has been
             dispatched before may then overlap with the next iteration. Called before
             the first iteration, every `evaluate_every` iterations and at the end. 0:
@@ -66,6 +69,8 @@ def train(
             come with a row of their own.
         show: names of the numbers beside the progress bar; means over the seeds.
         keep: checkpoints that stay; None keeps all.
+        keep_best: name of a number of `evaluate`; what acted when it was highest is
+            kept as the checkpoint `best`, whatever becomes of the others. Empty: none.
 
     Returns:
         The final state; of many seeds a list, with the state that each ended in.
@@ -73,14 +78,22 @@ def train(
         `seconds`, the mean time of an iteration (of all seeds) since the last row.
 
     Raises:
-        FloatingPointError: a loss stopped being finite; the last checkpoint stays.
+        FloatingPointError: a number in `algorithm.finite` stopped being finite; the
+            last checkpoint stays.
         ValueError: the checkpoints of the seeds have no iteration in common.
     """
     step = jax.jit(algorithm.step, donate_argnums=0)
     on_cpu = jax.default_backend() == "cpu"
     with Runs(
-        *(run_dir, params_of, normalizer), evaluate=evaluate, stop=stop, keep=keep
+        run_dir,
+        algorithm,
+        normalizer,
+        evaluate=evaluate,
+        stop=stop,
+        keep=keep,
+        keep_best=keep_best,
     ) as runs:
+        runs.describe(config or {"stage": "train"})
         start, state = runs.resume(state, num_iterations=num_iterations)
         if evaluate and not start:
             due = dict(evaluate=True, save=False, wait=True)

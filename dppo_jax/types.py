@@ -6,7 +6,7 @@ history, `Ta` action chunk, `Do` / `Da` observation / action size. Time-major.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -20,71 +20,40 @@ class Transition(NamedTuple):
     """What a roll-out records; every leaf has leading axes [T, B].
 
     obs: observation acted on, `{"state": [T, B, To, Do]}`.
-    chain: [T, B, K' + 1, Ta, Da] tuned part of the denoising chain; the last
-        entry is the executed action chunk.
-    log_prob: [T, B, K'] of every tuned move, from the sampling pass itself.
+    action: [T, B, Ta, Da] the executed action chunk.
     reward: [T, B] summed over the executed chunk.
     next_obs: what followed, before any reset.
     terminated: [T, B] 1 where the task ended; nothing is bootstrapped.
     truncated: [T, B] 1 where a time limit cut in; still bootstrapped.
+    extras: what `act` returned beside the action, the algorithm's own.
     """
 
     obs: Obs
-    chain: Array
-    log_prob: Array
+    action: Array
     reward: Array
     next_obs: Obs
     terminated: Array
     truncated: Array
+    extras: PyTree
 
 
-class PolicyParams(NamedTuple):
-    """Network parameters of the frozen early steps and of the trained late ones.
+class Act(Protocol):
+    """How a policy acts: the only thing that roll-outs and evaluations know of it.
 
-    num_active: moves, counted from the last, that the tuned network still owns where
-        K' is annealed; None: all K'.
+    Args:
+        params: what `Algorithm.params` returns.
+        keys: [B] one random key per row, so that a row's action depends neither on how
+            many rows there are nor on how many devices share them.
+        obs: leaves [B, ...].
+        deterministic: the mode of evaluation, or the exploring one.
+
+    Returns:
+        action [B, Ta, Da] and extras, leaves [B, ...], for the algorithm's own use.
     """
 
-    base: PyTree
-    tuned: PyTree
-    num_active: Array | None = None
-
-
-class Sample(NamedTuple):
-    """A sampled chain.
-
-    chain: [B, K' + 1, Ta, Da]; `chain[:, -1]` is the action chunk.
-    log_prob: [B, K'].
-    """
-
-    chain: Array
-    log_prob: Array
-
-
-class Policy(NamedTuple):
-    """A chain of `num_steps` Gaussian moves; an ordinary Gaussian policy has one.
-
-    init: (key, obs) -> PolicyParams
-    sample: (params, key, obs [B, To, Do], *, deterministic, min_std) -> Sample
-    log_prob: (network parameters, x [B, Ta, Da], next_x, obs, step [B]) -> [B]
-    chain_log_prob: (network parameters, chain [B, K' + 1, Ta, Da], obs) -> [B, K'], of
-        all tuned moves, the observations encoded once
-    clone_loss: (network parameters, key, obs, action [B, Ta, Da]) -> scalar, the
-        behaviour-cloning loss
-    entropy: (network parameters, obs) -> scalar, mean over batch and entries
-    num_steps: K', tuned moves in a chain
-    min_std: the floor of the exploring standard deviation that `sample` uses when
-        none is passed
-    """
-
-    init: Callable[..., PolicyParams]
-    sample: Callable[..., Sample]
-    log_prob: Callable[..., Array]
-    chain_log_prob: Callable[..., Array]
-    clone_loss: Callable[..., Array]
-    entropy: Callable[..., Array]
-    num_steps: int
-    min_std: float
+    def __call__(
+        self, params: PyTree, keys: Array, obs: Obs, *, deterministic: bool = False
+    ) -> tuple[Array, PyTree]: ...
 
 
 class TimeStep(NamedTuple):
@@ -93,7 +62,9 @@ class TimeStep(NamedTuple):
     obs: observation that followed.
     reward: scalar ([B] for a VecEnv).
     terminated, truncated: 0/1 floats; the task ended / a time limit cut in.
-    metrics: named numbers that describe the episode so far.
+    metrics: named numbers that describe the episode so far, scalars ([B]).
+    trace: named arrays for pictures, of any shape; behind `chunk_actions` those that
+        were asked for, of every control step, [Ta, ...] ([B, Ta, ...]).
     """
 
     obs: Obs
@@ -101,6 +72,7 @@ class TimeStep(NamedTuple):
     terminated: Array
     truncated: Array
     metrics: Metrics
+    trace: dict[str, Array]
 
 
 class Env(NamedTuple):
@@ -123,6 +95,9 @@ class Env(NamedTuple):
 class VecEnv(NamedTuple):
     """`num_envs` environments that reset themselves; as `Env`, with axis [B].
 
+    reset: keys [B] -> state, one key per environment, from which all its randomness
+        comes.
+
     After a step `state.obs` belongs to the new episode where one ended, while the
     returned TimeStep keeps the observation that ended it.
     """
@@ -136,13 +111,23 @@ class VecEnv(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """init: key -> state.  step: state -> (state, metrics), one whole iteration.
+    """What trains, as pure functions; `state` is a pytree of its own.
 
-    split: (state or its shapes, number of devices) -> tree of bool, which leaves have a
-        leading axis of environments that devices may share, see `parallel.shard`; it
-        raises ValueError where settings do not fit. None: one device only.
+    init: (key, ...) -> state.
+    step: state -> (state, metrics), one whole iteration.
+    params: state -> what acts and what is deployed, any pytree; the host loop,
+        checkpoints and evaluation copy only this.
+    act: see `Act`; takes what `params` returns.
+    split: (state or its shapes, number of devices) -> tree of PartitionSpec, where the
+        leaves that belong to environments are split along their leading axis, see
+        `parallel.shard`; it raises ValueError where settings do not fit. None: one
+        device only.
+    finite: names of the metrics that must be finite; otherwise training ends.
     """
 
     init: Callable[..., Any]
     step: Callable[[Any], tuple[Any, Metrics]]
+    params: Callable[[Any], PyTree]
+    act: Act
     split: Callable[[Any, int], Any] | None = None
+    finite: tuple[str, ...] = ()

@@ -15,12 +15,13 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dppo_jax import parallel, runtime
-from dppo_jax.checkpoint import PolicyCheckpoint, load_config, load_policy, save_config
+from dppo_jax.checkpoint import load_config, save_config
+from dppo_jax.deploy import LoadedPolicy, load_policy
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, make_evaluate
 from dppo_jax.normalize import Normalizer
-from dppo_jax.policies import make_policy
-from dppo_jax.types import Policy, PolicyParams
+from dppo_jax.policies import ChainPolicy, make_policy
+from dppo_jax.types import Act, PyTree
 from experiments import plots, processes
 
 # Changing these between a run and its resumption is what a user may want to do.
@@ -189,7 +190,7 @@ def _check_run(run_dir: str, new: dict[str, Any], stage: str) -> None:
             )
 
 
-def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
+def find_policy(config: ConfigDict, stage: str) -> LoadedPolicy:
     """Load the checkpoint that the config names, or the run of an earlier stage.
 
     Raises:
@@ -219,19 +220,14 @@ def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
     return checkpoint
 
 
-def build_policy(config: ConfigDict, action_dim: int) -> Policy:
+def build_policy(config: ConfigDict, action_dim: int) -> ChainPolicy:
     """The policy that all stages share."""
-    return make_policy(
-        config.model,
-        config.finetune,
-        action_dim=action_dim,
-        executed=config.env.executed,
-    )
+    return make_policy(config.model, config.finetune, action_dim=action_dim)
 
 
 def make_score(
-    config: ConfigDict, policy: Policy, normalizer: Normalizer
-) -> Callable[[PolicyParams], Evaluation]:
+    config: ConfigDict, act: Act, normalizer: Normalizer
+) -> Callable[[PyTree], Evaluation]:
     """The evaluation that `config.evaluate` describes, always on the same draws."""
     settings = config.evaluate
     env = make_env(
@@ -243,12 +239,12 @@ def make_score(
     )
     evaluate = make_evaluate(
         env,
-        policy,
+        act,
         num_episodes=settings.num_episodes,
         deterministic=settings.deterministic,
     )
 
-    def score(params: PolicyParams) -> Evaluation:
+    def score(params: PyTree) -> Evaluation:
         local = parallel.on_one_device(params)
         return evaluate(local, jax.random.key(settings.seed))
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from dppo_jax.algorithms import ppo
 from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.demonstrations.recorder import (
-    exploring_act,
+    in_task_units,
     make_recorder,
     random_bounds,
 )
@@ -43,7 +43,7 @@ def trained_episodes(config: ConfigDict) -> Episodes:
         count, last = "num_episodes", settings.recent_iterations
         return recent_mean(rows, "episode_return", weight=count, num_rows=last)
 
-    act = exploring_act(policy, normalizer)
+    act = in_task_units(policy.act, normalizer)
     record = make_recorder(raw_env, act, num_steps=settings.num_steps)
     run_dir = common.prepare_run(config, "collect")
     print(f"training a demonstrator, writing to {run_dir}", flush=True)
@@ -52,7 +52,6 @@ def trained_episodes(config: ConfigDict) -> Episodes:
         algorithm.init(train_key),
         run_dir=run_dir,
         num_iterations=settings.ppo.num_iterations,
-        params_of=lambda state: state.params,
         normalizer=normalizer,
         stop=lambda rows: recent_return(rows) >= settings.target_return,
         show=("episode_return", "env_steps"),

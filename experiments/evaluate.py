@@ -14,7 +14,7 @@ def main(config: ConfigDict) -> dict[str, float]:
     processes.stay_on_one_device(config, "evaluate")
     checkpoint = common.find_policy(config, "finetune")
     policy = common.build_policy(config, checkpoint.normalizer.action_min.shape[0])
-    score = common.make_score(config, policy, checkpoint.normalizer)
+    score = common.make_score(config, policy.act, checkpoint.normalizer)
     result = summarize(score(checkpoint.params))
     mode = "deterministic" if config.evaluate.deterministic else "exploring"
     print(

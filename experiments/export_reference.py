@@ -6,7 +6,8 @@ python -m experiments.export_reference RUN_DIR state_30.pt
 import sys
 from pathlib import Path
 
-from dppo_jax.checkpoint import PolicyCheckpoint, load_critic, load_policy
+from dppo_jax.checkpoint import load_critic
+from dppo_jax.deploy import LoadedPolicy, load_policy
 from dppo_jax.interop import ReferenceCheckpoint, save_reference_checkpoint
 from dppo_jax.normalize import save_normalizer
 from experiments import common
@@ -47,7 +48,7 @@ def main(run_dir: str, path: str) -> str:
     return normalization
 
 
-def _num_tuned_steps(policy: PolicyCheckpoint) -> int:
+def _num_tuned_steps(policy: LoadedPolicy) -> int:
     """K', which may have been annealed."""
     if policy.params.num_active is not None:
         return int(policy.params.num_active)

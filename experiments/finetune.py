@@ -11,7 +11,7 @@ from dppo_jax.checkpoint import check_matches, load_critic
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, summarize
 from dppo_jax.networks.critics import StateCritic
-from dppo_jax.types import PolicyParams
+from dppo_jax.types import PyTree
 from experiments import common, plots, processes
 from experiments.seeds import check_seeds, train_seeds
 
@@ -48,19 +48,21 @@ def main(config: ConfigDict) -> list[str]:
             cure="pass the --config.critic settings that it was trained with.",
         )
         print(f"going on from the policy and the critic of {config.policy}")
-    score = common.make_score(config, policy, normalizer)
+    score = common.make_score(config, algorithm.act, normalizer)
     scored: dict[tuple[str, int], Evaluation] = {}
 
-    def evaluate(params: PolicyParams, run_dir: str, iteration: int) -> Any:
+    def evaluate(params: PyTree, run_dir: str, iteration: int) -> Any:
         scored[run_dir, iteration] = score(params)
         return lambda: summarize(scored[run_dir, iteration], prefix="eval/")
 
     print(f"fine-tuning {pretrained.config['name']}", flush=True)
     final = train_seeds(
-        *(config, "finetune", parallel.shard(algorithm, mesh)),
-        *(pretrained.params, critic),
+        config,
+        "finetune",
+        parallel.shard(algorithm, mesh),
+        pretrained.params,
+        critic,
         num_iterations=config.finetune.num_iterations,
-        params_of=lambda state: state.params,
         normalizer=normalizer,
         evaluate=evaluate,
         show=("success", "episode_return", "eval/success", "approx_kl"),

@@ -17,8 +17,7 @@ from dppo_jax.checkpoint import Checkpoints, check_matches, save_config
 from dppo_jax.envs.build import make_env
 from dppo_jax.interop import infer_settings, load_reference_checkpoint
 from dppo_jax.normalize import Normalizer, load_normalizer
-from dppo_jax.policies import make_policy
-from dppo_jax.types import PolicyParams
+from dppo_jax.policies import PolicyParams, make_policy
 from experiments import common
 
 _NORMALIZATION = flags.DEFINE_string(
@@ -57,7 +56,10 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
     make_env(config.env, normalizer=normalizer, chunk=config.model.chunk, num_envs=1)
     with Checkpoints(run_dir) as checkpoints:
         checkpoints.save_policy(
-            *(checkpoint.iteration, checkpoint.params, normalizer, checkpoint.critic)
+            checkpoint.iteration,
+            checkpoint.params,
+            normalizer,
+            checkpoint.critic,
         )
     # The name keeps this directory from being taken for a run to resume.
     origin = {"stage": checkpoint.stage, "imported_from": str(path)}

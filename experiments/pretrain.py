@@ -9,7 +9,7 @@ from dppo_jax import pretrain
 from dppo_jax.demonstrations.dataset import summary, windows
 from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.evaluate import summarize
-from dppo_jax.types import PolicyParams
+from dppo_jax.types import PyTree
 from experiments import common, processes
 from experiments.seeds import check_seeds, train_seeds
 
@@ -29,17 +29,18 @@ def main(config: ConfigDict) -> list[str]:
     policy = common.build_policy(config, episodes.actions.shape[1])
     dataset = windows(episodes, chunk=config.model.chunk, history=config.env.history)
     algorithm = pretrain.make_pretrain(policy, dataset, config.pretrain)
-    score = common.make_score(config, policy, episodes.normalizer)
+    score = common.make_score(config, algorithm.act, episodes.normalizer)
     print(f"{data}: {summary(episodes)}", flush=True)
 
-    def evaluate(params: PolicyParams, run_dir: str, iteration: int) -> Any:
+    def evaluate(params: PyTree, run_dir: str, iteration: int) -> Any:
         evaluation = score(params)
         return lambda: summarize(evaluation, prefix="eval/")
 
     final = train_seeds(
-        *(config, "pretrain", algorithm),
+        config,
+        "pretrain",
+        algorithm,
         num_iterations=config.pretrain.num_epochs,
-        params_of=pretrain.params_of,
         normalizer=episodes.normalizer,
         evaluate=evaluate,
         show=("loss", "eval/success", "eval/episode_return"),

@@ -11,8 +11,8 @@ from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
 from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateCritic
 from dppo_jax.normalize import Normalizer
-from dppo_jax.policies import diffusion_policy, gaussian_policy
-from dppo_jax.types import Array, Env, Obs, Policy, TimeStep, VecEnv
+from dppo_jax.policies import ChainPolicy, diffusion_policy, gaussian_policy
+from dppo_jax.types import Array, Env, Obs, TimeStep, VecEnv
 
 GOAL = 0.5
 CHUNK, ACTION_DIM = 2, 1
@@ -54,6 +54,7 @@ def point_task(lengths: tuple[int, ...] = (1,)) -> Env:
             terminated=(count >= state.length).astype(jnp.float32),
             truncated=jnp.float32(0),
             metrics={"steps": count.astype(jnp.float32)},
+            trace={"action": action},
         )
         return PointState(state.length, count, obs), outcome
 
@@ -72,7 +73,7 @@ def point_env(
     return vectorize(chunk_actions(env, CHUNK, trace), num_envs)
 
 
-def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> Policy:
+def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> ChainPolicy:
     """K = 4 steps of a network with one hidden layer of 16."""
     bounds = {
         name: settings.pop(name)
@@ -80,7 +81,10 @@ def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> Policy
         if name in settings
     }
     network = DiffusionMLP(
-        *(ACTION_DIM, CHUNK, 4, (16,)),
+        action_dim=ACTION_DIM,
+        chunk=CHUNK,
+        time_dim=4,
+        hidden_sizes=(16,),
         compute_dtype=settings.pop("compute_dtype", "float32"),
     )
     return diffusion_policy(
@@ -95,14 +99,16 @@ def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> Policy
 
 def tiny_gaussian_policy(
     fixed_std: float = 0.2, *, learn_fixed_std: bool = False
-) -> Policy:
+) -> ChainPolicy:
     """A mean of one hidden layer of 16, and a standard deviation beside it."""
     network = GaussianMLP(
-        *(ACTION_DIM, CHUNK, (16,)),
+        action_dim=ACTION_DIM,
+        chunk=CHUNK,
+        hidden_sizes=(16,),
         fixed_std=fixed_std,
         learn_fixed_std=learn_fixed_std,
     )
-    return gaussian_policy(network, chunk=CHUNK, action_dim=ACTION_DIM)
+    return gaussian_policy(network)
 
 
 def tiny_critic() -> StateCritic:
@@ -121,7 +127,9 @@ def tiny_ppo_config(**changes: Any):
     return config
 
 
-def make_tiny_ppo(policy: Policy | None = None, env: VecEnv | None = None, **changes):
+def make_tiny_ppo(
+    policy: ChainPolicy | None = None, env: VecEnv | None = None, **changes
+):
     """PPO on `point_env`; dots in the names of `changes` are double underscores."""
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     config = tiny_ppo_config(**changes)

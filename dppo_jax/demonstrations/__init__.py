@@ -23,7 +23,7 @@ from dppo_jax.demonstrations.formats import (
 from dppo_jax.demonstrations.lerobot import load_lerobot
 from dppo_jax.demonstrations.minari import load_minari, save_minari
 from dppo_jax.demonstrations.recorder import (
-    exploring_act,
+    in_task_units,
     make_recorder,
     random_bounds,
 )
@@ -35,7 +35,7 @@ __all__ = [
     "Windows",
     "concatenate",
     "detect_format",
-    "exploring_act",
+    "in_task_units",
     "gather",
     "load_d4rl",
     "load_demonstrations",

@@ -1,5 +1,6 @@
 """Record what a policy does as a data set, the way the sets of D4RL were recorded."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,22 +15,22 @@ from dppo_jax.normalize import (
     normalize_obs,
     unnormalize_action,
 )
-from dppo_jax.types import Array, Obs, Policy, PyTree, VecEnv
+from dppo_jax.rollout import env_keys, first_episodes
+from dppo_jax.types import Act, Array, Obs, PyTree, TimeStep, Transition, VecEnv
 
 
 class _Rows(NamedTuple):
-    """What a round of roll-outs saw; every leaf has leading axes [B, T]."""
+    """What a control step showed; leaves [T, B, ...] of a round."""
 
     state: Any
     action: Any
     reward: Any
     terminated: Any
-    truncated: Any
 
 
 def make_recorder(
     env: VecEnv,
-    act: Callable[[PyTree, Array, Obs], Array],
+    act: Act,
     *,
     num_steps: int,
 ) -> Callable[[PyTree, Array], Episodes]:
@@ -41,8 +42,8 @@ def make_recorder(
 
     Args:
         env: at the control rate and in task units, with a time limit.
-        act: (params, key, obs {"state": [B, Do]}) -> [B, Da], the actions that are
-            executed and recorded, in task units.
+        act: (params, keys [B], obs {"state": [B, Do]}) -> (action [B, Da], extras),
+            the actions that are executed and recorded, in task units.
         num_steps: N at least.
 
     Returns:
@@ -58,37 +59,23 @@ def make_recorder(
         raise ValueError(f"num_steps={num_steps} to record must be at least 1.")
     max_steps = env.max_steps
 
-    @jax.jit
-    def play(params: PyTree, key: Array) -> _Rows:
-        reset_key, act_key = jax.random.split(key)
-        keys = jax.random.split(act_key, max_steps)
-
-        def step(env_state: Any, key: Array) -> tuple[Any, _Rows]:
-            obs = env_state.obs
-            action = act(params, key, obs)
-            env_state, outcome = env.step(env_state, action)
-            return env_state, _Rows(
-                *(obs["state"], action, outcome.reward),
-                *(outcome.terminated > 0, outcome.truncated > 0),
-            )
-
-        def go_on(carry: tuple[Any, Any, _Rows, Array]) -> Array:
-            return ~carry[-1].all()
-
-        def control_step(carry: tuple[Any, Any, _Rows, Array]) -> tuple:
-            time, env_state, table, ended = carry
-            env_state, rows = step(env_state, keys[time])
-            table = jax.tree.map(lambda x, row: x.at[:, time].set(row), table, rows)
-            return time + 1, env_state, table, ended | rows.terminated | rows.truncated
-
-        env_state = env.reset(reset_key)
-        shapes = jax.eval_shape(step, env_state, keys[0])[1]
-        table = jax.tree.map(
-            lambda x: jnp.zeros((x.shape[0], max_steps, *x.shape[1:]), x.dtype), shapes
+    def row(transition: Transition, outcome: TimeStep) -> _Rows:
+        return _Rows(
+            state=transition.obs["state"],
+            action=transition.action,
+            reward=transition.reward,
+            terminated=transition.terminated > 0,
         )
-        # Where episodes are short, most of a scan over the time limit would be waste.
-        start = (jnp.int32(0), env_state, table, jnp.zeros(env.num_envs, bool))
-        return jax.lax.while_loop(go_on, control_step, start)[2]
+
+    @jax.jit
+    def play(params: PyTree, key: Array) -> tuple[Array, _Rows]:
+        episodes = first_episodes(
+            env,
+            functools.partial(act, params),
+            env_keys(key, env.num_envs),
+            record=row,
+        )
+        return episodes.length, episodes.kept
 
     def record(params: PyTree, key: Array) -> Episodes:
         parts: list[_Rows] = []
@@ -96,12 +83,13 @@ def make_recorder(
         missing = num_steps
         while missing > 0:
             key, round_key = jax.random.split(key)
-            rows = jax.tree.map(np.asarray, play(params, round_key))
-            length = (rows.terminated | rows.truncated).argmax(axis=1) + 1
+            length, rows = jax.tree.map(np.asarray, play(params, round_key))
             # As many episodes as are missing, in the order of the environments.
             length = length[: np.searchsorted(np.cumsum(length), missing) + 1]
             kept = np.arange(max_steps) < length[:, None]
-            parts.append(jax.tree.map(lambda x: x[: len(length)][kept], rows))
+            parts.append(
+                jax.tree.map(lambda x: x.swapaxes(0, 1)[: len(length)][kept], rows)
+            )
             lengths.append(length)
             missing -= int(length.sum())
         rows = jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -116,24 +104,25 @@ def make_recorder(
     return record
 
 
-def exploring_act(
-    policy: Policy, normalizer: Normalizer
-) -> Callable[[PyTree, Array, Obs], Array]:
-    """What a policy with To = 1 does while it explores, in task units.
+def in_task_units(act: Act, normalizer: Normalizer) -> Act:
+    """What a policy with To = 1 does, at the control rate and in task units.
 
     Returns:
-        (params, key, obs {"state": [B, Do]}) -> [B, Da], the first action of each
-        chunk that `policy` samples, clipped to the bounds: Gaussian noise reaches
-        beyond what a motor can do, and data should say what was done.
+        (params, keys [B], obs {"state": [B, Do]}) -> (action [B, Da], extras): the
+        first action of each chunk that `act` chooses, clipped to the bounds, because
+        Gaussian noise reaches beyond what a motor can do, and data should say what was
+        done.
     """
 
-    def act(params: PyTree, key: Array, obs: Obs) -> Array:
+    def act_on_raw(
+        params: PyTree, keys: Array, obs: Obs, *, deterministic: bool = False
+    ) -> tuple[Array, PyTree]:
         state = normalize_obs(normalizer, obs["state"])[:, None]
-        chain, _ = policy.sample(params, key, {"state": state})
-        action = jnp.clip(chain[:, -1, 0], -1.0, 1.0)
-        return unnormalize_action(normalizer, action)
+        chunk, extras = act(params, keys, {"state": state}, deterministic=deterministic)
+        action = jnp.clip(chunk[:, 0], -1.0, 1.0)
+        return unnormalize_action(normalizer, action), extras
 
-    return act
+    return act_on_raw
 
 
 def random_bounds(env: VecEnv, key: Array, *, num_steps: int) -> Normalizer:
@@ -150,9 +139,13 @@ def random_bounds(env: VecEnv, key: Array, *, num_steps: int) -> Normalizer:
         The smallest and largest observations; [-1, 1] itself for the actions.
     """
 
-    def act(params: PyTree, key: Array, obs: Obs) -> Array:
-        shape = (env.num_envs, *env.action_shape)
-        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+    def act(
+        params: PyTree, keys: Array, obs: Obs, *, deterministic: bool = False
+    ) -> tuple[Array, PyTree]:
+        def one(key: Array) -> Array:
+            return jax.random.uniform(key, env.action_shape, minval=-1.0, maxval=1.0)
+
+        return jax.vmap(one)(keys), ()
 
     episodes = make_recorder(env, act, num_steps=num_steps)(None, key)
     normalizer = fit_normalizer(episodes.observations["state"], episodes.actions)

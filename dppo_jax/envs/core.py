@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -42,8 +43,9 @@ def vectorize(env: Env, num_envs: int) -> VecEnv:
 
     After a step the state holds the new episode where one ended, while the
     TimeStep keeps the observation that ended the old one, so that a truncated
-    episode can still bootstrap from it. Every environment draws its resets from a
-    key of its own: its trajectory does not depend on how many others run.
+    episode can still bootstrap from it. `reset` takes one key per environment, from
+    which it draws all its resets: its trajectory does not depend on how many others
+    run.
 
     Metrics gain `episode_return` and `episode_length` [B], which include the
     present step and are therefore final where an episode ended. A length that the
@@ -66,10 +68,9 @@ def vectorize(env: Env, num_envs: int) -> VecEnv:
             key=key,
         )
 
-    def reset(key: Array) -> VecState:
-        # Folding the index in gives environment i the same key in any batch.
-        indices = parallel.local_part(jnp.arange(num_envs))
-        return jax.vmap(fresh)(jax.vmap(lambda i: jax.random.fold_in(key, i))(indices))
+    def reset(keys: Array) -> VecState:
+        chex.assert_shape(keys, (num_envs // parallel.num_shards(),))
+        return jax.vmap(fresh)(keys)
 
     def step(state: VecState, action: Array) -> tuple[VecState, TimeStep]:
         env_state, time_step = jax.vmap(env.step)(state.env, action)

@@ -144,8 +144,8 @@ def chunk_actions(env: Env, chunk: int, trace: Sequence[str] = ()) -> Env:
     Args:
         env: the environment that runs at the control rate.
         chunk: Ta, control steps per step.
-        trace: names of metrics to return for every control step, [Ta, ...];
-            after an end the last value is repeated.
+        trace: names of traces or metrics of `env` to return as `TimeStep.trace` for
+            every control step, [Ta, ...]; after an end the last value is repeated.
 
     Raises:
         ValueError: if `chunk` is not positive or `trace` names an unknown metric.
@@ -155,10 +155,10 @@ def chunk_actions(env: Env, chunk: int, trace: Sequence[str] = ()) -> Env:
     if trace:
         state = jax.eval_shape(env.reset, jax.random.key(0))
         action = jax.ShapeDtypeStruct(env.action_shape, jnp.float32)
-        known = jax.eval_shape(env.step, state, action)[1].metrics
+        known = _traceable(jax.eval_shape(env.step, state, action)[1])
         unknown = sorted(set(trace) - set(known))
         if unknown:
-            raise ValueError(f"Cannot trace {unknown}; metrics are {sorted(known)}.")
+            raise ValueError(f"Cannot trace {unknown}; there are {sorted(known)}.")
 
     def step(state: Any, action: Array) -> tuple[Any, TimeStep]:
         chex.assert_shape(action, (chunk, *env.action_shape))
@@ -169,7 +169,7 @@ def chunk_actions(env: Env, chunk: int, trace: Sequence[str] = ()) -> Env:
             state, time_step = select(ended, (state, last), now)
             reward = jnp.where(ended, 0.0, time_step.reward)
             ended |= jnp.maximum(time_step.terminated, time_step.truncated) > 0
-            traced = {name: time_step.metrics[name] for name in trace}
+            traced = {name: _traceable(time_step)[name] for name in trace}
             return (state, time_step, ended), (reward, traced)
 
         # Placeholders only: the first control step of a chunk always takes place.
@@ -178,10 +178,13 @@ def chunk_actions(env: Env, chunk: int, trace: Sequence[str] = ()) -> Env:
         (state, time_step, _), (reward, traced) = jax.lax.scan(
             control_step, (state, last, jnp.bool_(False)), action
         )
-        metrics = {**time_step.metrics, **traced}
-        return state, time_step._replace(reward=reward.sum(), metrics=metrics)
+        return state, time_step._replace(reward=reward.sum(), trace=traced)
 
     max_steps = None if env.max_steps is None else math.ceil(env.max_steps / chunk)
     return env._replace(
         step=step, action_shape=(chunk, *env.action_shape), max_steps=max_steps
     )
+
+
+def _traceable(time_step: TimeStep) -> dict[str, Array]:
+    return {**time_step.metrics, **time_step.trace}

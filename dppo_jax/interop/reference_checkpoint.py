@@ -15,7 +15,8 @@ import numpy as np
 from dppo_jax.interop.reference_params import params_from_reference, params_to_reference
 from dppo_jax.interop.torch_file import load_torch_file, save_torch_file
 from dppo_jax.normalize import Normalizer
-from dppo_jax.types import PolicyParams, PyTree
+from dppo_jax.policies import PolicyParams
+from dppo_jax.types import PyTree
 
 # Bounds of the noise level of DDIM in every published configuration.
 _ETA_BOUNDS = (0.1, 1.0)

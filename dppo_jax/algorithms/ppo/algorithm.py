@@ -7,7 +7,7 @@ step, discounted by the moves that were left.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,25 +19,43 @@ from dppo_jax.algorithms.ppo.settings import (
     check_config,
     check_devices,
     check_groups,
+    log_prob_mean,
 )
-from dppo_jax.algorithms.ppo.update import Pairs, PPOState, make_updates
-from dppo_jax.rollout import episode_means, rollout
+from dppo_jax.algorithms.ppo.update import PPOState, Steps, make_updates
+from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.rollout import env_keys, episode_means, rollout
 from dppo_jax.types import (
     Algorithm,
     Array,
     Metrics,
     Obs,
-    Policy,
-    PolicyParams,
     PyTree,
+    TimeStep,
     Transition,
     VecEnv,
 )
 
 
+class Collected(NamedTuple):
+    """What PPO keeps of a roll-out; leaves [T, B, ...].
+
+    chain: [T, B, K' + 1, Ta, Da]; the last entry is the action chunk.
+    log_prob: [T, B, K'] of every tuned move, from the sampling pass itself.
+    end_value: V of the observation that a time limit made the last one; 0 elsewhere.
+    """
+
+    obs: Obs
+    chain: Array
+    log_prob: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    end_value: Array
+
+
 def make_ppo(
     env: VecEnv,
-    policy: Policy,
+    policy: ChainPolicy,
     critic: Any,
     config: ConfigDict,
 ) -> Algorithm:
@@ -71,7 +89,8 @@ def make_ppo(
             f"{policy.num_steps} moves); lower it or collect more."
         )
     check_groups(config, policy, num_envs=num_envs)
-    updates = make_updates(policy, critic, config, num_envs=num_envs)
+    mean = log_prob_mean(config, policy, executed=env.action_shape[0])
+    updates = make_updates(policy, critic, config, num_envs=num_envs, mean=mean)
     anneals_steps = config.tuned_steps_drop > 0 and config.tuned_steps_every > 0
 
     def anneal(params: PolicyParams, iteration: Array) -> PolicyParams:
@@ -96,7 +115,7 @@ def make_ppo(
         critic_params: PyTree | None = None,
     ) -> PPOState:
         env_key, policy_key, critic_key, key = jax.random.split(key, 4)
-        env_state = env.reset(env_key)
+        env_state = env.reset(env_keys(env_key, num_envs))
         obs = jax.tree.map(lambda x: x[:1], env_state.obs)
         if params is None:
             params = policy.init(policy_key, obs)
@@ -116,66 +135,98 @@ def make_ppo(
             iteration=jnp.zeros((), jnp.int32),
         )
 
-    def collect(state: PPOState, key: Array) -> tuple[PPOState, Transition, Metrics]:
+    def collect(state: PPOState, key: Array) -> tuple[PPOState, Collected, Metrics]:
         reset_key, act_key = jax.random.split(key)
         if config.reset_at_iteration:
             state = state._replace(
-                env=env.reset(reset_key), first=jnp.ones_like(state.first)
+                env=env.reset(env_keys(reset_key, num_envs)),
+                first=jnp.ones_like(state.first),
             )
-        min_std = schedules.linear_anneal(
-            state.iteration,
-            start=policy.min_std,
-            end=config.min_std_end,
-            steps=config.min_std_steps,
-        )
+        settings, reported = {}, {}
+        if policy.denoises:
+            settings["min_std"] = schedules.linear_anneal(
+                state.iteration,
+                start=policy.min_std,
+                end=config.min_std_end,
+                steps=config.min_std_steps,
+            )
+            reported = dict(settings)
 
-        def act(key: Array, obs: Obs) -> Any:
-            return policy.sample(state.params, key, obs, min_std=min_std)
+        def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
+            sample = policy.sample(state.params, keys, obs, **settings)
+            return sample.chain[:, -1], (sample.chain, mean(sample.log_prob))
 
-        env_state, transitions, metrics = rollout(
-            env, act, state.env, act_key, num_steps
+        def record(transition: Transition, outcome: TimeStep) -> Collected:
+            chain, log_prob = transition.extras
+            # Few steps cut an episode, and only there is what followed not what the
+            # next action looks at.
+            end_value = jax.lax.cond(
+                outcome.truncated.any(),
+                lambda obs: critic.apply(state.critic_params, obs),
+                lambda obs: jnp.zeros_like(outcome.reward),
+                outcome.obs,
+            )
+            return Collected(
+                obs=transition.obs,
+                chain=chain,
+                log_prob=log_prob,
+                reward=transition.reward,
+                terminated=transition.terminated,
+                truncated=transition.truncated,
+                end_value=end_value,
+            )
+
+        env_state, collected, metrics = rollout(
+            env, act, state.env, env_keys(act_key, num_envs), num_steps, record
         )
-        metrics = episode_means(transitions, metrics) | {"min_std": min_std}
-        return state._replace(env=env_state), transitions, metrics
+        done = jnp.maximum(collected.terminated, collected.truncated)
+        metrics = episode_means(done, collected.reward, metrics) | reported
+        return state._replace(env=env_state), collected, metrics
 
     def evaluate_returns(
-        state: PPOState, transitions: Transition
-    ) -> tuple[PPOState, Pairs, Metrics]:
-        value, next_value = (
-            _per_step(critic.apply, state.critic_params, obs)
-            for obs in (transitions.obs, transitions.next_obs)
-        )
-        done = jnp.maximum(transitions.terminated, transitions.truncated)
+        state: PPOState, collected: Collected
+    ) -> tuple[PPOState, Steps, Metrics]:
+        value = _per_step(critic.apply, state.critic_params, collected.obs)
+        last_value = critic.apply(state.critic_params, state.env.obs)
+        done = jnp.maximum(collected.terminated, collected.truncated)
+        # V of what followed, before any reset.
+        next_value = jnp.concatenate([value[1:], last_value[None]])
+        next_value = jnp.where(done > 0, collected.end_value, next_value)
         first = jnp.concatenate([state.first[None], done[:-1]])
-        reward, reward_scale = transitions.reward, state.reward_scale
+        reward, reward_scale = collected.reward, state.reward_scale
         if config.scale_rewards:
             reward_scale, reward = returns.scale_rewards(
                 reward_scale, reward, first, discount=config.discount
             )
         advantage, target = returns.gae(
-            *(reward * config.reward_scale, value, next_value),
-            *(transitions.terminated, transitions.truncated),
+            reward * config.reward_scale,
+            value,
+            next_value,
+            collected.terminated,
+            collected.truncated,
             discount=config.discount,
             gae_lambda=config.gae_lambda,
         )
-        pairs = Pairs(
-            transitions.obs,
-            transitions.chain,
-            transitions.log_prob,
-            *(advantage, target, value),
+        steps = Steps(
+            obs=collected.obs,
+            chain=collected.chain,
+            log_prob=collected.log_prob,
+            advantage=advantage,
+            target=target,
+            value=value,
         )
-        pairs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pairs)
+        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
         state = state._replace(first=done[-1], reward_scale=reward_scale)
         (_, variance), (_, rest) = map(parallel.moments, (target, target - value))
         explained = 1 - rest / jnp.where(variance > 0, variance, 1)
-        return state, pairs, {"explained_variance": explained}
+        return state, steps, {"explained_variance": explained}
 
     def step(state: PPOState) -> tuple[PPOState, Metrics]:
         key, collect_key, update_key = jax.random.split(state.key, 3)
         tuned = state.params.tuned
-        state, transitions, episodes = collect(state, collect_key)
-        state, pairs, values = evaluate_returns(state, transitions)
-        state, losses = updates.run(state, pairs, update_key)
+        state, collected, episodes = collect(state, collect_key)
+        state, steps, values = evaluate_returns(state, collected)
+        state, losses = updates.run(state, steps, update_key)
         change = optax.tree.norm(optax.tree.sub(state.params.tuned, tuned))
         iteration = state.iteration + 1
         state = state._replace(
@@ -191,14 +242,21 @@ def make_ppo(
         """Everything of the environments is split, everything learned is not."""
         check_devices(config, num_devices)
         updates.check_devices(num_devices)
-        rest = jax.tree.map(lambda _: False, state)
-        return rest._replace(
-            env=jax.tree.map(lambda _: True, state.env),
-            first=True,
-            reward_scale=rest.reward_scale._replace(discounted=True),
+        whole = jax.tree.map(lambda _: parallel.WHOLE, state)
+        return whole._replace(
+            env=jax.tree.map(lambda _: parallel.SPLIT, state.env),
+            first=parallel.SPLIT,
+            reward_scale=whole.reward_scale._replace(discounted=parallel.SPLIT),
         )
 
-    return Algorithm(init, step, split)
+    return Algorithm(
+        init=init,
+        step=step,
+        params=lambda state: state.params,
+        act=policy.act,
+        split=split,
+        finite=("policy_loss", "value_loss", "params_change"),
+    )
 
 
 def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:

@@ -1,13 +1,16 @@
 """Settings of PPO, what contradicts what, and the learning rates they describe."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from dppo_jax import schedules
-from dppo_jax.types import Array, Policy
+from dppo_jax import chain_losses, schedules
+from dppo_jax.policies import ChainPolicy
+from dppo_jax.types import Array
 
 MINIBATCHES = ("pair", "chain")
 
@@ -30,7 +33,13 @@ def default_config() -> ConfigDict:
     config.final_clip = placeholder(float)
     config.noise_clip = placeholder(float)
     config.eta = 1.0
+    # Actions of a chunk that count in a log-probability; None: those executed.
     config.reward_horizon = placeholder(int)
+    # Where log-probabilities are clamped, None: nowhere; and whether that is done entry
+    # by entry or to their mean, None: as the reference does, entries of a diffusion
+    # policy and the mean of a Gaussian one.
+    config.log_prob_bounds = chain_losses.LOG_PROB_BOUNDS
+    config.bound_entries = placeholder(bool)
     config.discount = 0.99
     config.gae_lambda = 0.95
     config.denoising_discount = 0.99
@@ -82,7 +91,7 @@ def default_config() -> ConfigDict:
     return config
 
 
-def check_config(config: ConfigDict, policy: Policy) -> None:
+def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     """Refuse settings that contradict each other; raises ValueError by name."""
     if config.minibatch not in MINIBATCHES:
         raise ValueError(
@@ -97,12 +106,18 @@ def check_config(config: ConfigDict, policy: Policy) -> None:
     for name in ("num_steps", "epochs", "num_iterations", "shuffle_groups"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]} must be at least 1.")
-    if config.num_tuned_steps != policy.num_steps and policy.num_steps > 1:
+    if config.num_tuned_steps != policy.num_steps and policy.denoises:
         raise ValueError(
             f"num_tuned_steps={config.num_tuned_steps}, but the policy tunes "
             f"{policy.num_steps} steps; make both the same."
         )
-    if config.min_std != policy.min_std and policy.num_steps > 1:
+    if config.min_std_steps > 0 and not policy.denoises:
+        raise ValueError(
+            f"min_std_steps={config.min_std_steps} anneals the sampling floor of a "
+            "denoising chain, but this policy is a Gaussian, whose standard deviation "
+            "is scored as it is; use 0, and set its standard deviation instead."
+        )
+    if config.min_std != policy.min_std and policy.denoises:
         raise ValueError(
             f"min_std={config.min_std}, but the policy explores with "
             f"{policy.min_std}; make both the same."
@@ -132,7 +147,7 @@ def check_config(config: ConfigDict, policy: Policy) -> None:
         schedules.check_cosine_restarts(name, **_rate_settings(config[name]))
 
 
-def check_groups(config: ConfigDict, policy: Policy, *, num_envs: int) -> None:
+def check_groups(config: ConfigDict, policy: ChainPolicy, *, num_envs: int) -> None:
     """Refuse groups of environments that are not equal; raises ValueError by name."""
     chains = config.minibatch == "chain"
     items = config.batch_size // (policy.num_steps if chains else 1)
@@ -161,6 +176,34 @@ def check_devices(config: ConfigDict, num_devices: int) -> None:
             f"a whole minibatch, which is spread over {num_devices} devices; use one "
             "device, or (0.0, 1.0)."
         )
+
+
+def log_prob_mean(
+    config: ConfigDict, policy: ChainPolicy, *, executed: int
+) -> Callable[[Array], Array]:
+    """How log-probabilities of entries become that of a move, [..., Ta, Da] -> [...].
+
+    Args:
+        executed: actions of a chunk that the environment executes; those count unless
+            `reward_horizon` says otherwise.
+
+    Raises:
+        ValueError: a reward horizon that is no number of executed actions.
+    """
+    horizon = config.get("reward_horizon")
+    horizon = executed if horizon is None else horizon
+    if not 1 <= horizon <= executed:
+        raise ValueError(
+            f"reward_horizon={horizon} must lie between 1 and the {executed} executed "
+            "actions of a chunk; None counts all of these."
+        )
+    bounds, bound_entries = config.get("log_prob_bounds"), config.get("bound_entries")
+    return functools.partial(
+        chain_losses.mean_log_prob,
+        horizon=horizon,
+        bounds=None if bounds is None else tuple(bounds),
+        bound_entries=policy.denoises if bound_entries is None else bound_entries,
+    )
 
 
 def learning_rates(config: ConfigDict, iteration: Array) -> tuple[Array, Array]:

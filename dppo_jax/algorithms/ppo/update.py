@@ -15,7 +15,8 @@ from dppo_jax.minibatch import (
     mean_over_parts,
     part_size,
 )
-from dppo_jax.types import Array, Metrics, Obs, Policy, PolicyParams, PyTree
+from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.types import Array, Metrics, Obs, PyTree
 
 
 class PPOState(NamedTuple):
@@ -32,8 +33,8 @@ class PPOState(NamedTuple):
     iteration: Array
 
 
-class Pairs(NamedTuple):
-    """Samples of the update: environment steps [N, ...], each with K' moves."""
+class Steps(NamedTuple):
+    """What is learnt from: environment steps [N, ...], each with K' moves."""
 
     obs: Obs
     chain: Array
@@ -60,17 +61,17 @@ class Moves(NamedTuple):
 class Updates(NamedTuple):
     """init: (tuned, critic parameters) -> optimizer states of both.
 
-    run: (state, pairs [N, ...], key) -> (state, metrics), all epochs of an iteration.
+    run: (state, steps [N, ...], key) -> (state, metrics), all epochs of an iteration.
     check_devices: (number of devices) -> None; ValueError if minibatches do not fit.
     """
 
     init: Callable[[PyTree, PyTree], tuple[Any, Any]]
-    run: Callable[[PPOState, Pairs, Array], tuple[PPOState, Metrics]]
+    run: Callable[[PPOState, Steps, Array], tuple[PPOState, Metrics]]
     check_devices: Callable[[int], None]
 
 
 def minibatch_sizes(
-    config: ConfigDict, policy: Policy, num_devices: int = 1
+    config: ConfigDict, policy: ChainPolicy, num_devices: int = 1
 ) -> tuple[int, int, int]:
     """Moves of an item (a pair or a chain), items of a minibatch and of a part of it.
 
@@ -87,8 +88,11 @@ def minibatch_sizes(
     return moves_each, num_items, part_items
 
 
-def log_prob_of_moves(policy: Policy, params: PyTree, moves: Moves) -> Array:
-    """[R, M] log-probabilities now: of whole chains if M = K', else of single moves."""
+def log_prob_of_moves(policy: ChainPolicy, params: PyTree, moves: Moves) -> Array:
+    """[R, M, Ta, Da] log-probabilities now, entry by entry.
+
+    They are of whole chains if M = K', else of single moves.
+    """
     if moves.step.shape[1] == policy.num_steps:
         return policy.chain_log_prob(params, moves.chain, moves.obs)
     x, next_x = moves.chain[:, 0], moves.chain[:, 1]
@@ -96,13 +100,19 @@ def log_prob_of_moves(policy: Policy, params: PyTree, moves: Moves) -> Array:
 
 
 def make_updates(
-    policy: Policy, critic: Any, config: ConfigDict, *, num_envs: int
+    policy: ChainPolicy,
+    critic: Any,
+    config: ConfigDict,
+    *,
+    num_envs: int,
+    mean: Callable[[Array], Array],
 ) -> Updates:
     """Minibatches over the steps of `num_envs` environments, with K' moves each.
 
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
         config: `default_config` with changes, checked.
+        mean: of the log-probabilities of a move's entries, [..., Ta, Da] -> [...].
 
     Raises:
         ValueError: micro-batches that do not divide a minibatch.
@@ -126,8 +136,10 @@ def make_updates(
         tuned: PyTree, params: PolicyParams, moves: Moves
     ) -> tuple[Array, Metrics]:
         loss, info = chain_losses.surrogate_loss(
-            *(log_prob_of_moves(policy, tuned, moves), moves.step),
-            *(moves.old_log_prob, moves.advantage),
+            mean(log_prob_of_moves(policy, tuned, moves)),
+            moves.step,
+            moves.old_log_prob,
+            moves.advantage,
             num_steps=policy.num_steps,
             clip_top=config.clip_top,
             clip_base=config.clip_base,
@@ -137,15 +149,21 @@ def make_updates(
         return loss, {"policy_loss": loss} | info._asdict()
 
     def penalties(
-        tuned: PyTree, params: PolicyParams, obs: Obs, key: Array
+        tuned: PyTree, params: PolicyParams, obs: Obs, keys: Array
     ) -> tuple[Array, Metrics]:
         loss, metrics = jnp.zeros(()), {}
         if config.entropy_coef:
-            metrics["entropy"] = policy.entropy(tuned, obs)
+            metrics["entropy"] = policy.entropy(tuned, obs).mean()
             loss -= config.entropy_coef * metrics["entropy"]
         if config.clone_coef:
             metrics["cloning_penalty"] = chain_losses.cloning_penalty(
-                *(tuned, policy, params.base, key, obs), num_active=params.num_active
+                tuned,
+                policy,
+                params.base,
+                keys,
+                obs,
+                num_active=params.num_active,
+                mean=mean,
             )
             loss += config.clone_coef * metrics["cloning_penalty"]
         return loss, metrics
@@ -155,7 +173,8 @@ def make_updates(
     ) -> tuple[PyTree, Metrics]:
         """Mean gradient over a minibatch, its parts one after the other."""
         advantage = chain_losses.move_advantage(
-            *(moves.advantage, moves.step),
+            moves.advantage,
+            moves.step,
             num_steps=policy.num_steps,
             denoising_discount=config.denoising_discount,
             normalize=config.normalize_advantage,
@@ -179,34 +198,35 @@ def make_updates(
             return grads, metrics
 
         def penalty_gradient(part: tuple[Obs, Array]) -> tuple[PyTree, Metrics]:
-            obs, rows = part
-            return jax.grad(penalties, has_aux=True)(
-                params.tuned, params, obs, jax.random.fold_in(key, rows[0])
-            )
+            obs, keys = part
+            return jax.grad(penalties, has_aux=True)(params.tuned, params, obs, keys)
 
-        # Every row has its share in these, also one whose move is no longer tuned.
-        rows = jnp.arange(moves.step.shape[0])
+        # Every row has its share in these, also one whose move is no longer tuned, and
+        # a key of its own, whatever part and device it is computed in.
+        keys = parallel.local_part(jax.random.split(key, num_items))
         more, reported = mean_over_parts(
-            penalty_gradient, (moves.obs, rows), part_items()
+            penalty_gradient, (moves.obs, keys), part_items()
         )
         more, reported = parallel.mean((more, reported))
         return jax.tree.map(jnp.add, grads, more), metrics | reported
 
     def critic_gradient(
-        critic_params: PyTree, pairs: Pairs, row: Array
+        critic_params: PyTree, steps: Steps, row: Array
     ) -> tuple[PyTree, Array]:
         """Mean gradient over the environment steps of a minibatch, and the loss.
 
         A value is the same for all moves of an environment step: where there are more
         pairs than steps, each is evaluated once.
         """
-        steps, weight = drawn_rows((pairs.obs, pairs.target, pairs.value), row)
+        drawn, weight = drawn_rows((steps.obs, steps.target, steps.value), row)
 
         def loss(critic_params: PyTree, part: Any) -> tuple[Array, Array]:
             (obs, target, old_value), weight = part
             value = critic.apply(critic_params, obs)
             loss = losses.value_loss(
-                *(value, target, old_value),
+                value,
+                target,
+                old_value,
                 clip=config.get("value_clip"),
                 weight=weight,
             )
@@ -216,33 +236,34 @@ def make_updates(
         return parallel.mean(
             mean_over_parts(
                 lambda part: jax.grad(loss, has_aux=True)(critic_params, part),
-                (steps, weight),
-                part_size(steps[1].shape[0]),
+                (drawn, weight),
+                part_size(drawn[1].shape[0]),
                 weight,
             )
         )
 
-    def minibatch(pairs: Pairs, index: Array) -> tuple[Array, Moves]:
-        """Rows of `pairs` and their moves, [R] and [R, M], for indices of items."""
+    def minibatch(steps: Steps, index: Array) -> tuple[Array, Moves]:
+        """Rows of `steps` and their moves, [R] and [R, M], for indices of items."""
         row, first = jnp.divmod(index, policy.num_steps // moves_each)
         step = first[:, None] + jnp.arange(moves_each)
         entry = first[:, None] + jnp.arange(moves_each + 1)
         each = row[:, None]
         moves = Moves(
-            obs=jax.tree.map(lambda x: x[row], pairs.obs),
-            chain=pairs.chain[each, entry],
+            obs=jax.tree.map(lambda x: x[row], steps.obs),
+            chain=steps.chain[each, entry],
             step=step,
-            old_log_prob=pairs.log_prob[each, step],
-            advantage=jnp.broadcast_to(pairs.advantage[each], step.shape),
+            old_log_prob=steps.log_prob[each, step],
+            advantage=jnp.broadcast_to(steps.advantage[each], step.shape),
         )
         return row, moves
 
-    def run(state: PPOState, pairs: Pairs, key: Array) -> tuple[PPOState, Metrics]:
+    def run(state: PPOState, steps: Steps, key: Array) -> tuple[PPOState, Metrics]:
         it = state.iteration
         actor_rate, critic_rate = learning_rates(config, it)
         shuffle_key, clone_key = jax.random.split(key)
         shape = (
-            *(config.num_steps, num_envs // parallel.num_shards()),
+            config.num_steps,
+            num_envs // parallel.num_shards(),
             policy.num_steps // moves_each,
         )
         index = jax.vmap(
@@ -253,18 +274,24 @@ def make_updates(
         index = index.reshape(-1, index.shape[-1])
 
         def learn(state: PPOState, index: Array, key: Array) -> Any:
-            row, moves = minibatch(pairs, index)
+            row, moves = minibatch(steps, index)
             grads, metrics = actor_gradient(state.params, moves, key)
-            critic_grads, value_loss = critic_gradient(state.critic_params, pairs, row)
+            critic_grads, value_loss = critic_gradient(state.critic_params, steps, row)
             critic_params, critic_state = optimizers.update(
-                *(critic_optimizer, critic_grads, state.critic_optimizer),
-                *(state.critic_params, critic_rate),
+                critic_optimizer,
+                critic_grads,
+                state.critic_optimizer,
+                state.critic_params,
+                critic_rate,
             )
             tuned, actor_state = jax.lax.cond(
                 it >= config.critic_warmup,
                 lambda: optimizers.update(
-                    *(actor_optimizer, grads, state.actor_optimizer),
-                    *(state.params.tuned, actor_rate),
+                    actor_optimizer,
+                    grads,
+                    state.actor_optimizer,
+                    state.params.tuned,
+                    actor_rate,
                 ),
                 lambda: (state.params.tuned, state.actor_optimizer),
             )

@@ -69,6 +69,7 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
             terminated=jnp.asarray(inner.done, jnp.float32),
             truncated=jnp.float32(0),
             metrics=metrics,
+            trace={},
         )
 
     shape = jax.eval_shape(reset, jax.random.key(0)).obs["state"].shape

@@ -80,7 +80,7 @@ def host_vec_env(
 ) -> VecEnv:
     """Run `num_envs` simulators in host processes.
 
-    `reset(key)` restarts all of them, with a seed from the key for each; what an
+    `reset(keys)` restarts all of them, each with a seed from its key; what an
     environment does then depends on its seed and actions alone. Processes end with
     the program, or once nothing refers to the VecEnv any more; compiled programs do,
     until `jax.clear_caches()`.
@@ -91,7 +91,7 @@ def host_vec_env(
         max_steps: control steps until an episode is truncated, in addition to a limit
             that the environment has itself.
         normalizer: between task units and [-1, 1]; None leaves both as they are.
-        trace: names of metrics to return for every control step, [B, Ta].
+        trace: names of metrics to return as `TimeStep.trace`, [B, Ta].
 
     Returns:
         A VecEnv with actions [B, Ta, Da] and observations `{"state": [B, To, Do]}`;
@@ -128,10 +128,9 @@ def host_vec_env(
     def normalized(obs: Array) -> Obs:
         return {"state": obs if normalizer is None else normalize_obs(normalizer, obs)}
 
-    def reset(key: Array) -> HostState:
-        key = alone(key)
-        # Folding the index in gives environment i the same seed in any batch.
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_envs))
+    def reset(keys: Array) -> HostState:
+        chex.assert_shape(keys, (num_envs,))
+        keys = alone(keys)
         seeds = jax.vmap(lambda key: jax.random.bits(key))(keys)
         first = {name: results[name] for name in ("token", "obs")}
         answer = io_callback(host.reset, first, seeds, ordered=True)
@@ -163,14 +162,12 @@ def host_vec_env(
             terminated=answer["terminated"],
             truncated=answer["truncated"],
             metrics=metrics,
+            trace={k: answer["trace"][..., i] for i, k in enumerate(plan.trace)},
         )
         episode_return = state.episode_return + time_step.reward
         episode_length = jnp.where(begun, state.episode_length, answer["length"])
-        traced = {name: answer["trace"][..., i] for i, name in enumerate(plan.trace)}
         reported = dict(
-            metrics | traced,
-            episode_return=episode_return,
-            episode_length=episode_length,
+            metrics, episode_return=episode_return, episode_length=episode_length
         )
         done = jnp.maximum(time_step.terminated, time_step.truncated) > 0
         state = HostState(

@@ -185,8 +185,8 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
     Metrics: `success` (rewarded gap passed and finish line crossed without a
     collision so far), `solved` (both rewards earned in one step, for which x must be
     in `X_RANGE` too; close to what DPPO's reference code counts as success),
-    `collision`, `outside` (x is where nothing is rewarded), `gap_row1..3` (codes, -1
-    before) and `position` [2].
+    `collision`, `outside` (x is where nothing is rewarded) and `gap_row1..3` (codes, -1
+    before). Trace: `position` [2] in metres.
 
     Args:
         engine: physics engine; "auto" is C MuJoCo on CPU: as soon as one rod of a
@@ -261,8 +261,8 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
                 "gap_row1": gaps[0],
                 "gap_row2": gaps[1],
                 "gap_row3": gaps[2],
-                "position": position,
             },
+            trace={"position": position},
         )
 
     return Env(

@@ -156,6 +156,7 @@ def make_runner(runner: Runner, xml: str, *, engine: str, version: str) -> Env:
                 "x_position": now.qpos[0],
                 "healthy": healthy,
             },
+            trace={},
         )
 
     return Env(

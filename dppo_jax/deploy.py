@@ -1,0 +1,80 @@
+"""A policy from its checkpoint alone: what acts, its parameters and its bounds."""
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dppo_jax import policies
+from dppo_jax.checkpoint import check_matches, read_policy, with_types
+from dppo_jax.normalize import Normalizer
+from dppo_jax.types import Act, PyTree
+
+
+class LoadedPolicy(NamedTuple):
+    """A policy as it was saved.
+
+    params: what acts, as `act` takes it.
+    act: see `types.Act`, in normalised units; None where neither the configuration nor
+        the caller tells what the policy is made of.
+    normalizer: bounds of observations and actions it was trained with.
+    config: the whole configuration of its run, plain dictionaries.
+    iteration: when it was saved.
+    """
+
+    params: PyTree
+    act: Act | None
+    normalizer: Normalizer
+    config: dict[str, Any]
+    iteration: int
+
+
+def load_policy(
+    run_dir: str | os.PathLike,
+    checkpoint: int | str = "latest",
+    *,
+    policy: Any = None,
+) -> LoadedPolicy:
+    """Read a policy from a run directory and rebuild what it needs to act.
+
+    Args:
+        checkpoint: an iteration, "latest" or "best".
+        policy: what was trained, with `init` and `act`, for a run that
+            `dppo_jax.train` wrote without a configuration. None: from `config.json`;
+            where that says nothing either, parameters come as nested dictionaries.
+
+    Raises:
+        ValueError: no such run, nothing saved yet, no such checkpoint, a damaged one,
+            or parameters that the configured policy does not have.
+    """
+    saved = read_policy(run_dir, checkpoint)
+    if policy is None and "model" in saved.config:
+        config = ConfigDict(saved.config)
+        policy = policies.make_policy(
+            config.model,
+            config.finetune,
+            action_dim=len(saved.normalizer.action_min),
+        )
+    if policy is None:
+        return LoadedPolicy(act=None, **saved._asdict())
+    env = saved.config.get("env", {})
+    shape = (1, env.get("history", 1), len(saved.normalizer.obs_min))
+    obs = {"state": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    expected = jax.eval_shape(policy.init, jax.random.key(0), obs)
+    params = with_types(saved.params, expected)
+    # What may be there or not, such as the steps left where K' was annealed.
+    expected = jax.tree.map(
+        lambda x, y: y if x is None else x,
+        expected,
+        params,
+        is_leaf=lambda x: x is None,
+    )
+    check_matches(
+        params,
+        expected,
+        what=f"the policy of {run_dir}",
+        cure="restore the config.json that it was trained with.",
+    )
+    return LoadedPolicy(act=policy.act, **saved._replace(params=params)._asdict())
