@@ -24,6 +24,9 @@ types <- losses <- chain_losses <- algorithms
 types <- returns, losses, replay, minibatch, parallel <- algorithms
 parallel <- returns, losses, minibatch, policies, envs, rollout, training
 types <- schedules <- optimizers <- algorithms, pretrain
+types <- squashed <- algorithms
+rollout, replay, parallel <- learning <- algorithms
+parallel <- replay
 envs <- demonstrations <- algorithms, pretrain, interop
 minibatch, parallel <- pretrain
 normalize <- checkpoint <- interop
