@@ -21,8 +21,8 @@ class SquashedPolicy(NamedTuple):
     init: (key, obs) -> params
     act: (params, keys [B], obs, *, deterministic) -> (action [B, Ta, Da], {}), one key
         per row; deterministic is tanh(mean), the median
-    sample: (params, keys [B], obs) -> (action [B, Ta, Da], log_prob [B]), differentiable
-        through both (reparametrised)
+    sample: (params, keys [B], obs) -> (action [B, Ta, Da], log_prob [B]), both
+        reparametrised: differentiable in params
     clone_loss: (params, keys [B], obs, action [B, Ta, Da]) -> [B], the negative
         log-probability of a given action
     """

@@ -4,6 +4,7 @@ With more critics than enter a target, their mean for the actor and many updates
 transition it is REDQ (Chen et al. 2021, arXiv 2101.05982).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from dppo_jax.squashed import SquashedPolicy
 from dppo_jax.types import Algorithm, Array, Metrics, Obs, PyTree, Transition, VecEnv
 
 # What the actor ascends, over the critics: the least Q (the paper) or the mean (REDQ).
-COMBINE = {"min": jnp.min, "mean": jnp.mean}
+COMBINE: dict[str, Callable[..., Array]] = {"min": jnp.min, "mean": jnp.mean}
 
 
 def default_config() -> ConfigDict:
@@ -93,7 +94,10 @@ def make_learner(
         optimizers.trainer(**config[name])
         for name in ("actor", "critic", "temperature")
     )
-    target_critic = critic.clone(num_critics=config.target_critics)
+    value_of: Callable[..., Any] = critic.apply
+    target_of: Callable[..., Any] = critic.clone(
+        num_critics=config.target_critics
+    ).apply
     target_entropy = config.get("target_entropy")
     if target_entropy is None:
         target_entropy = -float(np.prod(env.action_shape))
@@ -129,7 +133,7 @@ def make_learner(
         target = q_losses.td_target(
             config.reward_scale * batch.reward,
             q_losses.soft_value(
-                target_critic.apply(members, batch.next_obs, action),
+                target_of(members, batch.next_obs, action),
                 log_prob,
                 jnp.exp(state.temperature.params),
             ),
@@ -138,7 +142,7 @@ def make_learner(
         )
 
         def loss_of(params: PyTree) -> tuple[Array, Metrics]:
-            value = critic.apply(params, batch.obs, batch.action)
+            value = value_of(params, batch.obs, batch.action)
             loss = q_losses.critic_loss(value, target)
             return loss, {"critic_loss": loss, "value": value.mean()}
 
@@ -157,7 +161,7 @@ def make_learner(
         def losses_of(params: tuple[PyTree, Array]) -> tuple[Array, Metrics]:
             actor, log_temperature = params
             action, log_prob = policy.sample(actor, keys, batch.obs)
-            value = critic.apply(state.critic.params, batch.obs, action)
+            value = value_of(state.critic.params, batch.obs, action)
             value = COMBINE[config.actor_value](value, axis=0)
             temperature = jnp.exp(jax.lax.stop_gradient(log_temperature))
             loss = q_losses.actor_loss(value, log_prob, temperature)

@@ -1,4 +1,4 @@
-"""The iteration that off-policy algorithms share: collect, store, learn from the store."""
+"""The iteration that off-policy algorithms share: collect, store, learn from it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -137,8 +137,8 @@ def off_policy(
         )
     if reset_at_iteration and env.max_steps is not None and num_steps < env.max_steps:
         raise ValueError(
-            f"rollout.reset_at_iteration=True with num_steps={num_steps} never sees the "
-            f"end of an episode of {env.max_steps} chunks; set it to False, or "
+            f"rollout.reset_at_iteration=True with num_steps={num_steps} never sees "
+            f"the end of an episode of {env.max_steps} chunks; set it to False, or "
             f"num_steps to at least {env.max_steps}."
         )
 
@@ -261,8 +261,8 @@ def off_policy(
         """Environments and what they collected are split, the learner is not."""
         if num_groups % num_devices:
             raise ValueError(
-                f"replay.num_groups={num_groups} must be a multiple of the {num_devices} "
-                "devices, each of which draws from its own environments; set it to "
+                f"replay.num_groups={num_groups} must be a multiple of the "
+                f"{num_devices} devices, each of which draws from its own environments; set it to "
                 f"{num_devices}, or use fewer devices."
             )
         (axis,) = parallel.SPLIT

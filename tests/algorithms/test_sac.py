@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import sac
-from dppo_jax.checkpoint import load_policy, save_config
+from dppo_jax.checkpoint import read_policy
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.squashed import SquashedPolicy
 from dppo_jax.training import train
@@ -85,7 +85,7 @@ def test_targets_bootstrap_where_a_time_limit_cut_in_and_not_where_the_task_ende
 
 @pytest.mark.parametrize("kind", sac.COMBINE)
 def test_the_actor_gradient_is_that_of_its_objective(kind):
-    """Against a finite difference of temperature log pi - Q; critics stay as they are."""
+    """Against a finite difference of temperature log pi - Q, at fixed critics."""
     subject = learner(actor_value=kind)
     state, given = start(subject), batches()
     new, metrics = subject.update(state, given, jax.random.key(1))
@@ -172,7 +172,6 @@ def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(tmp_path):
     algorithm = tiny.make_tiny_sac(env, replay__random_steps=40)
 
     def go(name, num_iterations):
-        save_config(tmp_path / name, {})
         return train(
             algorithm,
             algorithm.init(jax.random.key(0)),
@@ -185,7 +184,7 @@ def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(tmp_path):
     go("parts", 2)
     assert tiny.same(whole, go("parts", 4))
     assert (whole.replay.size == 16).all() and whole.replay.items.action.any()
-    saved = load_policy(tmp_path / "parts").params
+    saved = read_policy(tmp_path / "parts").params
     assert tiny.same(saved, whole.learner.actor.params)
 
 
