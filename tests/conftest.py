@@ -30,8 +30,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Compiling dominates the tests, so compiled programs are kept between runs.
 if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _shared_folder(name: str, content: str) -> Path:

@@ -1,12 +1,15 @@
 """Checks of whole losses: behaviour cloning, DPPO and Gaussian PPO."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dppo_jax import denoising, losses
-from dppo_jax.chain_losses import policy_loss
+from dppo_jax.chain import Encoded, move_log_prob, sample_chain
+from dppo_jax.chain_losses import mean_log_prob, policy_loss
 from dppo_jax.policies import diffusion_policy, gaussian_policy
 from tests.reference_cases import (
     CHAIN,
@@ -30,10 +33,15 @@ def check_bc_loss(path, tmp_path):
     (noise,) = case.group("draw/").values()
 
     def loss_of(params):
-        return denoising.denoising_loss(
-            *(diffusion, network.apply, params, case.arrays["in/actions"], case.obs()),
-            *(case.arrays["in/t"], noise),
-        )
+        return denoising.cloning_loss(
+            denoising.diffusion_cloning(diffusion),
+            network.apply,
+            params,
+            case.arrays["in/actions"],
+            case.obs(),
+            time=case.arrays["in/t"],
+            noise=noise,
+        ).mean()
 
     loss, gradients = jax.jit(jax.value_and_grad(loss_of))(case.params("net"))
     assert_close(loss, case.arrays["out/loss"], LOSS, "loss")
@@ -54,18 +62,24 @@ def check_dppo(path, tmp_path):
         chunk=network.chunk,
         action_dim=network.action_dim,
         num_tuned_steps=settings["ft_denoising_steps"],
-        reward_horizon=min(case.config.get("reward_horizon", 4), network.chunk),
     )
+    horizon = min(case.config.get("reward_horizon", 4), network.chunk)
     row, step = case.arrays["in/batch_inds"], case.arrays["in/denoising_inds"]
     chain = case.arrays["out/chain"]
     old_log_prob = case.arrays["out/logprobs"][row, step]
-    old_log_prob = np.clip(old_log_prob, -5, 2)
-    old_log_prob = old_log_prob[:, : case.config.get("reward_horizon", 4)]
+    mean = functools.partial(mean_log_prob, horizon=horizon)
 
     def actor_loss(params, obs, advantage):
         return policy_loss(
-            *(params, policy, obs, chain[row, step], chain[row, step + 1]),
-            *(jnp.asarray(step), old_log_prob.mean((-2, -1)), advantage),
+            params,
+            policy,
+            obs,
+            x=chain[row, step],
+            next_x=chain[row, step + 1],
+            step=jnp.asarray(step),
+            old_log_prob=mean(old_log_prob),
+            advantage=advantage,
+            mean=mean,
             clip_top=settings["clip_ploss_coef"],
             clip_base=settings.get("clip_ploss_coef_base", 1e-3),
             clip_rate=settings.get("clip_ploss_coef_rate", 3.0),
@@ -84,13 +98,20 @@ def check_chains(case: Case, network, diffusion):
     """Chains on the recorded draws, and the log-probabilities of their moves."""
     settings = case.config["model"]
     num_tuned = settings["ft_denoising_steps"]
-    base, behaviour = case.params("actor"), case.params("actor_ft_behaviour")
+    behaviour = case.params("actor_ft_behaviour")
+    base_of, behaviour_of = (
+        functools.partial(Encoded, params)
+        for params in (case.params("actor"), behaviour)
+    )
+    moves = denoising.diffusion_chain(diffusion, network.apply)
 
     def sample(draws, deterministic):
         return jax.jit(
-            lambda draws: denoising.sample_chain(
-                *(diffusion, network.apply, base, lambda step: behaviour),
-                *(draws, case.obs()),
+            lambda draws: sample_chain(
+                moves,
+                base_of(case.obs()),
+                lambda step: behaviour_of(case.obs()),
+                draws,
                 num_tuned=num_tuned,
                 min_std=settings.get("min_sampling_denoising_std", 0.1),
                 deterministic=deterministic,
@@ -109,13 +130,16 @@ def check_chains(case: Case, network, diffusion):
 
     # The same from the recorded chain, as an update sees it: all moves at once.
     row, step = np.divmod(np.arange(chain.shape[0] * num_tuned), num_tuned)
-    moves = denoising.step_log_prob(
-        *(diffusion, network.apply, behaviour, chain[row, step], chain[row, step + 1]),
-        {name: value[row] for name, value in case.obs().items()},
+    again = move_log_prob(
+        moves,
+        behaviour_of({name: value[row] for name, value in case.obs().items()}),
+        chain[row, step],
+        chain[row, step + 1],
         jnp.asarray(step + diffusion.explore.num_steps - num_tuned),
     )
-    moves = moves.reshape(log_prob.shape)
-    assert_close(moves, log_prob, CHAIN, "log-prob. of moves", scale)
+    assert_close(
+        again.reshape(log_prob.shape), log_prob, CHAIN, "log-prob. of moves", scale
+    )
 
 
 def float32_scale(chain: np.ndarray) -> float:
@@ -130,16 +154,14 @@ def float32_scale(chain: np.ndarray) -> float:
 def check_ppo_gaussian(path, tmp_path):
     case = read_case(path)
     network = gaussian_mlp(case.config["net"])
-    sizes = dict(chunk=network.chunk, action_dim=network.action_dim)
-    policy = gaussian_policy(network, **sizes)
-    unbounded = gaussian_policy(network, **sizes, log_prob_bounds=(-np.inf, np.inf))
+    policy = gaussian_policy(network)
     action, params = case.arrays["in/actions"], case.params("net")
     row = np.arange(len(action))
     move = (np.zeros_like(action), action, case.obs(), jnp.zeros(len(row), jnp.int32))
     arrays = case.arrays
-    log_prob = unbounded.log_prob(params, *move)
-    assert_close(log_prob, arrays["out/logprobs"], NETWORK, "logprobs")
-    entropy = policy.entropy(params, case.obs())
+    log_prob = policy.log_prob(params, *move)
+    assert_close(log_prob.mean((-2, -1)), arrays["out/logprobs"], NETWORK, "logprobs")
+    entropy = policy.entropy(params, case.obs()).mean()
     assert_close(entropy, arrays["out/entropy"], LOSS, "entropy")
     std = network.apply(params, case.obs())[1].mean()
     assert_close(std, arrays["out/std"], NETWORK, "std")
@@ -147,9 +169,18 @@ def check_ppo_gaussian(path, tmp_path):
     def actor_loss(params, obs, advantage):
         clip = case.config["clip_ploss_coef"]
         return policy_loss(
-            *(params, policy, obs, move[0], move[1], move[3]),
-            *(np.clip(arrays["in/oldlogprobs"], -5, 2), advantage),
-            **dict(clip_top=clip, clip_base=clip, clip_rate=1.0),
+            params,
+            policy,
+            obs,
+            x=move[0],
+            next_x=move[1],
+            step=move[3],
+            old_log_prob=np.clip(arrays["in/oldlogprobs"], -5, 2),
+            advantage=advantage,
+            mean=functools.partial(mean_log_prob, bound_entries=False),
+            clip_top=clip,
+            clip_base=clip,
+            clip_rate=1.0,
             denoising_discount=1.0,
             normalize=case.config.get("norm_adv", True),
         )
@@ -169,7 +200,8 @@ def check_losses(case: Case, row, module: str, actor_loss, value_clip):
         )
         value_term = losses.value_loss(
             critic.apply(params["critic"], obs),
-            *(arrays["in/returns"][row], arrays["in/oldvalues"][row]),
+            arrays["in/returns"][row],
+            arrays["in/oldvalues"][row],
             clip=value_clip,
         )
         value_coef = case.config.get("vf_coef", 0.5)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dppo_jax import denoising
+from dppo_jax.chain import Encoded, sample_chain
 from dppo_jax.interop import load_reference_checkpoint
 from tests.reference_cases import (
     CHAIN,
@@ -35,9 +36,11 @@ def check_finetuned(path, tmp_path):
     settings = {"randn_clip_value": 3} | case.config
     diffusion = denoising.make_diffusion(**diffusion_settings(settings))
     sampled = jax.jit(
-        lambda draws: denoising.sample_chain(
-            *(diffusion, network.apply, checkpoint.params.base),
-            *(lambda step: checkpoint.params.tuned, draws, case.obs()),
+        lambda draws: sample_chain(
+            denoising.diffusion_chain(diffusion, network.apply),
+            Encoded(checkpoint.params.base, case.obs()),
+            lambda step: Encoded(checkpoint.params.tuned, case.obs()),
+            draws,
             num_tuned=case.config["ft_denoising_steps"],
             min_std=0.0,
             deterministic=True,

@@ -20,7 +20,6 @@ from dppo_jax.envs.build import default_config, make_env  # noqa: E402
 from dppo_jax.envs.physics import compile_model, make_physics  # noqa: E402
 from dppo_jax.networks import StateCritic  # noqa: E402
 from dppo_jax.normalize import Normalizer  # noqa: E402
-from dppo_jax.types import Algorithm  # noqa: E402
 from tests import tiny  # noqa: E402
 
 DEVICES = 8
@@ -104,7 +103,8 @@ def c_physics():
     config.update(task="avoid", engine="mujoco", max_steps=8)
     bounds = (np.full(n, x) for n in (4, 2) for x in (-1.0, 1.0))
     env = make_env(config, normalizer=Normalizer(*bounds), chunk=2, num_envs=16)
-    policy = tiny.gaussian_policy(tiny.GaussianMLP(2, 2, (16,)), chunk=2, action_dim=2)
+    network = tiny.GaussianMLP(action_dim=2, chunk=2, hidden_sizes=(16,))
+    policy = tiny.gaussian_policy(network)
     settings = tiny.tiny_ppo_config(num_tuned_steps=1, shuffle_groups=8)
     return ppo.make_ppo(env, policy, StateCritic(hidden_sizes=(16,)), settings)
 
@@ -114,7 +114,7 @@ def refusals():
     algorithms = {
         "one group": make("pair", shuffle_groups=1),
         "C physics": c_physics(),
-        "no split": Algorithm(*make("pair")[:2]),
+        "no split": make("pair")._replace(split=None),
         "parts": make("pair", micro_batch_size=16),
     }
     said = {}

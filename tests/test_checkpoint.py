@@ -11,10 +11,11 @@ from dppo_jax.checkpoint import (
     check_matches,
     load_config,
     load_critic,
-    load_policy,
+    read_policy,
     save_config,
+    with_types,
 )
-from dppo_jax.types import PolicyParams
+from dppo_jax.policies import PolicyParams
 from tests import tiny
 
 PARAMS = PolicyParams(base={"w": jnp.arange(3.0)}, tuned={"w": jnp.ones(3)})
@@ -64,7 +65,7 @@ def test_what_is_saved_is_what_was_there_though_the_buffers_are_given_away(tmp_p
         params = PolicyParams({"w": weights}, {"w": weights})
         checkpoints.save(1, {"w": weights}, params, tiny.NORMALIZER)
         weights = overwrite(weights)
-    np.testing.assert_array_equal(load_policy(tmp_path).params.tuned["w"], expected)
+    np.testing.assert_array_equal(read_policy(tmp_path).params["tuned"]["w"], expected)
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore({"w": weights})
     np.testing.assert_array_equal(restored["w"], expected)
@@ -72,9 +73,9 @@ def test_what_is_saved_is_what_was_there_though_the_buffers_are_given_away(tmp_p
 
 def test_a_policy_travels_with_its_normalizer_and_its_config(tmp_path):
     save(tmp_path, 3)
-    loaded = load_policy(tmp_path)
+    loaded = read_policy(tmp_path)
     assert loaded.iteration == 3 and loaded.config == CONFIG
-    assert tiny.same(loaded.params, PARAMS)
+    assert tiny.same(with_types(loaded.params, PARAMS), PARAMS)
     assert tiny.same(loaded.normalizer, tiny.NORMALIZER)
     assert loaded.normalizer._fields == tiny.NORMALIZER._fields
 
@@ -85,7 +86,7 @@ def test_a_policy_from_elsewhere_needs_no_training_state(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_policy(3, PARAMS, tiny.NORMALIZER)
         checkpoints.save_policy(4, PARAMS, tiny.NORMALIZER, critic)
-    assert tiny.same(load_policy(tmp_path).params, PARAMS)
+    assert tiny.same(with_types(read_policy(tmp_path).params, PARAMS), PARAMS)
     assert load_critic(tmp_path, 3) is None
     assert tiny.same(load_critic(tmp_path), critic)
 
@@ -102,9 +103,9 @@ def test_the_critic_of_a_run_is_part_of_its_training_state(tmp_path):
 
 def test_old_checkpoints_make_room_and_a_named_one_can_be_read(tmp_path):
     save(tmp_path, 1, 2, 3, 4, keep=2)
-    assert load_policy(tmp_path, 3).iteration == 3
+    assert read_policy(tmp_path, 3).iteration == 3
     with pytest.raises(ValueError, match=r"no checkpoint 1; it has \[3, 4\]"):
-        load_policy(tmp_path, 1)
+        read_policy(tmp_path, 1)
 
 
 def test_saving_an_iteration_twice_keeps_the_first(tmp_path):
@@ -132,14 +133,14 @@ def test_without_a_checkpoint_there_is_nothing_to_restore(tmp_path):
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not a run directory"):
-        load_policy(tmp_path)
+        read_policy(tmp_path)
     save_config(tmp_path, CONFIG)
     with pytest.raises(ValueError, match="no checkpoint yet"):
-        load_policy(tmp_path)
+        read_policy(tmp_path)
     assert not (tmp_path / "checkpoints").exists()  # reading creates nothing
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="no checkpoint yet"):
-        load_policy(tmp_path)
+        read_policy(tmp_path)
 
 
 def remove_policy(checkpoint):
@@ -165,7 +166,7 @@ def test_a_damaged_policy_is_an_error_that_names_its_checkpoint(tmp_path, damage
     save(tmp_path, 1)
     damage(tmp_path / "checkpoints" / "1")
     with pytest.raises(ValueError, match="checkpoints/1 is damaged, remove it"):
-        load_policy(tmp_path)
+        read_policy(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [remove_state, remove_metadata, cut_arrays])
@@ -182,7 +183,7 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path):
     save(tmp_path, 1)
     folder = tmp_path / "checkpoints"
     shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp-0")
-    assert load_policy(tmp_path).iteration == 1
+    assert read_policy(tmp_path).iteration == 1
 
 
 def test_config_reads_back_and_is_replaced_whole(tmp_path):

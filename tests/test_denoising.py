@@ -3,13 +3,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.denoising import (
-    denoise_mean,
-    denoising_loss,
+from dppo_jax.chain import (
+    Chain,
+    Encoded,
     gaussian_log_prob,
-    make_diffusion,
+    move_log_prob,
     sample_chain,
-    step_log_prob,
+)
+from dppo_jax.denoising import (
+    Cloning,
+    cloning_loss,
+    denoise_mean,
+    diffusion_chain,
+    diffusion_cloning,
+    make_diffusion,
 )
 from dppo_jax.noise_schedules import (
     alpha_bars_of,
@@ -20,14 +27,14 @@ from dppo_jax.noise_schedules import (
 
 K = 5
 B, TA, DA = 3, 2, 1
-OBS = {"state": jnp.array([[[0.1]], [[-0.2]], [[0.3]]])}
+OBS = jnp.array([[[0.1]], [[-0.2]], [[0.3]]])  # What the network made of it.
 ACTION = jnp.array([[[0.6], [-0.3]], [[0.0], [0.9]], [[-1.0], [0.2]]])
 DRAWS = jax.random.normal(jax.random.key(0), (K + 1, B, TA, DA))
 
 
 def linear(params, x, time, obs):
     """A network that a reader can evaluate by hand."""
-    return params * x + 0.1 * time[:, None, None] + obs["state"]
+    return params * x + 0.1 * time[:, None, None] + obs
 
 
 def oracle(schedule, *, predict_noise=True):
@@ -46,8 +53,18 @@ def oracle(schedule, *, predict_noise=True):
 def chain_of(diffusion, apply=linear, *, base=0.5, tuned=0.5, draws=DRAWS, **settings):
     settings = dict(num_tuned=K, min_std=0.0, deterministic=False) | settings
     return sample_chain(
-        diffusion, apply, base, lambda step: tuned, draws, OBS, **settings
+        diffusion_chain(diffusion, apply),
+        Encoded(base, OBS),
+        lambda step: Encoded(tuned, OBS),
+        draws,
+        **settings,
     )
+
+
+def log_prob_of(diffusion, x, next_x, step):
+    """Of moves by `linear` with the parameter 0.5."""
+    chain = diffusion_chain(diffusion, linear)
+    return move_log_prob(chain, Encoded(0.5, OBS), x, next_x, step)
 
 
 def test_ddpm_moves_follow_the_posterior_of_the_forward_process():
@@ -94,7 +111,8 @@ def test_ddim_with_eta_1_and_every_step_is_ddpm():
     ddim = ddim_schedule(K, num_training_steps=K, eta=1.0)
     for name in ("time", "signal", "noise", "mean_from_x0", "mean_from_x", "std"):
         np.testing.assert_allclose(
-            *(getattr(ddim, name), getattr(ddpm, name)),
+            getattr(ddim, name),
+            getattr(ddpm, name),
             rtol=1e-3,
             atol=1e-5,
             err_msg=name,
@@ -138,7 +156,8 @@ def test_a_chain_with_a_perfect_network_ends_at_the_action(settings, determinist
     num_steps = diffusion.explore.num_steps
     apply = oracle(diffusion.explore, predict_noise=settings.get("predict_noise", True))
     chain, _ = chain_of(
-        *(diffusion, apply),
+        diffusion,
+        apply,
         draws=DRAWS[: num_steps + 1],
         num_tuned=num_steps,
         deterministic=deterministic,
@@ -154,7 +173,7 @@ def test_the_floor_of_the_std_spreads_the_last_action():
     chain, _ = chain_of(diffusion, oracle(diffusion.explore), min_std=0.2)
     np.testing.assert_allclose(chain[:, -1] - ACTION, 0.2 * DRAWS[-1], atol=1e-4)
     calm, _ = chain_of(
-        *(diffusion, oracle(diffusion.explore)), min_std=0.2, deterministic=True
+        diffusion, oracle(diffusion.explore), min_std=0.2, deterministic=True
     )
     np.testing.assert_allclose(calm[:, -1], ACTION, atol=1e-4)
 
@@ -166,9 +185,7 @@ def test_log_probs_of_a_sample_are_those_of_its_moves(num_tuned):
     assert log_prob.shape == (B, num_tuned, TA, DA)
     for k in range(num_tuned):
         step = jnp.full(B, K - num_tuned + k)
-        again = step_log_prob(
-            *(diffusion, linear, 0.5, chain[:, k], chain[:, k + 1], OBS, step)
-        )
+        again = log_prob_of(diffusion, chain[:, k], chain[:, k + 1], step)
         np.testing.assert_allclose(log_prob[:, k], again, rtol=1e-4, atol=1e-4)
 
 
@@ -176,11 +193,9 @@ def test_steps_of_a_batch_may_differ():
     """step [B] gives every row what a scalar step gives it alone."""
     diffusion = make_diffusion(num_steps=K)
     x, next_x, steps = DRAWS[0], DRAWS[1], jnp.array([0, 2, 4])
-    mixed = step_log_prob(diffusion, linear, 0.5, x, next_x, OBS, steps)
+    mixed = log_prob_of(diffusion, x, next_x, steps)
     for row, step in enumerate(steps):
-        alone = step_log_prob(
-            *(diffusion, linear, 0.5, x, next_x, OBS, jnp.full(B, step))
-        )
+        alone = log_prob_of(diffusion, x, next_x, jnp.full(B, step))
         np.testing.assert_allclose(mixed[row], alone[row], rtol=1e-5)
 
 
@@ -188,7 +203,8 @@ def test_draws_are_clipped_and_the_density_is_not():
     diffusion = make_diffusion(num_steps=1, draw_clip=2.0, min_log_prob_std=0.1)
     draws = jnp.concatenate([jnp.zeros((1, B, TA, DA)), jnp.full((1, B, TA, DA), 9.0)])
     chain, log_prob = chain_of(
-        *(diffusion, lambda params, x, time, obs: x),
+        diffusion,
+        lambda params, x, time, obs: x,
         draws=draws,
         num_tuned=1,
         min_std=0.5,
@@ -264,14 +280,18 @@ def test_the_cloning_loss_is_zero_for_a_perfect_network(predict_noise):
     diffusion = make_diffusion(num_steps=K, predict_noise=predict_noise)
     apply = oracle(diffusion.training, predict_noise=predict_noise)
     time, noise = jnp.array([0, 2, 4]), DRAWS[0]
-    perfect = denoising_loss(diffusion, apply, None, ACTION, OBS, time, noise)
-    assert perfect < 1e-4
-    silent = denoising_loss(
-        *(diffusion, lambda params, x, time, obs: 0 * x, None),
-        *(ACTION, OBS, time, noise),
-    )
+
+    def loss_of(network):
+        cloning = diffusion_cloning(diffusion)
+        return cloning_loss(cloning, network, None, ACTION, OBS, time, noise)
+
+    assert (loss_of(apply) < 1e-4).all()
     target = noise if predict_noise else ACTION
-    np.testing.assert_allclose(silent, (target**2).mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        loss_of(lambda params, x, time, obs: 0 * x),
+        (target**2).mean((-2, -1)),
+        rtol=1e-6,
+    )
 
 
 def test_the_density_is_that_of_a_gaussian():
@@ -313,3 +333,89 @@ def test_a_schedule_of_one_step_is_one_exact_move():
     schedule = ddpm_schedule(1)
     assert schedule.num_steps == 1
     np.testing.assert_allclose(schedule.mean_from_x0, 1, rtol=1e-6)
+
+
+def euler_flow(num_steps, log_std):
+    """A flow from noise at t = 0 to the action at t = 1 in Euler steps, whose noise a
+    network learns: params are (velocity weight, noise weight)."""
+
+    def move(params, x, step, condition):
+        velocity = params[0] * (condition - x)
+        std = jnp.exp(log_std + params[1] * jnp.abs(condition))
+        return x + velocity / num_steps, std
+
+    return Chain(
+        explore=move,
+        deterministic=lambda *args: (move(*args)[0], jnp.zeros((1, 1, 1))),
+        num_steps=num_steps,
+        draw_clip=jnp.inf,
+        final_clip=None,
+        min_log_prob_std=0.0,
+    )
+
+
+def test_a_chain_takes_any_move_and_a_learned_standard_deviation():
+    """x' = x + v / K + std draw, std differing by row; scored as it was drawn."""
+    num_steps, params = 4, (2.0, 0.5)
+    chain, network = euler_flow(num_steps, -2.0), Encoded((2.0, 0.5), OBS)
+    settings = dict(num_tuned=num_steps, min_std=0.0)
+    entries, log_prob = sample_chain(
+        chain,
+        network,
+        lambda step: network,
+        DRAWS[: num_steps + 1],
+        deterministic=False,
+        **settings,
+    )
+    std = np.exp(-2.0 + params[1] * np.abs(np.asarray(OBS)))
+    x = np.asarray(DRAWS[0])
+    for k in range(num_steps):
+        x = x + params[0] * (OBS - x) / num_steps + std * DRAWS[k + 1]
+        np.testing.assert_allclose(entries[:, k + 1], x, rtol=1e-4, atol=1e-5)
+        expected = -0.5 * DRAWS[k + 1] ** 2 - np.log(std * np.sqrt(2 * np.pi))
+        np.testing.assert_allclose(log_prob[:, k], expected, rtol=1e-3, atol=1e-3)
+    # The gradient reaches what sets the deviation.
+    grad = jax.grad(
+        lambda weight: move_log_prob(
+            chain,
+            Encoded((2.0, weight), OBS),
+            entries[:, 0],
+            entries[:, 1],
+            jnp.zeros(B, jnp.int32),
+        ).sum()
+    )(0.5)
+    slope = (jnp.abs(OBS) * (DRAWS[1] ** 2 - 1)).sum()
+    np.testing.assert_allclose(grad, slope, rtol=1e-3)
+    calm = sample_chain(
+        chain,
+        network,
+        lambda step: network,
+        DRAWS[: num_steps + 1],
+        deterministic=True,
+        **settings,
+    )
+    gap = (1 - params[0] / num_steps) ** num_steps
+    np.testing.assert_allclose(
+        calm.chain[:, -1], OBS + gap * (DRAWS[0] - OBS), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_cloning_may_look_at_continuous_times():
+    """x_t = (1 - t) noise + t action with the velocity action - noise as target."""
+
+    def corrupt(action, noise, time):
+        t = time[:, None, None]
+        return (1 - t) * noise + t * action, time, action - noise
+
+    cloning = Cloning(lambda key: jax.random.uniform(key), corrupt)
+    time, noise = jnp.array([0.0, 0.25, 0.99]), DRAWS[0]
+
+    def oracle(params, x, time, condition):
+        return (ACTION - x) / (1 - time[:, None, None])
+
+    loss = cloning_loss(cloning, oracle, None, ACTION, OBS, time, noise)
+    np.testing.assert_allclose(loss, 0, atol=1e-6)
+    silent = cloning_loss(
+        cloning, lambda *args: jnp.zeros_like(ACTION), None, ACTION, OBS, time, noise
+    )
+    np.testing.assert_allclose(silent, ((ACTION - noise) ** 2).mean((-2, -1)), 1e-6)

@@ -4,30 +4,26 @@ import numpy as np
 import pytest
 
 from dppo_jax.evaluate import make_evaluate, summarize
-from dppo_jax.types import Policy, PolicyParams, Sample
 from tests import tiny
 
 KEY = jax.random.key(0)
-PARAMS = PolicyParams(base=jnp.array(0.5), tuned=jnp.array(0.5))
+PARAMS = jnp.array(0.5)
 
 
-def constant_policy() -> Policy:
-    """Always takes the action that its parameters name; exploring adds 1."""
+def constant(params, keys, obs, *, deterministic=False):
+    """Always the action that its parameters name; exploring adds 1."""
+    action = params + (0.0 if deterministic else 1.0)
+    return jnp.full((len(keys), tiny.CHUNK, 1), action), ()
 
-    def sample(params, key, obs, *, deterministic):
-        shape = (obs["state"].shape[0], 2, tiny.CHUNK, 1)
-        action = params.tuned + (0.0 if deterministic else 1.0)
-        return Sample(jnp.full(shape, action), jnp.zeros(shape[:2]))
 
-    def unused(*args, **kwargs):
-        raise NotImplementedError
-
-    return Policy(unused, sample, *[unused] * 4, 1, 0.0)
+def random(params, keys, obs, *, deterministic=False):
+    draw = jax.vmap(lambda key: jax.random.normal(key, (tiny.CHUNK, 1)))
+    return draw(keys), ()
 
 
 def evaluate(env, **settings):
     settings = dict(num_episodes=6) | settings
-    return make_evaluate(env, constant_policy(), **settings)(PARAMS, KEY)
+    return make_evaluate(env, constant, **settings)(PARAMS, KEY)
 
 
 def test_only_the_first_episode_of_an_environment_counts():
@@ -71,9 +67,30 @@ def test_traces_hold_every_control_step_and_freeze_at_the_end():
     np.testing.assert_array_equal(traces["steps"], expected)
 
 
+@pytest.mark.parametrize("num_envs", [4, 7, 50])
+def test_an_episode_does_not_depend_on_how_many_run_at_once(num_envs):
+    def score(num_envs):
+        env = tiny.point_env(num_envs, lengths=(1, 3, 9))
+        return make_evaluate(env, random, num_episodes=50)(PARAMS, KEY).metrics
+
+    one, other = score(10), score(num_envs)
+    for name, values in one.items():
+        np.testing.assert_allclose(values, other[name], rtol=1e-6, err_msg=name)
+    assert len(np.unique(one["episode_return"])) == 50
+
+
+def test_what_is_not_traced_is_no_trace_whatever_its_shape():
+    """The task shows its action [1] at every control step, if asked to."""
+    assert evaluate(tiny.point_env(3, lengths=(3,))).traces == {}
+    env = tiny.point_env(3, lengths=(3,), max_steps=8, trace=("action",))
+    traces = evaluate(env, num_episodes=4).traces
+    assert traces["action"].shape == (4, 8, 1)
+    np.testing.assert_array_equal(traces["action"], PARAMS)
+
+
 def test_the_key_decides_the_result():
     env = tiny.point_env(16, lengths=tuple(range(1, 9)))
-    score = make_evaluate(env, constant_policy(), num_episodes=16)
+    score = make_evaluate(env, constant, num_episodes=16)
     one, again, other = (score(PARAMS, jax.random.key(i)) for i in (0, 0, 1))
     assert tiny.same(one, again)
     assert (one.metrics["steps"] != other.metrics["steps"]).any()
@@ -95,6 +112,6 @@ def test_a_summary_holds_means_and_the_standard_error_of_the_return():
 def test_evaluation_without_an_end_is_refused():
     env = tiny.point_env(1)
     with pytest.raises(ValueError, match="time limit"):
-        make_evaluate(env._replace(max_steps=None), constant_policy(), num_episodes=1)
+        make_evaluate(env._replace(max_steps=None), constant, num_episodes=1)
     with pytest.raises(ValueError, match="num_episodes=0"):
-        make_evaluate(env, constant_policy(), num_episodes=0)
+        make_evaluate(env, constant, num_episodes=0)

@@ -8,19 +8,17 @@ from dppo_jax import policies
 from dppo_jax.algorithms import ppo
 from dppo_jax.denoising import make_diffusion
 from dppo_jax.networks import DiffusionMLP
-from dppo_jax.policies import diffusion_policy, make_policy
-from dppo_jax.types import PolicyParams
+from dppo_jax.policies import PolicyParams, diffusion_policy, make_policy
 from tests import tiny
 from tests.tiny import OBS
 
-KEY = jax.random.key(1)
 B = 3
+KEY = jax.random.split(jax.random.key(1), B)
 POLICIES = {
     "diffusion": tiny.tiny_diffusion_policy(),
     "diffusion, K' = 1": tiny.tiny_diffusion_policy(1),
     "diffusion, K' = K": tiny.tiny_diffusion_policy(tiny.NUM_STEPS),
     "ddim": tiny.tiny_diffusion_policy(ddim_steps=2),
-    "reward horizon": tiny.tiny_diffusion_policy(reward_horizon=1),
     "gaussian": tiny.tiny_gaussian_policy(),
 }
 
@@ -50,13 +48,15 @@ def test_log_prob_of_a_move_is_what_sampling_said(policy, params):
     sample = policy.sample(params, KEY, OBS)
     assert sample.chain.shape == (B, policy.num_steps + 1, tiny.CHUNK, 1)
     again = policy.log_prob(params.tuned, *moves(policy, sample))
-    np.testing.assert_allclose(sample.log_prob.reshape(-1), again, rtol=1e-4, atol=1e-5)
+    assert again.shape == (B * policy.num_steps, tiny.CHUNK, 1)
+    said = sample.log_prob.reshape(again.shape)
+    np.testing.assert_allclose(said, again, rtol=1e-4, atol=1e-5)
 
 
 def test_log_probs_of_whole_chains_are_those_of_their_moves(policy, params):
     chain, log_prob = policy.sample(params, KEY, OBS)
     again = policy.chain_log_prob(params.tuned, chain, OBS)
-    assert again.shape == (B, policy.num_steps)
+    assert again.shape == (B, policy.num_steps, tiny.CHUNK, 1)
     np.testing.assert_allclose(log_prob, again, rtol=1e-4, atol=1e-5)
 
 
@@ -70,7 +70,13 @@ def test_observations_are_encoded_once_per_chain():
             return super().encode(obs)
 
     policy = diffusion_policy(
-        Counting(tiny.ACTION_DIM, tiny.CHUNK, 4, (16,), condition_sizes=(8,)),
+        Counting(
+            action_dim=tiny.ACTION_DIM,
+            chunk=tiny.CHUNK,
+            time_dim=4,
+            hidden_sizes=(16,),
+            condition_sizes=(8,),
+        ),
         make_diffusion(num_steps=tiny.NUM_STEPS),
         chunk=tiny.CHUNK,
         action_dim=tiny.ACTION_DIM,
@@ -115,15 +121,52 @@ def test_the_key_decides_the_sample(policy, params):
     assert (first != other).all()
 
 
-KEYS = (KEY, KEY, jax.random.key(2))
+KEYS = (KEY, KEY, jax.random.split(jax.random.key(2), B))
 
 
-def test_cloning_and_entropy_are_finite_scalars(policy, params):
+def test_a_row_depends_on_its_own_key_and_observation_alone(policy, params):
+    """Whatever is computed for a batch is what each row gets by itself."""
     action = jnp.full((B, tiny.CHUNK, 1), 0.3)
-    loss = policy.clone_loss(params.tuned, KEY, OBS, action)
-    entropy = policy.entropy(params.tuned, OBS)
-    assert loss.shape == entropy.shape == ()
-    assert jnp.isfinite(loss) and jnp.isfinite(entropy)
+
+    def everything(rows):
+        obs = jax.tree.map(lambda x: x[rows], OBS)
+        sample = policy.sample(params, KEY[rows], obs)
+        loss = policy.clone_loss(params.tuned, KEY[rows], obs, action[rows])
+        acted, _ = policy.act(params, KEY[rows], obs)
+        np.testing.assert_array_equal(acted, sample.chain[:, -1])
+        return sample, loss, policy.entropy(params.tuned, obs)
+
+    whole = everything(slice(None))
+    assert whole[1].shape == whole[2].shape == (B,)
+    for i in range(B):
+        for one, all_rows in zip(
+            jax.tree.leaves(everything(slice(i, i + 1))), jax.tree.leaves(whole)
+        ):
+            np.testing.assert_allclose(one[0], all_rows[i], rtol=1e-4, atol=1e-5)
+
+
+def test_cloning_is_asked_for_the_noise_it_drew():
+    """A network that answers 0 is wrong by the noise itself, whose variance is 1."""
+    policy = tiny.tiny_diffusion_policy()
+    params = policy.init(jax.random.key(0), OBS).tuned
+    silent = jax.tree.map(jnp.zeros_like, params)
+    num = 4000
+    keys = jax.random.split(jax.random.key(3), num)
+    obs = {"state": jnp.zeros((num, 1, 2))}
+    loss = policy.clone_loss(silent, keys, obs, jnp.zeros((num, tiny.CHUNK, 1)))
+    # The mean of CHUNK squares has variance 2 / CHUNK.
+    error = np.sqrt(2 / tiny.CHUNK / num)
+    assert abs(float(loss.mean()) - 1) < 4 * error
+
+
+def test_the_entropy_of_a_chain_is_that_of_its_scored_moves():
+    """H(N(m, s)) = log(s sqrt(2 pi e)), of the floored deviations that are scored."""
+    policy = tiny.tiny_diffusion_policy()
+    params = policy.init(jax.random.key(0), OBS).tuned
+    schedule = make_diffusion(num_steps=tiny.NUM_STEPS).explore
+    std = np.maximum(np.asarray(schedule.std)[-tiny.NUM_TUNED :], 0.1)
+    expected = np.log(std * np.sqrt(2 * np.pi * np.e)).mean()
+    np.testing.assert_allclose(policy.entropy(params, OBS), expected, rtol=1e-5)
 
 
 def test_a_gaussian_policy_is_a_chain_of_one_move_from_zero():
@@ -136,24 +179,11 @@ def test_a_gaussian_policy_is_a_chain_of_one_move_from_zero():
     other = policy.sample(params, KEYS[2], OBS, deterministic=True).chain[:, -1]
     np.testing.assert_allclose(calm, other, atol=1e-3)  # the mean
     draw = (sample.chain[:, 1] - calm) / 0.2
-    expected = (-0.5 * draw**2 - np.log(0.2 * np.sqrt(2 * np.pi))).mean((-2, -1))
+    expected = -0.5 * draw**2 - np.log(0.2 * np.sqrt(2 * np.pi))
     np.testing.assert_allclose(sample.log_prob[:, 0], expected, atol=1e-2)
     entropy = policy.entropy(params.tuned, OBS)
-    assert entropy == pytest.approx(np.log(0.2 * np.sqrt(2 * np.pi * np.e)), rel=1e-5)
-
-
-def test_a_gaussian_floor_widens_the_sample_and_not_the_density():
-    policy = tiny.tiny_gaussian_policy(fixed_std=0.2)
-    params = policy.init(jax.random.key(0), OBS)
-    narrow = policy.sample(params, KEY, OBS)
-    wide = policy.sample(params, KEY, OBS, min_std=0.4)
-    mean = 2 * narrow.chain[:, 1] - wide.chain[:, 1]
-    np.testing.assert_allclose(
-        policy.log_prob(params.tuned, *moves(policy, wide)),
-        wide.log_prob[:, 0],
-        rtol=1e-5,
-    )
-    assert abs(wide.chain[:, 1] - mean).max() > abs(narrow.chain[:, 1] - mean).max()
+    expected = np.log(0.2 * np.sqrt(2 * np.pi * np.e))
+    np.testing.assert_allclose(entropy, expected, rtol=1e-5)
 
 
 def test_the_floor_of_the_std_is_a_default_that_sampling_may_replace():
@@ -182,27 +212,15 @@ def test_moves_that_are_no_longer_tuned_belong_to_the_frozen_network():
     np.testing.assert_allclose(both.chain, free.chain, atol=1e-6)
 
 
-def test_the_reward_horizon_hides_later_actions_from_the_log_prob():
-    policy = tiny.tiny_diffusion_policy(reward_horizon=1)
-    params = policy.init(jax.random.key(0), OBS)
-    x = jnp.zeros((B, tiny.CHUNK, 1))
-    step = jnp.zeros(B, jnp.int32)
-
-    def log_prob(entry):
-        next_x = x.at[:, entry].set(0.5)
-        return policy.log_prob(params.tuned, x, next_x, OBS, step)
-
-    unmoved = policy.log_prob(params.tuned, x, x, OBS, step)
-    np.testing.assert_array_equal(log_prob(1), unmoved)
-    assert (log_prob(0) != unmoved).all()
-
-
-def test_log_probs_are_clamped_entry_by_entry():
+def test_log_probs_are_unclamped_and_entry_by_entry():
+    """An entry that is ten deviations off says so, and its neighbour does not care."""
     policy = tiny.tiny_diffusion_policy()
     params = policy.init(jax.random.key(0), OBS)
-    x = jnp.zeros((B, tiny.CHUNK, 1))
-    far = policy.log_prob(params.tuned, x, x + 1e3, OBS, jnp.zeros(B, jnp.int32))
-    np.testing.assert_array_equal(far, -5.0)
+    x, step = jnp.zeros((B, tiny.CHUNK, 1)), jnp.zeros(B, jnp.int32)
+    near = policy.log_prob(params.tuned, x, x, OBS, step)
+    far = policy.log_prob(params.tuned, x, x.at[:, 1].add(1e3), OBS, step)
+    np.testing.assert_array_equal(near[:, 0], far[:, 0])
+    assert (far[:, 1] < -1e5).all()
 
 
 @pytest.mark.parametrize(
@@ -211,8 +229,6 @@ def test_log_probs_are_clamped_entry_by_entry():
         (dict(num_tuned=5), "num_tuned_steps=5 .* 4 denoising steps"),
         (dict(num_tuned=0), "num_tuned_steps=0"),
         (dict(num_tuned=2, ddim_steps=1), "num_tuned_steps=2 .* 1 denoising"),
-        (dict(reward_horizon=3), "reward_horizon=3 .* chunk of 2"),
-        (dict(reward_horizon=0), "reward_horizon=0"),
     ],
 )
 def test_contradictions_are_refused_by_name(settings, message):

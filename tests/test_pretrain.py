@@ -5,7 +5,7 @@ import pytest
 
 from dppo_jax import pretrain
 from dppo_jax.demonstrations.dataset import Episodes, windows
-from dppo_jax.types import Policy, PolicyParams
+from dppo_jax.policies import ChainPolicy, PolicyParams
 from tests import tiny
 
 NUM_WINDOWS = 10
@@ -25,20 +25,22 @@ def dataset(action=0.5):
     )
 
 
-def counting_policy() -> Policy:
+def counting_policy() -> ChainPolicy:
     """Its gradient is the table of how often a state was seen in a minibatch."""
 
     def init(key, obs):
         params = jnp.zeros(12)
         return PolicyParams(params, params)
 
-    def clone_loss(params, key, obs, action):
-        return params[obs["state"][:, 0, 0].astype(jnp.int32)].sum()
+    def clone_loss(params, keys, obs, action):
+        return params[obs["state"][:, 0, 0].astype(jnp.int32)]
 
     def unused(*args, **kwargs):
         raise NotImplementedError
 
-    return Policy(init, *[unused] * 3, clone_loss, unused, 1, 0.0)
+    return tiny.tiny_gaussian_policy()._replace(
+        init=init, act=unused, clone_loss=clone_loss, entropy=unused
+    )
 
 
 def make(policy=None, **changes):
@@ -90,17 +92,19 @@ def test_the_average_follows_the_network_until_it_starts():
 
 def test_cloning_learns_a_constant_action():
     policy = tiny.tiny_diffusion_policy(tiny.NUM_STEPS)
-    state, rows = tiny.run(make(policy, ema_decay=0.9), 400)
+    algorithm = make(policy, ema_decay=0.9)
+    state, rows = tiny.run(algorithm, 400)
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
-    params = pretrain.params_of(state)
     obs = {"state": jnp.arange(8.0)[:, None, None] * jnp.array([1.0, 0.0])}
-    action = policy.sample(params, jax.random.key(1), obs, deterministic=True)
-    assert abs(action.chain[:, -1] - 0.5).mean() < 0.2
+    keys = jax.random.split(jax.random.key(1), 8)
+    action, _ = algorithm.act(algorithm.params(state), keys, obs, deterministic=True)
+    assert abs(action - 0.5).mean() < 0.2
 
 
 def test_the_policy_is_the_average():
-    state, _ = tiny.run(make(ema_decay=0.9), 2)
-    params = pretrain.params_of(state)
+    algorithm = make(ema_decay=0.9)
+    state, _ = tiny.run(algorithm, 2)
+    params = algorithm.params(state)
     assert tiny.same(params.base, state.ema) and tiny.same(params.tuned, state.ema)
     assert not tiny.same(state.ema, state.params)
 
@@ -125,10 +129,10 @@ def test_an_entropy_bonus_widens_a_gaussian_policy():
             fixed_std=0.3,
             learn_fixed_std=True,
         )
-        policy = tiny.gaussian_policy(network, chunk=tiny.CHUNK, action_dim=1)
+        policy = tiny.gaussian_policy(network)
         algorithm = make(policy, clone_entropy_coef=coefficient)
         state, _ = tiny.run(algorithm, 30)
-        return policy.entropy(state.params, tiny.OBS)
+        return policy.entropy(state.params, tiny.OBS).mean()
 
     assert entropy_after(1.5) > entropy_after(0.0) + 0.05
 

@@ -1,22 +1,30 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dppo_jax.rollout import rollout
-from dppo_jax.types import Sample
+from dppo_jax.rollout import env_keys, first_episodes, rollout
 from tests import tiny
 
+KEY = jax.random.key(0)
 
-def constant(key, obs):
+
+def constant(keys, obs):
     """Three actions, of which the environment executes two."""
-    batch = obs["state"].shape[0]
-    chain = jnp.broadcast_to(jnp.array([0.1, 0.2, 0.9]), (batch, 3))[:, None, :, None]
-    return Sample(jnp.concatenate([0 * chain, chain], axis=1), jnp.zeros((batch, 1)))
+    chunk = jnp.array([0.1, 0.2, 0.9])[:, None]
+    return jnp.broadcast_to(chunk, (len(keys), 3, 1)), {"said": jnp.ones(len(keys))}
+
+
+def random(keys, obs):
+    draw = jax.vmap(lambda key: jax.random.normal(key, (tiny.CHUNK, 1)))
+    return draw(keys), ()
 
 
 def run(act, num_steps=3, lengths=(3,)):
     env = tiny.point_env(2, lengths=lengths)
-    return rollout(env, act, env.reset(jax.random.key(0)), jax.random.key(1), num_steps)
+    start = env.reset(env_keys(KEY, 2))
+    return rollout(env, act, start, env_keys(jax.random.key(1), 2), num_steps)
 
 
 def test_a_roll_out_executes_the_start_of_every_chunk_and_records_what_follows():
@@ -28,7 +36,9 @@ def test_a_roll_out_executes_the_start_of_every_chunk_and_records_what_follows()
     np.testing.assert_allclose(
         transitions.next_obs["state"][:, 0, 0], [[0.2, 2], [0.1, 3], [0.2, 2]]
     )
-    assert transitions.chain.shape == (3, 2, 2, 3, 1)
+    np.testing.assert_allclose(transitions.action[0, 0, :, 0], [0.1, 0.2])
+    assert transitions.action.shape == (3, 2, 2, 1)
+    np.testing.assert_array_equal(transitions.extras["said"], np.ones((3, 2)))
     np.testing.assert_allclose(metrics["episode_return"][1], reward[:2].sum(), 1e-5)
 
 
@@ -41,19 +51,76 @@ def test_the_next_observation_is_acted_on_unless_an_episode_ended():
 
 
 def test_two_halves_make_a_whole():
-    env = tiny.point_env(2, lengths=(3,))
-    start, keys = env.reset(jax.random.key(0)), jax.random.split(jax.random.key(1))
-    whole = rollout(env, constant, start, keys[0], 4)[1]
-    state, first, _ = rollout(env, constant, start, keys[0], 2)
-    _, second, _ = rollout(env, constant, state, keys[1], 2)
+    env, keys = tiny.point_env(2, lengths=(3,)), env_keys(KEY, 2)
+    start = env.reset(keys)
+    whole = rollout(env, constant, start, keys, 4)[1]
+    state, first, _ = rollout(env, constant, start, keys, 2)
+    _, second, _ = rollout(env, constant, state, keys, 2)
     for a, b, c in zip(*(jax.tree.leaves(x) for x in (whole, first, second))):
         np.testing.assert_array_equal(a, jnp.concatenate([b, c]))
 
 
-def test_every_step_draws_from_a_key_of_its_own():
-    def random(key, obs):
-        chain = jax.random.normal(key, (2, 2, tiny.CHUNK, 1))
-        return Sample(chain, jnp.zeros((2, 1)))
+def test_what_to_keep_of_a_step_is_for_the_caller_to_say():
+    env, keys = tiny.point_env(2, lengths=(3,)), env_keys(KEY, 2)
+    _, kept, _ = rollout(
+        env,
+        constant,
+        env.reset(keys),
+        keys,
+        3,
+        record=lambda transition, outcome: (transition.reward, outcome.truncated),
+    )
+    _, transitions, _ = run(constant)
+    np.testing.assert_array_equal(kept[0], transitions.reward)
+    np.testing.assert_array_equal(kept[1], transitions.truncated)
 
-    chain = np.asarray(run(random, num_steps=5)[1].chain)
-    assert len(np.unique(chain)) == chain.size
+
+def test_every_step_of_every_environment_draws_from_a_key_of_its_own():
+    action = np.asarray(run(random, num_steps=5)[1].action)
+    assert len(np.unique(action)) == action.size
+
+
+def test_an_environment_does_not_depend_on_how_many_others_run():
+    def actions(num_envs):
+        env = tiny.point_env(num_envs, lengths=(1, 3, 9))
+        start = env.reset(env_keys(KEY, num_envs))
+        keys = env_keys(jax.random.key(1), num_envs)
+        return rollout(env, random, start, keys, 4)[1]
+
+    few, many = actions(3), actions(8)
+    first = jax.tree.map(lambda x: x[:, :3], many)
+    assert tiny.same(few, first)
+
+
+def test_first_episodes_are_those_of_a_roll_out_up_to_their_ends():
+    env, keys = tiny.point_env(6, lengths=(1, 3, 9), max_steps=8), env_keys(KEY, 6)
+    episodes = first_episodes(env, random, keys, record=lambda step, _: step.reward)
+    assert episodes.kept.shape == (env.max_steps, 6)
+    assert set(np.asarray(episodes.length)) == {1, 2, 4}  # chunks of two
+    for i, length in enumerate(np.asarray(episodes.length)):
+        total = np.asarray(episodes.kept)[:length, i].sum()
+        assert np.isclose(episodes.metrics["episode_return"][i], total, rtol=1e-5)
+    # The same start and keys, one episode at a time.
+    for i in range(6):
+        one = tiny.point_env(1, lengths=(1, 3, 9), max_steps=8)
+        alone = first_episodes(one, random, keys[i : i + 1])
+        assert alone.length[0] == episodes.length[i]
+        for name, value in alone.metrics.items():
+            np.testing.assert_allclose(value[0], episodes.metrics[name][i], rtol=1e-6)
+
+
+def test_first_episodes_end_with_the_longest_of_them():
+    """Steps beyond the end of all episodes are not taken."""
+    steps = []
+
+    def counting(keys, obs):
+        jax.debug.callback(lambda: steps.append(1))
+        return constant(keys, obs)
+
+    env = tiny.point_env(3, lengths=(3,), max_steps=100)
+    episodes = jax.jit(functools.partial(first_episodes, env, counting))(
+        env_keys(KEY, 3)
+    )
+    jax.block_until_ready(episodes)
+    jax.effects_barrier()
+    assert len(steps) == 2  # chunks of two make three control steps

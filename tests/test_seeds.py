@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dppo_jax import seeds
-from dppo_jax.checkpoint import load_policy, save_config
+from dppo_jax.checkpoint import read_policy, save_config, with_types
 from dppo_jax.metrics import read_metrics
 from dppo_jax.training import train
-from dppo_jax.types import Algorithm, PolicyParams
+from dppo_jax.types import Algorithm
 from tests import tiny
 
 N = 3
@@ -64,7 +64,7 @@ def test_every_seed_of_one_program_is_the_run_of_that_seed(algorithm, vectorize)
         for one, other in zip(rows[i], row, strict=True):
             tolerance = dict(rtol=1e-3, atol=1e-5) if vectorize else dict(rtol=1e-5)
             np.testing.assert_allclose(
-                *(list(one.values()), [other[name] for name in one]), **tolerance
+                list(one.values()), [other[name] for name in one], **tolerance
             )
     curves = [tuple(row["reward"] for row in each) for each in rows]
     assert len(set(curves)) == N
@@ -93,7 +93,7 @@ def doubler() -> Algorithm:
         new = {"x": 2 * state["x"], "iteration": state["iteration"] + 1}
         return new, {"loss": jnp.where(new["x"] > 1200, jnp.nan, 1.0), "x": new["x"]}
 
-    return Algorithm(init, step)
+    return tiny.silent(init, step, params=lambda state: {"w": state["x"]})
 
 
 def go(folder, num_iterations, algorithm, which=range(N), **settings):
@@ -107,17 +107,13 @@ def go(folder, num_iterations, algorithm, which=range(N), **settings):
         algorithm = seeds.many(algorithm, len(dirs))
         state = algorithm.init(keys(len(dirs)))
     return train(
-        *(algorithm, state),
+        algorithm,
+        state,
         run_dir=dirs,
         num_iterations=num_iterations,
-        params_of=lambda s: s.params if hasattr(s, "params") else params_of(s),
         normalizer=tiny.NORMALIZER,
         **settings,
     )
-
-
-def params_of(state):
-    return PolicyParams(base=state["x"], tuned=state["x"])
 
 
 def rows_of(folder, seed):
@@ -146,8 +142,9 @@ def test_seeds_resume_together_and_alone_as_if_nothing_had_stopped_them(
         assert [row["iteration"] for row in one] == [1, 2, 3]
         for a, b in zip(one, other, strict=True):
             np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-4)
-    saved = load_policy(tmp_path / "whole" / "seed_1")
-    assert saved.iteration == 3 and tiny.same(saved.params, whole[1].params)
+    saved = read_policy(tmp_path / "whole" / "seed_1")
+    assert saved.iteration == 3
+    assert tiny.same(with_types(saved.params, whole[1].params), whole[1].params)
 
 
 def test_seeds_that_were_cut_between_their_checkpoints_go_back_together(
@@ -167,7 +164,7 @@ def test_seeds_too_far_apart_are_refused_and_lose_nothing(tmp_path):
     go(tmp_path, 2, doubler(), [0])
     with pytest.raises(ValueError, match="seed_0: 2, .*seed_1: 0.*num_seeds=1"):
         go(tmp_path, 4, doubler())
-    assert load_policy(tmp_path / "seed_0").iteration == 2
+    assert read_policy(tmp_path / "seed_0").iteration == 2
     assert len(rows_of(tmp_path, 0)) == 2
 
 
@@ -181,7 +178,7 @@ def test_a_seed_that_reached_its_target_ends_and_the_others_go_on(tmp_path):
     ends = [4, 3, 2]
     assert [float(state["x"]) for state in states] == [16.0, 16.0, 12.0]
     for seed, end in enumerate(ends):
-        assert load_policy(tmp_path / f"seed_{seed}").iteration == end
+        assert read_policy(tmp_path / f"seed_{seed}").iteration == end
         rows = rows_of(tmp_path, seed)
         assert [row["iteration"] for row in rows] == list(range(end + 1))
         assert rows[-1]["score"] == end
@@ -198,5 +195,5 @@ def test_a_seed_that_diverges_is_named(tmp_path):
     """3 doubles beyond 1200 in iteration 9."""
     with pytest.raises(FloatingPointError, match="seed_2: loss became nan .* 9"):
         go(tmp_path, 20, doubler(), checkpoint_every=4)
-    assert load_policy(tmp_path / "seed_2").iteration == 8
+    assert read_policy(tmp_path / "seed_2").iteration == 8
     assert len(rows_of(tmp_path, 0)) == 8

@@ -13,8 +13,9 @@ from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
 from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateCritic
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import ChainPolicy, diffusion_policy, gaussian_policy
+from dppo_jax.rollout import env_keys
 from dppo_jax.squashed import SquashedPolicy, squashed_policy
-from dppo_jax.types import Array, Env, Obs, TimeStep, VecEnv
+from dppo_jax.types import Algorithm, Array, Env, Obs, TimeStep, VecEnv
 
 GOAL = 0.5
 CHUNK, ACTION_DIM = 2, 1
@@ -73,6 +74,11 @@ def point_env(
     """`point_task` behind the wrappers of a real one."""
     env = stack_observations(time_limit(point_task(lengths), max_steps), 1)
     return vectorize(chunk_actions(env, CHUNK, trace), num_envs)
+
+
+def start(env: VecEnv, key: Array) -> Any:
+    """Reset every environment from a key of its own."""
+    return env.reset(env_keys(key, env.num_envs))
 
 
 def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> ChainPolicy:
@@ -169,6 +175,17 @@ def make_tiny_sac(env: VecEnv | None = None, *, num_steps: int = 4, **changes: A
     )
     env = point_env(4) if env is None else env
     return sac.make(env, tiny_squashed_policy(), config)
+
+
+def silent(init, step, params, **more: Any) -> Algorithm:
+    """An Algorithm that never acts, and whose loss must be finite."""
+
+    def act(*args: Any, **settings: Any) -> Any:
+        raise AssertionError("nothing should act here")
+
+    return Algorithm(
+        init=init, step=step, params=params, act=act, finite=("loss",), **more
+    )
 
 
 def run(algorithm, num_iterations: int, *, seed: int = 0):

@@ -262,8 +262,8 @@ def off_policy(
         if num_groups % num_devices:
             raise ValueError(
                 f"replay.num_groups={num_groups} must be a multiple of the "
-                f"{num_devices} devices, each of which draws from its own environments; set it to "
-                f"{num_devices}, or use fewer devices."
+                f"{num_devices} devices, each of which draws from its own "
+                f"environments; set it to {num_devices}, or use fewer devices."
             )
         (axis,) = parallel.SPLIT
         whole = jax.tree.map(lambda _: parallel.WHOLE, state)

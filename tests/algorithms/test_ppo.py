@@ -7,16 +7,22 @@ import pytest
 
 from dppo_jax import chain_losses
 from dppo_jax.algorithms import ppo
+from dppo_jax.chain import Sample
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import time_limit
-from dppo_jax.types import Algorithm, Policy, PolicyParams, Sample
+from dppo_jax.policies import ChainPolicy, PolicyParams
 from tests import tiny
+
+KEYS = jax.random.split(jax.random.key(1), 3)
 
 
 @pytest.fixture(scope="module")
 def algorithm():
     """PPO with every setting at its tiny default; compiled once for the module."""
-    return Algorithm(*map(jax.jit, tiny.make_tiny_ppo()))
+    algorithm = tiny.make_tiny_ppo()
+    return algorithm._replace(
+        init=jax.jit(algorithm.init), step=jax.jit(algorithm.step)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -283,8 +289,8 @@ def test_the_cloning_penalty_is_smallest_for_the_teacher_itself():
     obs = {"state": jnp.tile(tiny.OBS["state"], (50, 1, 1))}
 
     def penalty(params):
-        key = jax.random.key(1)
-        return chain_losses.cloning_penalty(params, policy, teacher, key, obs)
+        keys = jax.random.split(jax.random.key(1), len(obs["state"]))
+        return chain_losses.cloning_penalty(params, policy, teacher, keys, obs)
 
     at_teacher = jax.jit(penalty)(teacher)
     for seed in (1, 2, 3):
@@ -312,16 +318,22 @@ def test_minibatches_pair_every_step_with_its_own_move():
     """The policy gradient with K' = 2 is the mean of those of single moves."""
     policy = tiny.tiny_diffusion_policy()
     params = policy.init(jax.random.key(0), tiny.OBS)
-    chain, log_prob = policy.sample(params, jax.random.key(1), tiny.OBS)
+    chain, log_prob = policy.sample(params, KEYS, tiny.OBS)
+    log_prob = chain_losses.mean_log_prob(log_prob)
     advantage = jnp.array([1.0, -2.0, 0.5])
     settings = dict(clip_top=0.1, clip_base=0.1, clip_rate=1.0, normalize=False)
 
     def loss(row, step):
         rows, steps = jnp.array(row), jnp.array(step)
         return chain_losses.policy_loss(
-            *(params.tuned, policy, {"state": tiny.OBS["state"][rows]}),
-            *(chain[rows, steps], chain[rows, steps + 1], steps),
-            *(log_prob[rows, steps], advantage[rows]),
+            params.tuned,
+            policy,
+            {"state": tiny.OBS["state"][rows]},
+            x=chain[rows, steps],
+            next_x=chain[rows, steps + 1],
+            step=steps,
+            old_log_prob=log_prob[rows, steps],
+            advantage=advantage[rows],
             denoising_discount=0.5,
             **settings,
         )[0]
@@ -337,16 +349,22 @@ def test_dropped_moves_have_no_share_in_the_loss():
     policy = tiny.tiny_diffusion_policy()
     params = policy.init(jax.random.key(0), tiny.OBS)
     stranger = policy.init(jax.random.key(5), tiny.OBS).tuned
-    chain, log_prob = policy.sample(
-        PolicyParams(params.base, params.tuned), jax.random.key(1), tiny.OBS
-    )
+    chain, log_prob = policy.sample(params, KEYS, tiny.OBS)
+    log_prob = chain_losses.mean_log_prob(log_prob)
 
     def loss(rows, steps, num_active=None):
         return chain_losses.policy_loss(
-            *(stranger, policy, {"state": tiny.OBS["state"][rows]}),
-            *(chain[rows, steps], chain[rows, steps + 1], steps),
-            *(log_prob[rows, steps], jnp.array([1.0, -2.0, 0.5])[rows]),
-            **dict(clip_top=0.1, clip_base=0.01, clip_rate=1.0),
+            stranger,
+            policy,
+            {"state": tiny.OBS["state"][rows]},
+            x=chain[rows, steps],
+            next_x=chain[rows, steps + 1],
+            step=steps,
+            old_log_prob=log_prob[rows, steps],
+            advantage=jnp.array([1.0, -2.0, 0.5])[rows],
+            clip_top=0.1,
+            clip_base=0.01,
+            clip_rate=1.0,
             denoising_discount=0.9,
             quantiles=(0.1, 0.9),
             num_active=num_active,
@@ -362,29 +380,30 @@ def test_dropped_moves_have_no_share_in_the_loss():
         np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
-def table_policy() -> Policy:
+def table_policy() -> ChainPolicy:
     """Always acts 0; one parameter per observed step count (0, 2, 4, 6) and move."""
 
     def init(key, obs):
         table = jnp.zeros((4, tiny.NUM_TUNED))
         return PolicyParams(table, table)
 
-    def sample(params, key, obs, *, min_std):
-        batch = obs["state"].shape[0]
-        chain = jnp.zeros((batch, tiny.NUM_TUNED + 1, tiny.CHUNK, 1))
-        return Sample(chain, jnp.zeros((batch, tiny.NUM_TUNED)))
+    def sample(params, keys, obs, *, min_std):
+        chain = jnp.zeros((len(keys), tiny.NUM_TUNED + 1, tiny.CHUNK, 1))
+        return Sample(chain, jnp.zeros((len(keys), tiny.NUM_TUNED, tiny.CHUNK, 1)))
+
+    def entries(log_prob):
+        return jnp.broadcast_to(
+            log_prob[..., None, None], (*log_prob.shape, tiny.CHUNK, 1)
+        )
 
     def log_prob(params, x, next_x, obs, step):
-        return params[(obs["state"][:, 0, 1] / 2).astype(jnp.int32), step]
+        return entries(params[(obs["state"][:, 0, 1] / 2).astype(jnp.int32), step])
 
     def chain_log_prob(params, chain, obs):
-        return params[(obs["state"][:, 0, 1] / 2).astype(jnp.int32)]
+        return entries(params[(obs["state"][:, 0, 1] / 2).astype(jnp.int32)])
 
-    def unused(*args, **kwargs):
-        raise NotImplementedError
-
-    return Policy(
-        *(init, sample, log_prob, chain_log_prob, unused, unused), tiny.NUM_TUNED, 0.1
+    return tiny.tiny_diffusion_policy()._replace(
+        init=init, sample=sample, log_prob=log_prob, chain_log_prob=chain_log_prob
     )
 
 
@@ -436,6 +455,8 @@ def test_values_of_what_followed_enter_the_advantages(ends):
         (dict(num_steps=0), "num_steps=0"),
         (dict(min_std=0.05), "min_std=0.05, but the policy explores with 0.1"),
         (dict(epochs=0), "epochs=0"),
+        (dict(reward_horizon=0), "reward_horizon=0 .* 2 executed"),
+        (dict(reward_horizon=3), "reward_horizon=3 .* 2 executed"),
         (dict(num_iterations=0), "num_iterations=0"),
         (dict(discount=1.5), "discount=1.5"),
         (dict(gae_lambda=-0.1), "gae_lambda=-0.1"),
@@ -462,3 +483,38 @@ def test_a_policy_with_another_number_of_tuned_moves_is_refused():
     policy = tiny.tiny_diffusion_policy(3)
     with pytest.raises(ValueError, match="num_tuned_steps=2, but the policy tunes 3"):
         tiny.make_tiny_ppo(policy)
+
+
+def test_a_gaussian_policy_has_no_sampling_floor_to_anneal():
+    """It would act with one standard deviation and be scored with another."""
+    policy = tiny.tiny_gaussian_policy()
+    with pytest.raises(ValueError, match="min_std_steps=5 .* Gaussian"):
+        tiny.make_tiny_ppo(policy, num_tuned_steps=1, min_std_steps=5)
+
+
+def test_a_chain_of_one_move_is_still_a_denoising_chain():
+    """Its settings are checked like those of longer ones."""
+    policy = tiny.tiny_diffusion_policy(1)
+    with pytest.raises(ValueError, match="num_tuned_steps=2, but the policy tunes 1"):
+        tiny.make_tiny_ppo(policy, num_tuned_steps=2)
+
+
+LOG_PROB = jnp.array([[[3.0, -9.0], [1.0, 0.0]]])  # [B, Ta, Da]
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        (dict(bounds=None), -1.25),
+        (dict(bounds=None, horizon=1), -3.0),
+        (dict(), (2.0 - 5.0 + 1.0 + 0.0) / 4),  # entries are clamped to [-5, 2]
+        (dict(horizon=1), (2.0 - 5.0) / 2),
+        (dict(bound_entries=False), -1.25),
+        (dict(bounds=(-1.0, 1.0), bound_entries=False), -1.0),  # the mean is
+    ],
+)
+def test_the_log_prob_of_a_move_is_a_mean_clamped_as_the_settings_say(
+    settings, expected
+):
+    mean = chain_losses.mean_log_prob(LOG_PROB, **settings)
+    np.testing.assert_allclose(mean, [expected], rtol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 
 from dppo_jax.demonstrations import (
     concatenate,
-    exploring_act,
+    in_task_units,
     make_recorder,
     random_bounds,
 )
@@ -23,10 +23,14 @@ def raw_env(num_envs=4, lengths=(3, 99)):
     return vectorize(time_limit(tiny.point_task(lengths), MAX_STEPS), num_envs)
 
 
-def noise(params, key, obs):
+def noise(params, keys, obs):
     """Uniform actions up to `params`."""
-    shape = (obs["state"].shape[0], tiny.ACTION_DIM)
-    return jax.random.uniform(key, shape, minval=-params, maxval=params)
+
+    def draw(key):
+        shape = (tiny.ACTION_DIM,)
+        return jax.random.uniform(key, shape, minval=-params, maxval=params)
+
+    return jax.vmap(draw)(keys), ()
 
 
 def record(num_steps=50, *, seed=0, env=None):
@@ -81,9 +85,9 @@ def test_short_episodes_are_not_favoured():
 def test_rounds_share_one_program():
     traces = []
 
-    def act(params, key, obs):
+    def act(params, keys, obs):
         traces.append(1)
-        return noise(params, key, obs)
+        return noise(params, keys, obs)
 
     recorder = make_recorder(raw_env(), act, num_steps=100)  # several rounds of 4
     recorder(jnp.float32(1.0), jax.random.key(0))
@@ -103,7 +107,8 @@ def test_exploring_actions_keep_to_the_bounds_and_reach_them():
     policy = tiny.tiny_gaussian_policy(fixed_std=5.0)
     params = policy.init(jax.random.key(0), tiny.OBS)
     obs = {"state": jnp.full((200, 2), 2.0)}
-    action = exploring_act(policy, normalizer)(params, jax.random.key(1), obs)
+    act = in_task_units(policy.act, normalizer)
+    action, _ = act(params, jax.random.split(jax.random.key(1), 200), obs)
     assert action.shape == (200, tiny.ACTION_DIM)
     assert action.min() == -2 and action.max() == 6
     assert len(np.unique(action)) > 10
@@ -113,11 +118,11 @@ def test_a_policy_sees_normalised_observations():
     """The middle of the bounds is what the policy calls zero."""
     normalizer = Normalizer(*map(np.float32, ([0, 10], [4, 30], [-1], [1])))
     policy = tiny.tiny_gaussian_policy(fixed_std=0.1)
-    params, key = policy.init(jax.random.key(0), tiny.OBS), jax.random.key(1)
-    act = exploring_act(policy, normalizer)
-    action = act(params, key, {"state": jnp.array([[2.0, 20.0]])})
-    chain, _ = policy.sample(params, key, {"state": jnp.zeros((1, 1, 2))})
-    np.testing.assert_allclose(action, chain[:, -1, 0], atol=1e-6)
+    params, keys = policy.init(jax.random.key(0), tiny.OBS), jax.random.key(1)[None]
+    act = in_task_units(policy.act, normalizer)
+    action, _ = act(params, keys, {"state": jnp.array([[2.0, 20.0]])})
+    chunk, _ = policy.act(params, keys, {"state": jnp.zeros((1, 1, 2))})
+    np.testing.assert_allclose(action, chunk[:, 0], atol=1e-6)
 
 
 def test_random_bounds_are_what_random_actions_show():

@@ -31,6 +31,7 @@ def make_counter(end: float = 1e9, random_start: bool = False) -> Env:
             terminated=(total >= end).astype(jnp.float32),
             truncated=jnp.float32(0),
             metrics={"total": total},
+            trace={},
         )
 
     return Env(reset, step, {"state": (1,)}, (1,), None)

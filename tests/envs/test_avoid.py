@@ -99,7 +99,7 @@ def test_a_cylinder_stops_the_rod_and_is_never_forgiven(engine):
     np.testing.assert_array_equal(steps.reward[:first, 0], 0.0)
     # The rod stays outside, up to the softness of a MuJoCo contact.
     centre, radius = avoid.CYLINDERS[0, :2], avoid.CYLINDERS[0, 2]
-    distance = np.linalg.norm(steps.metrics["position"][:, 0] - centre, axis=-1)
+    distance = np.linalg.norm(steps.trace["position"][:, 0] - centre, axis=-1)
     assert distance.min() > radius + avoid.ROD_RADIUS - 0.005
 
 
@@ -116,7 +116,7 @@ def test_success_needs_the_rewarded_gap_and_the_finish_line():
     codes = [steps.metrics[f"gap_row{row}"][-1, 0] for row in (1, 2, 3)]
     assert codes == [1, 2, 5]
     success = steps.metrics["success"][:, 0]
-    finished = steps.metrics["position"][:, 0, 1] > avoid.FINISH_Y
+    finished = steps.trace["position"][:, 0, 1] > avoid.FINISH_Y
     np.testing.assert_array_equal(success, np.maximum.accumulate(finished))
     assert success[-1] == 1.0 and steps.reward[-1, 0] == 2.0
     solved = np.maximum.accumulate(steps.reward[:, 0] == 2.0)
@@ -130,8 +130,7 @@ def test_engines_agree_over_an_episode_with_contacts():
     actions = np.float32(rng.uniform(-0.0125, 0.0125, (100, 64, 2)) + [0, 0.006])
     mjx, c = (run(make_task("avoid", engine=engine), actions) for engine in ENGINES)
     assert mjx.metrics["collision"][-1].mean() > 0.1
-    position = "position"
-    np.testing.assert_allclose(mjx.metrics[position], c.metrics[position], atol=2e-4)
+    np.testing.assert_allclose(mjx.trace["position"], c.trace["position"], atol=2e-4)
 
 
 def test_seven_substeps_are_fine_enough():
@@ -178,7 +177,7 @@ def test_human_episodes_replay(human, engine):
     np.testing.assert_allclose(actual[0], [avoid.START] * 96, atol=1e-5)
     steps = run(make_task("avoid", engine=engine), actions, desired[0])
 
-    played = steps.metrics["position"]
+    played = steps.trace["position"]
     recorded = np.arange(1, lengths.max())[:, None] < lengths
     last = lengths - 2, np.arange(96)
     modes = np.stack([steps.metrics[f"gap_row{r}"][last] for r in (1, 2, 3)], axis=1)
@@ -208,7 +207,7 @@ def test_commands_stay_in_the_workspace_whatever_is_asked_for():
     steps = run(make_task("avoid", engine="mujoco"), np.full((100, 1, 2), [-1.0, 0.0]))
     desired = steps.obs["state"][-1, 0, :2]
     np.testing.assert_allclose(desired, [avoid.WORKSPACE_MIN[0], avoid.START[1]])
-    np.testing.assert_allclose(steps.metrics["position"][-1, 0, 0], 0.1, atol=0.005)
+    np.testing.assert_allclose(steps.trace["position"][-1, 0, 0], 0.1, atol=0.005)
     assert steps.metrics["outside"][-1, 0] == 1
     assert steps.metrics["solved"][-1, 0] == 0
     assert steps.reward[-1, 0] == pytest.approx(-0.1)

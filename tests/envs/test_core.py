@@ -5,11 +5,12 @@ import pytest
 
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import time_limit
+from tests import tiny
 
 
 def test_auto_reset_keeps_the_terminal_observation(counter):
     env = vectorize(counter(end=2.0), 2)
-    state = env.reset(jax.random.key(0))
+    state = tiny.start(env, jax.random.key(0))
     action = jnp.array([[2.0], [1.0]])
     state, step = jax.jit(env.step)(state, action)
     np.testing.assert_array_equal(step.obs["state"], [[2.0], [1.0]])
@@ -20,7 +21,7 @@ def test_auto_reset_keeps_the_terminal_observation(counter):
 
 def test_episode_metrics_include_the_last_step_and_start_anew(counter):
     env = vectorize(counter(end=3.0), 1)
-    state = env.reset(jax.random.key(0))
+    state = tiny.start(env, jax.random.key(0))
     seen = []
     for _ in range(5):
         state, step = env.step(state, jnp.ones((1, 1)))
@@ -31,7 +32,7 @@ def test_episode_metrics_include_the_last_step_and_start_anew(counter):
 
 def test_truncation_also_resets(counter):
     env = vectorize(time_limit(counter(), 2), 1)
-    state = env.reset(jax.random.key(0))
+    state = tiny.start(env, jax.random.key(0))
     for expected in (0.0, 1.0, 0.0, 1.0):
         state, step = env.step(state, jnp.ones((1, 1)))
         assert step.truncated[0] == expected and step.terminated[0] == 0.0
@@ -47,7 +48,7 @@ def test_an_environment_does_not_know_how_many_others_there_are(counter):
             state, time_step = env.step(state, jnp.ones((num_envs, 1)))
             return state, time_step.obs["state"]
 
-        return jax.lax.scan(step, env.reset(jax.random.key(7)), length=8)[1]
+        return jax.lax.scan(step, tiny.start(env, jax.random.key(7)), length=8)[1]
 
     three, five = starts(3), starts(5)
     np.testing.assert_array_equal(three, five[:, :3])
@@ -63,7 +64,7 @@ def test_without_an_end_nothing_is_reset(counter):
         return env.reset(key)
 
     many = vectorize(env._replace(reset=reset), 2)
-    state = jax.jit(many.reset)(jax.random.key(0))
+    state = jax.jit(many.reset)(jax.random.split(jax.random.key(0), 2))
     jax.effects_barrier()
     calls.clear()
     jax.block_until_ready(jax.jit(many.step)(state, jnp.ones((2, 1))))

@@ -23,7 +23,8 @@ def test_a_chunk_sums_its_rewards(counter):
     assert env.action_shape == (3, 1)
     state, step = jax.jit(env.step)(env.reset(KEY), column(1.0, 2.0, 4.0))
     assert step.reward == 7.0 and step.terminated == 0.0
-    np.testing.assert_array_equal(step.metrics["total"], [1.0, 3.0, 7.0])
+    np.testing.assert_array_equal(step.trace["total"], [1.0, 3.0, 7.0])
+    assert step.metrics["total"] == 7.0
     np.testing.assert_array_equal(state.obs["state"], [7.0])
 
 
@@ -33,7 +34,7 @@ def test_nothing_happens_after_an_end_inside_a_chunk(counter):
     assert step.reward == 3.0 and step.terminated == 1.0
     np.testing.assert_array_equal(step.obs["state"], [3.0])
     np.testing.assert_array_equal(state.obs["state"], [3.0])
-    np.testing.assert_array_equal(step.metrics["total"], [1.0, 3.0, 3.0, 3.0])
+    np.testing.assert_array_equal(step.trace["total"], [1.0, 3.0, 3.0, 3.0])
 
 
 def test_untraced_metrics_are_those_of_the_last_live_step(counter):

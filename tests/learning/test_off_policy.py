@@ -83,7 +83,7 @@ def test_what_was_collected_is_stored_with_what_ended_an_episode():
 
 
 def test_uniform_actions_come_first_and_updates_once_there_is_enough():
-    """12 transitions an iteration: uniform in the first two, learning from the third."""
+    """12 transitions an iteration: two uniform iterations, learning from the third."""
     algorithm = make(random_steps=13, min_fill=30)
     state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
     rows = []

@@ -29,12 +29,12 @@ def trains_and_evaluates(env: VecEnv) -> dict[str, float]:
     network = GaussianMLP(
         action_dim=action_dim, chunk=chunk, hidden_sizes=(16,), fixed_std=0.2
     )
-    policy = gaussian_policy(network, chunk=chunk, action_dim=action_dim)
+    policy = gaussian_policy(network)
     config = tiny.tiny_ppo_config(num_steps=3, batch_size=3, epochs=1)
     algorithm = ppo.make_ppo(env, policy, tiny.tiny_critic(), config)
     state, (metrics,) = tiny.run(algorithm, 1)
     assert metrics["params_change"] > 0 and np.isfinite(metrics["value_loss"])
-    evaluate = make_evaluate(env, policy, num_episodes=env.num_envs + 1)
+    evaluate = make_evaluate(env, policy.act, num_episodes=env.num_envs + 1)
     scores = evaluate(state.params, jax.random.key(3))
     assert scores.metrics["episode_return"].shape == (env.num_envs + 1,)
     assert 1 <= scores.metrics["episode_length"].max() <= env.max_steps * chunk
@@ -102,6 +102,6 @@ def run_env(env: VecEnv, actions: jax.Array, seed: int = 0) -> Any:
         return state, (state.obs, time_step)
 
     def run(key: jax.Array) -> Any:
-        return jax.lax.scan(step, env.reset(key), jnp.asarray(actions))[1]
+        return jax.lax.scan(step, tiny.start(env, key), jnp.asarray(actions))[1]
 
     return jax.jit(run)(jax.random.key(seed))

@@ -53,7 +53,7 @@ def test_a_chunk_sums_rewards_and_a_limit_inside_stops_it():
     for _ in range(3):
         state = raw.step(state, jnp.ones(1))
         rewards.append(state.reward)
-    now, first = env.step(env.reset(KEY), jnp.ones((2, 1)))
+    now, first = env.step(tiny.start(env, KEY), jnp.ones((2, 1)))
     np.testing.assert_allclose(first.reward, rewards[0] + rewards[1], rtol=1e-6)
     _, second = env.step(now, jnp.ones((2, 1)))
     np.testing.assert_allclose(second.reward, rewards[2], rtol=1e-6)

@@ -6,6 +6,7 @@ import pytest
 
 from dppo_jax.envs import build, host_vec_env, make_host_task
 from dppo_jax.envs.adapters.gymnasium import make_gymnasium
+from tests import tiny
 from tests.envs.adapters.laws import Mixed, bounds, run_env, trains_and_evaluates
 
 KEY = jax.random.key(0)
@@ -130,5 +131,5 @@ def test_a_picture_in_a_dictionary_is_refused():
 
 def test_no_warning_of_gymnasium_reaches_the_user(recwarn):
     env = make("InvertedPendulum-v5")
-    jax.block_until_ready(env.step(env.reset(KEY), jnp.ones((1, 1, 1))))
+    jax.block_until_ready(env.step(tiny.start(env, KEY), jnp.ones((1, 1, 1))))
     assert not recwarn.list

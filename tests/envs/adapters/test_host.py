@@ -64,7 +64,7 @@ def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
 
 def test_what_ended_an_episode_is_told_and_the_next_one_is_acted_on():
     env = counters(2, end=2.0)
-    state, step = env.step(env.reset(KEY), jnp.array([[[2.0]], [[1.0]]]))
+    state, step = env.step(tiny.start(env, KEY), jnp.array([[[2.0]], [[1.0]]]))
     np.testing.assert_array_equal(step.obs["state"][:, 0], [[2.0], [1.0]])
     np.testing.assert_array_equal(step.terminated, [1.0, 0.0])
     np.testing.assert_array_equal(state.obs["state"][:, 0], [[0.0], [1.0]])
@@ -84,14 +84,14 @@ def test_an_environment_does_not_know_how_many_others_there_are():
 
 def test_a_reset_restarts_all_from_its_key():
     env = counters(3, random_start=True)
-    one, two = env.reset(KEY), env.reset(jax.random.key(1))
+    one, two = tiny.start(env, KEY), tiny.start(env, jax.random.key(1))
     assert len(np.unique(np.concatenate([one.obs["state"], two.obs["state"]]))) == 6
-    np.testing.assert_array_equal(env.reset(KEY).obs["state"], one.obs["state"])
+    np.testing.assert_array_equal(tiny.start(env, KEY).obs["state"], one.obs["state"])
 
 
 def test_one_program_serves_every_step():
     env = counters(2, chunk=2)
-    step, state = jax.jit(env.step), env.reset(KEY)
+    step, state = jax.jit(env.step), tiny.start(env, KEY)
     for _ in range(3):
         state, _ = step(state, jnp.ones((2, 2, 1)))
     assert step._cache_size() == 1
@@ -102,13 +102,13 @@ def test_one_program_serves_every_step():
 @pytest.mark.parametrize("name", ["reset", "step", "both"])
 def test_vmap_is_refused_with_a_cure(name, jitted):
     env = counters()
-    states = jax.tree.map(lambda x: jnp.stack([x, x]), env.reset(KEY))
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), tiny.start(env, KEY))
     function, arguments = {
         "reset": (env.reset, (jax.random.split(KEY),)),
         "step": (env.step, (states, jnp.stack([ONE, ONE]))),
         "both": (
             lambda key: jax.lax.fori_loop(
-                *(0, 3, lambda _, s: env.step(s, ONE)[0], env.reset(key))
+                *(0, 3, lambda _, s: env.step(s, ONE)[0], tiny.start(env, key))
             ),
             (jax.random.split(KEY),),
         ),
@@ -124,12 +124,12 @@ def test_shard_map_is_refused_with_a_cure():
     spec = PartitionSpec()
     step = jax.shard_map(env.step, mesh=mesh, in_specs=spec, out_specs=spec)
     with pytest.raises(ValueError, match="shard_map.*raise num_envs"):
-        step(env.reset(KEY), ONE)
+        step(tiny.start(env, KEY), ONE)
 
 
 def test_an_old_state_is_refused():
     env = counters()
-    old = env.reset(KEY)
+    old = tiny.start(env, KEY)
     state, _ = env.step(old, ONE)
     with pytest.raises(jax.errors.JaxRuntimeError, match="1 calls old.*or reset"):
         jax.block_until_ready(env.step(old, ONE))
@@ -139,7 +139,7 @@ def test_an_old_state_is_refused():
 
 def test_episodes_of_simulators_that_are_gone_count_as_truncated():
     env = counters(2, random_start=True)
-    state, _ = env.step(env.reset(KEY), jnp.ones((2, 1, 1)))
+    state, _ = env.step(tiny.start(env, KEY), jnp.ones((2, 1, 1)))
     other = counters(2, random_start=True)
     begun, step = other.step(state, jnp.ones((2, 1, 1)))
     np.testing.assert_array_equal(step.obs["state"], state.obs["state"])
@@ -171,15 +171,15 @@ def test_where_iterations_restart_all_episodes_resuming_is_exact():
 
 def test_entries_of_a_dictionary_stand_side_by_side_in_the_order_named():
     task = make_gymnasium(Mixed, processes=0, obs_keys=("b", "a"))
-    state = host_vec_env(task, 1).reset(KEY)
+    state = tiny.start(host_vec_env(task, 1), KEY)
     np.testing.assert_array_equal(state.obs["state"], [[[2.0, 2.0, 1.0, 1.0]]])
 
 
 def test_metrics_are_the_numbers_in_info_or_those_named():
-    assert set(counters().reset(KEY).metrics) == {"total"}
+    assert set(tiny.start(counters(), KEY).metrics) == {"total"}
     task = make_gymnasium(Counter, processes=0, metrics=("total", "success"))
     env = host_vec_env(task, 1)
-    _, step = env.step(env.reset(KEY), ONE)
+    _, step = env.step(tiny.start(env, KEY), ONE)
     assert float(step.metrics["success"][0]) == 0  # what never came is 0
     assert float(step.metrics["total"][0]) == 1
 
@@ -206,7 +206,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 def test_a_simulator_that_breaks_says_so(processes):
     env = counters(processes=processes)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the counter broke"):
-        jax.block_until_ready(env.step(env.reset(KEY), 1e3 * ONE))
+        jax.block_until_ready(env.step(tiny.start(env, KEY), 1e3 * ONE))
 
 
 def test_processes_end_with_the_program():
@@ -215,7 +215,7 @@ def test_processes_end_with_the_program():
         import multiprocessing, jax
         from tests.envs.adapters.test_host import KEY, ONE, counters
         env = counters(processes=1)
-        state = env.reset(KEY)
+        state = tiny.start(env, KEY)
         print(multiprocessing.active_children()[0].pid)
         raise SystemExit(3)
     """

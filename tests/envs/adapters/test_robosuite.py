@@ -10,6 +10,7 @@ import pytest
 
 from dppo_jax.envs import build, host_vec_env, make_host_task
 from dppo_jax.envs.adapters import robosuite as adapter
+from tests import tiny
 from tests.envs.adapters.laws import bounds, run_env, trains_and_evaluates
 
 KEY = jax.random.key(0)
@@ -76,11 +77,13 @@ def make(num_envs=1, *, options=None, processes=0, **settings):
 
 
 def test_the_state_is_what_robomimic_records_or_what_is_named(stand):
-    obs = make().reset(KEY).obs["state"][0, 0]
+    obs = tiny.start(make(), KEY).obs["state"][0, 0]
     assert obs.shape == (3 + 4 + 2 + 2,)
     np.testing.assert_array_equal(obs[:9], np.zeros(9))  # the arm, then the object
     assert obs[9] == obs[10] > 0
-    two = make(options=dict(robots=("Panda", "Sawyer"))).reset(KEY).obs["state"][0, 0]
+    two = tiny.start(make(options=dict(robots=("Panda", "Sawyer"))), KEY).obs["state"][
+        0, 0
+    ]
     np.testing.assert_array_equal(two[:-2], [0.0] * 9 + [1.0] * 9)
     named = make(options=dict(obs_keys=("height", "robot0_eef_pos")))
     assert named.obs_shape == {"state": (1, 4)}
