@@ -70,7 +70,7 @@ def make(num_groups):
         batches = dict.fromkeys(("drawn", "mixed", "windows"), True)
         return {**rings, **batches, "step": False, "key": False}
 
-    return Algorithm(init=init, step=step, split=split)
+    return Algorithm(init=jax.jit(init), step=step, split=split)
 
 
 def run(devices):

@@ -44,10 +44,11 @@ def chunked_transitions(
     step_discount: float = 1.0,
     drop_unfollowed: bool = False,
 ) -> Transitions:
-    """What an environment behind `chunk_actions` would have shown of the same episodes.
+    """What an environment behind `chunk_actions` would show of the same episodes.
 
-    A chunk that reaches the end of its episode sums the rewards up to there, repeats the
-    last action in the entries that were not executed, and leads to the last observation.
+    A chunk that reaches the end of its episode sums the rewards up to there, repeats
+    the last action in the entries that were not executed, and leads to the last
+    observation.
 
     Data sets hold what was seen before each action, so the observation after the last
     one is missing. An episode whose task ended does not need it. One that was cut off
