@@ -69,18 +69,15 @@ def nbytes(example: PyTree, num_envs: int, capacity: int) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
-def partition(replay: Replay, axis: str) -> Replay:
+def partition(replay: Replay, axis: str) -> PyTree:
     """How devices along the mesh axis `axis` share a buffer (or its shapes).
 
     Returns:
-        Tree of PartitionSpec: rings and their sizes are split, the head is everywhere.
+        A Replay of PartitionSpec: rings and their sizes are split, the head is
+        everywhere.
     """
-    split = PartitionSpec(axis)
-    return Replay(
-        items=jax.tree.map(lambda _: split, replay.items),
-        head=PartitionSpec(),
-        size=split,
-    )
+    specs = jax.tree.map(lambda _: PartitionSpec(axis), replay)
+    return specs._replace(head=PartitionSpec())
 
 
 def insert(replay: Replay, items: PyTree) -> Replay:
@@ -333,16 +330,15 @@ def _shapes(tree: PyTree) -> PyTree:
 
 def _check(items: PyTree, replay: Replay, lead: tuple[int, ...]) -> None:
     """Raises ValueError unless `items` are those of `replay`, with axes `lead`."""
-    given, stored = (
-        jax.tree_util.tree_flatten_with_path(_shapes(tree))
-        for tree in (items, replay.items)
-    )
-    if given[1] != stored[1]:
+    fields: Any = jax.tree.structure(items)
+    stored: Any = jax.tree.structure(replay.items)
+    if fields != stored:
         raise ValueError(
-            f"items {given[1]} differ from those of the buffer, {stored[1]}; insert "
-            "the fields that it was made for."
+            f"items {fields} differ from those of the buffer, {stored}; insert the "
+            "fields that it was made for."
         )
-    for (path, x), (_, ring) in zip(given[0], stored[0]):
+    leaves = jax.tree_util.tree_leaves_with_path(_shapes(items))
+    for (path, x), ring in zip(leaves, jax.tree.leaves(replay.items)):
         shape = lead + ring.shape[2:]
         if (x.shape, x.dtype) != (shape, ring.dtype):
             raise ValueError(

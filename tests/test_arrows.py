@@ -26,7 +26,6 @@ parallel <- returns, losses, replay, minibatch, policies, envs, rollout, trainin
 types <- schedules <- optimizers <- algorithms, pretrain
 types <- squashed <- algorithms
 rollout, replay, parallel <- learning <- algorithms
-parallel <- replay
 envs <- demonstrations <- algorithms, pretrain, interop
 minibatch, parallel <- pretrain
 normalize <- checkpoint <- interop
