@@ -42,11 +42,24 @@ CASES = {
     "gaussian": dict(batch_size=32, num_tuned_steps=1),
     "cloned": dict(batch_size=64, clone_coef=0.3),
 }
+# Small steps: Adam makes a sign of a gradient that is zero but for rounding.
+SAC = dict(
+    replay__num_groups=8,
+    replay__capacity=100,
+    replay__random_steps=40,
+    replay__updates_per_transition=0.125,
+    replay__updates_per_round=2,
+    num_critics=3,
+    critic__learning_rate=1e-3,
+    actor__learning_rate=1e-3,
+)
 
 
 def make(case, **changes):
     """The algorithm of a case, on the devices of `changes` or all."""
     env = tiny.point_env(WORLD["num_envs"], lengths=(3, 99), max_steps=16)
+    if case == "sac":
+        return tiny.make_tiny_sac(env, num_steps=2, **SAC)
     policy = None
     if case == "gaussian":
         policy = tiny.tiny_gaussian_policy(learn_fixed_std=True)

@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dppo_jax import optimizers
 
@@ -40,3 +41,21 @@ def test_gradients_are_scaled_down_to_the_norm_and_never_up():
 
     np.testing.assert_allclose(first_moment([3.0, 4.0]), [0.6, 0.8], rtol=1e-5)
     np.testing.assert_allclose(first_moment([0.3, 0.4]), [0.3, 0.4], rtol=1e-5)
+
+
+def test_a_trainer_takes_the_steps_of_adamw_at_one_rate():
+    params, grads = jnp.array([1.0, -2.0]), jnp.array([5.0, -0.01])
+    trainer = optimizers.trainer(learning_rate=0.1, weight_decay=0.5)
+    trained = trainer.descend(trainer.init(params), grads)
+    np.testing.assert_array_equal(trained.params, step([5.0, -0.01], weight_decay=0.5))
+    assert trained.optimizer[0].count == 1
+    with pytest.raises(ValueError, match="learning_rate=-1"):
+        optimizers.trainer(learning_rate=-1)
+
+
+def test_a_target_network_moves_by_its_rate():
+    """After n steps towards a fixed network (1 - rate)^n of the way is left."""
+    target, online = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 4.0])}
+    for _ in range(3):
+        target = optimizers.polyak(target, online, 0.5)
+    np.testing.assert_allclose(target["w"], [0.125, 3.5])

@@ -78,6 +78,7 @@ def child(*words):
 KINDS = ("pair", "chain", "annealed", "gaussian", "cloned")
 CASES = [
     "weighted",
+    "sac",
     *(pytest.param(x, marks=SLOW) for x in KINDS),
 ]
 

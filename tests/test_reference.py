@@ -15,6 +15,7 @@ import pytest
 
 from dppo_jax import noise_schedules, returns, schedules
 from dppo_jax.demonstrations import gather, load_dppo_npz, save_dppo_npz, windows
+from dppo_jax.interop import stack_critics
 from dppo_jax.normalize import unnormalize_action, unnormalize_obs
 from tests.reference_cases import (
     LOSS,
@@ -30,6 +31,11 @@ from tests.reference_cases import (
     sum_of_squares,
 )
 from tests.reference_losses import check_bc_loss, check_dppo, check_ppo_gaussian
+from tests.reference_off_policy import (
+    check_actor,
+    check_critic,
+    check_temperature,
+)
 from tests.reference_policies import check_finetuned, check_pretrained
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -101,12 +107,15 @@ def check_critic_obs(path, tmp_path):
 
 def check_critic_obs_act(path, tmp_path):
     case = read_case(path)
-    network = state_action_critic(case.config)
-    check_network(case, network, case.obs(), case.arrays["in/action"])
+    network, params = state_action_critic(case.config), case.params("net")
+    if network.num_critics == 1:
+        params = stack_critics([params])
+    inputs = case.obs(), case.arrays["in/action"]
+    check_network(case, network, *inputs, params=params)
 
 
-def check_network(case: Case, network, *inputs):
-    params = case.params("net")
+def check_network(case: Case, network, *inputs, params=None):
+    params = case.params("net") if params is None else params
     shapes = jax.tree.map(jnp.shape, network.init(jax.random.key(0), *inputs))
     assert shapes == jax.tree.map(jnp.shape, params)
     outputs = network.apply(params, *inputs)
@@ -228,6 +237,11 @@ KINDS = {
     "bc_loss": check_bc_loss,
     "dppo": check_dppo,
     "ppo_gaussian": check_ppo_gaussian,
+    "rlpd_actor": check_actor,
+    "rlpd_critic": check_critic,
+    "sac_actor": check_actor,
+    "sac_critic": check_critic,
+    "sac_temperature": check_temperature,
     "gae": check_gae,
     "reward_scaling": check_reward_scaling,
     "lr_schedule": check_lr_schedule,

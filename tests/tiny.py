@@ -4,15 +4,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from dppo_jax import denoising
-from dppo_jax.algorithms import ppo
+from dppo_jax.algorithms import ppo, sac
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
 from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateCritic
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import ChainPolicy, diffusion_policy, gaussian_policy
 from dppo_jax.rollout import env_keys
+from dppo_jax.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.types import Algorithm, Array, Env, Obs, TimeStep, VecEnv
 
 GOAL = 0.5
@@ -142,6 +144,37 @@ def make_tiny_ppo(
     policy = tiny_diffusion_policy(config.num_tuned_steps) if policy is None else policy
     env = point_env(config.num_envs) if env is None else env
     return ppo.make_ppo(env, policy, tiny_critic(), config)
+
+
+def tiny_squashed_policy() -> SquashedPolicy:
+    """Mean and standard deviation of one hidden layer of 32."""
+    network = GaussianMLP(
+        action_dim=ACTION_DIM,
+        chunk=CHUNK,
+        hidden_sizes=(32,),
+        activation="relu",
+        tanh_output=False,
+        std_min=0.01,
+        std_max=7.0,
+    )
+    return squashed_policy(network)
+
+
+def make_tiny_sac(env: VecEnv | None = None, *, num_steps: int = 4, **changes: Any):
+    """SAC on `point_env`: 16 transitions and as many updates of 32 an iteration."""
+    config = ConfigDict()
+    config.rollout = dict(num_steps=num_steps, reset_at_iteration=False)
+    config.critic = dict(hidden_sizes=(32,), activation="relu")
+    config.algorithm = dict(sac=sac.default_config())
+    settings = config.algorithm.sac
+    settings.replay.update(capacity=400, batch_size=32, random_steps=0, min_fill=0)
+    for name in ("actor", "critic", "temperature"):
+        settings[name].learning_rate = 1e-2
+    settings.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    env = point_env(4) if env is None else env
+    return sac.make(env, tiny_squashed_policy(), config)
 
 
 def silent(init, step, params, **more: Any) -> Algorithm:

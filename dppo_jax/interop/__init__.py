@@ -6,7 +6,11 @@ from dppo_jax.interop.reference_checkpoint import (
     load_reference_checkpoint,
     save_reference_checkpoint,
 )
-from dppo_jax.interop.reference_params import params_from_reference, params_to_reference
+from dppo_jax.interop.reference_params import (
+    params_from_reference,
+    params_to_reference,
+    stack_critics,
+)
 from dppo_jax.interop.torch_file import load_torch_file, save_torch_file
 
 __all__ = [
@@ -18,4 +22,5 @@ __all__ = [
     "params_to_reference",
     "save_reference_checkpoint",
     "save_torch_file",
+    "stack_critics",
 ]

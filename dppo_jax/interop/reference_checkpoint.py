@@ -27,7 +27,7 @@ class ReferenceCheckpoint(NamedTuple):
 
     stage: "pretrain" or "finetune".
     params: base and tuned network; the same one twice after pre-training.
-    critic: parameters of V(s), None where there is none.
+    critic: parameters of V(s), None where there is none (Q(s, a) is left out).
     std_bounds: least and largest standard deviation of a Gaussian policy.
     iteration: epoch of pre-training, or iteration of fine-tuning.
     """
@@ -67,7 +67,7 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
             *(params_from_reference(weights, prefix=prefix) for prefix in prefixes)
         )
         critic = None
-        if any(name.startswith("critic.") for name in weights):
+        if _has_state_critic(weights):
             critic = params_from_reference(weights, prefix="critic.")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -238,6 +238,11 @@ def _outputs(net: Mapping[str, Any]) -> int:
         num_blocks = sum(name.startswith("block_") for name in net)
         return len(net[f"linear_{num_blocks + 1}"]["bias"])
     return len(net[f"layer_{len(net) - 1}"]["linear"]["bias"])
+
+
+def _has_state_critic(weights: Mapping[str, Any]) -> bool:
+    names = [name for name in weights if name.startswith("critic.")]
+    return bool(names) and not any(name.startswith("critic.Q2.") for name in names)
 
 
 def _is_diffusion(params: PyTree) -> bool:

@@ -4,10 +4,13 @@ The names are those of the published DPPO models (github irom-princeton/dppo): a
 plain perceptron is `moduleList.<i>.linear_1` / `norm_1`, a residual one `layers.<i>`
 with blocks `l1`, `l2`, `norm1`, `norm2`. Torch stores a linear weight as
 [out, in], Flax as [in, out].
+
+There V(s) is `Q1` alone, and Q(s, a) has two forms, `Q1` beside `Q2` or a `Q1` whose
+weights have an axis of members in front; both are the members of an ensemble here.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -19,11 +22,9 @@ _NETWORKS = {
     "mlp_base": "base",
     "mlp_logvar": "log_variance",
     "mlp_mean": "mean",
-    "Q1": "q1",
-    "Q2": "q2",
+    "Q1": "value",
 }
-# V(s), which torch calls Q1 too.
-_VALUE = "value"
+_MEMBERS = "members"  # of an ensemble; the first axis of every leaf
 # Torch path -> our path, inside a network. The kind of a bare `layers.<i>` shows in
 # the rank of its weight, so that rule carries the kind in a group of its own.
 _LAYERS = [
@@ -59,6 +60,11 @@ def params_from_reference(
         prefix: take only the names that start with it, and cut it off; a whole
             policy's weights are told apart so (for example "actor_ft.").
 
+    Returns:
+        Parameters. Q1 beside Q2, and a Q1 with an axis of members, become those of a
+        `StateActionCritic`; a single Q1 those of V(s), or of one member, see
+        `stack_critics`.
+
     Raises:
         ValueError: names that belong to no network here (they are listed), no name
             with the prefix, or a weight of the wrong rank.
@@ -70,6 +76,9 @@ def params_from_reference(
     }
     if not state_dict:
         raise ValueError(f"No weights whose names start with {prefix!r}.")
+    members = _members(state_dict)
+    if len(members) > 1:
+        return stack_critics([params_from_reference(member) for member in members])
     flat, unknown = {}, []
     for name, array in state_dict.items():
         path = _path_from_reference(name, state_dict)
@@ -89,17 +98,27 @@ def params_from_reference(
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = jax.numpy.asarray(array, np.float32)
-    if "q1" in params and "q2" not in params:
-        params[_VALUE] = params.pop("q1")
     return {"params": params}
+
+
+def stack_critics(critics: Sequence[PyTree]) -> PyTree:
+    """Parameters of a `StateActionCritic` from those of its members, {"value": ...}."""
+    members = [critic["params"]["value"] for critic in critics]
+    stacked = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *members)
+    return {"params": {_MEMBERS: stacked}}
 
 
 def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
     """Weights under torch names from Flax parameters: the way back.
 
+    Ensembles of one or two critics become Q1 and Q2, others a Q1 with an axis of
+    members in front.
+
     Raises:
         ValueError: parameters without a torch name (they are listed).
     """
+    if _MEMBERS in params["params"]:
+        return _critics_to_reference(params["params"][_MEMBERS])
     state_dict, unknown = {}, []
     leaves, _ = jax.tree_util.tree_flatten_with_path(params["params"])
     for keys, array in leaves:
@@ -113,6 +132,36 @@ def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
     if unknown:
         raise ValueError(f"No torch name for the parameters {', '.join(unknown)}.")
     return state_dict
+
+
+def _members(state_dict: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The weights of each critic of an ensemble, all under the name Q1."""
+    second = [name for name in state_dict if name.startswith("Q2.")]
+    if second:
+        first = {name: a for name, a in state_dict.items() if name not in second}
+        return [first, {f"Q1{name[2:]}": state_dict[name] for name in second}]
+    ranks = {a.ndim for name, a in state_dict.items() if name.endswith(".bias")}
+    if ranks != {2}:
+        return [dict(state_dict)]
+    size = len(next(iter(state_dict.values())))
+    return [{name: a[i] for name, a in state_dict.items()} for i in range(size)]
+
+
+def _critics_to_reference(members: PyTree) -> dict[str, np.ndarray]:
+    size = jax.tree.leaves(members)[0].shape[0]
+    critics = [
+        params_to_reference(
+            {"params": {"value": jax.tree.map(lambda x, i=i: x[i], members)}}
+        )
+        for i in range(size)
+    ]
+    if size > 2:
+        return {name: np.stack([c[name] for c in critics]) for name in critics[0]}
+    return {
+        name.replace("Q1", f"Q{i}", 1): array
+        for i, critic in enumerate(critics, start=1)
+        for name, array in critic.items()
+    }
 
 
 def _path_from_reference(name: str, state_dict: Mapping) -> str | None:
@@ -148,7 +197,7 @@ def _path_to_reference(path: str) -> str | None:
     names = {ours: torch for torch, ours in _TIME_EMBEDDING.items()}
     name = names.get(module)
     network, _, layer = module.partition("/")
-    networks = {ours: torch for torch, ours in _NETWORKS.items()} | {_VALUE: "Q1"}
+    networks = {ours: torch for torch, ours in _NETWORKS.items()}
     if network in networks:
         inner = _rewrite(layer, _LAYERS_BACK)
         name = inner and f"{networks[network]}.{inner}"

@@ -1,6 +1,6 @@
 """Networks; they know nothing of reinforcement learning."""
 
-from dppo_jax.networks.critics import StateActionCritic, StateCritic
+from dppo_jax.networks.critics import StateActionCritic, StateCritic, random_members
 from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import MLP, DiffusionMLP, ResidualMLP, SinusoidalEmbedding
@@ -14,4 +14,5 @@ __all__ = [
     "StateActionCritic",
     "StateCritic",
     "StateEncoder",
+    "random_members",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from dppo_jax.networks.encoders import StateEncoder
@@ -15,7 +16,7 @@ from dppo_jax.networks.mlp import (
     check_residual_sizes,
     check_sizes,
 )
-from dppo_jax.types import Array, Obs
+from dppo_jax.types import Array, Obs, PyTree
 
 
 class StateCritic(nn.Module):
@@ -58,7 +59,11 @@ class StateCritic(nn.Module):
 
 
 class StateActionCritic(nn.Module):
-    """Q(s, a): (obs, action [B, Ta, Da]) -> [num_critics, B].
+    """An ensemble of Q(s, a): (obs, action [B, Ta, Da]) -> [num_critics, B].
+
+    Every member has its own initialisation. Their parameters are stacked, so every
+    leaf has a leading axis [num_critics], and all members are one batched network; see
+    `random_members`.
 
     hidden_sizes, activation, layer_norm, residual, compute_dtype, encoder: as in
         `StateCritic`.
@@ -90,18 +95,37 @@ class StateActionCritic(nn.Module):
         x = jnp.concatenate(
             [self.encoder(obs), action.reshape(action.shape[0], -1)], axis=-1
         )
-        values = [
-            network(
-                1,
-                self.hidden_sizes,
-                activation=self.activation,
-                layer_norm=self.layer_norm,
-                compute_dtype=self.compute_dtype,
-                name=f"q{i + 1}",
-            )(x)
-            for i in range(self.num_critics)
-        ]
-        return jnp.stack([value[:, 0] for value in values])
+        members = nn.vmap(
+            network,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=None,
+            axis_size=self.num_critics,
+        )
+        values = members(
+            1,
+            self.hidden_sizes,
+            activation=self.activation,
+            layer_norm=self.layer_norm,
+            compute_dtype=self.compute_dtype,
+            name="members",
+        )(x)
+        return values[..., 0]
+
+
+def random_members(key: Array, params: PyTree, num_members: int) -> PyTree:
+    """Parameters of `num_members` different members of an ensemble, drawn at random.
+
+    Args:
+        params: leaves [num_critics, ...], of a `StateActionCritic`.
+        num_members: at most num_critics; if it is num_critics, `params` itself. They
+            suit a critic with that `num_critics`.
+    """
+    num_critics = jax.tree.leaves(params)[0].shape[0]
+    if num_members == num_critics:
+        return params
+    index = jax.random.choice(key, num_critics, (num_members,), replace=False)
+    return jax.tree.map(lambda leaf: leaf[index], params)
 
 
 def _check_options(critic: StateCritic | StateActionCritic) -> None:

@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.interop import params_from_reference, params_to_reference
+from dppo_jax.interop import (
+    params_from_reference,
+    params_to_reference,
+    stack_critics,
+)
 from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateActionCritic, StateCritic
 
 OBS = {"state": jnp.zeros((1, 1, 3))}
@@ -32,7 +36,6 @@ DENOISER_INPUTS = (jnp.zeros((1, 4, 1)), jnp.zeros(1), OBS)
         (GaussianMLP(1, 4, (5, 5), residual=True, layer_norm=True), (OBS,)),
         (GaussianMLP(1, 4, (5,), fixed_std=0.1, learn_fixed_std=True), (OBS,)),
         (StateCritic((5, 5)), (OBS,)),
-        (StateActionCritic((5,), residual=True), (OBS, jnp.zeros((1, 4, 1)))),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -41,6 +44,24 @@ def test_a_round_trip_changes_nothing(network, inputs):
     weights = params_to_reference(params)
     assert len(weights) == len(jax.tree.leaves(params))
     again = params_from_reference(weights)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.mark.parametrize("num_critics", [1, 2, 3])
+def test_members_of_an_ensemble_are_networks_of_their_own(num_critics):
+    """Two are Q1 and Q2; three are a Q1 whose weights have an axis of members."""
+    critic = StateActionCritic((5,), layer_norm=True, num_critics=num_critics)
+    params = critic.init(jax.random.key(0), OBS, jnp.zeros((1, 4, 1)))
+    weights = params_to_reference(params)
+    prefixes = {name.split(".")[0] for name in weights}
+    assert prefixes == ({"Q1", "Q2"} if num_critics == 2 else {"Q1"})
+    second = np.asarray(params["params"]["members"]["layer_1"]["linear"]["kernel"])[-1]
+    name = f"Q{min(num_critics, 2) if num_critics < 3 else 1}"
+    theirs = weights[f"{name}.moduleList.1.linear_1.weight"]
+    np.testing.assert_array_equal(theirs[-1] if num_critics == 3 else theirs, second.T)
+    again = params_from_reference(weights)
+    if num_critics == 1:  # The names are those of V(s) as well.
+        again = stack_critics([again])
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
@@ -72,10 +93,14 @@ def test_a_single_critic_is_the_value_network():
     assert set(params_to_reference(params_from_reference(value))) == set(value)
 
 
-def test_unknown_names_are_listed():
+def test_unknown_names_are_listed_also_beside_critics():
     weights = {"mlp_mean.layers.0.weight": np.zeros((2, 2)), "encoder.weight": 0}
     with pytest.raises(ValueError, match="named encoder.weight;"):
         params_from_reference(weights)
+    critics = {"Q1.layers.0.weight": np.zeros((2, 2)), "Q1.layers.0.bias": np.zeros(2)}
+    critics |= {name.replace("Q1", "Q2"): array for name, array in critics.items()}
+    with pytest.raises(ValueError, match="named encoder.weight;"):
+        params_from_reference(critics | {"encoder.weight": np.zeros((2, 2))})
     with pytest.raises(ValueError, match="start with 'actor.'"):
         params_from_reference(weights, prefix="actor.")
     with pytest.raises(ValueError, match="parameters encoder/kernel"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.networks import StateActionCritic, StateCritic
+from dppo_jax.networks import StateActionCritic, StateCritic, random_members
 
 KEY = jax.random.key(0)
 OBS = {"state": jnp.arange(12.0).reshape(2, 2, 3)}
@@ -32,12 +32,41 @@ def test_values_are_float32_whatever_the_layers_compute_in():
     assert 0 < np.abs(rough_value - value).max() < 0.02 * np.abs(value).max()
 
 
-def test_double_critics_are_independent_and_read_the_action():
+@pytest.mark.parametrize("options", [{}, {"residual": True, "layer_norm": True}])
+def test_every_member_is_a_network_of_its_own(options):
+    """Member i of three computes what a single critic with its parameters does, and no
+    two start alike in any layer with a random start."""
+    critic = StateActionCritic((8, 8, 8), num_critics=3, **options)
+    values, params = critic.init_with_output(KEY, OBS, ACTION)
+    assert values.shape == (3, 2)
+    for i in range(3):
+        member = jax.tree.map(lambda leaf: leaf[i : i + 1], params)
+        (alone,) = critic.clone(num_critics=1).apply(member, OBS, ACTION)
+        np.testing.assert_allclose(values[i], alone, rtol=1e-5)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    random = [leaf for path, leaf in leaves if path[-2].key.startswith("linear")]
+    assert len(random) == 2 * 4
+    for leaf in random:
+        for one, other in [(0, 1), (0, 2), (1, 2)]:
+            assert (leaf[one] != leaf[other]).all()
+
+
+def test_critics_read_the_action():
     critic = StateActionCritic((8,))
     values, params = critic.init_with_output(KEY, OBS, ACTION)
-    assert values.shape == (2, 2)
-    assert np.abs(values[0] - values[1]).min() > 0
     assert np.abs(critic.apply(params, OBS, 2 * ACTION) - values).min() > 0
+
+
+def test_random_members_are_different_and_all_take_part():
+    params = {"kernel": jnp.arange(5.0)[:, None], "bias": 10 * jnp.arange(5.0)}
+    drawn = [random_members(jax.random.key(i), params, 2) for i in range(40)]
+    pairs = {tuple(members["kernel"][:, 0].tolist()) for members in drawn}
+    assert all(one != other for one, other in pairs)
+    assert {member for pair in pairs for member in pair} == {0, 1, 2, 3, 4}
+    for members in drawn:
+        np.testing.assert_array_equal(members["bias"], 10 * members["kernel"][:, 0])
+    whole = random_members(KEY, params, 5)
+    np.testing.assert_array_equal(whole["bias"], params["bias"])
 
 
 def test_wrong_settings_are_refused():

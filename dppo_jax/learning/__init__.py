@@ -1,0 +1,1 @@
+"""What algorithms learn with, on plain arrays and pure functions."""

@@ -1,0 +1,306 @@
+"""The iteration that off-policy algorithms share: collect, store, learn from it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dppo_jax import parallel
+from dppo_jax import replay as buffers
+from dppo_jax.replay import Replay
+from dppo_jax.rollout import env_keys, episode_means, rollout
+from dppo_jax.types import (
+    Act,
+    Algorithm,
+    Array,
+    Metrics,
+    Obs,
+    PyTree,
+    Transition,
+    VecEnv,
+)
+
+
+class Learner(NamedTuple):
+    """What an off-policy algorithm adds to the loop; `state` is a pytree of its own.
+
+    init: (key, obs with leaves [1, ...], ...) -> state; what follows the observation
+        are the further arguments of the Algorithm's `init`.
+    update: (state, batches, key) -> (state, metrics), one round of updates. A
+        Transition with leaves [updates_per_round, N, ...] and no extras; in a sharded
+        step N is this device's part, and gradients and metrics are reduced with
+        `parallel.mean`.
+    params: state -> what acts.
+    act: see `types.Act`; takes what `params` returns.
+    finite: names of the metrics that must be finite.
+    """
+
+    init: Callable[..., Any]
+    update: Callable[[Any, Transition, Array], tuple[Any, Metrics]]
+    params: Callable[[Any], PyTree]
+    act: Act
+    finite: tuple[str, ...] = ()
+
+
+class OffPolicyState(NamedTuple):
+    """Everything an iteration starts from; a checkpoint of it resumes exactly.
+
+    replay: transitions collected so far.
+    offline: transitions that were given, None without any.
+    """
+
+    learner: Any
+    replay: Replay
+    offline: Replay | None
+    env: Any
+    key: Array
+    iteration: Array
+
+
+def default_config() -> ConfigDict:
+    """Settings of the buffer and of the updates, keyword arguments of `off_policy`."""
+    config = ConfigDict()
+    config.capacity = 1_000_000
+    config.batch_size = 256
+    config.random_steps = 5000
+    config.min_fill = 5000
+    config.updates_per_transition = 1.0
+    config.updates_per_round = 1
+    config.num_groups = 1
+    return config
+
+
+def off_policy(
+    env: VecEnv,
+    learner: Learner,
+    *,
+    num_steps: int,
+    reset_at_iteration: bool = False,
+    capacity: int,
+    batch_size: int,
+    random_steps: int = 0,
+    min_fill: int = 0,
+    updates_per_transition: float = 1.0,
+    updates_per_round: int = 1,
+    num_groups: int = 1,
+    offline: Replay | None = None,
+    offline_share: float = 0.5,
+) -> Algorithm:
+    """An Algorithm that learns from a replay buffer.
+
+    One `step` collects `num_steps` chunks in every environment, stores them, and makes
+    as many updates as the ratio says, each on a batch of its own. Counts are
+    transitions, one per chunk, of all environments together.
+
+    Args:
+        env: whose action is a chunk, [Ta, Da], with entries in [-1, 1].
+        reset_at_iteration: begin every iteration with new episodes.
+        capacity: of the buffer; the oldest make room.
+        batch_size: of one update.
+        random_steps: collected with uniform actions before the policy acts, rounded up
+            to whole iterations.
+        min_fill: collected before the first update; until then a step only collects,
+            and reports zero for what updates report.
+        updates_per_transition: the update-to-data ratio.
+        updates_per_round: batches that `Learner.update` is given at a time.
+        offline: a buffer of given transitions to mix into every batch; None: none.
+        offline_share: share of a batch that is drawn from `offline`.
+        num_groups: of environments that give a batch equally many transitions; with
+            many devices a multiple of their number.
+
+    Returns:
+        An Algorithm; what `update` reports are means over the rounds of an iteration.
+
+    Raises:
+        ValueError: settings that contradict each other, by name.
+    """
+    num_envs = env.num_envs
+    per_iteration = num_envs * num_steps
+    num_rounds = _num_rounds(per_iteration, updates_per_transition, updates_per_round)
+    if len(env.action_shape) != 2:
+        raise ValueError(
+            f"the environment takes actions of shape {env.action_shape}, but policies "
+            "act in chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), Ta = 1 for "
+            "single actions."
+        )
+    if batch_size < 1 or batch_size % num_groups or num_envs % num_groups:
+        raise ValueError(
+            f"replay.num_groups={num_groups} must divide replay.batch_size={batch_size}"
+            f" and the {num_envs} environments; change one of them."
+        )
+    if min_fill > capacity:
+        raise ValueError(
+            f"replay.min_fill={min_fill} transitions never fit replay.capacity="
+            f"{capacity}; change one of them."
+        )
+    if reset_at_iteration and env.max_steps is not None and num_steps < env.max_steps:
+        raise ValueError(
+            f"rollout.reset_at_iteration=True with num_steps={num_steps} never sees "
+            f"the end of an episode of {env.max_steps} chunks; set it to False, or "
+            f"num_steps to at least {env.max_steps}."
+        )
+
+    def random_action(keys: Array) -> Array:
+        draw = jax.vmap(lambda key: jax.random.uniform(key, env.action_shape))(keys)
+        return 2 * draw - 1
+
+    def collect(
+        learner_state: Any, env_state: Any, keys: Array, iteration: Array
+    ) -> tuple[Any, Any, Metrics]:
+        params = learner.params(learner_state)
+        is_random = iteration * per_iteration < random_steps
+
+        def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
+            if random_steps == 0:
+                return learner.act(params, keys, obs)[0], ()
+            action = jax.lax.cond(
+                is_random,
+                lambda: random_action(keys),
+                lambda: learner.act(params, keys, obs)[0][:, : env.action_shape[0]],
+            )
+            return action, ()
+
+        return rollout(env, act, env_state, keys, num_steps)
+
+    def init(key: Array, *args: Any) -> OffPolicyState:
+        env_key, learner_key, key = jax.random.split(key, 3)
+        keys = env_keys(env_key, num_envs)
+        env_state = env.reset(keys)
+        obs = jax.tree.map(lambda x: x[:1], env_state.obs)
+        learner_state = learner.init(learner_key, obs, *args)
+        iteration = jnp.zeros((), jnp.int32)
+        _, transitions, _ = jax.eval_shape(
+            collect, learner_state, env_state, keys, iteration
+        )
+        one = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), transitions
+        )
+        return OffPolicyState(
+            learner=learner_state,
+            replay=buffers.init(one, num_envs, capacity),
+            # A copy: the host loop overwrites the state, not what it was given.
+            offline=jax.tree.map(jnp.copy, offline),
+            env=env_state,
+            key=key,
+            iteration=iteration,
+        )
+
+    def draw(state: OffPolicyState, key: Array) -> Transition:
+        """The batches of a round, leaves [updates_per_round, N, ...]."""
+        num_rows = updates_per_round * batch_size
+        if state.offline is None:
+            rows = buffers.sample(state.replay, key, num_rows, num_groups=num_groups)
+        else:
+            rows = buffers.sample_mixed(
+                state.replay,
+                state.offline,
+                key,
+                num_rows,
+                offline_share=offline_share,
+                num_groups=num_groups,
+            )
+        # Neighbours, which are of the same group and of the same buffer, are dealt to
+        # different batches, so that each has its share of all.
+        return jax.tree.map(
+            lambda x: x.reshape(-1, updates_per_round, *x.shape[1:]).swapaxes(0, 1),
+            rows,
+        )
+
+    def learn(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
+        def one_round(learner_state: Any, key: Array) -> tuple[Any, Metrics]:
+            draw_key, update_key = jax.random.split(key)
+            return learner.update(learner_state, draw(state, draw_key), update_key)
+
+        learner_state, metrics = jax.lax.scan(
+            one_round, state.learner, jax.random.split(key, num_rounds)
+        )
+        metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+        num_updates = jnp.int32(num_rounds * updates_per_round)
+        return learner_state, metrics | {"num_updates": num_updates}
+
+    def learn_when_filled(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
+        if min_fill <= per_iteration:
+            return learn(state, key)
+        metrics = jax.eval_shape(learn, state, key)[1]
+        return jax.lax.cond(
+            (state.iteration + 1) * per_iteration >= min_fill,
+            lambda: learn(state, key),
+            lambda: (
+                state.learner,
+                jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics),
+            ),
+        )
+
+    def step(state: OffPolicyState) -> tuple[OffPolicyState, Metrics]:
+        key, reset_key, act_key, learn_key = jax.random.split(state.key, 4)
+        if reset_at_iteration:
+            state = state._replace(env=env.reset(env_keys(reset_key, num_envs)))
+        env_state, transitions, episodes = collect(
+            state.learner, state.env, env_keys(act_key, num_envs), state.iteration
+        )
+        done = jnp.maximum(transitions.terminated, transitions.truncated)
+        episodes = episode_means(done, transitions.reward, episodes)
+        if reset_at_iteration:
+            cut = transitions.truncated.at[-1].set(1 - transitions.terminated[-1])
+            transitions = transitions._replace(truncated=cut)
+        state = state._replace(
+            env=env_state, replay=buffers.insert(state.replay, transitions)
+        )
+        learner_state, losses = learn_when_filled(state, learn_key)
+        iteration = state.iteration + 1
+        state = state._replace(learner=learner_state, key=key, iteration=iteration)
+        counts = {
+            "env_steps": iteration * float(per_iteration * env.action_shape[0]),
+            "replay_size": parallel.total(state.replay.size.sum()),
+        }
+        return state, episodes | losses | counts
+
+    def split(state: OffPolicyState, num_devices: int) -> OffPolicyState:
+        """Environments and what they collected are split, the learner is not."""
+        if num_groups % num_devices:
+            raise ValueError(
+                f"replay.num_groups={num_groups} must be a multiple of the "
+                f"{num_devices} devices, each of which draws from its own "
+                f"environments; set it to {num_devices}, or use fewer devices."
+            )
+        (axis,) = parallel.SPLIT
+        whole = jax.tree.map(lambda _: parallel.WHOLE, state)
+        return whole._replace(
+            env=jax.tree.map(lambda _: parallel.SPLIT, state.env),
+            replay=buffers.partition(state.replay, axis),
+            offline=(
+                None
+                if state.offline is None
+                else buffers.partition(state.offline, axis)
+            ),
+        )
+
+    return Algorithm(
+        init=init,
+        step=step,
+        params=lambda state: learner.params(state.learner),
+        act=learner.act,
+        split=split,
+        finite=learner.finite,
+    )
+
+
+def row_keys(key: Array, num_rows: int) -> Array:
+    """One key for each row of this device's part of a batch, of `num_rows` rows."""
+    return env_keys(key, num_rows * parallel.num_shards())
+
+
+def _num_rounds(
+    num_transitions: int, updates_per_transition: float, updates_per_round: int
+) -> int:
+    rounds = updates_per_transition * num_transitions / max(updates_per_round, 1)
+    if updates_per_round < 1 or rounds < 1 or abs(rounds - round(rounds)) > 1e-6:
+        raise ValueError(
+            f"replay.updates_per_transition={updates_per_transition} for the "
+            f"{num_transitions} transitions of an iteration must be a whole number of "
+            f"rounds of updates_per_round={updates_per_round}, at least one; change "
+            "one of them, or collect more."
+        )
+    return round(rounds)

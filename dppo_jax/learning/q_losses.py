@@ -1,0 +1,90 @@
+"""Losses of soft actor-critic methods, on plain arrays.
+
+Equations are those of Haarnoja et al. (2018b, "Soft Actor-Critic Algorithms and
+Applications", arXiv 1812.05905). A time step is an action chunk: rewards are summed
+over it, and log-probabilities are those of the whole chunk.
+"""
+
+import chex
+import jax.numpy as jnp
+
+from dppo_jax.types import Array
+
+
+def soft_value(value: Array, log_prob: Array, temperature: Array | float) -> Array:
+    """V(s) of a sampled action, the least of the critics (eq. 3; Fujimoto et al. 2018).
+
+    min_i Q_i(s, a) - temperature log pi(a | s)
+
+    Args:
+        value: [N, B] of N critics; a subset of an ensemble for REDQ (Chen et al. 2021).
+        log_prob: [B].
+        temperature: alpha; 0 leaves the entropy out.
+
+    Returns:
+        [B].
+    """
+    chex.assert_rank([value, log_prob], [2, 1])
+    chex.assert_equal_shape([value[0], log_prob])
+    return value.min(0) - temperature * log_prob
+
+
+def td_target(
+    reward: Array, next_value: Array, terminated: Array, *, discount: float
+) -> Array:
+    """What Q(s, a) should be: reward + discount (1 - terminated) V(s') (eq. 2), [B].
+
+    A time limit needs no argument: a truncated step bootstraps as any other one, from
+    the V of the observation that ended it.
+
+    Args:
+        reward: [B] summed over the executed chunk.
+        next_value: [B] of what followed, before any reset.
+        terminated: [B] 1 where the task ended; nothing is bootstrapped.
+        discount: per chunk, not per simulator step.
+    """
+    chex.assert_rank([reward, next_value, terminated], 1)
+    chex.assert_equal_shape([reward, next_value, terminated])
+    return reward + discount * (1 - terminated) * next_value
+
+
+def critic_loss(value: Array, target: Array) -> Array:
+    """Half the mean squared error of each critic, summed over critics (eq. 5).
+
+    Args:
+        value: [N, B].
+        target: [B], the same for all critics.
+    """
+    chex.assert_rank([value, target], [2, 1])
+    chex.assert_equal_shape([value[0], target])
+    return 0.5 * ((value - target) ** 2).mean(1).sum()
+
+
+def actor_loss(value: Array, log_prob: Array, temperature: Array | float) -> Array:
+    """Mean of temperature log pi(a | s) - Q(s, a) (eq. 7), a reparametrised draw of pi.
+
+    Args:
+        value: [B] Q of the drawn action; how critics are combined is the caller's
+            choice, their minimum in the paper.
+        log_prob: [B].
+    """
+    chex.assert_rank([value, log_prob], 1)
+    chex.assert_equal_shape([value, log_prob])
+    return (temperature * log_prob - value).mean()
+
+
+def temperature_loss(
+    log_temperature: Array, log_prob: Array, *, target_entropy: float
+) -> Array:
+    """Mean of -alpha (log pi(a | s) + target entropy) with alpha = e^log_temperature.
+
+    Eq. 18. Its gradient lowers alpha where the entropy exceeds the target, and raises
+    it where the entropy falls short.
+
+    Args:
+        log_temperature: scalar; its exponential stays positive.
+        log_prob: [B], from which no gradient is wanted.
+        target_entropy: in nats, of a whole chunk.
+    """
+    chex.assert_rank([log_temperature, log_prob], [0, 1])
+    return -(jnp.exp(log_temperature) * (log_prob + target_entropy)).mean()

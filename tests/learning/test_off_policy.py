@@ -1,0 +1,158 @@
+"""Laws of the loop: what is stored, drawn and counted, with a learner that counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax import replay as buffers
+from dppo_jax.learning.off_policy import Learner, off_policy
+from tests import tiny
+
+ACTION = 0.25
+
+
+def counter() -> Learner:
+    """It acts with ACTION; it counts its batches and keeps the last ones."""
+
+    def update(state, batches, key):
+        rounds = state["rounds"] + 1
+        mean = batches.reward.mean()
+        return {"rounds": rounds, "rows": batches.reward}, {"reward_seen": mean}
+
+    def act(params, keys, obs, *, deterministic=False):
+        shape = (len(keys), tiny.CHUNK, tiny.ACTION_DIM)
+        return jnp.full(shape, ACTION), {"unused": jnp.zeros(len(keys))}
+
+    return Learner(
+        init=lambda key, obs, rows=(2, 6): {
+            "rounds": jnp.int32(0),
+            "rows": jnp.zeros(rows),
+        },
+        update=update,
+        params=lambda state: state["rounds"],
+        act=act,
+        finite=("reward_seen",),
+    )
+
+
+def make(env=None, **settings):
+    """4 environments x 3 chunks, 2 batches of 6 a round, 2 updates a transition."""
+    settings = {
+        "num_steps": 3,
+        "capacity": 40,
+        "batch_size": 6,
+        "updates_per_transition": 2.0,
+        "updates_per_round": 2,
+    } | settings
+    env = tiny.point_env(4, lengths=(3, 99), max_steps=5) if env is None else env
+    return off_policy(env, counter(), **settings)
+
+
+@pytest.mark.parametrize(
+    "ratio, per_round, rounds", [(2.0, 2, 12), (0.25, 1, 3), (20.0, 20, 12)]
+)
+def test_the_number_of_updates_follows_the_data(ratio, per_round, rounds):
+    algorithm = make(updates_per_transition=ratio, updates_per_round=per_round)
+    state = algorithm.init(jax.random.key(0), (per_round, 6))
+    state, metrics = jax.jit(algorithm.step)(state)
+    state, metrics = jax.jit(algorithm.step)(state)
+    assert state.learner["rounds"] == 2 * rounds
+    assert metrics["num_updates"] == rounds * per_round == ratio * 12
+    assert metrics["env_steps"] == 2 * 12 * tiny.CHUNK
+    assert algorithm.finite == ("reward_seen",)
+    assert algorithm.params(state) == 2 * rounds
+
+
+def test_what_was_collected_is_stored_with_what_ended_an_episode():
+    """Time limits cut at 5 steps, in chunk 3; tasks of 3 steps end in chunk 2."""
+    algorithm = make()
+    state, metrics = algorithm.step(algorithm.init(jax.random.key(3)))
+    stored = jax.tree.map(lambda x: np.asarray(x)[:, :3], state.replay.items)
+    assert stored.extras == ()
+    assert metrics["replay_size"] == 12
+    np.testing.assert_array_equal(stored.action, np.full((4, 3, 2, 1), ACTION))
+    steps = stored.next_obs["state"][:, :, 0, 1]
+    assert set(map(tuple, steps.tolist())) == {(2, 4, 5), (2, 3, 2)}
+    np.testing.assert_array_equal(stored.terminated, steps == 3)
+    np.testing.assert_array_equal(stored.truncated, steps == 5)
+    # What is acted on next is the new episode, what is stored followed the old one.
+    np.testing.assert_array_equal(
+        stored.obs["state"][:, 2, 0, 1], np.where(steps[:, 1] == 3, 0, 4)
+    )
+
+
+def test_uniform_actions_come_first_and_updates_once_there_is_enough():
+    """12 transitions an iteration: two uniform iterations, learning from the third."""
+    algorithm = make(random_steps=13, min_fill=30)
+    state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+    rows = []
+    for _ in range(4):
+        state, metrics = step(state)
+        rows.append({name: float(x) for name, x in metrics.items()})
+    assert step._cache_size() == 1
+    assert [row["num_updates"] for row in rows] == [0, 0, 24, 24]
+    assert [row["reward_seen"] != 0 for row in rows] == [False, False, True, True]
+    action = np.asarray(state.replay.items.action).reshape(4, 10, 2)
+    # The ring of ten steps holds twelve less the first two.
+    is_random = (action != ACTION).any(-1)
+    order = (np.arange(10) + 2) % 10
+    np.testing.assert_array_equal(
+        is_random[:, order], np.tile(np.arange(2, 12) < 6, (4, 1))
+    )
+    drawn = action[is_random]
+    assert -1 <= drawn.min() < -0.5 and 0.5 < drawn.max() <= 1
+
+
+def test_a_batch_takes_its_share_from_what_was_given():
+    """Offline rewards are 7, rewards of the task negative: half of every batch."""
+    env = tiny.point_env(4)
+    seen, _ = make(env).step(make(env).init(jax.random.key(0)))
+    given = jax.tree.map(lambda x: x[0, :3], seen.replay.items)
+    given = given._replace(reward=jnp.full(3, 7.0))
+    offline = buffers.init(jax.tree.map(lambda x: x[0], given), 1, 3)
+    algorithm = make(env, offline=buffers.fill(offline, given), offline_share=0.5)
+    state, _ = jax.jit(algorithm.step, donate_argnums=0)(
+        algorithm.init(jax.random.key(0))
+    )
+    np.testing.assert_array_equal((state.learner["rows"] == 7).sum(1), [3, 3])
+    again = algorithm.init(jax.random.key(0))  # The given data survive the donation.
+    assert (again.offline.items.reward == 7).all()
+
+
+def test_new_episodes_every_iteration_leave_a_cut_in_the_store():
+    algorithm = make(tiny.point_env(4, lengths=(99,), max_steps=6), num_steps=4)
+    state, _ = algorithm.step(algorithm.init(jax.random.key(0)))
+    assert not state.replay.items.truncated[:, 3].any()
+    algorithm = make(
+        tiny.point_env(4, lengths=(99,), max_steps=6),
+        num_steps=4,
+        reset_at_iteration=True,
+    )
+    state, _ = algorithm.step(algorithm.init(jax.random.key(0)))
+    np.testing.assert_array_equal(state.replay.items.truncated[0, :4], [0, 0, 1, 1])
+    state, _ = algorithm.step(state)
+    assert (state.replay.items.obs["state"][:, 4] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"updates_per_transition": 0.3}, "updates_per_transition=0.3 for the 12"),
+        ({"updates_per_round": 0}, "updates_per_round=0, at least one"),
+        ({"min_fill": 41}, "min_fill=41 .* replay.capacity=40"),
+        ({"capacity": 3}, "capacity=3"),
+        ({"num_groups": 4}, "num_groups=4 must divide replay.batch_size=6"),
+        ({"reset_at_iteration": True, "num_steps": 2}, "episode of 3 chunks"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(make(**settings).init, jax.random.key(0))
+
+
+def test_devices_need_groups():
+    algorithm = make()
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    with pytest.raises(ValueError, match="num_groups=1 must be a multiple of the 2"):
+        algorithm.split(state, 2)
