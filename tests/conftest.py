@@ -10,11 +10,18 @@ from pathlib import Path
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+
+# Examples are the same in every run, and the first of a shape may compile for long.
+hypothesis.settings.register_profile(
+    "tests", derandomize=True, database=None, deadline=None, max_examples=25
+)
+hypothesis.settings.load_profile("tests")
 
 # Accelerators multiply float32 matrices in fewer bits by default; the tolerances of
 # the tests are those of full float32.

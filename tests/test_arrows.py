@@ -22,7 +22,7 @@ types <- denoising, networks <- policies <- algorithms, pretrain, interop
 types <- normalize <- envs <- rollout <- evaluate <- algorithms, pretrain
 types <- losses <- chain_losses <- algorithms
 types <- returns, losses, replay, minibatch, parallel <- algorithms
-parallel <- returns, losses, minibatch, policies, envs, rollout, training
+parallel <- returns, losses, replay, minibatch, policies, envs, rollout, training
 types <- schedules <- optimizers <- algorithms, pretrain
 envs <- demonstrations <- algorithms, pretrain, interop
 minibatch, parallel <- pretrain
@@ -213,6 +213,14 @@ OFFENCES = {
     "envs know no policies": (
         *("dppo_jax.envs.core", "from dppo_jax.policies import diffusion_policy"),
         "no arrow leads from policies to envs",
+    ),
+    "a replay buffer holds what it is given, from wherever": (
+        *("dppo_jax.replay", "from dppo_jax.demonstrations import transitions"),
+        "no arrow leads from demonstrations to replay",
+    ),
+    "data are prepared without the buffer that may hold them": (
+        *("dppo_jax.demonstrations.transitions", "from dppo_jax import replay"),
+        "no arrow leads from replay to demonstrations",
     ),
     "nor do networks know returns, even relatively": (
         *("dppo_jax.networks.mlp", "from ..returns import gae"),

@@ -28,11 +28,14 @@ from dppo_jax.demonstrations.recorder import (
     random_bounds,
 )
 from dppo_jax.demonstrations.robomimic import load_robomimic
+from dppo_jax.demonstrations.transitions import Transitions, chunked_transitions
 
 __all__ = [
     "FORMATS",
     "Episodes",
+    "Transitions",
     "Windows",
+    "chunked_transitions",
     "concatenate",
     "detect_format",
     "exploring_act",

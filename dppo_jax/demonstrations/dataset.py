@@ -74,11 +74,7 @@ def windows(
             longer than every episode, or a history that is not positive.
     """
     check_episodes(episodes, "episodes")
-    if chunk < 1 or history < 1 or not 1 <= image_history <= history:
-        raise ValueError(
-            f"chunk={chunk}, history={history}, image_history={image_history}: all "
-            "must be at least 1, and image_history at most history."
-        )
+    check_window(chunk, history, image_history)
     lengths = np.asarray(episodes.episode_lengths)
     counts = np.maximum(lengths - chunk + 1, 0)
     if counts.sum() == 0:
@@ -274,6 +270,15 @@ def check_episodes(episodes: Episodes, source: str) -> None:
                     f"{source}: {name} has NaN or infinite values in {len(rows)} of "
                     f"{steps} rows, first {rows[:5].tolist()}; drop those episodes."
                 )
+
+
+def check_window(chunk: int, history: int, image_history: int) -> None:
+    """Raises ValueError for a chunk or a history that no sample can have."""
+    if chunk < 1 or history < 1 or not 1 <= image_history <= history:
+        raise ValueError(
+            f"chunk={chunk}, history={history}, image_history={image_history}: all "
+            "must be at least 1, and image_history at most history."
+        )
 
 
 def summary(episodes: Episodes) -> str:
