@@ -97,13 +97,12 @@ def make_setup(config: ConfigDict) -> Setup:
         config.env,
         normalizer=normalizer,
         chunk=config.model.chunk,
-        num_envs=config.finetune.num_envs,
+        num_envs=config.rollout.num_envs,
     )
     policy = make_policy(
         config.model,
-        config.finetune,
         action_dim=action_size,
-        executed=config.env.executed,
+        reward_horizon=config.env.executed,
     )
     return Setup(config, env, policy, StateCritic(**config.critic))
 

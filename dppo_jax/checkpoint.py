@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dppo_jax.normalize import Normalizer
+from dppo_jax.old_settings import updated
 from dppo_jax.types import PolicyParams, PyTree
 
 CONFIG_FILE = "config.json"
@@ -196,7 +197,7 @@ def check_matches(params: PyTree, expected: PyTree, *, what: str, cure: str) -> 
 
 
 def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """The configuration of a run, or None where there is none."""
+    """The configuration of a run with the names of today; None where there is none."""
     path = Path(run_dir) / CONFIG_FILE
     if not path.is_file():
         return None
@@ -206,7 +207,7 @@ def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it.") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no settings; restore it.")
-    return config
+    return updated(config)
 
 
 def save_config(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> None:

@@ -246,7 +246,7 @@ def _batch(obs: Obs) -> int:
 
 
 def default_config() -> ConfigDict:
-    """What a policy is made of; fine-tuning must find it as pre-training left it."""
+    """What a policy is made of; of a saved one only `sampling` may still change."""
     config = ConfigDict()
     config.kind = "diffusion"  # or "gaussian"
     config.chunk = 4  # Ta, predicted actions
@@ -261,8 +261,7 @@ def default_config() -> ConfigDict:
     )
     config.diffusion = ConfigDict(
         dict(
-            num_steps=20,  # K, or the training steps of a DDIM policy
-            ddim_steps=placeholder(int),
+            num_steps=20,  # K of training, and of sampling unless by DDIM
             predict_noise=True,
             x0_clip=1.0,
             time_dim=16,
@@ -278,36 +277,46 @@ def default_config() -> ConfigDict:
             tanh_output=True,
         )
     )
+    # What a chain needs to act and to be scored; no weight depends on it.
+    config.sampling = ConfigDict(
+        dict(
+            num_tuned_steps=10,  # K', the moves that fine-tuning may change
+            min_std=0.1,  # exploration: floor of a chain's sampling std
+            min_log_prob_std=0.1,  # stability: floor of the std in log-probs
+            eta=1.0,
+            draw_clip=3.0,
+            noise_clip=placeholder(float),
+            final_clip=placeholder(float),
+            ddim_steps=placeholder(int),  # K of a DDIM chain; None: DDPM
+        )
+    )
     return config
 
 
 def make_policy(
     config: ConfigDict,
-    tuning: ConfigDict,
     *,
     action_dim: int,
-    executed: int | None = None,
+    reward_horizon: int | None = None,
 ) -> Policy:
     """The policy that `default_config` describes.
 
     Args:
         config: `default_config` with changes.
-        tuning: settings of exploration and of log-probabilities, those of
-            `algorithms.ppo.default_config`.
         action_dim: Da.
-        executed: actions of a chunk that the environment executes; those count in the
-            log-probability unless `tuning.reward_horizon` says otherwise. None: all.
+        reward_horizon: actions of a chunk that count in the log-probability; None: all.
 
     Raises:
         ValueError: settings that contradict each other, by name.
     """
+    sampling = config.sampling
     network = dict(config.network) | dict(
         action_dim=action_dim, chunk=config.chunk, compute_dtype=config.compute_dtype
     )
     common = dict(chunk=config.chunk, action_dim=action_dim)
     if config.kind == "gaussian":
         module = GaussianMLP(**network, **config.gaussian)
-        return gaussian_policy(module, **common, draw_clip=tuning.draw_clip)
+        return gaussian_policy(module, **common, draw_clip=sampling.draw_clip)
     if config.kind != "diffusion":
         raise ValueError(
             f"model.kind={config.kind!r} is unknown; use 'diffusion' or 'gaussian'."
@@ -318,14 +327,15 @@ def make_policy(
         DiffusionMLP(**network, **embedding),
         denoising.make_diffusion(
             **diffusion,
-            eta=tuning.eta,
-            noise_clip=tuning.noise_clip,
-            draw_clip=tuning.draw_clip,
-            final_clip=tuning.final_clip,
-            min_log_prob_std=tuning.min_log_prob_std,
+            ddim_steps=sampling.ddim_steps,
+            eta=sampling.eta,
+            noise_clip=sampling.noise_clip,
+            draw_clip=sampling.draw_clip,
+            final_clip=sampling.final_clip,
+            min_log_prob_std=sampling.min_log_prob_std,
         ),
         **common,
-        num_tuned_steps=tuning.num_tuned_steps,
-        min_std=tuning.min_std,
-        reward_horizon=tuning.reward_horizon or executed,
+        num_tuned_steps=sampling.num_tuned_steps,
+        min_std=sampling.min_std,
+        reward_horizon=reward_horizon,
     )

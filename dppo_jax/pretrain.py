@@ -38,7 +38,6 @@ class PretrainState(NamedTuple):
 def default_config() -> ConfigDict:
     """Settings of the DPPO paper's pre-training (appendix), for state policies."""
     config = ConfigDict()
-    config.num_epochs = 1000
     config.batch_size = 128
     config.learning_rate = 1e-3
     config.min_learning_rate = 1e-4
@@ -67,7 +66,7 @@ def make_pretrain(policy: Policy, dataset: Windows, config: ConfigDict) -> Algor
     Raises:
         ValueError: settings that cannot work, by name.
     """
-    for name in ("num_epochs", "batch_size", "ema_every"):
+    for name in ("batch_size", "ema_every"):
         if config[name] < 1:
             raise ValueError(f"pretrain.{name}={config[name]} must be at least 1.")
     if not 0 <= config.ema_decay < 1:

@@ -19,36 +19,41 @@ from dppo_jax.checkpoint import PolicyCheckpoint, load_config, load_policy, save
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, make_evaluate
 from dppo_jax.normalize import Normalizer
+from dppo_jax.old_settings import flatten
 from dppo_jax.policies import make_policy
 from dppo_jax.types import Policy, PolicyParams
 from experiments import plots, processes
 
 # Changing these between a run and its resumption is what a user may want to do.
 _MAY_CHANGE = (
-    *("run_dir", "num_seeds", "evaluate.", "loop.", "num_iterations", "num_epochs"),
-    "mesh.",
+    *("run_dir", "num_seeds", "evaluate.", "loop.", "mesh."),
     *("collect.target_return", "collect.num_steps"),
 )
 # What fine-tuning and evaluation must find as pre-training left it.
 _MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
 # Of these, what parameters do not depend on.
-_MAY_DIFFER = ("model.compute_dtype",)
+_MAY_DIFFER = ("model.compute_dtype", "model.sampling.")
+# Of a fine-tuned policy the frozen and the tuned network differ, and these say which
+# one makes which move.
+_TUNED_MUST_MATCH = ("model.sampling.num_tuned_steps", "model.sampling.ddim_steps")
 # What also decides how a policy scores; a difference is legitimate, but worth a line.
 _WORTH_A_LINE = (
     *("env.", "model.compute_dtype"),
-    *(f"finetune.{x}" for x in ("eta", "draw_clip", "final_clip", "noise_clip")),
+    *(
+        f"model.sampling.{x}"
+        for x in ("ddim_steps", "eta", "draw_clip", "final_clip", "noise_clip")
+    ),
 )
-# What runs had from before there was such a setting.
-_BEFORE = {
-    "model.compute_dtype": "float32",
-    "critic.compute_dtype": "float32",
-    "finetune.minibatch": "pair",
-    "finetune.shuffle_groups": 1,
-}
 # Settings that a stage does not read: they may differ from its last run.
 _UNREAD = {
-    "collect": ("pretrain.", "finetune.", "critic.", "model.", "data", "policy"),
-    "pretrain": ("finetune.", "critic.", "collect.", "policy"),
+    "collect": (
+        *("pretrain.", "algorithm.", "rollout.", "critic.", "model."),
+        *("data", "policy"),
+    ),
+    "pretrain": (
+        *("algorithm.", "rollout.", "critic.", "collect.", "model.sampling."),
+        "policy",
+    ),
     "finetune": ("pretrain.", "collect.", "data"),
 }
 
@@ -202,13 +207,11 @@ def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
             "--config.policy=<run directory>."
         )
     checkpoint = load_policy(run_dir)
-    must_match = _MUST_MATCH
-    if checkpoint.config.get("stage") == "finetune":
-        # Its frozen and its tuned network differ, and K' says which one moves when.
-        must_match += ("finetune.num_tuned_steps",)
+    is_tuned = checkpoint.config.get("stage") == "finetune"
     differences = _differences(checkpoint.config, as_json(config))
     for name, (saved, now) in sorted(differences.items()):
-        if name.startswith(must_match) and name not in _MAY_DIFFER:
+        must_match = name.startswith(_MUST_MATCH) and not name.startswith(_MAY_DIFFER)
+        if must_match or (is_tuned and name in _TUNED_MUST_MATCH):
             raise ValueError(
                 f"{run_dir} was trained with {name}={saved!r}, but the config says "
                 f"{now!r}; pass {_as_flag(name, saved)}, or train a policy that "
@@ -221,11 +224,11 @@ def find_policy(config: ConfigDict, stage: str) -> PolicyCheckpoint:
 
 def build_policy(config: ConfigDict, action_dim: int) -> Policy:
     """The policy that all stages share."""
+    horizon = config.algorithm.ppo.reward_horizon
     return make_policy(
         config.model,
-        config.finetune,
         action_dim=action_dim,
-        executed=config.env.executed,
+        reward_horizon=config.env.executed if horizon is None else horizon,
     )
 
 
@@ -256,8 +259,11 @@ def make_score(
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
-    """The config as it reads back from a JSON file."""
-    return json.loads(config.to_json_best_effort())
+    """The config as it reads back from a JSON file, with the chosen algorithm only."""
+    settings = json.loads(config.to_json_best_effort())
+    algorithm = settings["algorithm"]
+    kept = ("name", algorithm["name"])
+    return settings | {"algorithm": {k: algorithm[k] for k in kept if k in algorithm}}
 
 
 def _as_flag(name: str, value: Any) -> str:
@@ -278,22 +284,12 @@ def _last_of_each(argv: list[str]) -> list[str]:
 
 
 def _differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
-    old, new = _BEFORE | _flatten(old), _flatten(new)
+    old, new = flatten(old), flatten(new)
     return {
         name: (old.get(name), new.get(name))
         for name in old.keys() | new.keys()
         if old.get(name) != new.get(name)
     }
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _one_line(error: Exception) -> str:

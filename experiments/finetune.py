@@ -6,11 +6,10 @@ import jax
 from ml_collections import ConfigDict
 
 from dppo_jax import parallel
-from dppo_jax.algorithms import ppo
+from dppo_jax.algorithms import make_algorithm
 from dppo_jax.checkpoint import check_matches, load_critic
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, summarize
-from dppo_jax.networks.critics import StateCritic
 from dppo_jax.types import PolicyParams
 from experiments import common, plots, processes
 from experiments.seeds import check_seeds, train_seeds
@@ -27,9 +26,9 @@ def main(config: ConfigDict) -> list[str]:
         config.env,
         normalizer=normalizer,
         chunk=config.model.chunk,
-        num_envs=config.finetune.num_envs,
+        num_envs=config.rollout.num_envs,
     )
-    algorithm = ppo.make_ppo(env, policy, StateCritic(**config.critic), config.finetune)
+    algorithm = make_algorithm(env, policy, config)
     state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
     check_matches(
         pretrained.params.base,
@@ -59,7 +58,6 @@ def main(config: ConfigDict) -> list[str]:
     final = train_seeds(
         *(config, "finetune", parallel.shard(algorithm, mesh)),
         *(pretrained.params, critic),
-        num_iterations=config.finetune.num_iterations,
         params_of=lambda state: state.params,
         normalizer=normalizer,
         evaluate=evaluate,

@@ -38,7 +38,6 @@ def main(config: ConfigDict) -> list[str]:
 
     final = train_seeds(
         *(config, "pretrain", algorithm),
-        num_iterations=config.pretrain.num_epochs,
         params_of=pretrain.params_of,
         normalizer=episodes.normalizer,
         evaluate=evaluate,

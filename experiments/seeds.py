@@ -96,6 +96,8 @@ def seed_configs(config: ConfigDict, stage: str) -> list[ConfigDict]:
 def _loop(settings: ConfigDict) -> dict[str, Any]:
     """Arguments of `train`; a return to stop at becomes its `stop`."""
     loop = dict(settings)
+    if "num_epochs" in loop:
+        loop["num_iterations"] = loop.pop("num_epochs")
     target = loop.pop("stop_at_return", None)
     if target is None:
         return loop

@@ -26,7 +26,7 @@ parallel <- returns, losses, minibatch, policies, envs, rollout, training
 types <- schedules <- optimizers <- algorithms, pretrain
 envs <- demonstrations <- algorithms, pretrain, interop
 minibatch, parallel <- pretrain
-normalize <- checkpoint <- interop
+normalize, old_settings <- checkpoint <- interop
 types <- seeds, metrics <- runs <- training
 evaluate, checkpoint, parallel <- runs
 runtime <- envs, minibatch

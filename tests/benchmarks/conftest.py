@@ -11,6 +11,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(floors, "CALL_SECONDS", 1e-4)
     config = setups.load_config(setups.AVOID)
     config.model.network.hidden_sizes = config.critic.hidden_sizes = (16, 16, 16)
-    config.finetune.update(num_envs=4, num_steps=2, batch_size=20, epochs=3)
+    config.rollout.update(num_envs=4, num_steps=2)
+    config.algorithm.ppo.update(batch_size=20, epochs=3)
     config.pretrain.batch_size = 8
     return config

@@ -27,7 +27,7 @@ TINY = {
     "model.network.hidden_sizes": (16,),
     "model.diffusion.num_steps": 4,
     "critic.hidden_sizes": (16,),
-    "finetune.num_tuned_steps": 2,
+    "model.sampling.num_tuned_steps": 2,
     "evaluate.num_episodes": 4,
     "evaluate.num_envs": 4,
 }
@@ -57,7 +57,7 @@ def make_config(**changes):
 def make_run(run_dir, stage, critic=True, num_active=None, **changes):
     """A run directory as training leaves it, with networks of random weights."""
     config = make_config(**changes)
-    policy = make_policy(config.model, config.finetune, action_dim=2)
+    policy = make_policy(config.model, action_dim=2)
     obs = {"state": jnp.zeros((1, 1, 4))}
     one, other = (policy.init(jax.random.key(i), obs).base for i in (0, 1))
     params = PolicyParams(one, one if stage == "pretrain" else other, num_active)
@@ -86,7 +86,7 @@ def exported(tmp_path_factory):
     [
         ("pretrain", {}),
         ("finetune", {}),
-        ("finetune", {"model__diffusion__ddim_steps": 2}),
+        ("finetune", {"model__sampling__ddim_steps": 2}),
         ("finetune", {"model__diffusion__condition_sizes": (8, 4)}),
         ("finetune", {"model__kind": "gaussian"}),
         ("pretrain", GAUSSIAN),

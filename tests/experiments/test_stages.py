@@ -23,14 +23,14 @@ TINY = {
     "critic.hidden_sizes": (16,),
     "collect.modes": [(1, 3, 5)],
     "collect.episodes_per_mode": 2,
-    "pretrain.num_epochs": 3,
+    "loop.pretrain.num_epochs": 3,
     "pretrain.warmup_epochs": 1,
-    "finetune.num_iterations": 2,
-    "finetune.num_envs": 4,
-    "finetune.num_steps": 2,
-    "finetune.num_tuned_steps": 2,
-    "finetune.batch_size": 8,
-    "finetune.epochs": 1,
+    "loop.finetune.num_iterations": 2,
+    "rollout.num_envs": 4,
+    "rollout.num_steps": 2,
+    "model.sampling.num_tuned_steps": 2,
+    "algorithm.ppo.batch_size": 8,
+    "algorithm.ppo.epochs": 1,
     "evaluate.num_episodes": 6,
     "evaluate.num_envs": 4,
 }
@@ -83,13 +83,13 @@ def test_fine_tuning_goes_on_from_a_fine_tuned_policy_with_its_critic(world, tmp
     """No update happens: one iteration at a learning rate that moves nothing."""
     changes = dict(policy=str(world / "finetune"), run_dir=str(tmp_path / "more"))
     still = {
-        f"finetune__{name}__{rate}": 1e-30
+        f"algorithm__ppo__{name}__{rate}": 1e-30
         for name in ("actor", "critic")
         for rate in ("learning_rate", "min_learning_rate")
     }
     finetune.main(
         make_config(
-            *(world, "finetune"), finetune__num_iterations=1, **changes, **still
+            *(world, "finetune"), loop__finetune__num_iterations=1, **changes, **still
         )
     )
     before, after = (
@@ -131,10 +131,10 @@ def test_many_seeds_are_runs_of_their_own(world, tmp_path, capsys):
     last = evaluations(run_dirs[1])[2]
     assert result["episode_return"] == pytest.approx(last, rel=1e-4)
 
-    changes["finetune__num_iterations"] = 3
+    changes["loop__finetune__num_iterations"] = 3
     finetune.main(make_config(world, "finetune", **changes))
     assert "resuming at iteration 2 of 3" in capsys.readouterr().out
-    alone = dict(seed=1, run_dir=run_dirs[1], finetune__num_iterations=4)
+    alone = dict(seed=1, run_dir=run_dirs[1], loop__finetune__num_iterations=4)
     assert finetune.main(make_config(world, "finetune", **alone)) == run_dirs[1:]
     assert sorted(evaluations(run_dirs[1])) == [0, 2, 3, 4]
 
@@ -204,7 +204,7 @@ def test_evaluation_alone_agrees_with_evaluation_in_training(world, capsys):
 
 
 def test_the_same_command_goes_on_where_it_stopped(world, capsys):
-    config = make_config(world, "pretrain", pretrain__num_epochs=4)
+    config = make_config(world, "pretrain", loop__pretrain__num_epochs=4)
     pretrain.main(config)
     assert "resuming at iteration 3 of 4" in capsys.readouterr().out
     rows = read_metrics(world / "pretrain")
@@ -217,7 +217,7 @@ def test_the_same_command_goes_on_where_it_stopped(world, capsys):
         ("model.chunk", 2),
         ("model.diffusion.num_steps", 5),
         ("model.network.hidden_sizes", (16, 16, 16)),
-        ("model.diffusion.ddim_steps", 2),
+        ("model.sampling.ddim_steps", 2),
         ("model.diffusion.condition_sizes", (8,)),
         ("env.history", 2),
         ("env.task", "hopper"),
@@ -236,8 +236,8 @@ def test_a_policy_other_than_the_configured_one_is_refused_by_name(
 
 def test_a_fine_tuned_policy_keeps_its_split_and_a_cloned_one_has_none(world):
     """With another K' a fine-tuned chain would be another policy."""
-    changes = dict(finetune__num_tuned_steps=3)
-    with pytest.raises(ValueError, match="trained with finetune.num_tuned_steps=2"):
+    changes = dict(model__sampling__num_tuned_steps=3)
+    with pytest.raises(ValueError, match="with model.sampling.num_tuned_steps=2"):
         common.find_policy(make_config(world, "evaluate", **changes), "finetune")
     common.find_policy(make_config(world, "finetune", **changes), "pretrain")
 
@@ -247,9 +247,9 @@ def test_a_run_directory_belongs_to_its_settings(world):
     before = (world / "finetune" / "config.json").read_bytes()
     for name, value in [
         ("seed", 7),
-        ("finetune.discount", 0.5),
+        ("algorithm.ppo.discount", 0.5),
         ("model.network.hidden_sizes", (8,)),
-        ("finetune.target_kl", None),
+        ("algorithm.ppo.target_kl", None),
         ("env.executed", 2),
     ]:
         with pytest.raises(ValueError, match=f"holds a run with {name}="):
@@ -257,7 +257,7 @@ def test_a_run_directory_belongs_to_its_settings(world):
                 make_config(world, "finetune", **{name: value}), "finetune"
             )
     assert (world / "finetune" / "config.json").read_bytes() == before
-    changes = {"finetune.num_iterations": 9, "evaluate.seed": 3}
+    changes = {"loop.finetune.num_iterations": 9, "evaluate.seed": 3}
     changes |= {"loop.finetune.log_every": 2}
     common.prepare_run(make_config(world, "finetune", **changes), "finetune")
     common.prepare_run(make_config(world, "finetune"), "finetune")
@@ -317,8 +317,8 @@ def test_a_report_of_nothing_is_refused(argument, capsys):
     "arguments, message",
     [
         (
-            ["--config.finetune.clip_tpo=1"],
-            "setting --config.finetune.clip_tpo; did you mean clip_top?",
+            ["--config.algorithm.ppo.clip_tpo=1"],
+            "setting --config.algorithm.ppo.clip_tpo; did you mean clip_top?",
         ),
         (["config.seed=1"], "'config.seed=1' is no flag"),
         (["--config.policy.seed=1"], "setting is given a key of its own"),

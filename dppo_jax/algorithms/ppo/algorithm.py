@@ -21,6 +21,7 @@ from dppo_jax.algorithms.ppo.settings import (
     check_groups,
 )
 from dppo_jax.algorithms.ppo.update import Pairs, PPOState, make_updates
+from dppo_jax.networks.critics import StateCritic
 from dppo_jax.rollout import episode_means, rollout
 from dppo_jax.types import (
     Algorithm,
@@ -40,6 +41,9 @@ def make_ppo(
     policy: Policy,
     critic: Any,
     config: ConfigDict,
+    *,
+    num_steps: int,
+    reset_at_iteration: bool = True,
 ) -> Algorithm:
     """PPO over (t, k) with the settings of `default_config`.
 
@@ -47,6 +51,8 @@ def make_ppo(
         env: whose action is a chunk, [Ta, Da].
         policy: a chain of K' moves.
         critic: a module, `apply(params, obs) -> [B]`.
+        num_steps: action chunks per environment and iteration.
+        reset_at_iteration: start every iteration with new episodes.
 
     Returns:
         An Algorithm; `init(key, params=None, critic_params=None)` starts from given
@@ -62,7 +68,9 @@ def make_ppo(
             "act in chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), Ta = 1 for "
             "single actions."
         )
-    num_envs, num_steps = env.num_envs, config.num_steps
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} must be at least 1.")
+    num_envs = env.num_envs
     num_pairs = num_envs * num_steps * policy.num_steps
     if not 1 <= config.batch_size <= num_pairs:
         raise ValueError(
@@ -71,7 +79,9 @@ def make_ppo(
             f"{policy.num_steps} moves); lower it or collect more."
         )
     check_groups(config, policy, num_envs=num_envs)
-    updates = make_updates(policy, critic, config, num_envs=num_envs)
+    updates = make_updates(
+        policy, critic, config, num_envs=num_envs, num_steps=num_steps
+    )
     anneals_steps = config.tuned_steps_drop > 0 and config.tuned_steps_every > 0
 
     def anneal(params: PolicyParams, iteration: Array) -> PolicyParams:
@@ -118,7 +128,7 @@ def make_ppo(
 
     def collect(state: PPOState, key: Array) -> tuple[PPOState, Transition, Metrics]:
         reset_key, act_key = jax.random.split(key)
-        if config.reset_at_iteration:
+        if reset_at_iteration:
             state = state._replace(
                 env=env.reset(reset_key), first=jnp.ones_like(state.first)
             )
@@ -199,6 +209,25 @@ def make_ppo(
         )
 
     return Algorithm(init, step, split)
+
+
+def make(
+    env: VecEnv, policy: Policy, config: ConfigDict, data: Any = None
+) -> Algorithm:
+    """PPO as `config.algorithm.ppo`, `config.rollout` and `config.critic` say.
+
+    Args:
+        data: demonstrations, of which PPO makes no use.
+    """
+    del data
+    return make_ppo(
+        env,
+        policy,
+        StateCritic(**config.critic),
+        config.algorithm.ppo,
+        num_steps=config.rollout.num_steps,
+        reset_at_iteration=config.rollout.reset_at_iteration,
+    )
 
 
 def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:

@@ -15,21 +15,7 @@ MINIBATCHES = ("pair", "chain")
 def default_config() -> ConfigDict:
     """Settings of the paper where it names one for all tasks; see its appendix."""
     config = ConfigDict()
-    # `make_ppo` takes the number of environments from its environment, and K' with
-    # the settings of sampling (min_std ... reward_horizon) from its policy; they stand
-    # here for `make_env` and `make_policy`, so that one section says it all. Of what
-    # a policy tells, a value that differs here is refused.
-    config.num_iterations = 100
-    config.num_envs = 40
-    config.num_steps = 100  # action chunks per environment and iteration
-    config.reset_at_iteration = True
-    config.num_tuned_steps = 10
-    config.min_std = 0.1  # exploration: floor of a chain's sampling std
-    config.min_log_prob_std = 0.1  # stability: floor of the std in log-probs
-    config.draw_clip = 3.0
-    config.final_clip = placeholder(float)
-    config.noise_clip = placeholder(float)
-    config.eta = 1.0
+    # Actions of a chunk that count in log-probabilities; None: those executed.
     config.reward_horizon = placeholder(int)
     config.discount = 0.99
     config.gae_lambda = 0.95
@@ -94,19 +80,9 @@ def check_config(config: ConfigDict, policy: Policy) -> None:
             f"batch_size={config.batch_size} must be a multiple of the "
             f"{policy.num_steps} moves of a chain with minibatch='chain'; change one."
         )
-    for name in ("num_steps", "epochs", "num_iterations", "shuffle_groups"):
+    for name in ("epochs", "shuffle_groups"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]} must be at least 1.")
-    if config.num_tuned_steps != policy.num_steps and policy.num_steps > 1:
-        raise ValueError(
-            f"num_tuned_steps={config.num_tuned_steps}, but the policy tunes "
-            f"{policy.num_steps} steps; make both the same."
-        )
-    if config.min_std != policy.min_std and policy.num_steps > 1:
-        raise ValueError(
-            f"min_std={config.min_std}, but the policy explores with "
-            f"{policy.min_std}; make both the same."
-        )
     if (config.tuned_steps_drop > 0) != (config.tuned_steps_every > 0):
         raise ValueError(
             f"tuned_steps_drop={config.tuned_steps_drop} and "
@@ -151,14 +127,15 @@ def check_devices(config: ConfigDict, num_devices: int) -> None:
     """Refuse what cannot be computed on many devices; raises ValueError by name."""
     if config.shuffle_groups % num_devices:
         raise ValueError(
-            f"finetune.shuffle_groups={config.shuffle_groups} must be a multiple of "
-            f"the {num_devices} devices, each of which shuffles its own environments; "
+            f"algorithm.ppo.shuffle_groups={config.shuffle_groups} must be a multiple "
+            f"of the {num_devices} devices, each of which shuffles its own "
+            "environments; "
             f"set it to {num_devices}, or use fewer devices."
         )
     if tuple(config.advantage_quantiles) != (0.0, 1.0):
+        quantiles = tuple(config.advantage_quantiles)
         raise ValueError(
-            f"finetune.advantage_quantiles={tuple(config.advantage_quantiles)} look at "
-            f"a whole minibatch, which is spread over {num_devices} devices; use one "
+            f"algorithm.ppo.advantage_quantiles={quantiles} look at a whole minibatch, which is spread over {num_devices} devices; use one "
             "device, or (0.0, 1.0)."
         )
 

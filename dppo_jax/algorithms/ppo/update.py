@@ -96,9 +96,9 @@ def log_prob_of_moves(policy: Policy, params: PyTree, moves: Moves) -> Array:
 
 
 def make_updates(
-    policy: Policy, critic: Any, config: ConfigDict, *, num_envs: int
+    policy: Policy, critic: Any, config: ConfigDict, *, num_envs: int, num_steps: int
 ) -> Updates:
-    """Minibatches over the steps of `num_envs` environments, with K' moves each.
+    """Minibatches over `num_steps` steps of `num_envs` environments, K' moves each.
 
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
@@ -242,7 +242,7 @@ def make_updates(
         actor_rate, critic_rate = learning_rates(config, it)
         shuffle_key, clone_key = jax.random.split(key)
         shape = (
-            *(config.num_steps, num_envs // parallel.num_shards()),
+            *(num_steps, num_envs // parallel.num_shards()),
             policy.num_steps // moves_each,
         )
         index = jax.vmap(
