@@ -92,6 +92,7 @@ def run_child(spec: str, started: float, settings: Sequence[str]) -> dict[str, A
     from benchmarks import setups
     from dppo_jax import runtime
     from dppo_jax.algorithms import make_algorithm
+    from experiments.settings import load_config, override
 
     spent: list[tuple[float, str]] = []
     found: list[str] = []
@@ -108,8 +109,8 @@ def run_child(spec: str, started: float, settings: Sequence[str]) -> dict[str, A
     jax.monitoring.register_event_listener(seen)
     runtime.configure()
     laps = [time.time()]
-    config = setups.load_config(spec)
-    setups.override(config, settings)
+    config = load_config(spec)
+    override(config, settings, "--set ")
     setup = setups.make_setup(config)
     algorithm = make_algorithm(setup.env, setup.policy, config)
     state = jax.block_until_ready(algorithm.init(jax.random.key(0)))

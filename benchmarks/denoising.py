@@ -23,13 +23,13 @@ from benchmarks.setups import (
     Part,
     Setup,
     jitted,
-    load_config,
     make_setup,
     measure_part,
     random_moves,
     random_obs,
 )
 from dppo_jax.types import Array
+from experiments.settings import load_config
 
 # In one timed program, unless told otherwise; a short one would measure its start.
 CHAINS = 4000

@@ -27,8 +27,9 @@ from ml_collections import ConfigDict
 
 from benchmarks import compile_time, denoising, floors, physics, pretrain, timing
 from benchmarks import train_step as step
-from benchmarks.setups import load_config, set_compute_dtype
+from benchmarks.setups import set_compute_dtype
 from dppo_jax.envs.physics import resolve_engine
+from experiments.settings import load_config
 
 TABLES = ("matmul", "denoising", "pretrain", "physics", "train_step", "compile_time")
 DTYPES = ("float32", "bfloat16")

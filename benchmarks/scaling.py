@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import timing
 from benchmarks.denoising import denoising_part
-from benchmarks.setups import HOPPER, load_config, make_setup
+from benchmarks.setups import HOPPER, make_setup
 from benchmarks.train_step import (
     critic_update_part,
     num_updates,
@@ -30,6 +30,7 @@ from benchmarks.train_step import (
     policy_update_part,
     step_part,
 )
+from experiments.settings import load_config
 
 MAX_SECONDS = 20.0
 

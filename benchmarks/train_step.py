@@ -35,10 +35,8 @@ from benchmarks.setups import (
     Part,
     Setup,
     jitted,
-    load_config,
     make_setup,
     measure_part,
-    override,
     random_moves,
     random_obs,
 )
@@ -49,6 +47,7 @@ from dppo_jax.envs import TASKS
 from dppo_jax.envs.physics import resolve_engine
 from dppo_jax.minibatch import mean_over_parts, part_size
 from dppo_jax.types import Array, PyTree
+from experiments.settings import load_config, override
 
 MAX_SECONDS = 40.0
 # Control steps of the engine alone, all environments together: few environments need
@@ -245,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     timing.add_json(parser)
     options = parser.parse_args(arguments)
     config = load_config(options.config)
-    override(config, options.set)
+    override(config, options.set, "--set ")
     report = timing.start() | {"config": " ".join([options.config, *options.set])}
     rows = measure_all(config)
     timing.finish(f"train_step-{config.name}", rows, report, options.json)

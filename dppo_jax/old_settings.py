@@ -9,6 +9,7 @@ RENAMED = {
     "pretrain.num_epochs": "loop.pretrain.num_epochs",
     "finetune.num_iterations": "loop.finetune.num_iterations",
     "collect.ppo.num_iterations": "loop.collect.num_iterations",
+    "collect.random_steps": "collect.rollout.random_steps",
     **{
         f"{old}.{name}": f"{new}rollout.{name}"
         for old, new in (("finetune", ""), ("collect.ppo", "collect."))
@@ -31,6 +32,7 @@ ADDED = {
     "model.compute_dtype": "float32",
     "critic.compute_dtype": "float32",
     "algorithm.name": "ppo",
+    "rollout.random_steps": 20_000,
     "algorithm.ppo.minibatch": "pair",
     "algorithm.ppo.shuffle_groups": 1,
 }

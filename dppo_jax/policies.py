@@ -8,7 +8,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from dppo_jax import denoising, parallel
@@ -263,14 +263,14 @@ def default_config() -> ConfigDict:
         dict(
             num_steps=20,  # K of training, and of sampling unless by DDIM
             predict_noise=True,
-            x0_clip=1.0,
+            x0_clip=FieldReference(1.0, field_type=float),  # None: no bound
             time_dim=16,
             condition_sizes=placeholder(tuple),
         )
     )
     config.gaussian = ConfigDict(
         dict(
-            fixed_std=0.1,
+            fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
             learn_fixed_std=False,
             std_min=0.01,
             std_max=1.0,

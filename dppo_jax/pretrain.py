@@ -69,6 +69,9 @@ def make_pretrain(policy: Policy, dataset: Windows, config: ConfigDict) -> Algor
     for name in ("batch_size", "ema_every"):
         if config[name] < 1:
             raise ValueError(f"pretrain.{name}={config[name]} must be at least 1.")
+    for name in ("ema_start", "weight_decay"):
+        if config[name] < 0:
+            raise ValueError(f"pretrain.{name}={config[name]} must not be negative.")
     if not 0 <= config.ema_decay < 1:
         raise ValueError(f"pretrain.ema_decay={config.ema_decay} must lie in [0, 1).")
     rate = dict(

@@ -16,7 +16,9 @@ def default_config() -> ConfigDict:
     config.num_seeds = 1  # pretrain, finetune: seed, seed + 1, ... in one program
     config.run_dir = ""  # empty: runs/<name>/<stage>, or <stage>_seeds for many seeds
     config.data = ""  # empty: data/<name>, which experiments.collect writes
-    config.policy = ""  # empty: runs/<name>/pretrain (evaluate: .../finetune)
+    # Empty: runs/<name>/pretrain (evaluate: .../finetune); none: new networks, with the
+    # bounds of the data if there are any, or else of random actions.
+    config.policy = ""
     config.env = build.default_config()
     config.model = policies.default_config()
     config.critic = ConfigDict(
@@ -61,6 +63,10 @@ def default_config() -> ConfigDict:
     )
     # An evaluation's mean return that is good enough to end fine-tuning; None: never.
     config.loop.finetune.stop_at_return = placeholder(float)
+    # A mistyped key is refused; these two hold what only tasks and demonstrators know.
+    config.lock()
+    config.env.options.unlock()
+    config.collect.unlock()
     return config
 
 
@@ -70,6 +76,8 @@ def rollout_config(*, num_envs: int, num_steps: int) -> ConfigDict:
     config.num_envs = num_envs
     config.num_steps = num_steps  # action chunks per environment and iteration
     config.reset_at_iteration = True
+    # Of random actions, whose bounds a policy gets that starts from nothing.
+    config.random_steps = 20_000
     return config
 
 
@@ -79,7 +87,6 @@ def demonstrator_config() -> ConfigDict:
     config.target_return = 0.0  # of exploring episodes; training stops there
     config.recent_iterations = 10  # whose episodes that return is the mean of
     config.num_steps = 100_000  # to record
-    config.random_steps = 20_000  # of random actions, whose bounds the policy gets
     config.model = policies.default_config()
     config.model.kind, config.model.chunk = "gaussian", 1
     config.model.network.update(hidden_sizes=(64, 64), activation="tanh")
@@ -97,4 +104,4 @@ def demonstrator_config() -> ConfigDict:
     for settings, rate in ((config.ppo.actor, 3e-4), (config.ppo.critic, 1e-3)):
         settings.update(learning_rate=rate, min_learning_rate=rate, warmup_steps=0)
         settings.max_grad_norm = 0.5
-    return config
+    return config.lock()

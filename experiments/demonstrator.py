@@ -14,11 +14,11 @@ from dppo_jax.demonstrations.recorder import (
     make_recorder,
     random_bounds,
 )
-from dppo_jax.envs import make_task, time_limit, vectorize
 from dppo_jax.envs.build import make_env
 from dppo_jax.metrics import read_metrics, recent_mean
 from dppo_jax.training import train
 from experiments import common
+from experiments.seeds import loop_settings
 
 
 def trained_episodes(config: ConfigDict) -> Episodes:
@@ -29,11 +29,10 @@ def trained_episodes(config: ConfigDict) -> Episodes:
     """
     settings, config = config.collect, _own_config(config)
     bounds_key, train_key, record_key = jax.random.split(jax.random.key(config.seed), 3)
-    task = make_task(config.env.task, engine=config.env.engine, **config.env.options)
-    raw_env = vectorize(
-        time_limit(task, config.env.max_steps), settings.rollout.num_envs
+    raw_env = common.make_raw_env(config)
+    normalizer = random_bounds(
+        raw_env, bounds_key, num_steps=config.rollout.random_steps
     )
-    normalizer = random_bounds(raw_env, bounds_key, num_steps=settings.random_steps)
     env = make_env(
         config.env, normalizer=normalizer, chunk=1, num_envs=raw_env.num_envs
     )
@@ -56,7 +55,7 @@ def trained_episodes(config: ConfigDict) -> Episodes:
         normalizer=normalizer,
         stop=lambda rows: recent_return(rows) >= settings.target_return,
         show=("episode_return", "env_steps"),
-        **config.loop.collect,
+        **loop_settings(config, "collect"),
     )
     reached = recent_return(read_metrics(run_dir))
     if not reached >= settings.target_return:

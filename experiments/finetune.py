@@ -6,21 +6,37 @@ import jax
 from ml_collections import ConfigDict
 
 from dppo_jax import parallel
-from dppo_jax.algorithms import make_algorithm
+from dppo_jax.algorithms import find_algorithm, make_algorithm
 from dppo_jax.checkpoint import check_matches, load_critic
+from dppo_jax.demonstrations.dataset import (
+    normalize_episodes,
+    unnormalize_episodes,
+)
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, summarize
 from dppo_jax.types import PolicyParams
 from experiments import common, plots, processes
-from experiments.seeds import check_seeds, train_seeds
+from experiments.seeds import check_seeds, seed_configs, train_seeds
 
 
 def main(config: ConfigDict) -> list[str]:
     """Run the stage; returns the run directory of every seed."""
     check_seeds(config, steps_env=True)
     mesh = processes.join_mesh(config)
-    pretrained = common.find_policy(config, "pretrain")
-    normalizer = pretrained.normalizer
+    common.check_task(config, "finetune")
+    pretrained, critic = None, None
+    if config.policy == common.NO_POLICY:
+        run_dir = common.run_path(seed_configs(config, "finetune")[0], "finetune")
+        normalizer, origin = common.find_bounds(config, run_dir)
+    else:
+        pretrained = common.find_policy(config, "pretrain")
+        normalizer = pretrained.normalizer
+        origin = {"policy": common.digest((pretrained.params, normalizer))}
+    data = None
+    if find_algorithm(config.algorithm.name).uses_data:
+        data = common.load_data(config)
+        origin["data"] = common.digest(data)
+        data = normalize_episodes(unnormalize_episodes(data), normalizer)
     policy = common.build_policy(config, normalizer.action_min.shape[0])
     env = make_env(
         config.env,
@@ -28,16 +44,16 @@ def main(config: ConfigDict) -> list[str]:
         chunk=config.model.chunk,
         num_envs=config.rollout.num_envs,
     )
-    algorithm = make_algorithm(env, policy, config)
+    algorithm = make_algorithm(env, policy, config, data)
     state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
-    check_matches(
-        pretrained.params.base,
-        state.params.base,
-        what=f"the policy of {config.policy or 'the pre-training run'}",
-        cure="pass the --config.model settings that it was trained with.",
-    )
-    critic = None
-    if pretrained.config.get("stage") == "finetune":
+    if pretrained is not None:
+        check_matches(
+            pretrained.params.base,
+            state.params.base,
+            what=f"the policy of {config.policy or 'the pre-training run'}",
+            cure="pass the --config.model settings that it was trained with.",
+        )
+    if pretrained is not None and pretrained.config.get("stage") == "finetune":
         critic = load_critic(config.policy, pretrained.iteration)
     if critic is not None:
         check_matches(
@@ -54,10 +70,13 @@ def main(config: ConfigDict) -> list[str]:
         scored[run_dir, iteration] = score(params)
         return lambda: summarize(scored[run_dir, iteration], prefix="eval/")
 
-    print(f"fine-tuning {pretrained.config['name']}", flush=True)
+    start = None if pretrained is None else pretrained.params
+    name = "new networks" if pretrained is None else pretrained.config["name"]
+    print(f"fine-tuning {name}", flush=True)
     final = train_seeds(
         *(config, "finetune", parallel.shard(algorithm, mesh)),
-        *(pretrained.params, critic),
+        *(start, critic),
+        origin=origin,
         params_of=lambda state: state.params,
         normalizer=normalizer,
         evaluate=evaluate,
@@ -66,9 +85,12 @@ def main(config: ConfigDict) -> list[str]:
     for run_dir, state in final.items() if parallel.is_first_process() else ():
         if plots.traced_metrics(config.env.task):
             # A resumed run has not scored its beginning.
-            before = scored.get((run_dir, 0)) or score(pretrained.params)
+            before = scored.get((run_dir, 0))
+            if before is None and start is not None:
+                before = score(start)
             after = scored.get((run_dir, int(state.iteration))) or score(state.params)
-            plots.save_trajectories(run_dir, config.env.task, before, after)
+            if before is not None:
+                plots.save_trajectories(run_dir, config.env.task, before, after)
         plots.save_curve(run_dir)
     return list(final)
 

@@ -20,6 +20,7 @@ from dppo_jax.normalize import Normalizer, load_normalizer
 from dppo_jax.policies import make_policy
 from dppo_jax.types import PolicyParams
 from experiments import common
+from experiments.settings import as_flag
 
 _NORMALIZATION = flags.DEFINE_string(
     "normalization", "", "normalization.npz of its data; empty: in --config.data"
@@ -45,7 +46,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
         if not _same(told, configured):
             raise ValueError(
                 f"{path} has {name}={told!r}, but the config says {configured!r}; "
-                f"pass --config.{name}={told!r}, or the checkpoint that you meant."
+                f"pass {as_flag(name, told)}, or the checkpoint that you meant."
             )
     check_matches(
         checkpoint.params,

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import compile_time, setups
+from experiments.settings import load_config, override
 
 TINY = (
     *("rollout.num_envs=4", "rollout.num_steps=2", "algorithm.ppo.epochs=1"),
@@ -11,14 +12,14 @@ TINY = (
 
 
 def test_settings_override_what_is_there():
-    config = setups.load_config(setups.AVOID)
-    setups.override(config, [*TINY, "env.engine=mjx"])
+    config = load_config(setups.AVOID)
+    override(config, [*TINY, "env.engine=mjx"])
     assert config.algorithm.ppo.batch_size == 20
     assert config.model.network.hidden_sizes == (16, 16, 16)
     assert config.env.engine == "mjx"
     for wrong in ("algorithm.ppo.epoch=1", "nothing.at.all=1", "algorithm.ppo.epochs"):
         with pytest.raises(ValueError, match="--set"):
-            setups.override(config, [wrong])
+            override(config, [wrong], "--set ")
 
 
 @pytest.mark.slow

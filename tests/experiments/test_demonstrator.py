@@ -20,7 +20,7 @@ TINY = {
     "model.sampling.num_tuned_steps": 2,
     "collect.target_return": 8.0,
     "collect.num_steps": 90,
-    "collect.random_steps": 60,
+    "collect.rollout.random_steps": 60,
     "collect.model.network.hidden_sizes": (8,),
     "collect.critic.hidden_sizes": (8,),
     "loop.collect.num_iterations": 20,

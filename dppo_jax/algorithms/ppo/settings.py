@@ -80,6 +80,20 @@ def check_config(config: ConfigDict, policy: Policy) -> None:
             f"batch_size={config.batch_size} must be a multiple of the "
             f"{policy.num_steps} moves of a chain with minibatch='chain'; change one."
         )
+    for name, cure in (
+        ("target_kl", "None never stops an iteration early"),
+        ("value_clip", "None leaves values free"),
+    ):
+        if config[name] is not None and not config[name] > 0:
+            raise ValueError(f"{name}={config[name]} must be positive; {cure}.")
+    if config.reward_scale <= 0:
+        raise ValueError(f"reward_scale={config.reward_scale} must be positive.")
+    for name in (
+        *("value_coef", "entropy_coef", "clone_coef", "critic_warmup"),
+        *("min_std_end", "min_std_steps", "tuned_steps_drop", "tuned_steps_every"),
+    ):
+        if config[name] < 0:
+            raise ValueError(f"{name}={config[name]} must not be negative.")
     for name in ("epochs", "shuffle_groups"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]} must be at least 1.")
@@ -106,6 +120,16 @@ def check_config(config: ConfigDict, policy: Policy) -> None:
         )
     for name in ("actor", "critic"):
         schedules.check_cosine_restarts(name, **_rate_settings(config[name]))
+        if config[name].weight_decay < 0:
+            raise ValueError(
+                f"{name}: weight_decay={config[name].weight_decay} must not be "
+                "negative."
+            )
+        norm = config[name].max_grad_norm
+        if norm is not None and not norm > 0:
+            raise ValueError(
+                f"{name}: max_grad_norm={norm} must be positive; None clips nothing."
+            )
 
 
 def check_groups(config: ConfigDict, policy: Policy, *, num_envs: int) -> None:
@@ -135,7 +159,8 @@ def check_devices(config: ConfigDict, num_devices: int) -> None:
     if tuple(config.advantage_quantiles) != (0.0, 1.0):
         quantiles = tuple(config.advantage_quantiles)
         raise ValueError(
-            f"algorithm.ppo.advantage_quantiles={quantiles} look at a whole minibatch, which is spread over {num_devices} devices; use one "
+            f"algorithm.ppo.advantage_quantiles={quantiles} look at a whole minibatch, "
+            f"which is spread over {num_devices} devices; use one "
             "device, or (0.0, 1.0)."
         )
 
