@@ -314,6 +314,8 @@ def make_policy(
         action_dim=action_dim, chunk=config.chunk, compute_dtype=config.compute_dtype
     )
     common = dict(chunk=config.chunk, action_dim=action_dim)
+    if not sampling.draw_clip > 0:
+        raise ValueError(f"draw_clip={sampling.draw_clip} must be positive.")
     if config.kind == "gaussian":
         module = GaussianMLP(**network, **config.gaussian)
         return gaussian_policy(module, **common, draw_clip=sampling.draw_clip)

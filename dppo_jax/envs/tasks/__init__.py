@@ -1,5 +1,6 @@
 """The tasks that can be made by name; one file each."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -37,4 +38,11 @@ def make_task(name: str, *, engine: str = "auto", **options: Any) -> Env:
             f"Unknown task {name!r}; known tasks are {sorted(TASKS)}, and those of "
             f"other libraries, {', '.join(f'{library}:NAME' for library in PURE)}."
         )
+    known = list(inspect.signature(TASKS[name]).parameters)
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"env.options.{option} is no option of {name}; it has "
+                f"{', '.join(x for x in known if x != 'engine') or 'none'}."
+            )
     return TASKS[name](engine=engine, **options)
