@@ -64,7 +64,7 @@ bench: $(INSTALLED)  ## Measure this machine, about 15 minutes (JSON=1 keeps it)
 	@echo "== an iteration of Hopper"
 	@$(BIN)/python -m benchmarks.train_step $(HOPPER) $(KEEP)
 	@$(BIN)/python -m benchmarks.train_step $(HOPPER) $(KEEP) \
-		--set finetune.minibatch=chain name=hopper_chain
+		--set algorithm.ppo.minibatch=chain name=hopper_chain
 	@$(BIN)/python -m benchmarks.train_step $(HOPPER:v0_8=fast) $(KEEP)
 	@echo "== pre-training"
 	@$(BIN)/python -m benchmarks.pretrain $(KEEP)

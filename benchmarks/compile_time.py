@@ -48,7 +48,7 @@ def measure_config(
 
     Args:
         spec: FILE.py:VARIANT.
-        settings: KEY=VALUE, as in `finetune.num_envs=8`.
+        settings: KEY=VALUE, as in `rollout.num_envs=8`.
 
     Raises:
         RuntimeError: a process failed; the message ends as its errors do.
@@ -91,7 +91,8 @@ def run_child(spec: str, started: float, settings: Sequence[str]) -> dict[str, A
 
     from benchmarks import setups
     from dppo_jax import runtime
-    from dppo_jax.algorithms import ppo
+    from dppo_jax.algorithms import make_algorithm
+    from experiments.settings import load_config, override
 
     spent: list[tuple[float, str]] = []
     found: list[str] = []
@@ -108,10 +109,10 @@ def run_child(spec: str, started: float, settings: Sequence[str]) -> dict[str, A
     jax.monitoring.register_event_listener(seen)
     runtime.configure()
     laps = [time.time()]
-    config = setups.load_config(spec)
-    setups.override(config, settings)
+    config = load_config(spec)
+    override(config, settings, "--set ")
     setup = setups.make_setup(config)
-    algorithm = ppo.make_ppo(*setup[1:], config.finetune)
+    algorithm = make_algorithm(setup.env, setup.policy, config)
     state = jax.block_until_ready(algorithm.init(jax.random.key(0)))
     laps.append(time.time())
     traced = jax.jit(algorithm.step).trace(state)

@@ -23,13 +23,13 @@ from benchmarks.setups import (
     Part,
     Setup,
     jitted,
-    load_config,
     make_setup,
     measure_part,
     random_moves,
     random_obs,
 )
 from dppo_jax.types import Array
+from experiments.settings import load_config
 
 # In one timed program, unless told otherwise; a short one would measure its start.
 CHAINS = 4000
@@ -46,7 +46,7 @@ def denoising_part(
     """
     policy = setup.policy
     num_rows = num_rows or setup.env.num_envs
-    num_calls = num_calls or setup.config.finetune.num_steps
+    num_calls = num_calls or setup.config.rollout.num_steps
     obs, x, next_x, step = random_moves(setup, num_rows)
     params = policy.init(jax.random.key(1), random_obs(setup, 1))
 

@@ -27,8 +27,9 @@ from ml_collections import ConfigDict
 
 from benchmarks import compile_time, denoising, floors, physics, pretrain, timing
 from benchmarks import train_step as step
-from benchmarks.setups import load_config, set_compute_dtype
+from benchmarks.setups import set_compute_dtype
 from dppo_jax.envs.physics import resolve_engine
+from experiments.settings import load_config
 
 TABLES = ("matmul", "denoising", "pretrain", "physics", "train_step", "compile_time")
 DTYPES = ("float32", "bfloat16")
@@ -107,9 +108,10 @@ def make_config(
     set_compute_dtype(config, dtype)
     if engine != "auto":
         config.env.engine = resolve_engine(engine, engine)
-    config.finetune.update(num_envs=envs, num_steps=sizes.chunks, epochs=1)
-    pairs = envs * sizes.chunks * config.finetune.num_tuned_steps
-    config.finetune.batch_size = min(sizes.pairs, pairs)
+    config.rollout.update(num_envs=envs, num_steps=sizes.chunks)
+    config.algorithm.ppo.epochs = 1
+    pairs = envs * sizes.chunks * config.model.sampling.num_tuned_steps
+    config.algorithm.ppo.batch_size = min(sizes.pairs, pairs)
     if sizes.hidden is not None:
         config.model.network.hidden_sizes = sizes.hidden
         config.critic.hidden_sizes = sizes.hidden
@@ -153,8 +155,9 @@ def measure_step(
 def measure_starts(sizes: Sizes, task: str, engine: str) -> list[dict[str, Any]]:
     config = make_config(task, sizes, engine=engine)
     settings = [f"env.engine={config.env.engine}"]
-    for key in ("num_envs", "num_steps", "batch_size", "epochs"):
-        settings.append(f"finetune.{key}={config.finetune[key]}")
+    settings += [f"rollout.{k}={config.rollout[k]}" for k in ("num_envs", "num_steps")]
+    ppo = config.algorithm.ppo
+    settings += [f"algorithm.ppo.{k}={ppo[k]}" for k in ("batch_size", "epochs")]
     if sizes.hidden is not None:
         settings.append(f"model.network.hidden_sizes={sizes.hidden}")
     return compile_time.measure_config(CONFIGS[task], settings)

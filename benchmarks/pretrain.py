@@ -26,12 +26,12 @@ from benchmarks.setups import (
     Part,
     Setup,
     jitted,
-    load_config,
     make_setup,
     measure_part,
 )
 from dppo_jax import pretrain
 from dppo_jax.demonstrations.dataset import Episodes, Windows, gather, windows
+from experiments.settings import load_config
 
 MAX_SECONDS = 30.0
 

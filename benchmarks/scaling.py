@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import timing
 from benchmarks.denoising import denoising_part
-from benchmarks.setups import HOPPER, load_config, make_setup
+from benchmarks.setups import HOPPER, make_setup
 from benchmarks.train_step import (
     critic_update_part,
     num_updates,
@@ -30,6 +30,7 @@ from benchmarks.train_step import (
     policy_update_part,
     step_part,
 )
+from experiments.settings import load_config
 
 MAX_SECONDS = 20.0
 
@@ -43,15 +44,14 @@ def measure_envs(
         ValueError: fewer pairs in an iteration than in an update.
     """
     print(f"measuring {envs:,} environments", file=sys.stderr, flush=True)
-    tuning = config.finetune
-    available = envs * chunks * tuning.num_tuned_steps
+    available = envs * chunks * config.model.sampling.num_tuned_steps
     if available < pairs:
         raise ValueError(
             f"--pairs={pairs} exceeds the {available} pairs of {envs} environments x "
             f"{chunks} chunks; lower it, or raise --envs or --chunks."
         )
-    tuning.num_envs, tuning.num_steps = envs, chunks
-    tuning.batch_size, tuning.epochs = pairs, 1
+    config.rollout.update(num_envs=envs, num_steps=chunks)
+    config.algorithm.ppo.update(batch_size=pairs, epochs=1)
     setup = make_setup(config)
     makers = dict(
         physics=physics_part,
@@ -63,7 +63,7 @@ def measure_envs(
     calls = {name: make(setup).call for name, make in makers.items()}
     timings = timing.measure_together(list(calls.values()), max_seconds=max_seconds)
     seconds = {name: t.median for name, t in zip(calls, timings)}
-    updates = num_updates(tuning)
+    updates = num_updates(config)
     update = seconds["policy"] + seconds["critic"]
     return {
         "environments": envs,

@@ -1,8 +1,6 @@
 """What a configuration is made of, and how parts of its work are timed."""
 
-import ast
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -50,41 +48,6 @@ class Part(NamedTuple):
     floor: float | None = None
 
 
-def load_config(spec: str) -> ConfigDict:
-    """The configuration of FILE.py:VARIANT.
-
-    Raises:
-        ValueError: for something that is no Python file.
-    """
-    path, _, variant = spec.partition(":")
-    module_spec = importlib.util.spec_from_file_location("benchmark_config", path)
-    if module_spec is None or module_spec.loader is None:
-        raise ValueError(f"--config={spec}: {path} is no Python file.")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module.get_config(*([variant] if variant else []))
-
-
-def override(config: ConfigDict, settings: Sequence[str]) -> None:
-    """Set KEY=VALUE in a configuration; values as Python writes them.
-
-    Raises:
-        ValueError: no such key, or something else than KEY=VALUE.
-    """
-    for setting in settings:
-        key, sign, text = setting.partition("=")
-        *sections, name = key.split(".")
-        node = config
-        for section in sections:
-            node = node.get(section, {})
-        if not sign or name not in node:
-            raise ValueError(f"--set {setting}: write an existing KEY=VALUE.")
-        try:
-            node[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            node[name] = text
-
-
 def make_setup(config: ConfigDict) -> Setup:
     """Environment and networks; bounds of +-1 stand in for those of a data set."""
     task = make_task(config.env.task, engine=config.env.engine, **config.env.options)
@@ -97,20 +60,19 @@ def make_setup(config: ConfigDict) -> Setup:
         config.env,
         normalizer=normalizer,
         chunk=config.model.chunk,
-        num_envs=config.finetune.num_envs,
+        num_envs=config.rollout.num_envs,
     )
     policy = make_policy(
         config.model,
-        config.finetune,
         action_dim=action_size,
-        executed=config.env.executed,
+        reward_horizon=config.env.executed,
     )
     return Setup(config, env, policy, StateCritic(**config.critic))
 
 
 def set_compute_dtype(config: ConfigDict, dtype: str) -> None:
     """Let policy and critic compute in "float32" or "bfloat16"."""
-    config.model.compute_dtype = config.critic.compute_dtype = dtype
+    config.model.network.compute_dtype = config.critic.compute_dtype = dtype
 
 
 def random_obs(setup: Setup, num_rows: int) -> Obs:

@@ -35,20 +35,19 @@ from benchmarks.setups import (
     Part,
     Setup,
     jitted,
-    load_config,
     make_setup,
     measure_part,
-    override,
     random_moves,
     random_obs,
 )
 from dppo_jax import chain_losses, losses, optimizers, returns
-from dppo_jax.algorithms import ppo
+from dppo_jax.algorithms import make_algorithm
 from dppo_jax.algorithms.ppo.update import Moves, log_prob_of_moves, minibatch_sizes
 from dppo_jax.envs import TASKS
 from dppo_jax.envs.physics import resolve_engine
 from dppo_jax.minibatch import mean_over_parts, part_size
 from dppo_jax.types import Array, PyTree
+from experiments.settings import load_config, override
 
 MAX_SECONDS = 40.0
 # Control steps of the engine alone, all environments together: few environments need
@@ -58,14 +57,14 @@ PHYSICS_STEPS = 20_000
 
 def step_part(setup: Setup) -> Part:
     """The whole iteration."""
-    algorithm = ppo.make_ppo(*setup[1:], setup.config.finetune)
+    algorithm = make_algorithm(setup.env, setup.policy, setup.config)
     state = algorithm.init(jax.random.key(0))
     return Part("step", jitted(algorithm.step, state, carry=True))
 
 
 def physics_part(setup: Setup) -> Part:
     """All environment steps of a roll-out under random actions."""
-    env, num_steps = setup.env, setup.config.finetune.num_steps
+    env, num_steps = setup.env, setup.config.rollout.num_steps
 
     def run(state: Any, key: Array) -> Any:
         actions = jax.random.uniform(
@@ -86,7 +85,7 @@ def _physics_floor(setup: Setup) -> float | None:
     engine = config.engine
     if engine == "auto":
         engine = resolve_engine("auto", cpu_engine="mujoco")
-    num_steps = setup.config.finetune.num_steps * env.action_shape[0]
+    num_steps = setup.config.rollout.num_steps * env.action_shape[0]
     recorded = min(num_steps, max(20, PHYSICS_STEPS // env.num_envs))
     rate = physics.engine_rate(
         *(config.task, engine, env.num_envs, recorded), **config.options
@@ -96,8 +95,8 @@ def _physics_floor(setup: Setup) -> float | None:
 
 def returns_part(setup: Setup) -> Part:
     """Values of a roll-out's observations and of what followed, and advantages."""
-    config, critic = setup.config.finetune, setup.critic
-    shape = (config.num_steps, setup.env.num_envs)
+    config, critic = setup.config.algorithm.ppo, setup.critic
+    shape = (setup.config.rollout.num_steps, setup.env.num_envs)
     obs = random_obs(setup, shape[0] * shape[1])
     params = critic.init(jax.random.key(0), obs)
     reward = jax.random.normal(jax.random.key(1), shape)
@@ -124,7 +123,7 @@ def returns_part(setup: Setup) -> Part:
 
 def policy_update_part(setup: Setup) -> Part:
     """Gradients and optimizer steps of all minibatches, of pairs or of chains."""
-    config, policy = setup.config.finetune, setup.policy
+    config, policy = setup.config.algorithm.ppo, setup.policy
     moves_each, num_items, size = minibatch_sizes(config, policy)
     obs, x, next_x, step = random_moves(setup, num_items)
     params = policy.init(jax.random.key(3), obs).tuned
@@ -152,9 +151,9 @@ def policy_update_part(setup: Setup) -> Part:
 
 def critic_update_part(setup: Setup) -> Part:
     """The same of the critic; a value is needed once per environment step."""
-    config, critic = setup.config.finetune, setup.critic
-    _, num_items, _ = minibatch_sizes(config, setup.policy)
-    rows = min(num_items, config.num_envs * config.num_steps)
+    rollout, critic = setup.config.rollout, setup.critic
+    _, num_items, _ = minibatch_sizes(setup.config.algorithm.ppo, setup.policy)
+    rows = min(num_items, rollout.num_envs * rollout.num_steps)
     obs = random_obs(setup, rows)
     target = jax.random.normal(jax.random.key(2), (rows,))
 
@@ -169,16 +168,18 @@ def critic_update_part(setup: Setup) -> Part:
 
 
 def num_updates(config: ConfigDict) -> int:
-    """Minibatches of an iteration, all epochs; config: of fine-tuning."""
-    pairs = config.num_envs * config.num_steps * config.num_tuned_steps
-    return config.epochs * (pairs // config.batch_size)
+    """Minibatches of an iteration, all epochs; config: the whole configuration."""
+    rollout, ppo = config.rollout, config.algorithm.ppo
+    chains = rollout.num_envs * rollout.num_steps
+    pairs = chains * config.model.sampling.num_tuned_steps
+    return ppo.epochs * (pairs // ppo.batch_size)
 
 
 def _update_part(
     name: str, setup: Setup, loss: Any, params: PyTree, batch: Any, size: int
 ) -> Part:
     optimizer = optimizers.adamw(weight_decay=0.0)
-    length = num_updates(setup.config.finetune)
+    length = num_updates(setup.config)
 
     def run(carry: Any) -> Any:
         def one(carry: Any, _: None) -> tuple[Any, None]:
@@ -243,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     timing.add_json(parser)
     options = parser.parse_args(arguments)
     config = load_config(options.config)
-    override(config, options.set)
+    override(config, options.set, "--set ")
     report = timing.start() | {"config": " ".join([options.config, *options.set])}
     rows = measure_all(config)
     timing.finish(f"train_step-{config.name}", rows, report, options.json)

@@ -6,8 +6,8 @@ The names below are what a notebook needs; each is documented where it lives.
 from dppo_jax import envs, runtime
 from dppo_jax.algorithms import ppo
 from dppo_jax.algorithms.ppo import make_ppo
-from dppo_jax.chain_losses import policy_loss
 from dppo_jax.chain import move_log_prob, sample_chain
+from dppo_jax.chain_losses import policy_loss
 from dppo_jax.demonstrations import load_demonstrations
 from dppo_jax.demonstrations.dataset import Episodes, Windows, windows
 from dppo_jax.demonstrations.dppo_npz import load_dppo_npz, save_dppo_npz

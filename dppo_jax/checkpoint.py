@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dppo_jax.normalize import Normalizer
+from dppo_jax.old_settings import updated
 from dppo_jax.types import PyTree
 
 CONFIG_FILE = "config.json"
@@ -225,6 +226,16 @@ def with_types(saved: PyTree, like: Any) -> PyTree:
     return saved
 
 
+def optional_as(like: PyTree, saved: PyTree) -> PyTree:
+    """`like` with those of its parts that are None taken from `saved`.
+
+    Such a part may be there or not, as the number of steps left where K' is annealed.
+    """
+    return jax.tree.map(
+        lambda x, y: y if x is None else x, like, saved, is_leaf=lambda x: x is None
+    )
+
+
 def load_critic(
     run_dir: str | os.PathLike, checkpoint: int | str = "latest"
 ) -> PyTree | None:
@@ -262,7 +273,7 @@ def check_matches(params: PyTree, expected: PyTree, *, what: str, cure: str) -> 
 
 
 def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """The configuration of a run, or None where there is none."""
+    """The configuration of a run with the names of today; None where there is none."""
     path = Path(run_dir) / CONFIG_FILE
     if not path.is_file():
         return None
@@ -272,7 +283,7 @@ def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it.") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no settings; restore it.")
-    return config
+    return updated(config)
 
 
 def save_config(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> None:

@@ -75,6 +75,7 @@ def make_diffusion(
     """
     if eta < 0:
         raise ValueError(f"eta={eta} must not be negative; 1 explores as DDPM does.")
+    optional = ("x0_clip", "noise_clip", "final_clip")
     for name, bound in (
         ("x0_clip", x0_clip),
         ("noise_clip", noise_clip),
@@ -83,7 +84,8 @@ def make_diffusion(
         ("min_log_prob_std", min_log_prob_std),
     ):
         if bound is not None and bound <= 0:
-            raise ValueError(f"{name}={bound} must be positive; use None for no bound.")
+            cure = "; use None for no bound" if name in optional else ""
+            raise ValueError(f"{name}={bound} must be positive{cure}.")
     training = ddpm_schedule(num_steps, predict_noise=predict_noise)
     if ddim_steps is None:
         explore = training

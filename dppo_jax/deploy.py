@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dppo_jax import policies
-from dppo_jax.checkpoint import check_matches, read_policy, with_types
+from dppo_jax.checkpoint import check_matches, optional_as, read_policy, with_types
 from dppo_jax.normalize import Normalizer
 from dppo_jax.types import Act, PyTree
 
@@ -51,12 +51,9 @@ def load_policy(
     """
     saved = read_policy(run_dir, checkpoint)
     if policy is None and "model" in saved.config:
-        config = ConfigDict(saved.config)
-        policy = policies.make_policy(
-            config.model,
-            config.finetune,
-            action_dim=len(saved.normalizer.action_min),
-        )
+        model = ConfigDict(saved.config["model"])
+        action_dim = len(saved.normalizer.action_min)
+        policy = policies.make_policy(model, action_dim=action_dim)
     if policy is None:
         return LoadedPolicy(act=None, **saved._asdict())
     env = saved.config.get("env", {})
@@ -64,16 +61,9 @@ def load_policy(
     obs = {"state": jax.ShapeDtypeStruct(shape, jnp.float32)}
     expected = jax.eval_shape(policy.init, jax.random.key(0), obs)
     params = with_types(saved.params, expected)
-    # What may be there or not, such as the steps left where K' was annealed.
-    expected = jax.tree.map(
-        lambda x, y: y if x is None else x,
-        expected,
-        params,
-        is_leaf=lambda x: x is None,
-    )
     check_matches(
         params,
-        expected,
+        optional_as(expected, params),
         what=f"the policy of {run_dir}",
         cure="restore the config.json that it was trained with.",
     )

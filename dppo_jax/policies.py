@@ -8,15 +8,15 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from dppo_jax import chain as chains
 from dppo_jax import denoising
 from dppo_jax.chain import Chain, Encoded, Sample, gaussian_log_prob
 from dppo_jax.denoising import Cloning, Diffusion
-from dppo_jax.networks.gaussian import GaussianMLP
-from dppo_jax.networks.mlp import DiffusionMLP
+from dppo_jax.networks import build as networks
+from dppo_jax.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.types import Act, Array, Obs, PyTree
 
 # A deterministic Gaussian policy keeps this much noise, as the reference does.
@@ -310,82 +310,90 @@ def _batch(obs: Obs) -> int:
 
 
 def default_config() -> ConfigDict:
-    """What a policy is made of; fine-tuning must find it as pre-training left it."""
+    """What a policy is made of; of a saved one only `sampling` may still change."""
     config = ConfigDict()
-    config.kind = "diffusion"  # or "gaussian"
+    config.kind = "diffusion"  # or "gaussian", or "squashed" (for sac)
     config.chunk = 4  # Ta, predicted actions
-    config.compute_dtype = "float32"  # or "bfloat16", on accelerators
-    config.network = ConfigDict(
-        dict(
-            hidden_sizes=(512, 512, 512),
-            activation="relu",
-            layer_norm=False,
-            residual=True,
-        )
-    )
+    config.network = networks.default_config()
     config.diffusion = ConfigDict(
         dict(
-            num_steps=20,  # K, or the training steps of a DDIM policy
-            ddim_steps=placeholder(int),
+            num_steps=20,  # K of training, and of sampling unless by DDIM
             predict_noise=True,
-            x0_clip=1.0,
-            time_dim=16,
-            condition_sizes=placeholder(tuple),
+            x0_clip=FieldReference(1.0, field_type=float),  # None: no bound
         )
     )
     config.gaussian = ConfigDict(
         dict(
-            fixed_std=0.1,
+            fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
             learn_fixed_std=False,
             std_min=0.01,
             std_max=1.0,
             tanh_output=True,
         )
     )
+    # Bounds of the standard deviation before tanh, e^-5 and e^2 as in the SAC paper.
+    config.squashed = ConfigDict(dict(std_min=0.0067, std_max=7.39))
+    # What a chain needs to act and to be scored; no weight depends on it.
+    config.sampling = ConfigDict(
+        dict(
+            num_tuned_steps=10,  # K', the moves that fine-tuning may change
+            min_std=0.1,  # exploration: floor of a chain's sampling std
+            min_log_prob_std=0.1,  # stability: floor of the std in log-probs
+            eta=1.0,
+            draw_clip=3.0,
+            noise_clip=placeholder(float),
+            final_clip=placeholder(float),
+            ddim_steps=placeholder(int),  # K of a DDIM chain; None: DDPM
+        )
+    )
     return config
 
 
-def make_policy(
-    config: ConfigDict,
-    tuning: ConfigDict,
-    *,
-    action_dim: int,
-) -> ChainPolicy:
+def make_policy(config: ConfigDict, *, action_dim: int) -> ChainPolicy | SquashedPolicy:
     """The policy that `default_config` describes.
 
     Args:
         config: `default_config` with changes.
-        tuning: settings of exploration and of log-probabilities, those of
-            `algorithms.ppo.default_config`.
         action_dim: Da.
 
     Raises:
         ValueError: settings that contradict each other, by name.
     """
-    network = dict(config.network) | dict(
-        action_dim=action_dim, chunk=config.chunk, compute_dtype=config.compute_dtype
+    sampling = config.sampling
+    if not sampling.draw_clip > 0:
+        raise ValueError(f"draw_clip={sampling.draw_clip} must be positive.")
+    network = functools.partial(
+        networks.make_network,
+        config.network,
+        action_dim=action_dim,
+        chunk=config.chunk,
     )
     if config.kind == "gaussian":
-        module = GaussianMLP(**network, **config.gaussian)
-        return gaussian_policy(module, draw_clip=tuning.draw_clip)
+        head = dict(config.gaussian)
+        return gaussian_policy(
+            network(role="gaussian", head=head), draw_clip=sampling.draw_clip
+        )
+    if config.kind == "squashed":
+        head = dict(config.squashed) | dict(fixed_std=None, tanh_output=False)
+        return squashed_policy(network(role="gaussian", head=head))
     if config.kind != "diffusion":
         raise ValueError(
-            f"model.kind={config.kind!r} is unknown; use 'diffusion' or 'gaussian'."
+            f"model.kind={config.kind!r} is unknown; use 'diffusion', 'gaussian' or "
+            "'squashed'."
         )
-    diffusion = dict(config.diffusion)
-    embedding = {k: diffusion.pop(k) for k in ("time_dim", "condition_sizes")}
     return diffusion_policy(
-        DiffusionMLP(**network, **embedding),
+        network(role="denoiser"),
         denoising.make_diffusion(
-            **diffusion,
-            eta=tuning.eta,
-            noise_clip=tuning.noise_clip,
-            draw_clip=tuning.draw_clip,
-            final_clip=tuning.final_clip,
-            min_log_prob_std=tuning.min_log_prob_std,
+            **config.diffusion,
+            ddim_steps=sampling.ddim_steps,
+            eta=sampling.eta,
+            noise_clip=sampling.noise_clip,
+            draw_clip=sampling.draw_clip,
+            final_clip=sampling.final_clip,
+            min_log_prob_std=sampling.min_log_prob_std,
         ),
         chunk=config.chunk,
         action_dim=action_dim,
-        num_tuned_steps=tuning.num_tuned_steps,
-        min_std=tuning.min_std,
+        num_tuned_steps=sampling.num_tuned_steps,
+        min_std=sampling.min_std,
     )

@@ -31,7 +31,6 @@ class PretrainState(NamedTuple):
 def default_config() -> ConfigDict:
     """Settings of the DPPO paper's pre-training (appendix), for state policies."""
     config = ConfigDict()
-    config.num_epochs = 1000
     config.batch_size = 128
     config.learning_rate = 1e-3
     config.min_learning_rate = 1e-4
@@ -62,9 +61,12 @@ def make_pretrain(
     Raises:
         ValueError: settings that cannot work, by name.
     """
-    for name in ("num_epochs", "batch_size", "ema_every"):
+    for name in ("batch_size", "ema_every"):
         if config[name] < 1:
             raise ValueError(f"pretrain.{name}={config[name]} must be at least 1.")
+    for name in ("ema_start", "weight_decay"):
+        if config[name] < 0:
+            raise ValueError(f"pretrain.{name}={config[name]} must not be negative.")
     if not 0 <= config.ema_decay < 1:
         raise ValueError(f"pretrain.ema_decay={config.ema_decay} must lie in [0, 1).")
     rate = dict(

@@ -35,8 +35,9 @@ def collect_avoid(config: ConfigDict) -> Episodes:
 def main(config: ConfigDict) -> str:
     """Run the stage; returns the folder with train.npz and normalization.npz."""
     processes.stay_on_one_device(config, "collect")
+    common.check_task(config, "collect")
     demonstrate = _demonstrator(config)
-    folder = config.data or str(Path("data") / config.name)
+    folder = common.data_path(config)
     files = (Path(folder) / name for name in (DATA_FILE, NORMALIZER_FILE))
     # Refused before anything is trained.
     if Path(folder).is_file() or any(file.exists() for file in files):

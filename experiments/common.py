@@ -1,60 +1,79 @@
 """What all stages share: flags, run directories, errors in one line."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from dppo_jax import parallel, runtime
 from dppo_jax.checkpoint import load_config, save_config
+from dppo_jax.demonstrations.dataset import Episodes
+from dppo_jax.demonstrations.formats import load_demonstrations
+from dppo_jax.demonstrations.recorder import random_bounds
 from dppo_jax.deploy import LoadedPolicy, load_policy
+from dppo_jax.envs import make_task, time_limit, vectorize
+from dppo_jax.envs.adapters import is_host
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, make_evaluate
 from dppo_jax.normalize import Normalizer
-from dppo_jax.policies import ChainPolicy, make_policy
-from dppo_jax.types import Act, PyTree
+from dppo_jax.old_settings import flatten
+from dppo_jax.policies import make_policy
+from dppo_jax.types import Act, PyTree, VecEnv
 from experiments import plots, processes
+from experiments.settings import as_flag
+from experiments.settings import load_config as load_config_file
+from experiments.settings import override
 
 # Changing these between a run and its resumption is what a user may want to do.
 _MAY_CHANGE = (
-    *("run_dir", "num_seeds", "evaluate.", "loop.", "num_iterations", "num_epochs"),
-    "mesh.",
+    *("run_dir", "num_seeds", "evaluate.", "loop.", "mesh."),
     *("collect.target_return", "collect.num_steps"),
 )
 # What fine-tuning and evaluation must find as pre-training left it.
 _MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
 # Of these, what parameters do not depend on.
-_MAY_DIFFER = ("model.compute_dtype",)
+_MAY_DIFFER = ("model.network.compute_dtype", "model.sampling.")
+# Of a fine-tuned policy the frozen and the tuned network differ, and these say which
+# one makes which move.
+_TUNED_MUST_MATCH = ("model.sampling.num_tuned_steps", "model.sampling.ddim_steps")
+# Instead of a policy to start from.
+NO_POLICY = "none"
+# Where what a run started from is stored; it is compared by what it holds.
+_SOURCES = ("policy", "data")
 # What also decides how a policy scores; a difference is legitimate, but worth a line.
 _WORTH_A_LINE = (
-    *("env.", "model.compute_dtype"),
-    *(f"finetune.{x}" for x in ("eta", "draw_clip", "final_clip", "noise_clip")),
+    *("env.", "model.network.compute_dtype"),
+    *(
+        f"model.sampling.{x}"
+        for x in ("ddim_steps", "eta", "draw_clip", "final_clip", "noise_clip")
+    ),
 )
-# What runs had from before there was such a setting.
-_BEFORE = {
-    "model.compute_dtype": "float32",
-    "critic.compute_dtype": "float32",
-    "finetune.minibatch": "pair",
-    "finetune.shuffle_groups": 1,
-}
 # Settings that a stage does not read: they may differ from its last run.
 _UNREAD = {
-    "collect": ("pretrain.", "finetune.", "critic.", "model.", "data", "policy"),
-    "pretrain": ("finetune.", "critic.", "collect.", "policy"),
+    "collect": (
+        *("pretrain.", "algorithm.", "rollout.", "critic.", "model."),
+        *("data", "policy"),
+    ),
+    "pretrain": (
+        *("algorithm.", "rollout.", "critic.", "collect.", "model.sampling."),
+        "policy",
+    ),
     "finetune": ("pretrain.", "collect.", "data"),
 }
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "experiments/configs/FILE.py[:VARIANT], then --config.KEY=VALUE."
+_CONFIG = flags.DEFINE_string(
+    "config", "", "experiments/configs/FILE.py[:VARIANT], then --config.KEY=VALUE."
 )
 
 
@@ -102,61 +121,48 @@ def _parse(argv: list[str], words: Sequence[str]) -> list[Any]:
         ValueError: no configuration, an unknown key, a value of the wrong type,
             words that are no flags, or others than `words`.
     """
-    for flag in [arg for arg in argv[1:] if arg.startswith("--config=")]:
-        path = flag.removeprefix("--config=").partition(":")[0]
-        if not Path(path).is_file():
-            raise ValueError(f"--config={path}: there is no such file.")
+    flag = re.compile(r"--?config\.(.*)", re.DOTALL)
+    changes = [match[1] for arg in argv[1:] if (match := flag.fullmatch(arg))]
     try:
-        _, *given = flags.FLAGS(_last_of_each(argv))
-        config = _CONFIG.value
+        _, *given = flags.FLAGS([arg for arg in argv if not flag.fullmatch(arg)])
     except flags.Error as error:
-        # A config file that raises arrives as the text of its whole traceback.
-        raise ValueError(str(error).strip().splitlines()[-1]) from None
-    except TypeError:
-        raise ValueError(
-            "a setting is given a key of its own, but holds a plain value; "
-            "experiments/defaults.py lists what there is."
-        ) from None
-    except (KeyError, AttributeError) as error:
-        # All that ml_collections says of a key that is not there is its name, in
-        # layers of quotes, and one that looks alike if there is any.
-        name = re.search(r"\w+", str(error))
-        alike = re.search(r"Did you mean \W*(\w+)", str(error))
-        key = name[0] if name else "?"
-        flag = next((arg for arg in argv if key in arg.split("=")[0]), key)
-        hint = f"did you mean {alike[1]}? " if alike else ""
-        raise ValueError(
-            f"unknown setting {flag.split('=')[0]}; {hint}experiments/defaults.py and "
-            "the config.json of any run list what there is."
-        ) from None
+        raise ValueError(str(error)) from None
     if given and not words:
         raise ValueError(f"{given[0]!r} is no flag; write --config.KEY=VALUE.")
     if len(given) != len(words):
         raise ValueError(f"{given} given; write {' '.join(words)} --config=FILE.")
-    if config is None:
+    if not _CONFIG.value:
         raise ValueError(
             "no configuration; pass --config=experiments/configs/avoid.py:m1"
         )
+    config = load_config_file(_CONFIG.value)
+    override(config, changes, "--config.")
     runtime.configure()
-    return [*given, config.lock()]
+    return [*given, config]
 
 
-def prepare_run(config: ConfigDict, stage: str) -> str:
+def prepare_run(
+    config: ConfigDict, stage: str, origin: Mapping[str, str] | None = None
+) -> str:
     """Create the run directory and write `config.json`; returns its path.
+
+    Args:
+        origin: digests of what the run starts from, "policy" or "data".
 
     Raises:
         ValueError: the directory belongs to a run with other settings.
     """
-    return prepare_runs([config], stage)[0]
+    return prepare_runs([config], stage, origin)[0]
 
 
-def prepare_runs(configs: Sequence[ConfigDict], stage: str) -> list[str]:
+def prepare_runs(
+    configs: Sequence[ConfigDict],
+    stage: str,
+    origin: Mapping[str, str] | None = None,
+) -> list[str]:
     """As `prepare_run`, of several runs; nothing is written if one is refused."""
-    new = {
-        config.run_dir
-        or str(Path("runs") / config.name / stage): {"stage": stage} | as_json(config)
-        for config in configs
-    }
+    about = {"stage": stage, "origin": dict(origin or {})}
+    new = {run_path(config, stage): about | as_json(config) for config in configs}
     for run_dir, settings in new.items():
         _check_run(run_dir, settings, stage)
     for run_dir, settings in new.items():
@@ -180,14 +186,120 @@ def _check_run(run_dir: str, new: dict[str, Any], stage: str) -> None:
             f"{run_dir} holds a run of experiments.{old.get('stage')}; pass "
             "another --config.run_dir."
         )
-    free = (*_MAY_CHANGE, *_UNREAD[stage])
+    _check_origin(run_dir, old, new, stage)
+    free = (*_MAY_CHANGE, *_UNREAD[stage], *_SOURCES, "origin.")
     for name, (before, now) in sorted(_differences(old, new).items()):
         if not any(name.startswith(p) or name.endswith(p) for p in free):
             raise ValueError(
                 f"{run_dir} holds a run with {name}={before!r}, not {now!r}; "
-                f"pass {_as_flag(name, before)} to resume it, or another "
+                f"pass {as_flag(name, before)} to resume it, or another "
                 "--config.run_dir to start afresh."
             )
+
+
+def _check_origin(
+    run_dir: str, old: dict[str, Any], new: dict[str, Any], stage: str
+) -> None:
+    """Refuse another policy or other data than those that a run started from.
+
+    Digests tell, wherever the files are now; runs from before there were any are
+    compared by the places that they name.
+    """
+    for name in _SOURCES:
+        before, now = (x.get("origin", {}).get(name) for x in (old, new))
+        if before and now:
+            same = before == now
+        elif name in _UNREAD[stage] and not (before or now):
+            same = True
+        else:
+            same = os.path.realpath(old[name]) == os.path.realpath(new[name])
+        if not same:
+            raise ValueError(
+                f"{run_dir} holds a run that started from another {name}, "
+                f"{old[name] or 'the one of its name'!r} where it was trained, with "
+                f"{name}={new[name]!r} now; pass {as_flag(name, old[name])}, or where "
+                "that has gone to, to resume it, or another --config.run_dir to start "
+                "afresh."
+            )
+
+
+def digest(tree: Any) -> str:
+    """What tells arrays from others, wherever and in what order they are stored."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    each = sorted(
+        hashlib.sha256(f"{x.shape} {x.dtype} ".encode() + x.tobytes()).digest()
+        for x in leaves
+    )
+    return hashlib.sha256(b"".join(each)).hexdigest()[:16]
+
+
+def run_path(config: ConfigDict, stage: str) -> str:
+    """Where a run writes to."""
+    return config.run_dir or str(Path("runs") / config.name / stage)
+
+
+def data_path(config: ConfigDict) -> str:
+    """Where demonstrations are."""
+    return config.data or str(Path("data") / config.name)
+
+
+def load_data(config: ConfigDict) -> Episodes:
+    """Demonstrations, normalised.
+
+    Raises:
+        ValueError: there are none, or they cannot be read.
+    """
+    data = data_path(config)
+    if not config.data and not Path(data).exists():
+        raise ValueError(
+            f"no demonstrations at {data}; run experiments.collect first, or pass "
+            "--config.data=<file or folder>, see docs/data.md."
+        )
+    return load_demonstrations(data)
+
+
+def make_raw_env(config: ConfigDict) -> VecEnv:
+    """The environments of `config.rollout` in task units, one action a step."""
+    task = make_task(config.env.task, engine=config.env.engine, **config.env.options)
+    return vectorize(time_limit(task, config.env.max_steps), config.rollout.num_envs)
+
+
+def find_bounds(config: ConfigDict, run_dir: str) -> tuple[Normalizer, dict[str, str]]:
+    """Bounds for a policy that starts from nothing, and the digest of their origin.
+
+    Those of a run that goes on, or of the data if there are any, or of random actions
+    in [-1, 1].
+
+    Raises:
+        ValueError: no data, for a task in host processes.
+    """
+    data, origin = None, {}
+    if config.data or Path(data_path(config)).exists():
+        data = load_data(config)
+        origin["data"] = digest(data)
+    if (Path(run_dir) / "checkpoints").is_dir():
+        return load_policy(run_dir).normalizer, origin
+    if data is not None and data.normalizer is not None:
+        print(f"bounds of observations and actions: those of {data_path(config)}")
+        return data.normalizer, origin
+    if is_host(config.env.task):
+        raise ValueError(
+            f"policy={NO_POLICY}: bounds of {config.env.task} can only be those of "
+            "demonstrations; pass --config.data=<file or folder>."
+        )
+    steps = config.rollout.random_steps
+    print(f"bounds of observations and actions: those of {steps} random steps in +-1")
+    key = jax.random.key(config.seed)
+    return random_bounds(make_raw_env(config), key, num_steps=steps), origin
+
+
+def check_task(config: ConfigDict, stage: str) -> None:
+    """Refuse a stage that needs a simulator where none is named."""
+    if not config.env.task:
+        raise ValueError(
+            f"env.task is empty, and experiments.{stage} needs a simulator; pass "
+            "--config.env.task=NAME, see docs/environments.md."
+        )
 
 
 def find_policy(config: ConfigDict, stage: str) -> LoadedPolicy:
@@ -203,16 +315,16 @@ def find_policy(config: ConfigDict, stage: str) -> LoadedPolicy:
             "--config.policy=<run directory>."
         )
     checkpoint = load_policy(run_dir)
-    must_match = _MUST_MATCH
-    if checkpoint.config.get("stage") == "finetune":
-        # Its frozen and its tuned network differ, and K' says which one moves when.
-        must_match += ("finetune.num_tuned_steps",)
+    is_tuned = checkpoint.config.get("stage") == "finetune"
     differences = _differences(checkpoint.config, as_json(config))
     for name, (saved, now) in sorted(differences.items()):
-        if name.startswith(must_match) and name not in _MAY_DIFFER:
+        must_match = name.startswith(_MUST_MATCH) and not name.startswith(_MAY_DIFFER)
+        if name == "env.task" and not saved:
+            continue  # Cloned without a simulator.
+        if must_match or (is_tuned and name in _TUNED_MUST_MATCH):
             raise ValueError(
                 f"{run_dir} was trained with {name}={saved!r}, but the config says "
-                f"{now!r}; pass {_as_flag(name, saved)}, or train a policy that "
+                f"{now!r}; pass {as_flag(name, saved)}, or train a policy that "
                 "matches."
             )
         if name.startswith(_WORTH_A_LINE):
@@ -220,9 +332,9 @@ def find_policy(config: ConfigDict, stage: str) -> LoadedPolicy:
     return checkpoint
 
 
-def build_policy(config: ConfigDict, action_dim: int) -> ChainPolicy:
+def build_policy(config: ConfigDict, action_dim: int) -> Any:
     """The policy that all stages share."""
-    return make_policy(config.model, config.finetune, action_dim=action_dim)
+    return make_policy(config.model, action_dim=action_dim)
 
 
 def make_score(
@@ -230,11 +342,14 @@ def make_score(
 ) -> Callable[[PyTree], Evaluation]:
     """The evaluation that `config.evaluate` describes, always on the same draws."""
     settings = config.evaluate
+    for name in ("num_envs", "num_episodes"):
+        if settings[name] < 1:
+            raise ValueError(f"evaluate.{name}={settings[name]} must be at least 1.")
     env = make_env(
         config.env,
         normalizer=normalizer,
         chunk=config.model.chunk,
-        num_envs=max(1, min(settings.num_envs, settings.num_episodes)),
+        num_envs=min(settings.num_envs, settings.num_episodes),
         trace=plots.traced_metrics(config.env.task),
     )
     evaluate = make_evaluate(
@@ -252,44 +367,22 @@ def make_score(
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
-    """The config as it reads back from a JSON file."""
-    return json.loads(config.to_json_best_effort())
-
-
-def _as_flag(name: str, value: Any) -> str:
-    """How to set a value on the command line of a shell."""
-    if isinstance(value, list):
-        text = str(tuple(value)).replace(" ", "")
-        return f"--config.{name}='{text}'"
-    return f"--config.{name}={value}"
-
-
-def _last_of_each(argv: list[str]) -> list[str]:
-    """Of flags given twice the last: ml_collections would join tuples."""
-    last = {
-        arg.split("=")[0] if arg.startswith("--config.") else i: i
-        for i, arg in enumerate(argv)
-    }
-    return [argv[i] for i in sorted(last.values())]
+    """The config as it reads back from a JSON file, with the chosen algorithm only."""
+    settings = json.loads(config.to_json_best_effort())
+    algorithm = settings["algorithm"]
+    kept = ("name", algorithm["name"])
+    return settings | {"algorithm": {k: algorithm[k] for k in kept if k in algorithm}}
 
 
 def _differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
-    old, new = _BEFORE | _flatten(old), _flatten(new)
+    old, new = (
+        {name: x for name, x in flatten(tree).items() if x != {}} for tree in (old, new)
+    )
     return {
         name: (old.get(name), new.get(name))
         for name in old.keys() | new.keys()
         if old.get(name) != new.get(name)
     }
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _one_line(error: Exception) -> str:

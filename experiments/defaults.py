@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from dppo_jax import policies, pretrain
+from dppo_jax import algorithms, policies, pretrain
 from dppo_jax.algorithms import ppo
 from dppo_jax.envs import build
 
@@ -16,7 +16,9 @@ def default_config() -> ConfigDict:
     config.num_seeds = 1  # pretrain, finetune: seed, seed + 1, ... in one program
     config.run_dir = ""  # empty: runs/<name>/<stage>, or <stage>_seeds for many seeds
     config.data = ""  # empty: data/<name>, which experiments.collect writes
-    config.policy = ""  # empty: runs/<name>/pretrain (evaluate: .../finetune)
+    # Empty: runs/<name>/pretrain (evaluate: .../finetune); none: new networks, with the
+    # bounds of the data if there are any, or else of random actions.
+    config.policy = ""
     config.env = build.default_config()
     config.model = policies.default_config()
     config.critic = ConfigDict(
@@ -29,7 +31,8 @@ def default_config() -> ConfigDict:
         )
     )
     config.pretrain = pretrain.default_config()
-    config.finetune = ppo.default_config()
+    config.rollout = rollout_config(num_envs=40, num_steps=100)
+    config.algorithm = algorithms.default_config()
     # finetune: devices that share the environments, 0 for all; a process for each host
     # where distributed, see docs/scaling.md. The last three are for hosts that nothing
     # else (SLURM, Kubernetes, a TPU pod) introduces to each other.
@@ -46,18 +49,35 @@ def default_config() -> ConfigDict:
         dict(num_episodes=200, num_envs=200, deterministic=True, seed=0)
     )
     config.collect = ConfigDict()  # each demonstrator has settings of its own
-    # Host loops: iterations (epochs) between rows, evaluations and checkpoints; an
-    # evaluation every 0 is one before and one after.
+    # Host loops: how many iterations (epochs), and how many of them between rows,
+    # evaluations and checkpoints; an evaluation every 0 is one before and one after.
     config.loop = ConfigDict()
-    config.loop.collect = ConfigDict(dict(log_every=1, checkpoint_every=20))
+    config.loop.collect = ConfigDict(
+        dict(num_iterations=1000, log_every=1, checkpoint_every=20)
+    )
     config.loop.pretrain = ConfigDict(
-        dict(log_every=10, evaluate_every=0, checkpoint_every=500)
+        dict(num_epochs=1000, log_every=10, evaluate_every=0, checkpoint_every=500)
     )
     config.loop.finetune = ConfigDict(
-        dict(log_every=1, evaluate_every=10, checkpoint_every=10)
+        dict(num_iterations=100, log_every=1, evaluate_every=10, checkpoint_every=10)
     )
     # An evaluation's mean return that is good enough to end fine-tuning; None: never.
     config.loop.finetune.stop_at_return = placeholder(float)
+    # A mistyped key is refused; these two hold what only tasks and demonstrators know.
+    config.lock()
+    config.env.options.unlock()
+    config.collect.unlock()
+    return config
+
+
+def rollout_config(*, num_envs: int, num_steps: int) -> ConfigDict:
+    """How fine-tuning collects experience."""
+    config = ConfigDict()
+    config.num_envs = num_envs
+    config.num_steps = num_steps  # action chunks per environment and iteration
+    config.reset_at_iteration = True
+    # Of random actions, whose bounds a policy gets that starts from nothing.
+    config.random_steps = 20_000
     return config
 
 
@@ -67,21 +87,21 @@ def demonstrator_config() -> ConfigDict:
     config.target_return = 0.0  # of exploring episodes; training stops there
     config.recent_iterations = 10  # whose episodes that return is the mean of
     config.num_steps = 100_000  # to record
-    config.random_steps = 20_000  # of random actions, whose bounds the policy gets
     config.model = policies.default_config()
     config.model.kind, config.model.chunk = "gaussian", 1
     config.model.network.update(hidden_sizes=(64, 64), activation="tanh")
     config.model.network.residual = False
+    config.model.sampling.num_tuned_steps = 1
     config.model.gaussian.update(fixed_std=0.5, learn_fixed_std=True, std_min=0.1)
     config.critic = ConfigDict(
         dict(hidden_sizes=(64, 64), activation="tanh", layer_norm=False, residual=False)
     )
     config.critic.compute_dtype = "float32"
+    config.rollout = rollout_config(num_envs=64, num_steps=64)
+    config.rollout.reset_at_iteration = False
     config.ppo = ppo.default_config()
-    config.ppo.update(num_iterations=1000, num_envs=64, num_steps=64)
-    config.ppo.update(num_tuned_steps=1, reset_at_iteration=False)
     config.ppo.update(batch_size=512, epochs=10, clip_top=0.1, clip_base=0.1)
     for settings, rate in ((config.ppo.actor, 3e-4), (config.ppo.critic, 1e-3)):
         settings.update(learning_rate=rate, min_learning_rate=rate, warmup_steps=0)
         settings.max_grad_norm = 0.5
-    return config
+    return config.lock()

@@ -7,37 +7,37 @@ a return well below what it could reach, and acts with its exploration noise.
 import jax
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms import ppo
+from dppo_jax.algorithms import make_algorithm
 from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.demonstrations.recorder import (
     in_task_units,
     make_recorder,
     random_bounds,
 )
-from dppo_jax.envs import make_task, time_limit, vectorize
 from dppo_jax.envs.build import make_env
 from dppo_jax.metrics import read_metrics, recent_mean
-from dppo_jax.networks.critics import StateCritic
 from dppo_jax.training import train
 from experiments import common
+from experiments.seeds import loop_settings
 
 
 def trained_episodes(config: ConfigDict) -> Episodes:
     """Train to `collect.target_return`, then record `collect.num_steps`, in task units.
 
     Raises:
-        ValueError: `collect.ppo.num_iterations` were too few for the target.
+        ValueError: `loop.collect.num_iterations` were too few for the target.
     """
     settings, config = config.collect, _own_config(config)
     bounds_key, train_key, record_key = jax.random.split(jax.random.key(config.seed), 3)
-    task = make_task(config.env.task, engine=config.env.engine, **config.env.options)
-    raw_env = vectorize(time_limit(task, config.env.max_steps), settings.ppo.num_envs)
-    normalizer = random_bounds(raw_env, bounds_key, num_steps=settings.random_steps)
+    raw_env = common.make_raw_env(config)
+    normalizer = random_bounds(
+        raw_env, bounds_key, num_steps=config.rollout.random_steps
+    )
     env = make_env(
         config.env, normalizer=normalizer, chunk=1, num_envs=raw_env.num_envs
     )
     policy = common.build_policy(config, raw_env.action_shape[0])
-    algorithm = ppo.make_ppo(env, policy, StateCritic(**config.critic), settings.ppo)
+    algorithm = make_algorithm(env, policy, config)
 
     def recent_return(rows) -> float:
         count, last = "num_episodes", settings.recent_iterations
@@ -51,18 +51,17 @@ def trained_episodes(config: ConfigDict) -> Episodes:
         algorithm,
         algorithm.init(train_key),
         run_dir=run_dir,
-        num_iterations=settings.ppo.num_iterations,
         normalizer=normalizer,
         stop=lambda rows: recent_return(rows) >= settings.target_return,
         show=("episode_return", "env_steps"),
-        **config.loop.collect,
+        **loop_settings(config, "collect"),
     )
     reached = recent_return(read_metrics(run_dir))
     if not reached >= settings.target_return:
         raise ValueError(
             f"the demonstrator's return is {reached:.4g} after {state.iteration} "
             f"iterations, below collect.target_return={settings.target_return:.4g}; "
-            "raise --config.collect.ppo.num_iterations, and the same command goes on, "
+            "raise --config.loop.collect.num_iterations, and the same command goes on, "
             "or lower the target."
         )
     print(f"return {reached:.4g}, recording {settings.num_steps} steps", flush=True)
@@ -73,6 +72,7 @@ def _own_config(config: ConfigDict) -> ConfigDict:
     """The configuration of the demonstrator's run, where its policy is the policy."""
     own = config.copy_and_resolve_references()
     own.model, own.critic = own.collect.model, own.collect.critic
-    own.finetune = own.collect.ppo
+    own.rollout, own.algorithm.ppo = own.collect.rollout, own.collect.ppo
+    own.algorithm.name = "ppo"
     own.env.update(history=1, executed=None)
     return own

@@ -12,6 +12,7 @@ from experiments import common, processes
 def main(config: ConfigDict) -> dict[str, float]:
     """Run the stage; returns and prints the mean of every metric."""
     processes.stay_on_one_device(config, "evaluate")
+    common.check_task(config, "evaluate")
     checkpoint = common.find_policy(config, "finetune")
     policy = common.build_policy(config, checkpoint.normalizer.action_min.shape[0])
     score = common.make_score(config, policy.act, checkpoint.normalizer)

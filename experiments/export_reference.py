@@ -30,8 +30,8 @@ def main(run_dir: str, path: str) -> str:
             iteration=policy.iteration,
         ),
         eta=(
-            policy.config["finetune"]["eta"]
-            if not is_gaussian and model["diffusion"]["ddim_steps"] is not None
+            model["sampling"]["eta"]
+            if not is_gaussian and model["sampling"]["ddim_steps"] is not None
             else None
         ),
     )
@@ -52,7 +52,7 @@ def _num_tuned_steps(policy: LoadedPolicy) -> int:
     """K', which may have been annealed."""
     if policy.params.num_active is not None:
         return int(policy.params.num_active)
-    return policy.config["finetune"]["num_tuned_steps"]
+    return policy.config["model"]["sampling"]["num_tuned_steps"]
 
 
 if __name__ == "__main__":

@@ -6,48 +6,49 @@ import jax
 from ml_collections import ConfigDict
 
 from dppo_jax import parallel
-from dppo_jax.algorithms import ppo
-from dppo_jax.checkpoint import check_matches, load_critic
+from dppo_jax.algorithms import find_algorithm, make_algorithm
+from dppo_jax.checkpoint import check_matches, load_critic, optional_as
+from dppo_jax.demonstrations.dataset import (
+    normalize_episodes,
+    unnormalize_episodes,
+)
+from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, summarize
-from dppo_jax.networks.critics import StateCritic
-from dppo_jax.types import PyTree
+from dppo_jax.types import Algorithm, PyTree
 from experiments import common, plots, processes
-from experiments.seeds import check_seeds, train_seeds
+from experiments.seeds import check_seeds, seed_configs, train_seeds
 
 
 def main(config: ConfigDict) -> list[str]:
     """Run the stage; returns the run directory of every seed."""
     check_seeds(config, steps_env=True)
     mesh = processes.join_mesh(config)
-    pretrained = common.find_policy(config, "pretrain")
-    normalizer = pretrained.normalizer
+    common.check_task(config, "finetune")
+    pretrained = None
+    if config.policy == common.NO_POLICY:
+        run_dir = common.run_path(seed_configs(config, "finetune")[0], "finetune")
+        normalizer, origin = common.find_bounds(config, run_dir)
+    else:
+        pretrained = common.find_policy(config, "pretrain")
+        normalizer = pretrained.normalizer
+        origin = {"policy": common.digest((pretrained.params, normalizer))}
+    data = None
+    if find_algorithm(config.algorithm.name).uses_data:
+        data = common.load_data(config)
+        origin["data"] = common.digest(data)
+        data = normalize_episodes(unnormalize_episodes(data), normalizer)
     policy = common.build_policy(config, normalizer.action_min.shape[0])
     env = make_env(
         config.env,
         normalizer=normalizer,
         chunk=config.model.chunk,
-        num_envs=config.finetune.num_envs,
+        num_envs=config.rollout.num_envs,
     )
-    algorithm = ppo.make_ppo(env, policy, StateCritic(**config.critic), config.finetune)
-    state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
-    check_matches(
-        pretrained.params.base,
-        state.params.base,
-        what=f"the policy of {config.policy or 'the pre-training run'}",
-        cure="pass the --config.model settings that it was trained with.",
-    )
-    critic = None
-    if pretrained.config.get("stage") == "finetune":
-        critic = load_critic(config.policy, pretrained.iteration)
-    if critic is not None:
-        check_matches(
-            critic,
-            state.critic_params,
-            what=f"the critic of {config.policy}",
-            cure="pass the --config.critic settings that it was trained with.",
-        )
-        print(f"going on from the policy and the critic of {config.policy}")
+    algorithm = make_algorithm(env, policy, config, data)
+    start: tuple[PyTree, ...] = ()
+    if pretrained is not None:
+        start = _start_from(config, pretrained, algorithm)
     score = common.make_score(config, algorithm.act, normalizer)
     scored: dict[tuple[str, int], Evaluation] = {}
 
@@ -55,14 +56,14 @@ def main(config: ConfigDict) -> list[str]:
         scored[run_dir, iteration] = score(params)
         return lambda: summarize(scored[run_dir, iteration], prefix="eval/")
 
-    print(f"fine-tuning {pretrained.config['name']}", flush=True)
+    name = "new networks" if pretrained is None else pretrained.config["name"]
+    print(f"fine-tuning {name}", flush=True)
     final = train_seeds(
         config,
         "finetune",
         parallel.shard(algorithm, mesh),
-        pretrained.params,
-        critic,
-        num_iterations=config.finetune.num_iterations,
+        *start,
+        origin=origin,
         normalizer=normalizer,
         evaluate=evaluate,
         show=("success", "episode_return", "eval/success", "approx_kl"),
@@ -70,11 +71,46 @@ def main(config: ConfigDict) -> list[str]:
     for run_dir, state in final.items() if parallel.is_first_process() else ():
         if plots.traced_metrics(config.env.task):
             # A resumed run has not scored its beginning.
-            before = scored.get((run_dir, 0)) or score(pretrained.params)
-            after = scored.get((run_dir, int(state.iteration))) or score(state.params)
-            plots.save_trajectories(run_dir, config.env.task, before, after)
+            before = scored.get((run_dir, 0))
+            if before is None and pretrained is not None:
+                before = score(pretrained.params)
+            after = scored.get((run_dir, int(state.iteration)))
+            if after is None:
+                after = score(algorithm.params(state))
+            if before is not None:
+                plots.save_trajectories(run_dir, config.env.task, before, after)
         plots.save_curve(run_dir)
     return list(final)
+
+
+def _start_from(
+    config: ConfigDict, pretrained: LoadedPolicy, algorithm: Algorithm
+) -> tuple[PyTree, ...]:
+    """What `algorithm.init` starts from: what acted, and its critic if there is one."""
+    run_dir = config.policy or "the pre-training run"
+    state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
+    check_matches(
+        pretrained.params,
+        optional_as(algorithm.params(state), pretrained.params),
+        what=f"the policy of {run_dir}",
+        cure="pass the --config.model settings that it was trained with.",
+    )
+    critic = None
+    if (
+        find_algorithm(config.algorithm.name).takes_critic
+        and pretrained.config.get("stage") == "finetune"
+    ):
+        critic = load_critic(config.policy, pretrained.iteration)
+    if critic is None:
+        return (pretrained.params,)
+    check_matches(
+        critic,
+        state.critic_params,
+        what=f"the critic of {run_dir}",
+        cure="pass the --config.critic settings that it was trained with.",
+    )
+    print(f"going on from the policy and the critic of {run_dir}")
+    return pretrained.params, critic
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from dppo_jax.interop import infer_settings, load_reference_checkpoint
 from dppo_jax.normalize import Normalizer, load_normalizer
 from dppo_jax.policies import PolicyParams, make_policy
 from experiments import common
+from experiments.settings import as_flag
 
 _NORMALIZATION = flags.DEFINE_string(
     "normalization", "", "normalization.npz of its data; empty: in --config.data"
@@ -26,7 +27,7 @@ _NORMALIZATION = flags.DEFINE_string(
 # What no weight depends on; a wrong value goes unnoticed until the policy runs.
 _UNTOLD = (
     *("model.network.activation", "model.diffusion.num_steps"),
-    *("model.diffusion.ddim_steps", "model.diffusion.predict_noise"),
+    *("model.sampling.ddim_steps", "model.diffusion.predict_noise"),
     *("model.diffusion.x0_clip", "model.gaussian.tanh_output"),
 )
 
@@ -44,7 +45,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
         if not _same(told, configured):
             raise ValueError(
                 f"{path} has {name}={told!r}, but the config says {configured!r}; "
-                f"pass --config.{name}={told!r}, or the checkpoint that you meant."
+                f"pass {as_flag(name, told)}, or the checkpoint that you meant."
             )
     check_matches(
         checkpoint.params,
@@ -70,7 +71,8 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
         if name.split(".")[1] in ("network", config.model.kind)
     ]
     if checkpoint.stage == "finetune" and config.model.kind == "diffusion":
-        untold.append(f"finetune.num_tuned_steps={config.finetune.num_tuned_steps}")
+        name = "model.sampling.num_tuned_steps"
+        untold.append(f"{name}={_lookup(config, name)}")
     critic = "without" if checkpoint.critic is None else "with its"
     print(
         f"{path}: stage {checkpoint.stage}, iteration {checkpoint.iteration}, {critic} "
@@ -81,9 +83,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
 
 
 def _expected_params(config: ConfigDict, normalizer: Normalizer) -> PolicyParams:
-    policy = make_policy(
-        config.model, config.finetune, action_dim=len(normalizer.action_min)
-    )
+    policy = make_policy(config.model, action_dim=len(normalizer.action_min))
     shape = (1, config.env.history, len(normalizer.obs_min))
     obs = {"state": jax.ShapeDtypeStruct(shape, np.float32)}
     return jax.eval_shape(policy.init, jax.random.key(0), obs)

@@ -1,13 +1,11 @@
 """Clone a policy from demonstrations: python -m experiments.pretrain --config=..."""
 
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from dppo_jax import pretrain
 from dppo_jax.demonstrations.dataset import summary, windows
-from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.evaluate import summarize
 from dppo_jax.types import PyTree
 from experiments import common, processes
@@ -18,21 +16,25 @@ def main(config: ConfigDict) -> list[str]:
     """Run the stage; returns the run directory of every seed."""
     check_seeds(config, steps_env=False)
     processes.stay_on_one_device(config, "pretrain")
-    data = config.data or str(Path("data") / config.name)
-    if not config.data and not Path(data).exists():
-        raise ValueError(
-            f"no demonstrations at {data}; run experiments.collect first, or pass "
-            "--config.data=<file or folder>, see docs/data.md."
-        )
-    episodes = load_demonstrations(data)
+    episodes = common.load_data(config)
     assert episodes.normalizer is not None  # What it returns is normalised.
+    if config.pretrain.clone_entropy_coef and config.model.kind != "gaussian":
+        raise ValueError(
+            f"pretrain.clone_entropy_coef={config.pretrain.clone_entropy_coef} rewards "
+            f"the entropy of a Gaussian policy, and that of model.kind="
+            f"{config.model.kind!r} does not change; use 0."
+        )
     policy = common.build_policy(config, episodes.actions.shape[1])
     dataset = windows(episodes, chunk=config.model.chunk, history=config.env.history)
     algorithm = pretrain.make_pretrain(policy, dataset, config.pretrain)
-    score = common.make_score(config, algorithm.act, episodes.normalizer)
-    print(f"{data}: {summary(episodes)}", flush=True)
+    # Data of a robot may have no simulator to score its policy in.
+    score = None
+    if config.env.task:
+        score = common.make_score(config, algorithm.act, episodes.normalizer)
+    print(f"{common.data_path(config)}: {summary(episodes)}", flush=True)
 
     def evaluate(params: PyTree, run_dir: str, iteration: int) -> Any:
+        assert score is not None
         evaluation = score(params)
         return lambda: summarize(evaluation, prefix="eval/")
 
@@ -40,9 +42,9 @@ def main(config: ConfigDict) -> list[str]:
         config,
         "pretrain",
         algorithm,
-        num_iterations=config.pretrain.num_epochs,
+        origin={"data": common.digest(episodes)},
         normalizer=episodes.normalizer,
-        evaluate=evaluate,
+        evaluate=evaluate if score else None,
         show=("loss", "eval/success", "eval/episode_return"),
     )
     return list(final)

@@ -1,5 +1,6 @@
 """One seed or many: run directories and states for `training.train`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ def check_seeds(config: ConfigDict, *, steps_env: bool) -> None:
 
 
 def train_seeds(
-    config: ConfigDict, stage: str, algorithm: Algorithm, *args: Any, **settings: Any
+    config: ConfigDict,
+    stage: str,
+    algorithm: Algorithm,
+    *args: Any,
+    origin: Mapping[str, str],
+    **settings: Any,
 ) -> dict[str, Any]:
     """Train `config.num_seeds` seeds, from `config.seed` on, in one program.
 
@@ -44,6 +50,7 @@ def train_seeds(
 
     Args:
         *args: what `algorithm.init` takes beside a key, the same for all seeds.
+        origin: digests of what they start from, see `common.prepare_run`.
         **settings: of `training.train`.
 
     Returns:
@@ -53,20 +60,20 @@ def train_seeds(
         ValueError: a directory belongs to another run, or settings of the loop that
             contradict each other.
     """
-    settings |= _loop(config.loop[stage])
+    settings |= loop_settings(config, stage)
     configs = seed_configs(config, stage)
     if config.num_seeds > 1:
         algorithm = seeds.many(algorithm, config.num_seeds)
         keys = jnp.stack([jax.random.key(own.seed) for own in configs])
         state = algorithm.init(keys, *args)
-        run_dirs = common.prepare_runs(configs, stage)
+        run_dirs = common.prepare_runs(configs, stage, origin)
         where = f"{len(run_dirs)} seeds, {run_dirs[0]} to {Path(run_dirs[-1]).name}"
         print(f"writing to {where}", flush=True)
         return dict(
             zip(run_dirs, train(algorithm, state, run_dir=run_dirs, **settings))
         )
     state = algorithm.init(jax.random.key(config.seed), *args)
-    (run_dir,) = common.prepare_runs(configs, stage)
+    (run_dir,) = common.prepare_runs(configs, stage, origin)
     print(f"writing to {run_dir}", flush=True)
     return {run_dir: train(algorithm, state, run_dir=run_dir, **settings)}
 
@@ -93,9 +100,20 @@ def seed_configs(config: ConfigDict, stage: str) -> list[ConfigDict]:
     return configs
 
 
-def _loop(settings: ConfigDict) -> dict[str, Any]:
-    """Arguments of `train`; a return to stop at becomes its `stop`."""
-    loop = dict(settings)
+def loop_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
+    """Arguments of `train`; a return to stop at becomes its `stop`.
+
+    Raises:
+        ValueError: numbers of iterations that are none, or a `stop` without a look.
+    """
+    loop = dict(config.loop[stage])
+    length = "num_epochs" if "num_epochs" in loop else "num_iterations"
+    for name, least in {name: int(name == length) for name in loop}.items():
+        if name != "stop_at_return" and loop[name] < least:
+            raise ValueError(
+                f"loop.{stage}.{name}={loop[name]} must be at least {least}."
+            )
+    loop["num_iterations"] = loop.pop(length)
     target = loop.pop("stop_at_return", None)
     if target is None:
         return loop

@@ -15,10 +15,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from dppo_jax import parallel, seeds  # noqa: E402
-from dppo_jax.algorithms import ppo  # noqa: E402
 from dppo_jax.envs.build import default_config, make_env  # noqa: E402
 from dppo_jax.envs.physics import compile_model, make_physics  # noqa: E402
-from dppo_jax.networks import StateCritic  # noqa: E402
 from dppo_jax.normalize import Normalizer  # noqa: E402
 from tests import tiny  # noqa: E402
 
@@ -117,9 +115,7 @@ def c_physics():
     bounds = (np.full(n, x) for n in (4, 2) for x in (-1.0, 1.0))
     env = make_env(config, normalizer=Normalizer(*bounds), chunk=2, num_envs=16)
     network = tiny.GaussianMLP(action_dim=2, chunk=2, hidden_sizes=(16,))
-    policy = tiny.gaussian_policy(network)
-    settings = tiny.tiny_ppo_config(num_tuned_steps=1, shuffle_groups=8)
-    return ppo.make_ppo(env, policy, StateCritic(hidden_sizes=(16,)), settings)
+    return tiny.make_tiny_ppo(tiny.gaussian_policy(network), env, shuffle_groups=8)
 
 
 def refusals():

@@ -29,7 +29,7 @@ types <- squashed <- algorithms
 rollout, replay, parallel <- learning <- algorithms
 envs <- demonstrations <- algorithms, pretrain, interop
 minibatch, parallel <- pretrain
-normalize <- checkpoint <- interop
+normalize, old_settings <- checkpoint <- interop
 types <- seeds, metrics <- runs <- training
 evaluate, checkpoint, parallel <- runs
 runtime <- envs, minibatch

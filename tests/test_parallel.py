@@ -29,17 +29,17 @@ TINY = {
     "critic.hidden_sizes": (16,),
     "collect.modes": [(1, 3, 5)],
     "collect.episodes_per_mode": 2,
-    "pretrain.num_epochs": 1,
+    "loop.pretrain.num_epochs": 1,
     "pretrain.warmup_epochs": 0,
-    "finetune.num_iterations": 5,
-    "finetune.num_envs": 8,
-    "finetune.num_steps": 2,
-    "finetune.num_tuned_steps": 2,
-    "finetune.batch_size": 16,
-    "finetune.epochs": 2,
-    "finetune.shuffle_groups": 8,
-    "finetune.actor.learning_rate": 1e-2,
-    "finetune.actor.min_learning_rate": 1e-2,
+    "loop.finetune.num_iterations": 5,
+    "rollout.num_envs": 8,
+    "rollout.num_steps": 2,
+    "model.sampling.num_tuned_steps": 2,
+    "algorithm.ppo.batch_size": 16,
+    "algorithm.ppo.epochs": 2,
+    "algorithm.ppo.shuffle_groups": 8,
+    "algorithm.ppo.actor.learning_rate": 1e-2,
+    "algorithm.ppo.actor.min_learning_rate": 1e-2,
     "evaluate.num_episodes": 6,
     "evaluate.num_envs": 4,
 }
@@ -271,7 +271,7 @@ def test_two_processes_train_save_and_resume_as_one(world):
     def both(num_iterations, port):
         mesh = {"distributed": True, "devices": 0, "num_processes": 2}
         mesh["coordinator"] = f"localhost:{port}"
-        settings = {"finetune.num_iterations": num_iterations}
+        settings = {"loop.finetune.num_iterations": num_iterations}
         # Never reached, but asked for: the processes must agree on that.
         settings["loop.finetune.stop_at_return"] = 1000.0
         return finish(
@@ -300,7 +300,7 @@ def test_eight_devices_train_avoid_as_one_and_one_resumes_them(world):
     engine = {"env.engine": "mjx"}
     finetune.main(make_config(world, "one_device", **engine))
     flags = "--xla_force_host_platform_device_count=8"
-    settings = {"mesh.devices": 8, "finetune.num_iterations": 3}
+    settings = {"mesh.devices": 8, "loop.finetune.num_iterations": 3}
     words = command(world, "eight_devices", **engine, **settings)
     finish(start(*words, XLA_FLAGS=flags))
     # The checkpoint of eight devices goes on on one.

@@ -6,7 +6,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from dppo_jax import policies
-from dppo_jax.algorithms import ppo
 from dppo_jax.denoising import make_diffusion
 from dppo_jax.networks import DiffusionMLP
 from dppo_jax.policies import PolicyParams, diffusion_policy, make_policy
@@ -265,19 +264,18 @@ def test_contradictions_are_refused_by_name(settings, message):
         tiny.tiny_diffusion_policy(**settings)
 
 
-def configs(**changes) -> tuple[ConfigDict, ConfigDict]:
+def model_config(**changes) -> ConfigDict:
     model = policies.default_config()
     model.network.update(hidden_sizes=(8,))
     model.diffusion.update(num_steps=tiny.NUM_STEPS, time_dim=4)
+    model.sampling.num_tuned_steps = tiny.NUM_TUNED
     model.update_from_flattened_dict(changes)
-    tuning = ppo.default_config()
-    tuning.num_tuned_steps = tiny.NUM_TUNED
-    return model, tuning
+    return model
 
 
 @pytest.mark.parametrize("kind, num_steps", [("diffusion", 2), ("gaussian", 1)])
 def test_a_configuration_makes_either_policy(kind, num_steps):
-    policy = make_policy(*configs(kind=kind), action_dim=2)
+    policy = make_policy(model_config(kind=kind), action_dim=2)
     assert policy.num_steps == num_steps
     params = jax.eval_shape(policy.init, jax.random.key(0), OBS)
     sample = jax.eval_shape(policy.sample, params, KEY, OBS)
@@ -286,4 +284,4 @@ def test_a_configuration_makes_either_policy(kind, num_steps):
 
 def test_an_unknown_kind_of_policy_is_refused():
     with pytest.raises(ValueError, match="model.kind='diffusoin'"):
-        make_policy(*configs(kind="diffusoin"), action_dim=2)
+        make_policy(model_config(kind="diffusoin"), action_dim=2)

@@ -141,7 +141,6 @@ def test_an_entropy_bonus_widens_a_gaussian_policy():
     "changes, message",
     [
         (dict(batch_size=0), "pretrain.batch_size=0"),
-        (dict(num_epochs=0), "pretrain.num_epochs=0"),
         (dict(ema_every=0), "pretrain.ema_every=0"),
         (dict(ema_decay=1.0), "pretrain.ema_decay=1.0"),
         (dict(warmup_epochs=1000), "pretrain: warmup_steps=1000"),

@@ -127,8 +127,7 @@ def tiny_critic() -> StateCritic:
 def tiny_ppo_config(**changes: Any):
     """`ppo.default_config` for 4 environments x 4 chunks x K' = 2 moves, 32 pairs."""
     config = ppo.default_config()
-    config.update(num_envs=4, num_steps=4, num_tuned_steps=NUM_TUNED, batch_size=16)
-    config.update(epochs=2)
+    config.update(batch_size=16, epochs=2)
     for rate in (config.actor, config.critic):
         rate.update(learning_rate=1e-2, min_learning_rate=1e-2, warmup_steps=0)
     config.update_from_flattened_dict(changes)
@@ -136,14 +135,30 @@ def tiny_ppo_config(**changes: Any):
 
 
 def make_tiny_ppo(
-    policy: ChainPolicy | None = None, env: VecEnv | None = None, **changes
+    policy: ChainPolicy | None = None,
+    env: VecEnv | None = None,
+    critic: Any = None,
+    *,
+    num_envs: int = 4,
+    num_steps: int = 4,
+    num_tuned_steps: int = NUM_TUNED,
+    reset_at_iteration: bool = True,
+    **changes: Any,
 ):
-    """PPO on `point_env`; dots in the names of `changes` are double underscores."""
+    """PPO on `point_env`; dots in the names of `changes` are double underscores.
+
+    Args:
+        num_envs, num_tuned_steps: where `env` and `policy` are not given.
+    """
     changes = {name.replace("__", "."): value for name, value in changes.items()}
-    config = tiny_ppo_config(**changes)
-    policy = tiny_diffusion_policy(config.num_tuned_steps) if policy is None else policy
-    env = point_env(config.num_envs) if env is None else env
-    return ppo.make_ppo(env, policy, tiny_critic(), config)
+    return ppo.make_ppo(
+        point_env(num_envs) if env is None else env,
+        tiny_diffusion_policy(num_tuned_steps) if policy is None else policy,
+        tiny_critic() if critic is None else critic,
+        tiny_ppo_config(**changes),
+        num_steps=num_steps,
+        reset_at_iteration=reset_at_iteration,
+    )
 
 
 def tiny_squashed_policy() -> SquashedPolicy:

@@ -197,15 +197,19 @@ def split_episodes(
     return select_episodes(episodes, train), select_episodes(episodes, validation)
 
 
-def normalize_episodes(episodes: Episodes) -> Episodes:
-    """Fit bounds to episodes in task units and map these to [-1, 1].
+def normalize_episodes(
+    episodes: Episodes, normalizer: Normalizer | None = None
+) -> Episodes:
+    """Map episodes in task units to [-1, 1]; ones with a normaliser stay as they are.
 
-    Episodes that have a normaliser come back as they are.
+    Args:
+        normalizer: bounds to use; None fits them to the episodes.
     """
     if episodes.normalizer is not None:
         return episodes
     state, actions = episodes.observations["state"], episodes.actions
-    normalizer = fit_normalizer(state, actions)
+    if normalizer is None:
+        normalizer = fit_normalizer(state, actions)
     state = np.asarray(normalize_obs(normalizer, state), np.float32)
     return episodes._replace(
         observations={**episodes.observations, "state": state},

@@ -27,6 +27,7 @@ def default_config() -> ConfigDict:
     config.options = ConfigDict()  # keyword arguments of the task
     config.max_steps = 100  # control steps until the time limit
     config.history = 1  # To
+    config.wrappers = ()  # of rewards, by name
     config.executed = placeholder(int)  # actions of a chunk; None: all of them
     return config
 

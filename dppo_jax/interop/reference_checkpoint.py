@@ -185,8 +185,8 @@ def _diffusion_settings(net: Mapping[str, Any]) -> dict[str, Any]:
         inputs = _inputs(net["condition"])
     return {
         "model.kind": "diffusion",
-        "model.diffusion.time_dim": time_dim,
-        "model.diffusion.condition_sizes": condition_sizes,
+        "model.network.time_dim": time_dim,
+        "model.network.condition_sizes": condition_sizes,
         "inputs": inputs,
         "outputs": outputs,
         "trunk": _perceptron(net["mean"]),

@@ -26,25 +26,26 @@ def get_config(variant: str = "m1") -> ConfigDict:
     config.collect.episodes_per_mode = 4  # as many as the human subsets have
 
     # The data are tiny (8 episodes), so epochs are many and batches small.
-    config.pretrain.num_epochs = 5000
+    config.loop.pretrain.num_epochs = 5000
     config.pretrain.batch_size = 16
     config.pretrain.learning_rate = 1e-4
     config.pretrain.min_learning_rate = 1e-5
     config.pretrain.cycle_epochs = 5000
     config.pretrain.warmup_epochs = 100
 
-    config.finetune.num_iterations = 51
-    config.finetune.num_envs = 50
-    config.finetune.num_steps = 25  # one episode of 100 control steps
-    config.finetune.batch_size = 6250  # half of the 50 x 25 x 10 pairs
-    config.finetune.epochs = 10
-    config.finetune.clip_top = config.finetune.clip_base = 0.1
-    config.finetune.clip_rate = 1.0
-    config.finetune.denoising_discount = 0.95
-    config.finetune.target_kl = 1.0
-    config.finetune.critic_warmup = 1
-    config.finetune.actor.learning_rate = 1e-5
-    config.finetune.actor.min_learning_rate = 1e-5
+    config.loop.finetune.num_iterations = 51
+    config.rollout.num_envs = 50
+    config.rollout.num_steps = 25  # one episode of 100 control steps
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 6250  # half of the 50 x 25 x 10 pairs
+    ppo.epochs = 10
+    ppo.clip_top = ppo.clip_base = 0.1
+    ppo.clip_rate = 1.0
+    ppo.denoising_discount = 0.95
+    ppo.target_kl = 1.0
+    ppo.critic_warmup = 1
+    ppo.actor.learning_rate = 1e-5
+    ppo.actor.min_learning_rate = 1e-5
     if variant == "demo":
         _shorten(config)
     return config
@@ -54,7 +55,7 @@ def _shorten(config: ConfigDict) -> None:
     """The same job in minutes: a smaller network, fewer and larger steps."""
     config.collect.episodes_per_mode = 8
     config.model.network.hidden_sizes = (256, 256, 256)
-    config.pretrain.num_epochs = 600
+    config.loop.pretrain.num_epochs = 600
     config.pretrain.batch_size = 64
     config.pretrain.learning_rate = 1e-3
     config.pretrain.min_learning_rate = 1e-4
@@ -62,8 +63,9 @@ def _shorten(config: ConfigDict) -> None:
     config.pretrain.warmup_epochs = 10
     # The last policy is the result, so the steps end small; a few more of them, on a
     # few more episodes each, make the end steadier.
-    config.finetune.num_iterations = 90
-    config.finetune.num_envs = 64
-    config.finetune.batch_size = 8000  # half of the pairs
-    config.finetune.actor.min_learning_rate = 3e-6
-    config.finetune.actor.cycle_steps = 90
+    config.loop.finetune.num_iterations = 90
+    config.rollout.num_envs = 64
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 8000  # half of the pairs
+    ppo.actor.min_learning_rate = 3e-6
+    ppo.actor.cycle_steps = 90

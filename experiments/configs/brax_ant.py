@@ -17,12 +17,13 @@ def get_config() -> ConfigDict:
     config.env.options = ConfigDict(dict(backend="spring"))
     config.env.max_steps = 1000  # as in Brax's own training
 
-    config.finetune.num_envs = 64
-    config.finetune.num_steps = 50
+    config.rollout.num_envs = 64
+    config.rollout.num_steps = 50
     # Starting afresh would show the policy the beginnings of episodes only.
-    config.finetune.reset_at_iteration = False
-    config.finetune.batch_size = 8000  # a quarter of the 64 x 50 x 10 pairs
-    config.finetune.clip_top = config.finetune.clip_base = 0.01
-    config.finetune.target_kl = 1.0
+    config.rollout.reset_at_iteration = False
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 8000  # a quarter of the 64 x 50 x 10 pairs
+    ppo.clip_top = ppo.clip_base = 0.01
+    ppo.target_kl = 1.0
     config.evaluate.num_episodes = config.evaluate.num_envs = 40
     return config

@@ -21,11 +21,12 @@ def get_config(variant: str = "Hopper-v5") -> ConfigDict:
 
     # A simulator in Python is the slow part: few of them, and many updates on what
     # they give.
-    config.finetune.num_envs = 16
-    config.finetune.num_steps = 100
-    config.finetune.batch_size = 4000  # a quarter of the 16 x 100 x 10 pairs
+    config.rollout.num_envs = 16
+    config.rollout.num_steps = 100
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 4000  # a quarter of the 16 x 100 x 10 pairs
     # An iteration is less than an episode.
-    config.finetune.reset_at_iteration = False
-    config.finetune.target_kl = 1.0
+    config.rollout.reset_at_iteration = False
+    ppo.target_kl = 1.0
     config.evaluate.num_episodes = config.evaluate.num_envs = 16
     return config

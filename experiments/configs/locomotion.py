@@ -45,18 +45,19 @@ def make_config(task: str, variant: str) -> ConfigDict:
     clip = 0.2 / _MOTORS[task]
     config.collect.ppo.clip_top = config.collect.ppo.clip_base = clip
 
-    config.pretrain.num_epochs = config.pretrain.cycle_epochs = 200
+    config.loop.pretrain.num_epochs = config.pretrain.cycle_epochs = 200
 
-    config.finetune.num_iterations = 1000
-    config.finetune.num_envs = 40
-    config.finetune.num_steps = 500  # two episodes of full length
+    config.loop.finetune.num_iterations = 1000
+    config.rollout.num_envs = 40
+    config.rollout.num_steps = 500  # two episodes of full length
     # Starting afresh would show the policy the beginnings of episodes too often.
-    config.finetune.reset_at_iteration = False
-    config.finetune.batch_size = 50_000  # a quarter of the 40 x 500 x 10 pairs
-    config.finetune.clip_top = config.finetune.clip_base = 0.01
-    config.finetune.target_kl = 1.0
+    config.rollout.reset_at_iteration = False
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 50_000  # a quarter of the 40 x 500 x 10 pairs
+    ppo.clip_top = ppo.clip_base = 0.01
+    ppo.target_kl = 1.0
     if variant == "v0_6":
-        config.pretrain.num_epochs = config.pretrain.cycle_epochs = 3000
+        config.loop.pretrain.num_epochs = config.pretrain.cycle_epochs = 3000
         config.pretrain.ema_start = 10
         config.pretrain.ema_every = 5 * _UPDATES_PER_EPOCH
     elif variant == "cpu":
@@ -70,14 +71,15 @@ def _hasten(config: ConfigDict) -> None:
     """As many updates per iteration, 20, on a quarter of the steps."""
     # What an iteration learns hardly depends on how many steps it is estimated from,
     # but the next ones are taken by a better policy.
-    config.finetune.num_steps = 125
+    config.rollout.num_steps = 125
+    ppo = config.algorithm.ppo
     # A minibatch of a tenth of the pairs points nearly the same way; Adam's steps are
     # as long.
-    config.finetune.batch_size = 5000
+    ppo.batch_size = 5000
     # Fewer looks at each pair make the policy leave less of what it can trust.
-    config.finetune.epochs = 2
+    ppo.epochs = 2
     # The critic is evaluated once for all moves of an environment step.
-    config.finetune.minibatch = "chain"
+    ppo.minibatch = "chain"
     # Iterations take two seconds; an evaluation takes as long as three of them.
     config.loop.finetune.evaluate_every = 6
 
@@ -87,11 +89,12 @@ def _shrink(config: ConfigDict) -> None:
     config.collect.num_steps = 100_000
     config.model.network.hidden_sizes = (256, 256, 256)
     # Larger minibatches cost two cores hardly more, fewer epochs save the rest.
-    config.pretrain.num_epochs = config.pretrain.cycle_epochs = 100
+    config.loop.pretrain.num_epochs = config.pretrain.cycle_epochs = 100
     config.pretrain.batch_size = 512
-    config.finetune.num_iterations = 200
-    config.finetune.num_steps = 100
-    config.finetune.batch_size = 10_000  # still a quarter of the pairs
+    config.loop.finetune.num_iterations = 200
+    config.rollout.num_steps = 100
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 10_000  # still a quarter of the pairs
     # The policy changes as often per iteration, on a fifth of the data.
-    config.finetune.actor.cycle_steps = config.finetune.critic.cycle_steps = 200
+    ppo.actor.cycle_steps = ppo.critic.cycle_steps = 200
     config.evaluate.num_episodes = config.evaluate.num_envs = 40

@@ -19,11 +19,12 @@ def get_config() -> ConfigDict:
     config.model.chunk = 1  # the pole falls within a few steps of an open loop
     config.model.network.hidden_sizes = (64, 64, 64)
 
-    config.finetune.num_envs = 64
-    config.finetune.num_steps = 100
+    config.rollout.num_envs = 64
+    config.rollout.num_steps = 100
     # An iteration is a tenth of an episode.
-    config.finetune.reset_at_iteration = False
-    config.finetune.batch_size = 1600  # a quarter of the 64 x 100 pairs
-    config.finetune.clip_top = config.finetune.clip_base = 0.1
+    config.rollout.reset_at_iteration = False
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 1600  # a quarter of the 64 x 100 pairs
+    ppo.clip_top = ppo.clip_base = 0.1
     config.evaluate.num_episodes = config.evaluate.num_envs = 40
     return config

@@ -18,11 +18,12 @@ def get_config() -> ConfigDict:
     config.env.options.processes = placeholder(int)  # None: one per core
     config.env.max_steps = 300
 
-    config.finetune.num_envs = 16
-    config.finetune.num_steps = 75  # one episode of 300 control steps
-    config.finetune.batch_size = 3000  # a quarter of the 16 x 75 x 10 pairs
+    config.rollout.num_envs = 16
+    config.rollout.num_steps = 75  # one episode of 300 control steps
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 3000  # a quarter of the 16 x 75 x 10 pairs
     # 1 for every step with the cube up, so what counts is far ahead.
-    config.finetune.discount = 0.999
-    config.finetune.target_kl = 1.0
+    ppo.discount = 0.999
+    ppo.target_kl = 1.0
     config.evaluate.num_episodes = config.evaluate.num_envs = 16
     return config

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from dppo_jax import chain_losses
-from dppo_jax.algorithms import ppo
 from dppo_jax.chain import Sample
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import time_limit
@@ -420,8 +419,10 @@ class StepsCritic(NamedTuple):
 def run_table(lengths, **changes):
     """One iteration over one whole episode: 4 chunks from 0, 2, 4 and 6 steps."""
     env = tiny.point_env(4, lengths=lengths, max_steps=8)
-    config = tiny.tiny_ppo_config(scale_rewards=False, epochs=1, **changes)
-    return tiny.run(ppo.make_ppo(env, table_policy(), StepsCritic(), config), 1)
+    settings = dict(scale_rewards=False, epochs=1) | changes
+    return tiny.run(
+        tiny.make_tiny_ppo(table_policy(), env, StepsCritic(), **settings), 1
+    )
 
 
 def test_every_pair_of_step_and_move_has_its_share_in_the_update():
@@ -453,11 +454,17 @@ def test_values_of_what_followed_enter_the_advantages(ends):
         (dict(minibatch="chain", batch_size=15), "batch_size=15 .* 2 moves"),
         (dict(minibatch="chain", micro_batch_size=1), "micro_batch_size=1 .* of 2"),
         (dict(num_steps=0), "num_steps=0"),
-        (dict(min_std=0.05), "min_std=0.05, but the policy explores with 0.1"),
         (dict(epochs=0), "epochs=0"),
         (dict(reward_horizon=0), "reward_horizon=0 .* 2 executed"),
         (dict(reward_horizon=3), "reward_horizon=3 .* 2 executed"),
-        (dict(num_iterations=0), "num_iterations=0"),
+        (dict(target_kl=0.0), "target_kl=0.0 must be positive; None never"),
+        (dict(target_kl=-1.0), "target_kl=-1.0 must be positive"),
+        (dict(value_clip=0.0), "value_clip=0.0 must be positive; None"),
+        (dict(reward_scale=0.0), "reward_scale=0.0"),
+        (dict(clone_coef=-0.1), "clone_coef=-0.1 must not be negative"),
+        (dict(critic_warmup=-1), "critic_warmup=-1"),
+        (dict(actor__weight_decay=-1.0), "actor: weight_decay=-1.0"),
+        (dict(critic__max_grad_norm=0.0), "critic: max_grad_norm=0.0.*None clips"),
         (dict(discount=1.5), "discount=1.5"),
         (dict(gae_lambda=-0.1), "gae_lambda=-0.1"),
         (dict(denoising_discount=2.0), "denoising_discount=2.0"),
@@ -479,24 +486,11 @@ def test_an_environment_without_chunks_is_refused():
         tiny.make_tiny_ppo(env=env)
 
 
-def test_a_policy_with_another_number_of_tuned_moves_is_refused():
-    policy = tiny.tiny_diffusion_policy(3)
-    with pytest.raises(ValueError, match="num_tuned_steps=2, but the policy tunes 3"):
-        tiny.make_tiny_ppo(policy)
-
-
 def test_a_gaussian_policy_has_no_sampling_floor_to_anneal():
     """It would act with one standard deviation and be scored with another."""
     policy = tiny.tiny_gaussian_policy()
     with pytest.raises(ValueError, match="min_std_steps=5 .* Gaussian"):
-        tiny.make_tiny_ppo(policy, num_tuned_steps=1, min_std_steps=5)
-
-
-def test_a_chain_of_one_move_is_still_a_denoising_chain():
-    """Its settings are checked like those of longer ones."""
-    policy = tiny.tiny_diffusion_policy(1)
-    with pytest.raises(ValueError, match="num_tuned_steps=2, but the policy tunes 1"):
-        tiny.make_tiny_ppo(policy, num_tuned_steps=2)
+        tiny.make_tiny_ppo(policy, min_std_steps=5)
 
 
 LOG_PROB = jnp.array([[[3.0, -9.0], [1.0, 0.0]]])  # [B, Ta, Da]

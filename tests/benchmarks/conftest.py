@@ -3,14 +3,16 @@
 import pytest
 
 from benchmarks import floors, setups
+from experiments.settings import load_config
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     """Avoid with networks of 16, four environments and two chunks."""
     monkeypatch.setattr(floors, "CALL_SECONDS", 1e-4)
-    config = setups.load_config(setups.AVOID)
+    config = load_config(setups.AVOID)
     config.model.network.hidden_sizes = config.critic.hidden_sizes = (16, 16, 16)
-    config.finetune.update(num_envs=4, num_steps=2, batch_size=20, epochs=3)
+    config.rollout.update(num_envs=4, num_steps=2)
+    config.algorithm.ppo.update(batch_size=20, epochs=3)
     config.pretrain.batch_size = 8
     return config

@@ -3,22 +3,23 @@
 import pytest
 
 from benchmarks import compile_time, setups
+from experiments.settings import load_config, override
 
 TINY = (
-    *("finetune.num_envs=4", "finetune.num_steps=2", "finetune.epochs=1"),
-    *("finetune.batch_size=20", "model.network.hidden_sizes=(16,16,16)"),
+    *("rollout.num_envs=4", "rollout.num_steps=2", "algorithm.ppo.epochs=1"),
+    *("algorithm.ppo.batch_size=20", "model.network.hidden_sizes=(16,16,16)"),
 )
 
 
 def test_settings_override_what_is_there():
-    config = setups.load_config(setups.AVOID)
-    setups.override(config, [*TINY, "env.engine=mjx"])
-    assert config.finetune.batch_size == 20
+    config = load_config(setups.AVOID)
+    override(config, [*TINY, "env.engine=mjx"])
+    assert config.algorithm.ppo.batch_size == 20
     assert config.model.network.hidden_sizes == (16, 16, 16)
     assert config.env.engine == "mjx"
-    for wrong in ("finetune.epoch=1", "nothing.at.all=1", "finetune.epochs"):
+    for wrong in ("algorithm.ppo.epoch=1", "nothing.at.all=1", "algorithm.ppo.epochs"):
         with pytest.raises(ValueError, match="--set"):
-            setups.override(config, [wrong])
+            override(config, [wrong], "--set ")
 
 
 @pytest.mark.slow
@@ -37,4 +38,4 @@ def test_a_second_start_finds_what_the_first_one_kept():
 @pytest.mark.slow
 def test_a_process_that_fails_says_why():
     with pytest.raises(RuntimeError, match="batch_size=0"):
-        compile_time.measure_config(setups.AVOID, [*TINY, "finetune.batch_size=0"])
+        compile_time.measure_config(setups.AVOID, [*TINY, "algorithm.ppo.batch_size=0"])

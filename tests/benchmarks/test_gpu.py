@@ -77,11 +77,11 @@ def test_every_table_engine_and_size_is_on_the_list():
 
 def test_sizes_reach_the_configuration():
     config = gpu.make_config("avoid", gpu.SMALL, envs=4, engine="mjx")
-    assert config.finetune.num_envs == 4 and config.finetune.batch_size == 40
+    assert config.rollout.num_envs == 4 and config.algorithm.ppo.batch_size == 40
     assert config.model.network.hidden_sizes == (16, 16, 16)
     # As many pairs as there are, where those are fewer than an update should have.
     config = gpu.make_config("hopper", gpu.FULL, envs=8)
-    assert config.finetune.batch_size == 8 * 50 * 10
+    assert config.algorithm.ppo.batch_size == 8 * 50 * 10
 
 
 def test_files_are_called_after_device_and_date():

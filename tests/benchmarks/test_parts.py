@@ -61,7 +61,7 @@ def test_the_floor_of_an_iteration_is_that_of_its_parts():
 def test_updates_count_forward_and_backward_of_every_pair(tiny):
     setup = setups.make_setup(tiny)
     # 4 environments x 2 chunks x 10 moves in minibatches of 20, three times.
-    assert train_step.num_updates(tiny.finetune) == 12
+    assert train_step.num_updates(tiny) == 12
     for make, rows in (
         (train_step.policy_update_part, 20),
         # No more values than environment steps.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import setups, timing
+from experiments.settings import load_config
 
 
 def test_a_row_relates_a_part_to_its_products(monkeypatch):
@@ -51,16 +52,16 @@ def test_a_part_may_bring_its_floor_or_have_none():
 
 
 def test_configurations_are_found_by_file_and_variant():
-    assert setups.load_config(setups.HOPPER).env.task == "hopper"
-    assert setups.load_config("experiments/configs/avoid.py:m2").name == "avoid_m2"
+    assert load_config(setups.HOPPER).env.task == "hopper"
+    assert load_config("experiments/configs/avoid.py:m2").name == "avoid_m2"
     with pytest.raises(ValueError, match="no Python file"):
-        setups.load_config("README.md")
+        load_config("README.md")
 
 
 def test_both_networks_get_the_data_type():
-    config = setups.load_config(setups.AVOID)
+    config = load_config(setups.AVOID)
     setups.set_compute_dtype(config, "bfloat16")
-    assert config.model.compute_dtype == config.critic.compute_dtype == "bfloat16"
+    assert config.model.network.compute_dtype == config.critic.compute_dtype == "bfloat16"
 
 
 def test_moves_have_the_shapes_of_the_policy(tiny):

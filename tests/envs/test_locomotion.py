@@ -316,8 +316,8 @@ def test_configurations_make_their_task(task, variant):
     config = module.get_config(variant)
     env = make_task(config.env.task, **config.env.options)
     assert env.obs_shape["state"] == (11 if task == "hopper" else 17,)
-    settings = config.finetune
-    pairs = settings.num_envs * settings.num_steps * settings.num_tuned_steps
+    settings, rollout = config.algorithm.ppo, config.rollout
+    pairs = rollout.num_envs * rollout.num_steps * config.model.sampling.num_tuned_steps
     # All variants make as many updates per iteration, with every pair in an epoch.
     assert pairs % settings.batch_size == 0
     assert settings.epochs * pairs // settings.batch_size == 20

@@ -17,18 +17,18 @@ TINY = {
     "env.max_steps": 20,
     "model.network.hidden_sizes": (16,),
     "model.diffusion.num_steps": 4,
-    "finetune.num_tuned_steps": 2,
+    "model.sampling.num_tuned_steps": 2,
     "collect.target_return": 8.0,
     "collect.num_steps": 90,
-    "collect.random_steps": 60,
+    "collect.rollout.random_steps": 60,
     "collect.model.network.hidden_sizes": (8,),
     "collect.critic.hidden_sizes": (8,),
-    "collect.ppo.num_iterations": 20,
-    "collect.ppo.num_envs": 4,
-    "collect.ppo.num_steps": 20,
+    "loop.collect.num_iterations": 20,
+    "collect.rollout.num_envs": 4,
+    "collect.rollout.num_steps": 20,
     "collect.ppo.batch_size": 40,
     "collect.ppo.epochs": 2,
-    "pretrain.num_epochs": 2,
+    "loop.pretrain.num_epochs": 2,
     "pretrain.warmup_epochs": 1,
     "evaluate.num_episodes": 4,
     "evaluate.num_envs": 4,
@@ -96,7 +96,7 @@ def test_a_target_out_of_reach_leaves_no_data_but_a_run_that_goes_on(
 ):
     """What goes on after the failure ends with the data of a run without it."""
     monkeypatch.chdir(tmp_path)
-    few = dict(collect__target_return=1e5, collect__ppo__num_iterations=1)
+    few = dict(collect__target_return=1e5, loop__collect__num_iterations=1)
     message = "return is .* after 1 iterations, below collect.target_return=1e.05"
     with pytest.raises(ValueError, match=message):
         collect.main(make_config(**few))
@@ -131,7 +131,7 @@ def test_data_are_neither_overwritten_nor_trained_for_in_vain(world):
 @pytest.mark.parametrize("task", [hopper, walker2d, halfcheetah])
 def test_every_variant_describes_a_demonstrator(task, variant):
     settings = task.get_config(variant).collect
-    policy = make_policy(settings.model, settings.ppo, action_dim=3)
+    policy = make_policy(settings.model, action_dim=3)
     assert policy.num_steps == 1 and settings.model.chunk == 1
     assert settings.target_return >= 1500
     assert settings.num_steps == (100_000 if variant == "cpu" else 1_000_000)

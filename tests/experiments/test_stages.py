@@ -1,16 +1,20 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 
 from dppo_jax.checkpoint import load_critic, load_policy
 from dppo_jax.metrics import read_metrics
+from dppo_jax.normalize import load_normalizer
 from experiments import collect, common, evaluate, finetune, pretrain, report
 from experiments.configs import avoid
+from experiments.seeds import loop_settings
 from tests import tiny
 from tests.conftest import REPOSITORY
 
@@ -23,14 +27,14 @@ TINY = {
     "critic.hidden_sizes": (16,),
     "collect.modes": [(1, 3, 5)],
     "collect.episodes_per_mode": 2,
-    "pretrain.num_epochs": 3,
+    "loop.pretrain.num_epochs": 3,
     "pretrain.warmup_epochs": 1,
-    "finetune.num_iterations": 2,
-    "finetune.num_envs": 4,
-    "finetune.num_steps": 2,
-    "finetune.num_tuned_steps": 2,
-    "finetune.batch_size": 8,
-    "finetune.epochs": 1,
+    "loop.finetune.num_iterations": 2,
+    "rollout.num_envs": 4,
+    "rollout.num_steps": 2,
+    "model.sampling.num_tuned_steps": 2,
+    "algorithm.ppo.batch_size": 8,
+    "algorithm.ppo.epochs": 1,
     "evaluate.num_episodes": 6,
     "evaluate.num_envs": 4,
 }
@@ -83,13 +87,13 @@ def test_fine_tuning_goes_on_from_a_fine_tuned_policy_with_its_critic(world, tmp
     """No update happens: one iteration at a learning rate that moves nothing."""
     changes = dict(policy=str(world / "finetune"), run_dir=str(tmp_path / "more"))
     still = {
-        f"finetune__{name}__{rate}": 1e-30
+        f"algorithm__ppo__{name}__{rate}": 1e-30
         for name in ("actor", "critic")
         for rate in ("learning_rate", "min_learning_rate")
     }
     finetune.main(
         make_config(
-            *(world, "finetune"), finetune__num_iterations=1, **changes, **still
+            *(world, "finetune"), loop__finetune__num_iterations=1, **changes, **still
         )
     )
     before, after = (
@@ -131,10 +135,10 @@ def test_many_seeds_are_runs_of_their_own(world, tmp_path, capsys):
     last = evaluations(run_dirs[1])[2]
     assert result["episode_return"] == pytest.approx(last, rel=1e-4)
 
-    changes["finetune__num_iterations"] = 3
+    changes["loop__finetune__num_iterations"] = 3
     finetune.main(make_config(world, "finetune", **changes))
     assert "resuming at iteration 2 of 3" in capsys.readouterr().out
-    alone = dict(seed=1, run_dir=run_dirs[1], finetune__num_iterations=4)
+    alone = dict(seed=1, run_dir=run_dirs[1], loop__finetune__num_iterations=4)
     assert finetune.main(make_config(world, "finetune", **alone)) == run_dirs[1:]
     assert sorted(evaluations(run_dirs[1])) == [0, 2, 3, 4]
 
@@ -204,7 +208,7 @@ def test_evaluation_alone_agrees_with_evaluation_in_training(world, capsys):
 
 
 def test_the_same_command_goes_on_where_it_stopped(world, capsys):
-    config = make_config(world, "pretrain", pretrain__num_epochs=4)
+    config = make_config(world, "pretrain", loop__pretrain__num_epochs=4)
     pretrain.main(config)
     assert "resuming at iteration 3 of 4" in capsys.readouterr().out
     rows = read_metrics(world / "pretrain")
@@ -217,8 +221,7 @@ def test_the_same_command_goes_on_where_it_stopped(world, capsys):
         ("model.chunk", 2),
         ("model.diffusion.num_steps", 5),
         ("model.network.hidden_sizes", (16, 16, 16)),
-        ("model.diffusion.ddim_steps", 2),
-        ("model.diffusion.condition_sizes", (8,)),
+        ("model.network.condition_sizes", (8,)),
         ("env.history", 2),
         ("env.task", "hopper"),
     ],
@@ -236,10 +239,129 @@ def test_a_policy_other_than_the_configured_one_is_refused_by_name(
 
 def test_a_fine_tuned_policy_keeps_its_split_and_a_cloned_one_has_none(world):
     """With another K' a fine-tuned chain would be another policy."""
-    changes = dict(finetune__num_tuned_steps=3)
-    with pytest.raises(ValueError, match="trained with finetune.num_tuned_steps=2"):
+    changes = dict(model__sampling__num_tuned_steps=3)
+    with pytest.raises(ValueError, match="with model.sampling.num_tuned_steps=2"):
         common.find_policy(make_config(world, "evaluate", **changes), "finetune")
     common.find_policy(make_config(world, "finetune", **changes), "pretrain")
+
+
+def test_a_fine_tuned_chain_is_not_sampled_another_way(world):
+    """Its frozen and its tuned network share the moves that they were trained for."""
+    config = make_config(world, "evaluate", model__sampling__ddim_steps=2)
+    message = "was trained with model.sampling.ddim_steps=None.*ddim_steps=None"
+    with pytest.raises(ValueError, match=message):
+        common.find_policy(config, "finetune")
+
+
+def test_a_policy_cloned_with_ddpm_acts_and_is_tuned_with_ddim(world, tmp_path, capsys):
+    """No weight depends on how a chain is sampled; K = 4 becomes 2, all of it tuned."""
+    changes = dict(policy=str(world / "pretrain"), run_dir=str(tmp_path / "ddim"))
+    changes |= dict(model__sampling__ddim_steps=2, loop__finetune__num_iterations=1)
+    (run_dir,) = finetune.main(make_config(world, "finetune", **changes))
+    assert (
+        "trained with model.sampling.ddim_steps=None, not 2" in capsys.readouterr().out
+    )
+    changes |= dict(run_dir="")
+    result = evaluate.main(make_config(world, "evaluate", **changes))
+    before = evaluations(run_dir)[0]
+    assert result["episode_return"] == pytest.approx(before, rel=1e-4)
+    assert before != pytest.approx(evaluations(world / "finetune")[0], rel=1e-6)
+
+
+def test_a_run_that_was_moved_goes_on(world, tmp_path, monkeypatch, capsys):
+    """Policies and data are what they hold, wherever they are and however spelled."""
+    for name in ("data", "pretrain", "finetune"):
+        shutil.copytree(world / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    moved = dict(data="./data", policy="pretrain/", run_dir="finetune")
+    finetune.main(make_config(tmp_path, "finetune", **moved))
+    assert "resuming at iteration 2 of 2" in capsys.readouterr().out
+    config = make_config(tmp_path, "pretrain", **moved | dict(run_dir="pretrain"))
+    data = common.digest(common.load_data(config))
+    common.prepare_run(config, "pretrain", {"data": data})
+    for stage, source in (("finetune", "policy"), ("pretrain", "data")):
+        config = make_config(tmp_path, stage, **moved | dict(run_dir=stage))
+        with pytest.raises(ValueError, match=f"started from another {source}, "):
+            common.prepare_run(config, stage, {source: "0123456789abcdef"})
+
+
+def test_a_digest_tells_arrays_and_nothing_else():
+    a, b = np.arange(3.0), np.zeros((2, 2))
+    assert common.digest({"x": a, "y": b}) == common.digest((b.copy(), a))
+    for other in ((b, a + 1), (b.ravel(), a), (b, a.astype(np.float32)), (b,)):
+        assert common.digest(other) != common.digest((b, a))
+
+
+def test_cloning_needs_no_simulator_and_what_it_leaves_finds_one(world, tmp_path):
+    changes = dict(env__task="", run_dir=str(tmp_path / "robot"))
+    (run_dir,) = pretrain.main(make_config(world, "pretrain", **changes))
+    assert [row["iteration"] for row in read_metrics(run_dir)] == [1, 3]
+    assert evaluations(run_dir) == {}
+    found = common.find_policy(make_config(world, "finetune", policy=run_dir), "")
+    assert found.iteration == 3
+    for stage in (collect, finetune, evaluate):
+        name = stage.__name__.split(".")[1]
+        message = f"env.task is empty, and experiments.{name} .*--config.env.task=NAME"
+        with pytest.raises(ValueError, match=message):
+            stage.main(make_config(world, name, env__task=""))
+
+
+def test_fine_tuning_may_start_from_nothing(world, tmp_path, capsys):
+    """New networks, with the bounds of data, which a resumed run takes from itself."""
+    changes = dict(policy="none", run_dir=str(tmp_path / "new"))
+    for num_iterations in (1, 2):
+        changes["loop__finetune__num_iterations"] = num_iterations
+        (run_dir,) = finetune.main(make_config(world, "finetune", **changes))
+    said = capsys.readouterr().out
+    assert said.count(f"those of {world / 'data'}") == 1
+    assert "resuming at iteration 1 of 2" in said
+    start, data = load_policy(run_dir), load_normalizer(world / "data")
+    assert tiny.same(start.normalizer, data)
+    cloned = load_policy(world / "pretrain").params
+    assert not tiny.same(start.params.base, cloned.base)
+
+
+def test_without_data_bounds_are_those_of_random_actions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = dict(data="", env__task="hopper", rollout__random_steps=20)
+    config = make_config(tmp_path, "new", **changes, env__options=ConfigDict())
+    bounds, origin = common.find_bounds(config, "new")
+    assert origin == {} and bounds.obs_min.shape == (11,)
+    assert (bounds.obs_min <= bounds.obs_max).all()
+    np.testing.assert_array_equal(bounds.action_max, np.ones(3))
+    assert tiny.same(bounds, common.find_bounds(config, "new")[0])
+    config = make_config(tmp_path, "new", data="", env__task="gymnasium:Hopper-v5")
+    with pytest.raises(
+        ValueError, match="bounds of gymnasium:Hopper-v5.*--config.data"
+    ):
+        common.find_bounds(config, "new")
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("loop.finetune.num_iterations", 0, "num_iterations=0 must be at least 1"),
+        ("loop.pretrain.num_epochs", 0, "num_epochs=0 must be at least 1"),
+        ("loop.finetune.log_every", -1, "log_every=-1 must be at least 0"),
+    ],
+)
+def test_loops_of_no_length_are_refused(world, name, value, message):
+    stage = name.split(".")[1]
+    with pytest.raises(ValueError, match=f"loop.{stage}.{message}"):
+        loop_settings(make_config(world, stage, **{name: value}), stage)
+
+
+def test_an_evaluation_of_nothing_is_refused(world):
+    for name in ("num_envs", "num_episodes"):
+        config = make_config(world, "evaluate", **{f"evaluate.{name}": 0})
+        with pytest.raises(ValueError, match=f"evaluate.{name}=0 must be at least 1"):
+            evaluate.main(config)
+
+
+def test_an_entropy_that_nothing_changes_is_not_rewarded(world):
+    config = make_config(world, "pretrain", pretrain__clone_entropy_coef=0.1)
+    with pytest.raises(ValueError, match="clone_entropy_coef=0.1.*'diffusion'"):
+        pretrain.main(config)
 
 
 def test_a_run_directory_belongs_to_its_settings(world):
@@ -247,9 +369,9 @@ def test_a_run_directory_belongs_to_its_settings(world):
     before = (world / "finetune" / "config.json").read_bytes()
     for name, value in [
         ("seed", 7),
-        ("finetune.discount", 0.5),
+        ("algorithm.ppo.discount", 0.5),
         ("model.network.hidden_sizes", (8,)),
-        ("finetune.target_kl", None),
+        ("algorithm.ppo.target_kl", None),
         ("env.executed", 2),
     ]:
         with pytest.raises(ValueError, match=f"holds a run with {name}="):
@@ -257,7 +379,7 @@ def test_a_run_directory_belongs_to_its_settings(world):
                 make_config(world, "finetune", **{name: value}), "finetune"
             )
     assert (world / "finetune" / "config.json").read_bytes() == before
-    changes = {"finetune.num_iterations": 9, "evaluate.seed": 3}
+    changes = {"loop.finetune.num_iterations": 9, "evaluate.seed": 3}
     changes |= {"loop.finetune.log_every": 2}
     common.prepare_run(make_config(world, "finetune", **changes), "finetune")
     common.prepare_run(make_config(world, "finetune"), "finetune")
@@ -317,8 +439,8 @@ def test_a_report_of_nothing_is_refused(argument, capsys):
     "arguments, message",
     [
         (
-            ["--config.finetune.clip_tpo=1"],
-            "setting --config.finetune.clip_tpo; did you mean clip_top?",
+            ["--config.algorithm.ppo.clip_tpo=1"],
+            "setting --config.algorithm.ppo.clip_tpo; did you mean clip_top?",
         ),
         (["config.seed=1"], "'config.seed=1' is no flag"),
         (["--config.policy.seed=1"], "setting is given a key of its own"),

@@ -22,6 +22,7 @@ from dppo_jax.algorithms.ppo.settings import (
     log_prob_mean,
 )
 from dppo_jax.algorithms.ppo.update import PPOState, Steps, make_updates
+from dppo_jax.networks.critics import StateCritic
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.rollout import env_keys, episode_means, rollout
 from dppo_jax.types import (
@@ -58,6 +59,9 @@ def make_ppo(
     policy: ChainPolicy,
     critic: Any,
     config: ConfigDict,
+    *,
+    num_steps: int,
+    reset_at_iteration: bool = True,
 ) -> Algorithm:
     """PPO over (t, k) with the settings of `default_config`.
 
@@ -65,6 +69,8 @@ def make_ppo(
         env: whose action is a chunk, [Ta, Da].
         policy: a chain of K' moves.
         critic: a module, `apply(params, obs) -> [B]`.
+        num_steps: action chunks per environment and iteration.
+        reset_at_iteration: start every iteration with new episodes.
 
     Returns:
         An Algorithm; `init(key, params=None, critic_params=None)` starts from given
@@ -80,7 +86,9 @@ def make_ppo(
             "act in chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), Ta = 1 for "
             "single actions."
         )
-    num_envs, num_steps = env.num_envs, config.num_steps
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} must be at least 1.")
+    num_envs = env.num_envs
     num_pairs = num_envs * num_steps * policy.num_steps
     if not 1 <= config.batch_size <= num_pairs:
         raise ValueError(
@@ -90,7 +98,9 @@ def make_ppo(
         )
     check_groups(config, policy, num_envs=num_envs)
     mean = log_prob_mean(config, policy, executed=env.action_shape[0])
-    updates = make_updates(policy, critic, config, num_envs=num_envs, mean=mean)
+    updates = make_updates(
+        policy, critic, config, num_envs=num_envs, num_steps=num_steps, mean=mean
+    )
     anneals_steps = config.tuned_steps_drop > 0 and config.tuned_steps_every > 0
 
     def anneal(params: PolicyParams, iteration: Array) -> PolicyParams:
@@ -137,12 +147,12 @@ def make_ppo(
 
     def collect(state: PPOState, key: Array) -> tuple[PPOState, Collected, Metrics]:
         reset_key, act_key = jax.random.split(key)
-        if config.reset_at_iteration:
+        if reset_at_iteration:
             state = state._replace(
                 env=env.reset(env_keys(reset_key, num_envs)),
                 first=jnp.ones_like(state.first),
             )
-        settings, reported = {}, {}
+        settings: Metrics = {}
         if policy.denoises:
             settings["min_std"] = schedules.linear_anneal(
                 state.iteration,
@@ -150,7 +160,6 @@ def make_ppo(
                 end=config.min_std_end,
                 steps=config.min_std_steps,
             )
-            reported = dict(settings)
 
         def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
             sample = policy.sample(state.params, keys, obs, **settings)
@@ -180,7 +189,7 @@ def make_ppo(
             env, act, state.env, env_keys(act_key, num_envs), num_steps, record
         )
         done = jnp.maximum(collected.terminated, collected.truncated)
-        metrics = episode_means(done, collected.reward, metrics) | reported
+        metrics = episode_means(done, collected.reward, metrics) | settings
         return state._replace(env=env_state), collected, metrics
 
     def evaluate_returns(
@@ -256,6 +265,25 @@ def make_ppo(
         act=policy.act,
         split=split,
         finite=("policy_loss", "value_loss", "params_change"),
+    )
+
+
+def make(
+    env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
+) -> Algorithm:
+    """PPO as `config.algorithm.ppo`, `config.rollout` and `config.critic` say.
+
+    Args:
+        data: demonstrations, of which PPO makes no use.
+    """
+    del data
+    return make_ppo(
+        env,
+        policy,
+        StateCritic(**config.critic),
+        config.algorithm.ppo,
+        num_steps=config.rollout.num_steps,
+        reset_at_iteration=config.rollout.reset_at_iteration,
     )
 
 

@@ -18,21 +18,6 @@ MINIBATCHES = ("pair", "chain")
 def default_config() -> ConfigDict:
     """Settings of the paper where it names one for all tasks; see its appendix."""
     config = ConfigDict()
-    # `make_ppo` takes the number of environments from its environment, and K' with
-    # the settings of sampling (min_std ... reward_horizon) from its policy; they stand
-    # here for `make_env` and `make_policy`, so that one section says it all. Of what
-    # a policy tells, a value that differs here is refused.
-    config.num_iterations = 100
-    config.num_envs = 40
-    config.num_steps = 100  # action chunks per environment and iteration
-    config.reset_at_iteration = True
-    config.num_tuned_steps = 10
-    config.min_std = 0.1  # exploration: floor of a chain's sampling std
-    config.min_log_prob_std = 0.1  # stability: floor of the std in log-probs
-    config.draw_clip = 3.0
-    config.final_clip = placeholder(float)
-    config.noise_clip = placeholder(float)
-    config.eta = 1.0
     # Actions of a chunk that count in a log-probability; None: those executed.
     config.reward_horizon = placeholder(int)
     # Where log-probabilities are clamped, None: nowhere; and whether that is done entry
@@ -103,24 +88,28 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
             f"batch_size={config.batch_size} must be a multiple of the "
             f"{policy.num_steps} moves of a chain with minibatch='chain'; change one."
         )
-    for name in ("num_steps", "epochs", "num_iterations", "shuffle_groups"):
+    for name, cure in (
+        ("target_kl", "None never stops an iteration early"),
+        ("value_clip", "None leaves values free"),
+    ):
+        if config[name] is not None and not config[name] > 0:
+            raise ValueError(f"{name}={config[name]} must be positive; {cure}.")
+    if config.reward_scale <= 0:
+        raise ValueError(f"reward_scale={config.reward_scale} must be positive.")
+    for name in (
+        *("value_coef", "entropy_coef", "clone_coef", "critic_warmup"),
+        *("min_std_end", "min_std_steps", "tuned_steps_drop", "tuned_steps_every"),
+    ):
+        if config[name] < 0:
+            raise ValueError(f"{name}={config[name]} must not be negative.")
+    for name in ("epochs", "shuffle_groups"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]} must be at least 1.")
-    if config.num_tuned_steps != policy.num_steps and policy.denoises:
-        raise ValueError(
-            f"num_tuned_steps={config.num_tuned_steps}, but the policy tunes "
-            f"{policy.num_steps} steps; make both the same."
-        )
     if config.min_std_steps > 0 and not policy.denoises:
         raise ValueError(
             f"min_std_steps={config.min_std_steps} anneals the sampling floor of a "
             "denoising chain, but this policy is a Gaussian, whose standard deviation "
             "is scored as it is; use 0, and set its standard deviation instead."
-        )
-    if config.min_std != policy.min_std and policy.denoises:
-        raise ValueError(
-            f"min_std={config.min_std}, but the policy explores with "
-            f"{policy.min_std}; make both the same."
         )
     if (config.tuned_steps_drop > 0) != (config.tuned_steps_every > 0):
         raise ValueError(
@@ -145,6 +134,16 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
         )
     for name in ("actor", "critic"):
         schedules.check_cosine_restarts(name, **_rate_settings(config[name]))
+        if config[name].weight_decay < 0:
+            raise ValueError(
+                f"{name}: weight_decay={config[name].weight_decay} must not be "
+                "negative."
+            )
+        norm = config[name].max_grad_norm
+        if norm is not None and not norm > 0:
+            raise ValueError(
+                f"{name}: max_grad_norm={norm} must be positive; None clips nothing."
+            )
 
 
 def check_groups(config: ConfigDict, policy: ChainPolicy, *, num_envs: int) -> None:
@@ -166,14 +165,16 @@ def check_devices(config: ConfigDict, num_devices: int) -> None:
     """Refuse what cannot be computed on many devices; raises ValueError by name."""
     if config.shuffle_groups % num_devices:
         raise ValueError(
-            f"finetune.shuffle_groups={config.shuffle_groups} must be a multiple of "
-            f"the {num_devices} devices, each of which shuffles its own environments; "
+            f"algorithm.ppo.shuffle_groups={config.shuffle_groups} must be a multiple "
+            f"of the {num_devices} devices, each of which shuffles its own "
+            "environments; "
             f"set it to {num_devices}, or use fewer devices."
         )
     if tuple(config.advantage_quantiles) != (0.0, 1.0):
+        quantiles = tuple(config.advantage_quantiles)
         raise ValueError(
-            f"finetune.advantage_quantiles={tuple(config.advantage_quantiles)} look at "
-            f"a whole minibatch, which is spread over {num_devices} devices; use one "
+            f"algorithm.ppo.advantage_quantiles={quantiles} look at a whole minibatch, "
+            f"which is spread over {num_devices} devices; use one "
             "device, or (0.0, 1.0)."
         )
 

@@ -110,9 +110,10 @@ def make_updates(
     config: ConfigDict,
     *,
     num_envs: int,
+    num_steps: int,
     mean: Callable[[Array], Array],
 ) -> Updates:
-    """Minibatches over the steps of `num_envs` environments, with K' moves each.
+    """Minibatches over `num_steps` steps of `num_envs` environments, K' moves each.
 
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
@@ -267,7 +268,7 @@ def make_updates(
         actor_rate, critic_rate = learning_rates(config, it)
         shuffle_key, clone_key = jax.random.split(key)
         shape = (
-            config.num_steps,
+            num_steps,
             num_envs // parallel.num_shards(),
             policy.num_steps // moves_each,
         )

@@ -13,7 +13,7 @@ A program with such a callback is impure, which has three consequences:
   parameters, optimisers and keys, but its episodes start anew: those that were
   running count as truncated, with the last observation that was seen. It is not bit
   for bit the run that was not interrupted, except where
-  `finetune.reset_at_iteration` starts all episodes anew anyway.
+  `rollout.reset_at_iteration` starts all episodes anew anyway.
 """
 
 import secrets

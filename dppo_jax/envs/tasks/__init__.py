@@ -1,5 +1,6 @@
 """The tasks that can be made by name; one file each."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -45,4 +46,11 @@ def make_task(name: str, *, engine: str = "auto", **options: Any) -> Env:
             f"other libraries, {', '.join(f'{library}:NAME' for library in PURE)}; "
             "a task of your own is module:function or path/to/file.py:function."
         )
+    known = list(inspect.signature(TASKS[name]).parameters)
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"env.options.{option} is no option of {name}; it has "
+                f"{', '.join(x for x in known if x != 'engine') or 'none'}."
+            )
     return TASKS[name](engine=engine, **options)

@@ -21,13 +21,13 @@ TINY = {
     "model.network.hidden_sizes": (16,),
     "model.diffusion.num_steps": 4,
     "critic.hidden_sizes": (16,),
-    "pretrain.num_epochs": 2,
-    "finetune.num_envs": 2,
-    "finetune.num_steps": 3,
-    "finetune.num_iterations": 1,
-    "finetune.num_tuned_steps": 2,
-    "finetune.batch_size": 6,
-    "finetune.epochs": 1,
+    "loop.pretrain.num_epochs": 2,
+    "rollout.num_envs": 2,
+    "rollout.num_steps": 3,
+    "loop.finetune.num_iterations": 1,
+    "model.sampling.num_tuned_steps": 2,
+    "algorithm.ppo.batch_size": 6,
+    "algorithm.ppo.epochs": 1,
     "evaluate.num_episodes": 3,
     "evaluate.num_envs": 2,
 }
@@ -89,8 +89,8 @@ def test_a_run_with_host_environments_resumes(tmp_path, capsys):
     pretrain.main(make_config(tmp_path, "gymnasium", "pretrain").lock())
     for num_iterations in (1, 2):
         config = make_config(tmp_path, "gymnasium", "finetune")
-        assert not config.finetune.reset_at_iteration
-        config.finetune.num_iterations = num_iterations
+        assert not config.rollout.reset_at_iteration
+        config.loop.finetune.num_iterations = num_iterations
         finetune.main(config.lock())
     assert "resuming at iteration 1 of 2" in capsys.readouterr().out
     rows = read_metrics(tmp_path / "finetune")

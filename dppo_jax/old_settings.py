@@ -1,0 +1,94 @@
+"""Configurations of runs made before a setting had its present name, or existed."""
+
+from typing import Any
+
+# Old name -> new name, of a setting or of a section; the first line that fits counts.
+RENAMED = {
+    **{
+        f"{section}model.{old}": f"{section}model.network.{name}"
+        for section in ("", "collect.")
+        for old, name in (
+            ("compute_dtype", "compute_dtype"),
+            ("diffusion.time_dim", "time_dim"),
+            ("diffusion.condition_sizes", "condition_sizes"),
+        )
+    },
+    "model.diffusion.ddim_steps": "model.sampling.ddim_steps",
+    "collect.model.diffusion.ddim_steps": "collect.model.sampling.ddim_steps",
+    "pretrain.num_epochs": "loop.pretrain.num_epochs",
+    "finetune.num_iterations": "loop.finetune.num_iterations",
+    "collect.ppo.num_iterations": "loop.collect.num_iterations",
+    "collect.random_steps": "collect.rollout.random_steps",
+    **{
+        f"{old}.{name}": f"{new}rollout.{name}"
+        for old, new in (("finetune", ""), ("collect.ppo", "collect."))
+        for name in ("num_envs", "num_steps", "reset_at_iteration")
+    },
+    **{
+        f"{old}.{name}": f"{new}model.sampling.{name}"
+        for old, new in (("finetune", ""), ("collect.ppo", "collect."))
+        for name in (
+            *("num_tuned_steps", "min_std", "min_log_prob_std", "eta"),
+            *("draw_clip", "noise_clip", "final_clip"),
+        )
+    },
+    "finetune": "algorithm.ppo",
+}
+
+# Settings that were added later, with what runs did before; where their section is.
+ADDED = {
+    "env.wrappers": [],
+    "model.network.kind": "mlp",
+    "model.network.options": {},
+    "model.network.compute_dtype": "float32",
+    "model.squashed": {"std_min": 0.0067, "std_max": 7.39},
+    "critic.compute_dtype": "float32",
+    "algorithm.name": "ppo",
+    "rollout.random_steps": 20_000,
+    "algorithm.ppo.minibatch": "pair",
+    "algorithm.ppo.shuffle_groups": 1,
+}
+
+
+def updated(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in plain dictionaries, with the names of today."""
+    config = nested({new_name(name): value for name, value in flatten(config).items()})
+    for name, value in ADDED.items():
+        *sections, key = name.split(".")
+        section: Any = config
+        for part in sections:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.setdefault(key, value)
+    return config
+
+
+def new_name(name: str) -> str:
+    """Today's name of a setting."""
+    for old, new in RENAMED.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    return name
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Names with dots -> values; an empty section is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, key = name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[key] = value
+    return tree
