@@ -1,9 +1,9 @@
 """Configuration files, and the settings that a command line changes in them.
 
 A configuration is locked: only what its defaults declare can be set, in a file and on
-the command line. `env.options` and `model.network.options` are open, since every task and every network
-from outside has options of its own, and so
-is `config.collect` in a file, until a demonstrator's own settings take its place.
+the command line. `env.options` and `model.network.options` are open, since every task
+and every network from outside has options of its own, and so is `config.collect` in a
+file, until a demonstrator's own settings take its place.
 """
 
 import ast
