@@ -52,7 +52,8 @@ def denoising_part(
 
     def run(params: Any, obs: Any, key: Array) -> Array:
         def sample(total: Array, key: Array) -> tuple[Array, None]:
-            chain, log_prob = policy.sample(params, key, obs)
+            keys = jax.random.split(key, num_rows)
+            chain, log_prob = policy.sample(params, keys, obs)
             return total + log_prob.sum() + chain.sum(), None
 
         return jax.lax.scan(sample, jnp.zeros(()), jax.random.split(key, num_calls))[0]

@@ -32,6 +32,7 @@ from dppo_jax.envs.physics import (
     make_physics,
     resolve_engine,
 )
+from dppo_jax.rollout import env_keys
 from dppo_jax.runtime import num_cores
 from dppo_jax.types import Array
 
@@ -92,7 +93,10 @@ def make_rollout(name: str, engine: str, batch: int, num_steps: int, **options: 
         state, raw = jax.lax.scan(step, state, actions)
         return (state, raw) if trace else state
 
-    return jax.jit(vec_env.reset), jax.jit(rollout, static_argnames="trace")
+    def reset(key):
+        return vec_env.reset(env_keys(key, batch))
+
+    return jax.jit(reset), jax.jit(rollout, static_argnames="trace")
 
 
 def physics_state(state: Any) -> PhysicsState:

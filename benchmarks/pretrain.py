@@ -31,6 +31,7 @@ from benchmarks.setups import (
 )
 from dppo_jax import pretrain
 from dppo_jax.demonstrations.dataset import Episodes, Windows, gather, windows
+from dppo_jax.types import Array, PyTree
 from experiments.settings import load_config
 
 MAX_SECONDS = 30.0
@@ -61,10 +62,12 @@ def pretrain_part(setup: Setup, num_updates: int) -> Part:
     algorithm = pretrain.make_pretrain(setup.policy, dataset, config)
     state = algorithm.init(jax.random.key(0))
     obs, action = gather(dataset, jnp.arange(config.batch_size))
-    unit = (
-        jax.grad(setup.policy.clone_loss),
-        *(state.params, jax.random.key(1), obs, action),
-    )
+    keys = jax.random.split(jax.random.key(1), config.batch_size)
+
+    def loss(params: PyTree) -> Array:
+        return setup.policy.clone_loss(params, keys, obs, action).mean()
+
+    unit = (jax.grad(loss), state.params)
     size = sum(x.nbytes for x in jax.tree.leaves(state.params))
     return Part(
         "pre-training",

@@ -13,8 +13,8 @@ from dppo_jax.envs.build import make_env
 from dppo_jax.envs.tasks import make_task
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.normalize import Normalizer
-from dppo_jax.policies import make_policy
-from dppo_jax.types import Array, Obs, Policy, VecEnv
+from dppo_jax.policies import ChainPolicy, make_policy
+from dppo_jax.types import Array, Obs, VecEnv
 
 AVOID = "experiments/configs/avoid.py:m1"
 HOPPER = "experiments/configs/hopper.py:v0_8"
@@ -25,7 +25,7 @@ class Setup(NamedTuple):
 
     config: ConfigDict
     env: VecEnv
-    policy: Policy
+    policy: ChainPolicy
     critic: StateCritic
 
 
@@ -62,11 +62,12 @@ def make_setup(config: ConfigDict) -> Setup:
         chunk=config.model.chunk,
         num_envs=config.rollout.num_envs,
     )
-    policy = make_policy(
-        config.model,
-        action_dim=action_size,
-        reward_horizon=config.env.executed,
-    )
+    policy = make_policy(config.model, action_dim=action_size)
+    if not isinstance(policy, ChainPolicy):
+        raise ValueError(
+            f"model.kind={config.model.kind!r}: what is measured here is PPO over a "
+            "chain; use 'diffusion' or 'gaussian'."
+        )
     return Setup(config, env, policy, StateCritic(**config.critic))
 
 

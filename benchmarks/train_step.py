@@ -5,10 +5,10 @@
 
 `step` is one whole jitted iteration with the settings of the configuration. Its parts
 are timed alone, each as one program of the same size: physics (environments under
-random actions), denoising (all sampling of a roll-out), returns (values of all
-observations, and advantages), and the gradients and optimizer steps of all minibatches
-of policy and critic. `rest` is what they leave of `step`: shuffling, gathering,
-metrics.
+random actions), denoising (all sampling of a roll-out), and PPO's own functions: returns
+(values of all observations, and advantages), and the gradients and optimizer steps of
+all minibatches of policy and critic. `rest` is what they leave of `step`: shuffling,
+gathering, metrics.
 
 `GFLOP` counts the matrix products of the part; `XLA GFLOP` is XLA's own count, which
 holds elementwise arithmetic too. `matmul GFLOP/s` is what the device did with exactly
@@ -40,12 +40,24 @@ from benchmarks.setups import (
     random_moves,
     random_obs,
 )
-from dppo_jax import chain_losses, losses, optimizers, returns
+from dppo_jax import optimizers
 from dppo_jax.algorithms import make_algorithm
-from dppo_jax.algorithms.ppo.update import Moves, log_prob_of_moves, minibatch_sizes
+from dppo_jax.algorithms.ppo.collect import Collected, Collector, make_collector
+from dppo_jax.algorithms.ppo.settings import log_prob_mean
+from dppo_jax.algorithms.ppo.update import (
+    Moves,
+    PPOState,
+    Steps,
+    Updates,
+    log_prob_of_moves,
+    make_updates,
+    minibatch_sizes,
+)
 from dppo_jax.envs import TASKS
 from dppo_jax.envs.physics import resolve_engine
-from dppo_jax.minibatch import mean_over_parts, part_size
+from dppo_jax.minibatch import part_size
+from dppo_jax.policies import PolicyParams
+from dppo_jax.rollout import env_keys
 from dppo_jax.types import Array, PyTree
 from experiments.settings import load_config, override
 
@@ -72,7 +84,7 @@ def physics_part(setup: Setup) -> Part:
         )
         return jax.lax.scan(lambda s, a: (env.step(s, a)[0], None), state, actions)[0]
 
-    state = env.reset(jax.random.key(0))
+    state = env.reset(env_keys(jax.random.key(0), env.num_envs))
     call = jitted(run, state, jax.random.key(1))
     return Part("physics", call, floor=_physics_floor(setup))
 
@@ -88,37 +100,55 @@ def _physics_floor(setup: Setup) -> float | None:
     num_steps = setup.config.rollout.num_steps * env.action_shape[0]
     recorded = min(num_steps, max(20, PHYSICS_STEPS // env.num_envs))
     rate = physics.engine_rate(
-        *(config.task, engine, env.num_envs, recorded), **config.options
+        config.task, engine, env.num_envs, recorded, **config.options
     )
     return env.num_envs * num_steps / rate
 
 
+def ppo_of(setup: Setup) -> tuple[Collector, Updates]:
+    """The two halves of an iteration of PPO."""
+    config, ppo = setup.config, setup.config.algorithm.ppo
+    mean = log_prob_mean(ppo, setup.policy, executed=setup.env.action_shape[0])
+    sizes = dict(num_steps=config.rollout.num_steps, mean=mean)
+    collector = make_collector(
+        setup.env,
+        setup.policy,
+        setup.critic,
+        ppo,
+        reset_at_iteration=config.rollout.reset_at_iteration,
+        **sizes,
+    )
+    updates = make_updates(
+        setup.policy, setup.critic, ppo, num_envs=setup.env.num_envs, **sizes
+    )
+    return collector, updates
+
+
 def returns_part(setup: Setup) -> Part:
-    """Values of a roll-out's observations and of what followed, and advantages."""
-    config, critic = setup.config.algorithm.ppo, setup.critic
-    shape = (setup.config.rollout.num_steps, setup.env.num_envs)
-    obs = random_obs(setup, shape[0] * shape[1])
-    params = critic.init(jax.random.key(0), obs)
-    reward = jax.random.normal(jax.random.key(1), shape)
+    """Values of a roll-out's observations, and advantages."""
+    critic, num_envs = setup.critic, setup.env.num_envs
+    shape = (setup.config.rollout.num_steps, num_envs)
+    flat = random_obs(setup, shape[0] * num_envs)
+    params = critic.init(jax.random.key(0), flat)
+    zero, empty = jnp.zeros(shape), jnp.zeros((*shape, 0))
+    collected = Collected(
+        obs=jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat),
+        chain=empty,
+        log_prob=empty,
+        reward=jax.random.normal(jax.random.key(1), shape),
+        terminated=zero,
+        truncated=zero,
+        end_value=zero,
+    )
+    state = make_algorithm(setup.env, setup.policy, setup.config).init(
+        jax.random.key(2)
+    )
 
-    def run(params: PyTree, obs: Any, next_obs: Any, reward: Array) -> Any:
-        apply: Callable[..., Any] = critic.apply
-        value, next_value = (apply(params, x).reshape(shape) for x in (obs, next_obs))
-        zero = jnp.zeros(shape)
-        if config.scale_rewards:
-            scale = returns.init_reward_scale(shape[1])
-            _, reward = returns.scale_rewards(
-                scale, reward, zero, discount=config.discount
-            )
-        return returns.gae(
-            *(reward * config.reward_scale, value, next_value, zero, zero),
-            discount=config.discount,
-            gae_lambda=config.gae_lambda,
-        )
+    def run(state: PPOState, collected: Collected) -> Steps:
+        return ppo_of(setup)[0].evaluate_returns(state, collected)[1]
 
-    next_obs = jax.tree.map(lambda x: x + 1, obs)
-    call = jitted(run, params, obs, next_obs, reward)
-    return Part("returns", call, (critic.apply, params, obs))
+    call = jitted(run, state, collected)
+    return Part("returns", call, (critic.apply, params, flat))
 
 
 def policy_update_part(setup: Setup) -> Part:
@@ -134,37 +164,50 @@ def policy_update_part(setup: Setup) -> Part:
         old_log_prob=jnp.zeros((num_items, moves_each)),
         advantage=jax.random.normal(jax.random.key(2), (num_items, moves_each)),
     )
-    moves = moves._replace(old_log_prob=log_prob_of_moves(policy, params, moves))
+    mean = log_prob_mean(config, policy, executed=setup.env.action_shape[0])
+    moves = moves._replace(old_log_prob=mean(log_prob_of_moves(policy, params, moves)))
+    key = jax.random.key(4)
+
+    def gradient(tuned: PyTree, moves: Moves) -> PyTree:
+        whole = PolicyParams(params, tuned)
+        return ppo_of(setup)[1].actor_gradient(whole, moves, key)[0]
 
     def loss(params: PyTree, moves: Moves) -> Array:
-        return chain_losses.surrogate_loss(
-            *(log_prob_of_moves(policy, params, moves), moves.step),
-            *(moves.old_log_prob, moves.advantage),
-            num_steps=policy.num_steps,
-            clip_top=config.clip_top,
-            clip_base=config.clip_base,
-            clip_rate=config.clip_rate,
-        )[0]
+        return mean(log_prob_of_moves(policy, params, moves)).mean()
 
-    return _update_part("policy update", setup, loss, params, moves, size)
+    micro_batch = jax.tree.map(lambda x: x[:size], moves)
+    unit = (jax.grad(loss), params, micro_batch)
+    return _update_part("policy update", setup, gradient, params, moves, unit)
 
 
 def critic_update_part(setup: Setup) -> Part:
     """The same of the critic; a value is needed once per environment step."""
     rollout, critic = setup.config.rollout, setup.critic
     _, num_items, _ = minibatch_sizes(setup.config.algorithm.ppo, setup.policy)
-    rows = min(num_items, rollout.num_envs * rollout.num_steps)
-    obs = random_obs(setup, rows)
-    target = jax.random.normal(jax.random.key(2), (rows,))
-
-    def loss(params: PyTree, part: Any) -> Array:
-        obs, target = part
-        value: Any = critic.apply(params, obs)
-        return losses.value_loss(value, target)
-
+    num_rows = rollout.num_envs * rollout.num_steps
+    obs = random_obs(setup, num_rows)
+    zero = jnp.zeros(num_rows)
+    steps = Steps(
+        obs=obs,
+        chain=zero,
+        log_prob=zero,
+        advantage=zero,
+        target=jax.random.normal(jax.random.key(2), (num_rows,)),
+        value=zero,
+    )
+    row = jax.random.choice(jax.random.key(4), num_rows, (num_items,))
     params = critic.init(jax.random.key(3), obs)
-    size = part_size(rows)
-    return _update_part("critic update", setup, loss, params, (obs, target), size)
+
+    def gradient(params: PyTree, inputs: tuple[Steps, Array]) -> PyTree:
+        return ppo_of(setup)[1].critic_gradient(params, *inputs)[0]
+
+    def loss(params: PyTree, obs: Any) -> Array:
+        apply: Callable[..., Any] = critic.apply
+        return apply(params, obs).mean()
+
+    size = part_size(min(num_items, num_rows))
+    unit = (jax.grad(loss), params, jax.tree.map(lambda x: x[:size], obs))
+    return _update_part("critic update", setup, gradient, params, (steps, row), unit)
 
 
 def num_updates(config: ConfigDict) -> int:
@@ -176,23 +219,26 @@ def num_updates(config: ConfigDict) -> int:
 
 
 def _update_part(
-    name: str, setup: Setup, loss: Any, params: PyTree, batch: Any, size: int
+    name: str,
+    setup: Setup,
+    gradient: Callable[[PyTree, Any], PyTree],
+    params: PyTree,
+    batch: Any,
+    unit: tuple[Any, ...],
 ) -> Part:
+    """All updates of an iteration; `gradient` is of (params, batch), on average."""
     optimizer = optimizers.adamw(weight_decay=0.0)
     length = num_updates(setup.config)
 
-    def run(carry: Any) -> Any:
+    def run(carry: Any, batch: Any) -> Any:
         def one(carry: Any, _: None) -> tuple[Any, None]:
             params, state = carry
-            gradient = functools.partial(jax.grad(loss), params)
-            grads = mean_over_parts(gradient, batch, size)
+            grads = gradient(params, batch)
             return optimizers.update(optimizer, grads, state, params, 1e-5), None
 
         return jax.lax.scan(one, carry, None, length=length)[0]
 
-    micro_batch = jax.tree.map(lambda x: x[:size], batch)
-    call = jitted(run, (params, optimizer.init(params)))
-    return Part(name, call, (jax.grad(loss), params, micro_batch))
+    return Part(name, jitted(run, (params, optimizer.init(params)), batch), unit)
 
 
 def parts_of(setup: Setup) -> dict[str, Any]:

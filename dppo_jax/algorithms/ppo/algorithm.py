@@ -6,52 +6,26 @@ step, discounted by the moves that were left.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from dppo_jax import parallel, returns, schedules
+from dppo_jax import parallel, returns
+from dppo_jax.algorithms.ppo.collect import make_collector
 from dppo_jax.algorithms.ppo.settings import (
     check_config,
     check_devices,
     check_groups,
     log_prob_mean,
 )
-from dppo_jax.algorithms.ppo.update import PPOState, Steps, make_updates
+from dppo_jax.algorithms.ppo.update import PPOState, make_updates
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.policies import ChainPolicy, PolicyParams
-from dppo_jax.rollout import env_keys, episode_means, rollout
-from dppo_jax.types import (
-    Algorithm,
-    Array,
-    Metrics,
-    Obs,
-    PyTree,
-    TimeStep,
-    Transition,
-    VecEnv,
-)
-
-
-class Collected(NamedTuple):
-    """What PPO keeps of a roll-out; leaves [T, B, ...].
-
-    chain: [T, B, K' + 1, Ta, Da]; the last entry is the action chunk.
-    log_prob: [T, B, K'] of every tuned move, from the sampling pass itself.
-    end_value: V of the observation that a time limit made the last one; 0 elsewhere.
-    """
-
-    obs: Obs
-    chain: Array
-    log_prob: Array
-    reward: Array
-    terminated: Array
-    truncated: Array
-    end_value: Array
+from dppo_jax.rollout import env_keys
+from dppo_jax.types import Algorithm, Array, Metrics, PyTree, VecEnv
 
 
 def make_ppo(
@@ -101,6 +75,15 @@ def make_ppo(
     updates = make_updates(
         policy, critic, config, num_envs=num_envs, num_steps=num_steps, mean=mean
     )
+    collector = make_collector(
+        env,
+        policy,
+        critic,
+        config,
+        num_steps=num_steps,
+        reset_at_iteration=reset_at_iteration,
+        mean=mean,
+    )
     anneals_steps = config.tuned_steps_drop > 0 and config.tuned_steps_every > 0
 
     def anneal(params: PolicyParams, iteration: Array) -> PolicyParams:
@@ -145,96 +128,11 @@ def make_ppo(
             iteration=jnp.zeros((), jnp.int32),
         )
 
-    def collect(state: PPOState, key: Array) -> tuple[PPOState, Collected, Metrics]:
-        reset_key, act_key = jax.random.split(key)
-        if reset_at_iteration:
-            state = state._replace(
-                env=env.reset(env_keys(reset_key, num_envs)),
-                first=jnp.ones_like(state.first),
-            )
-        settings: Metrics = {}
-        if policy.denoises:
-            settings["min_std"] = schedules.linear_anneal(
-                state.iteration,
-                start=policy.min_std,
-                end=config.min_std_end,
-                steps=config.min_std_steps,
-            )
-
-        def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
-            sample = policy.sample(state.params, keys, obs, **settings)
-            return sample.chain[:, -1], (sample.chain, mean(sample.log_prob))
-
-        def record(transition: Transition, outcome: TimeStep) -> Collected:
-            chain, log_prob = transition.extras
-            # Few steps cut an episode, and only there is what followed not what the
-            # next action looks at.
-            end_value = jax.lax.cond(
-                outcome.truncated.any(),
-                lambda obs: critic.apply(state.critic_params, obs),
-                lambda obs: jnp.zeros_like(outcome.reward),
-                outcome.obs,
-            )
-            return Collected(
-                obs=transition.obs,
-                chain=chain,
-                log_prob=log_prob,
-                reward=transition.reward,
-                terminated=transition.terminated,
-                truncated=transition.truncated,
-                end_value=end_value,
-            )
-
-        env_state, collected, metrics = rollout(
-            env, act, state.env, env_keys(act_key, num_envs), num_steps, record
-        )
-        done = jnp.maximum(collected.terminated, collected.truncated)
-        metrics = episode_means(done, collected.reward, metrics) | settings
-        return state._replace(env=env_state), collected, metrics
-
-    def evaluate_returns(
-        state: PPOState, collected: Collected
-    ) -> tuple[PPOState, Steps, Metrics]:
-        value = _per_step(critic.apply, state.critic_params, collected.obs)
-        last_value = critic.apply(state.critic_params, state.env.obs)
-        done = jnp.maximum(collected.terminated, collected.truncated)
-        # V of what followed, before any reset.
-        next_value = jnp.concatenate([value[1:], last_value[None]])
-        next_value = jnp.where(done > 0, collected.end_value, next_value)
-        first = jnp.concatenate([state.first[None], done[:-1]])
-        reward, reward_scale = collected.reward, state.reward_scale
-        if config.scale_rewards:
-            reward_scale, reward = returns.scale_rewards(
-                reward_scale, reward, first, discount=config.discount
-            )
-        advantage, target = returns.gae(
-            reward * config.reward_scale,
-            value,
-            next_value,
-            collected.terminated,
-            collected.truncated,
-            discount=config.discount,
-            gae_lambda=config.gae_lambda,
-        )
-        steps = Steps(
-            obs=collected.obs,
-            chain=collected.chain,
-            log_prob=collected.log_prob,
-            advantage=advantage,
-            target=target,
-            value=value,
-        )
-        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
-        state = state._replace(first=done[-1], reward_scale=reward_scale)
-        (_, variance), (_, rest) = map(parallel.moments, (target, target - value))
-        explained = 1 - rest / jnp.where(variance > 0, variance, 1)
-        return state, steps, {"explained_variance": explained}
-
     def step(state: PPOState) -> tuple[PPOState, Metrics]:
         key, collect_key, update_key = jax.random.split(state.key, 3)
         tuned = state.params.tuned
-        state, collected, episodes = collect(state, collect_key)
-        state, steps, values = evaluate_returns(state, collected)
+        state, collected, episodes = collector.collect(state, collect_key)
+        state, steps, values = collector.evaluate_returns(state, collected)
         state, losses = updates.run(state, steps, update_key)
         change = optax.tree.norm(optax.tree.sub(state.params.tuned, tuned))
         iteration = state.iteration + 1
@@ -285,10 +183,3 @@ def make(
         num_steps=config.rollout.num_steps,
         reset_at_iteration=config.rollout.reset_at_iteration,
     )
-
-
-def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:
-    """Apply a batched network to leaves [T, B, ...]."""
-    leading = next(iter(obs.values())).shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), obs)
-    return apply(params, flat).reshape(leading)

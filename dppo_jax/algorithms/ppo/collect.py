@@ -1,0 +1,165 @@
+"""The first half of an iteration of PPO: a roll-out, and what it was worth."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dppo_jax import parallel, returns, schedules
+from dppo_jax.algorithms.ppo.update import PPOState, Steps
+from dppo_jax.policies import ChainPolicy
+from dppo_jax.rollout import env_keys, episode_means, rollout
+from dppo_jax.types import (
+    Array,
+    Metrics,
+    Obs,
+    PyTree,
+    TimeStep,
+    Transition,
+    VecEnv,
+)
+
+
+class Collected(NamedTuple):
+    """What PPO keeps of a roll-out; leaves [T, B, ...].
+
+    chain: [T, B, K' + 1, Ta, Da]; the last entry is the action chunk.
+    log_prob: [T, B, K'] of every tuned move, from the sampling pass itself.
+    end_value: V of the observation that a time limit made the last one; 0 elsewhere.
+    """
+
+    obs: Obs
+    chain: Array
+    log_prob: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    end_value: Array
+
+
+class Collector(NamedTuple):
+    """collect: (state, key) -> (state, Collected, metrics of episodes), a roll-out.
+
+    evaluate_returns: (state, Collected) -> (state, Steps with leaves [T * B, ...],
+        metrics), values, rewards scaled if asked to, and advantages.
+    """
+
+    collect: Callable[[PPOState, Array], tuple[PPOState, Collected, Metrics]]
+    evaluate_returns: Callable[[PPOState, Collected], tuple[PPOState, Steps, Metrics]]
+
+
+def make_collector(
+    env: VecEnv,
+    policy: ChainPolicy,
+    critic: Any,
+    config: ConfigDict,
+    *,
+    num_steps: int,
+    reset_at_iteration: bool,
+    mean: Callable[[Array], Array],
+) -> Collector:
+    """Roll-outs of `num_steps` chunks in every environment, and their advantages.
+
+    Args:
+        critic: a module, `apply(params, obs) -> [B]`.
+        config: `default_config` with changes, checked.
+        reset_at_iteration: begin every iteration with new episodes.
+        mean: of the log-probabilities of a move's entries, [..., Ta, Da] -> [...].
+    """
+    num_envs = env.num_envs
+
+    def collect(state: PPOState, key: Array) -> tuple[PPOState, Collected, Metrics]:
+        reset_key, act_key = jax.random.split(key)
+        if reset_at_iteration:
+            state = state._replace(
+                env=env.reset(env_keys(reset_key, num_envs)),
+                first=jnp.ones_like(state.first),
+            )
+        settings: Metrics = {}
+        if policy.denoises:
+            settings["min_std"] = schedules.linear_anneal(
+                state.iteration,
+                start=policy.min_std,
+                end=config.min_std_end,
+                steps=config.min_std_steps,
+            )
+
+        def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
+            sample = policy.sample(state.params, keys, obs, **settings)
+            return sample.chain[:, -1], (sample.chain, mean(sample.log_prob))
+
+        def record(transition: Transition, outcome: TimeStep) -> Collected:
+            chain, log_prob = transition.extras
+            # Few steps cut an episode, and only there is what followed not what the
+            # next action looks at.
+            end_value = jax.lax.cond(
+                outcome.truncated.any(),
+                lambda obs: critic.apply(state.critic_params, obs),
+                lambda obs: jnp.zeros_like(outcome.reward),
+                outcome.obs,
+            )
+            return Collected(
+                obs=transition.obs,
+                chain=chain,
+                log_prob=log_prob,
+                reward=transition.reward,
+                terminated=transition.terminated,
+                truncated=transition.truncated,
+                end_value=end_value,
+            )
+
+        env_state, collected, metrics = rollout(
+            env, act, state.env, env_keys(act_key, num_envs), num_steps, record
+        )
+        done = jnp.maximum(collected.terminated, collected.truncated)
+        metrics = episode_means(done, collected.reward, metrics) | settings
+        return state._replace(env=env_state), collected, metrics
+
+    def evaluate_returns(
+        state: PPOState, collected: Collected
+    ) -> tuple[PPOState, Steps, Metrics]:
+        value = _per_step(critic.apply, state.critic_params, collected.obs)
+        last_value = critic.apply(state.critic_params, state.env.obs)
+        done = jnp.maximum(collected.terminated, collected.truncated)
+        # V of what followed, before any reset.
+        next_value = jnp.concatenate([value[1:], last_value[None]])
+        next_value = jnp.where(done > 0, collected.end_value, next_value)
+        first = jnp.concatenate([state.first[None], done[:-1]])
+        reward, reward_scale = collected.reward, state.reward_scale
+        if config.scale_rewards:
+            reward_scale, reward = returns.scale_rewards(
+                reward_scale, reward, first, discount=config.discount
+            )
+        advantage, target = returns.gae(
+            reward * config.reward_scale,
+            value,
+            next_value,
+            collected.terminated,
+            collected.truncated,
+            discount=config.discount,
+            gae_lambda=config.gae_lambda,
+        )
+        steps = Steps(
+            obs=collected.obs,
+            chain=collected.chain,
+            log_prob=collected.log_prob,
+            advantage=advantage,
+            target=target,
+            value=value,
+        )
+        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
+        state = state._replace(first=done[-1], reward_scale=reward_scale)
+        (_, variance), (_, rest) = map(parallel.moments, (target, target - value))
+        explained = 1 - rest / jnp.where(variance > 0, variance, 1)
+        return state, steps, {"explained_variance": explained}
+
+    return Collector(collect, evaluate_returns)
+
+
+def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:
+    """Apply a batched network to leaves [T, B, ...]."""
+    leading = next(iter(obs.values())).shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), obs)
+    return apply(params, flat).reshape(leading)
