@@ -284,7 +284,9 @@ def _draw(
             f"the {num_envs} environments, and be a multiple of the {num_shards} "
             "devices; change one of them."
         )
-    if not isinstance(replay.size, jax.core.Tracer) and not replay.size.any():
+    # NumPy looks at what is known also while something else is traced around it.
+    is_known = not isinstance(replay.size, jax.core.Tracer)
+    if is_known and not np.asarray(replay.size).any():
         raise ValueError(
             "the replay buffer is empty; insert something before sampling."
         )
