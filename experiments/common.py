@@ -33,7 +33,7 @@ from dppo_jax.types import Act, PyTree, VecEnv
 from experiments import plots, processes
 from experiments.settings import as_flag
 from experiments.settings import load_config as load_config_file
-from experiments.settings import override
+from experiments.settings import override, settings_of
 
 # Changing these between a run and its resumption is what a user may want to do.
 _MAY_CHANGE = (
@@ -75,9 +75,14 @@ _UNREAD = {
 _CONFIG = flags.DEFINE_string(
     "config", "", "experiments/configs/FILE.py[:VARIANT], then --config.KEY=VALUE."
 )
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "latest", "of a policy that is read: an iteration, latest or best."
+)
 
 
-def run_stage(stage: Callable[..., Any], words: Sequence[str] = ()) -> None:
+def run_stage(
+    stage: Callable[..., Any], words: Sequence[str] = (), *, takes_run: bool = False
+) -> None:
     """Parse the flags and run a stage; a wrong setting ends in one line, status 2.
 
     With DPPO_JAX_TRACEBACK=1 in the environment the whole traceback is printed.
@@ -85,9 +90,11 @@ def run_stage(stage: Callable[..., Any], words: Sequence[str] = ()) -> None:
     Args:
         stage: called with one string for each of `words`, then the configuration.
         words: what the command line must name besides flags.
+        takes_run: whether it may name a run directory instead of a configuration; then
+            the configuration is that of the run, whose policy it names.
     """
     with processes.leaving_at_once(), errors_in_one_line():
-        stage(*_parse(sys.argv, words))
+        stage(*_parse(sys.argv, words, takes_run=takes_run))
 
 
 @contextlib.contextmanager
@@ -114,7 +121,9 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(2)
 
 
-def _parse(argv: list[str], words: Sequence[str]) -> list[Any]:
+def _parse(
+    argv: list[str], words: Sequence[str], *, takes_run: bool = False
+) -> list[Any]:
     """What a command line gives for `words`, and its locked configuration.
 
     Raises:
@@ -127,6 +136,11 @@ def _parse(argv: list[str], words: Sequence[str]) -> list[Any]:
         _, *given = flags.FLAGS([arg for arg in argv if not flag.fullmatch(arg)])
     except flags.Error as error:
         raise ValueError(str(error)) from None
+    if takes_run and len(given) == 1 and not _CONFIG.value:
+        config = config_of_run(given.pop())
+        override(config, changes, "--config.")
+        runtime.configure()
+        return [config]
     if given and not words:
         raise ValueError(f"{given[0]!r} is no flag; write --config.KEY=VALUE.")
     if len(given) != len(words):
@@ -134,11 +148,29 @@ def _parse(argv: list[str], words: Sequence[str]) -> list[Any]:
     if not _CONFIG.value:
         raise ValueError(
             "no configuration; pass --config=experiments/configs/avoid.py:m1"
+            + (", or the directory of a run." if takes_run else "")
         )
     config = load_config_file(_CONFIG.value)
     override(config, changes, "--config.")
     runtime.configure()
     return [*given, config]
+
+
+def config_of_run(run_dir: str) -> ConfigDict:
+    """The configuration of a run, locked, with its policy as the policy.
+
+    Raises:
+        ValueError: no run there, or one without a configuration of `experiments`.
+    """
+    saved = load_config(run_dir)
+    if saved is None or "model" not in saved:
+        raise ValueError(
+            f"{run_dir} is no directory of experiments.pretrain or "
+            "experiments.finetune; name one that is."
+        )
+    config = settings_of(saved)
+    config.update(policy=run_dir, run_dir="", num_seeds=1)
+    return config
 
 
 def prepare_run(
@@ -302,21 +334,31 @@ def check_task(config: ConfigDict, stage: str) -> None:
         )
 
 
-def find_policy(config: ConfigDict, stage: str) -> LoadedPolicy:
-    """Load the checkpoint that the config names, or the run of an earlier stage.
+def policy_path(config: ConfigDict, stage: str) -> str:
+    """Where the policy is that the config names, or that of an earlier stage."""
+    return config.policy or str(Path("runs") / config.name / stage)
+
+
+def find_policy(
+    config: ConfigDict, stage: str, checkpoint: int | str = "latest"
+) -> LoadedPolicy:
+    """Load the policy that the config names, or that of an earlier stage.
+
+    Args:
+        checkpoint: an iteration, "latest" or "best".
 
     Raises:
         ValueError: none there, or a policy other than the configured one.
     """
-    run_dir = config.policy or str(Path("runs") / config.name / stage)
+    run_dir = policy_path(config, stage)
     if not config.policy and load_config(run_dir) is None:
         raise ValueError(
             f"no policy at {run_dir}; run experiments.{stage} first, or pass "
             "--config.policy=<run directory>."
         )
-    checkpoint = load_policy(run_dir)
-    is_tuned = checkpoint.config.get("stage") == "finetune"
-    differences = _differences(checkpoint.config, as_json(config))
+    policy = load_policy(run_dir, checkpoint)
+    is_tuned = policy.config.get("stage") == "finetune"
+    differences = _differences(policy.config, as_json(config))
     for name, (saved, now) in sorted(differences.items()):
         must_match = name.startswith(_MUST_MATCH) and not name.startswith(_MAY_DIFFER)
         if name == "env.task" and not saved:
@@ -329,7 +371,7 @@ def find_policy(config: ConfigDict, stage: str) -> LoadedPolicy:
             )
         if name.startswith(_WORTH_A_LINE):
             print(f"note: the policy was trained with {name}={saved!r}, not {now!r}")
-    return checkpoint
+    return policy
 
 
 def build_policy(config: ConfigDict, action_dim: int) -> Any:

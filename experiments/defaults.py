@@ -63,9 +63,14 @@ def default_config() -> ConfigDict:
     )
     # An evaluation's mean return that is good enough to end fine-tuning; None: never.
     config.loop.finetune.stop_at_return = placeholder(float)
-    # A mistyped key is refused; these two hold what only tasks and demonstrators know.
+    # The number of an evaluation whose highest is kept as the checkpoint `best`.
+    for stage in ("pretrain", "finetune"):
+        config.loop[stage].keep_best = "eval/episode_return"
+    # A mistyped key is refused; these hold what only tasks, networks from outside and
+    # demonstrators know.
     config.lock()
     config.env.options.unlock()
+    config.model.network.options.unlock()
     config.collect.unlock()
     return config
 

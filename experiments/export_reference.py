@@ -1,10 +1,12 @@
 """Write a policy for the published DPPO code:
 
-python -m experiments.export_reference RUN_DIR state_30.pt
+python -m experiments.export_reference RUN_DIR state_30.pt [--checkpoint=best]
 """
 
 import sys
 from pathlib import Path
+
+from absl import flags
 
 from dppo_jax.checkpoint import load_critic
 from dppo_jax.deploy import LoadedPolicy, load_policy
@@ -13,13 +15,13 @@ from dppo_jax.normalize import save_normalizer
 from experiments import common
 
 
-def main(run_dir: str, path: str) -> str:
+def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
     """Run the program; returns the path of the bounds, written beside `path`."""
-    policy = load_policy(run_dir)
+    policy = load_policy(run_dir, checkpoint)
     stage, model = policy.config["stage"], policy.config["model"]
     is_gaussian = model["kind"] == "gaussian"
     bounds = model["gaussian"]
-    critic = load_critic(run_dir, policy.iteration) if stage == "finetune" else None
+    critic = load_critic(run_dir, checkpoint) if stage == "finetune" else None
     save_reference_checkpoint(
         path,
         ReferenceCheckpoint(
@@ -57,6 +59,7 @@ def _num_tuned_steps(policy: LoadedPolicy) -> int:
 
 if __name__ == "__main__":
     with common.errors_in_one_line():
-        if len(sys.argv) != 3:
-            raise ValueError(f"{sys.argv[1:]} given; write RUN_DIR STATE.pt.")
-        main(*sys.argv[1:])
+        _, *given = flags.FLAGS(sys.argv)
+        if len(given) != 2:
+            raise ValueError(f"{given} given; write RUN_DIR STATE.pt.")
+        main(*given, common.CHECKPOINT.value)

@@ -20,8 +20,12 @@ from experiments import common, plots, processes
 from experiments.seeds import check_seeds, seed_configs, train_seeds
 
 
-def main(config: ConfigDict) -> list[str]:
-    """Run the stage; returns the run directory of every seed."""
+def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
+    """Run the stage; returns the run directory of every seed.
+
+    Args:
+        checkpoint: of the policy to start from.
+    """
     check_seeds(config, steps_env=True)
     mesh = processes.join_mesh(config)
     common.check_task(config, "finetune")
@@ -30,7 +34,7 @@ def main(config: ConfigDict) -> list[str]:
         run_dir = common.run_path(seed_configs(config, "finetune")[0], "finetune")
         normalizer, origin = common.find_bounds(config, run_dir)
     else:
-        pretrained = common.find_policy(config, "pretrain")
+        pretrained = common.find_policy(config, "pretrain", checkpoint)
         normalizer = pretrained.normalizer
         origin = {"policy": common.digest((pretrained.params, normalizer))}
     data = None
@@ -48,7 +52,7 @@ def main(config: ConfigDict) -> list[str]:
     algorithm = make_algorithm(env, policy, config, data)
     start: tuple[PyTree, ...] = ()
     if pretrained is not None:
-        start = _start_from(config, pretrained, algorithm)
+        start = _start_from(config, pretrained, algorithm, checkpoint)
     score = common.make_score(config, algorithm.act, normalizer)
     scored: dict[tuple[str, int], Evaluation] = {}
 
@@ -84,7 +88,10 @@ def main(config: ConfigDict) -> list[str]:
 
 
 def _start_from(
-    config: ConfigDict, pretrained: LoadedPolicy, algorithm: Algorithm
+    config: ConfigDict,
+    pretrained: LoadedPolicy,
+    algorithm: Algorithm,
+    checkpoint: int | str,
 ) -> tuple[PyTree, ...]:
     """What `algorithm.init` starts from: what acted, and its critic if there is one."""
     run_dir = config.policy or "the pre-training run"
@@ -100,7 +107,7 @@ def _start_from(
         find_algorithm(config.algorithm.name).takes_critic
         and pretrained.config.get("stage") == "finetune"
     ):
-        critic = load_critic(config.policy, pretrained.iteration)
+        critic = load_critic(config.policy, checkpoint)
     if critic is None:
         return (pretrained.params,)
     check_matches(
@@ -114,4 +121,4 @@ def _start_from(
 
 
 if __name__ == "__main__":
-    common.run_stage(main)
+    common.run_stage(lambda config: main(config, common.CHECKPOINT.value))

@@ -93,6 +93,30 @@ def override(config: ConfigDict, settings: Sequence[str], flag: str = "") -> Non
         node[key] = _parse(node, key, text, f"{flag}{name}")
 
 
+def settings_of(saved: dict[str, Any]) -> ConfigDict:
+    """The configuration that a run wrote to its `config.json`, locked.
+
+    Settings that it did not have yet have their defaults, and what is no setting, such
+    as its stage, is left out.
+    """
+    config = default_config()
+    for name, value in flatten(saved).items():
+        *sections, key = name.split(".")
+        node = config
+        for section in sections:
+            known = isinstance(node.get(section), ConfigDict)
+            if name.startswith(_FREE) and not known:
+                node[section] = ConfigDict()
+            elif not known:
+                break
+            node = node[section]
+        else:
+            is_free = name.startswith(_FREE) and value != {}
+            if is_free or (key in node and not isinstance(node[key], ConfigDict)):
+                node[key] = _frozen(value)
+    return config.lock()
+
+
 def as_flag(name: str, value: Any) -> str:
     """How to set a value on the command line of a shell."""
     return f"--config.{name}={shlex.quote(_text(value))}"
@@ -172,11 +196,12 @@ _PARSERS: dict[type, Callable[[str], Any]] = {
 }
 
 
-def _text(value: Any) -> str:
-    def frozen(value: Any) -> Any:
-        return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
-    value = frozen(value)
+
+def _text(value: Any) -> str:
+    value = _frozen(value)
     return repr(value).replace(" ", "") if isinstance(value, tuple) else str(value)
 
 

@@ -61,7 +61,9 @@ def test_configurations_are_found_by_file_and_variant():
 def test_both_networks_get_the_data_type():
     config = load_config(setups.AVOID)
     setups.set_compute_dtype(config, "bfloat16")
-    assert config.model.network.compute_dtype == config.critic.compute_dtype == "bfloat16"
+    assert (
+        config.model.network.compute_dtype == config.critic.compute_dtype == "bfloat16"
+    )
 
 
 def test_moves_have_the_shapes_of_the_policy(tiny):

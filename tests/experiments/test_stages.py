@@ -201,10 +201,64 @@ def test_evaluation_alone_agrees_with_evaluation_in_training(world, capsys):
     last = evaluations(world / "finetune")[2]
     assert result["episode_return"] == pytest.approx(last, rel=1e-4)
     saved = json.loads((world / "evaluate" / "evaluation.json").read_text())
-    assert saved == result
+    assert saved.pop("metrics") == result
+    run_dir = str(world / "finetune")
+    assert saved == {
+        "policy": run_dir,
+        "checkpoint": 2,
+        "num_episodes": 6,
+        "mode": "deterministic",
+        "seed": 0,
+    }
     said = capsys.readouterr().out
-    assert "6 episodes, deterministic mode, checkpoint 2" in said
+    assert f"{run_dir}, checkpoint 2: 6 episodes, deterministic mode, seed 0" in said
     assert "episode_return" in said
+
+
+def parse(*arguments, **settings):
+    """What a command line means; flags are forgotten again."""
+    try:
+        return common._parse(["program", *arguments], (), **settings)[0]
+    finally:
+        flags.FLAGS.unparse_flags()
+
+
+def test_a_run_directory_is_all_that_evaluation_needs(world, capsys):
+    """The same score as by the configuration, filed with the run; settings change."""
+    run_dir = str(world / "finetune")
+    by_config = evaluate.main(make_config(world, "evaluate"))
+    config = parse(run_dir, takes_run=True)
+    assert evaluate.main(config) == by_config
+    filed = json.loads((world / "finetune" / "evaluation.json").read_text())
+    assert filed["metrics"] == by_config and filed["policy"] == run_dir
+    config = parse(run_dir, "--config.evaluate.num_episodes=3", takes_run=True)
+    evaluate.main(config)
+    assert "3 episodes" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="nowhere is no directory of experiments"):
+        parse("nowhere", takes_run=True)
+    with pytest.raises(ValueError, match="is no flag"):
+        parse(run_dir)
+
+
+def test_checkpoints_are_chosen_by_iteration_or_score(world):
+    """Of two iterations, the one that the evaluation liked best is kept."""
+    changes = dict(
+        run_dir=str(world / "kept"),
+        loop__finetune__evaluate_every=1,
+        loop__finetune__checkpoint_every=1,
+        algorithm__ppo__actor__learning_rate=0.3,
+    )
+    finetune.main(make_config(world, "finetune", **changes))
+    scores = evaluations(world / "kept")
+    best = max(scores, key=scores.get)
+    config = common.config_of_run(str(world / "kept"))
+    for checkpoint, iteration in (("best", best), (1, 1), ("latest", 2)):
+        result = evaluate.main(config, checkpoint)
+        assert result["episode_return"] == pytest.approx(scores[iteration], rel=1e-4)
+        filed = json.loads((world / "kept" / "evaluation.json").read_text())
+        assert filed["checkpoint"] == iteration
+    with pytest.raises(ValueError, match="no checkpoint 7; it has .*1, 2"):
+        evaluate.main(config, 7)
 
 
 def test_the_same_command_goes_on_where_it_stopped(world, capsys):
