@@ -62,4 +62,4 @@ if __name__ == "__main__":
         _, *given = flags.FLAGS(sys.argv)
         if len(given) != 2:
             raise ValueError(f"{given} given; write RUN_DIR STATE.pt.")
-        main(*given, common.CHECKPOINT.value)
+        main(given[0], given[1], common.CHECKPOINT.value)
