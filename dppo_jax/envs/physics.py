@@ -335,19 +335,24 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
         qpos: Array, qvel: Array, overrides: dict[str, Array], changes: dict[str, Array]
     ) -> PhysicsState:
         if _INERTIAL & overrides.keys():
-            overrides = overrides | _derive_constants(model, overrides)
+            own, own_data = of(overrides), template
+            if impl == "warp":
+                # Its stages cannot be run one by one.
+                own = mjx.put_model(model, impl="jax", device=_own_device())
+                own = own.tree_replace(overrides)
+                own_data = mjx.make_data(model, impl="jax", device=_own_device())
+            overrides = overrides | _derive_constants(own, own_data)
         data = template.replace(qpos=qpos, qvel=qvel, **typed(changes))
         return outcome(data, jnp.zeros_like(data.qpos), overrides)
 
     def step(
         state: PhysicsState, ctrl: Array, changes: dict[str, Array]
     ) -> PhysicsState:
-        changes = typed(changes)
-        raw = state.raw | {n: changes.pop(n) for n in _LASTING if n in changes}
-        qpos = changes.pop("qpos", state.qpos)
-        qvel = changes.pop("qvel", state.qvel)
-        # What is left acts during this step alone.
-        acting = {"ctrl": ctrl, **changes}
+        given = typed(changes)
+        qpos, qvel = given.get("qpos", state.qpos), given.get("qvel", state.qvel)
+        raw = state.raw | {name: given[name] for name in _LASTING if name in given}
+        acting = {name: given[name] for name in _MOMENTARY if name in given}
+        acting["ctrl"] = ctrl
         own_model = of(state.overrides)
 
         def finish(data: Any) -> PhysicsState:
@@ -376,34 +381,29 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
     return reset, step
 
 
-def _derive_constants(
-    model: mujoco.MjModel, overrides: dict[str, Array]
-) -> dict[str, Array]:
-    """What MuJoCo's mj_setConst derives from inertias and MJX reads, with overrides.
+def _derive_constants(model: Any, data: Any) -> dict[str, Array]:
+    """What MuJoCo's mj_setConst derives from inertias and MJX reads.
 
     The inverse weights are diagonals of J M^-1 J^T at qpos0, averaged over the three
     directions of a translation or rotation; constraints scale with them. For a body
     that only slides, alone, MuJoCo takes 1 / mass instead.
     """
-    own = mjx.put_model(model, impl="jax", device=_own_device())
-    own = own.tree_replace(overrides)
-    data = mjx.make_data(model, impl="jax", device=_own_device())
-    data = data.replace(qpos=own.qpos0)
+    data = data.replace(qpos=model.qpos0)
     for stage in (mjx.kinematics, mjx.com_pos, mjx.camlight, mjx.tendon, mjx.crb):
-        data = stage(own, data)
-    data = mjx.transmission(own, mjx.tendon_armature(own, data))
-    inverse = jnp.linalg.inv(mjx.full_m(own, data))
+        data = stage(model, data)
+    data = mjx.transmission(model, mjx.tendon_armature(model, data))
+    inverse = jnp.linalg.inv(mjx.full_m(model, data))
 
     def weights(jacobian: Array) -> Array:
         return jnp.einsum("iv,vw,iw->i", jacobian, inverse, jacobian)
 
     def body_weight(body: Array) -> Array:
-        both = mjx.jac(own, data, data.xipos[body], body)
+        both = mjx.jac(model, data, data.xipos[body], body)
         return jnp.stack([weights(jacobian.T).mean() for jacobian in both])
 
     body_weights = jax.vmap(body_weight)(jnp.arange(model.nbody))
     sliding, fixed = model.body_simple == 2, model.body_weldid == 0
-    of_mass = jnp.stack([1 / own.body_mass, jnp.zeros(model.nbody)], axis=1)
+    of_mass = jnp.stack([1 / model.body_mass, jnp.zeros(model.nbody)], axis=1)
     body_weights = jnp.where(sliding[:, None], of_mass, body_weights)
     dof_weights = jnp.diag(inverse)
     # All rotations or translations of one joint share their mean.
@@ -418,7 +418,7 @@ def _derive_constants(
     for body in range(model.nbody - 1, 0, -1):
         below[model.body_parentid[body]] += below[body]
     constants = {
-        "body_subtreemass": jnp.asarray(below, own.body_mass.dtype) @ own.body_mass,
+        "body_subtreemass": jnp.asarray(below, model.body_mass.dtype) @ model.body_mass,
         "body_invweight0": jnp.where(fixed[:, None], 0.0, body_weights),
         "dof_invweight0": same @ dof_weights / same.sum(1),
     }
