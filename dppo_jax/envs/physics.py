@@ -15,6 +15,8 @@ acts on it, in the same way on every engine:
 """
 
 import contextlib
+import copy
+import functools
 import importlib.util
 import io
 import math
@@ -304,14 +306,28 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
     mjx_model = mjx.put_model(model, impl=impl, device=_own_device())
     names = [name for name in _MJX_FIELDS if getattr(template, name).size]
 
-    def of(overrides: dict[str, Array]) -> Any:
-        """The model of one simulation."""
-        changed = mjx_model.tree_replace(overrides) if overrides else mjx_model
+    @functools.cache
+    def with_friction() -> tuple[Any, Any]:
+        """Model and data with rows for friction in every joint.
+
+        MJX makes them where it finds some in the model that it is given first.
+        """
+        everywhere = copy.copy(model)
+        everywhere.dof_frictionloss[...] = 1.0
+        device = _own_device()
+        with jax.ensure_compile_time_eval():
+            return (
+                mjx.put_model(everywhere, impl=impl, device=device),
+                mjx.make_data(everywhere, impl=impl, device=device),
+            )
+
+    def of(overrides: dict[str, Array]) -> tuple[Any, Any]:
+        """The model of one simulation, and its data before anything is known."""
         if impl == "jax" and "dof_frictionloss" in overrides:
-            # MJX sets up friction only where it finds some in the model at first.
-            everywhere = np.ones(model.nv, bool)
-            changed = changed.tree_replace({"_impl.dof_hasfrictionloss": everywhere})
-        return changed
+            base, data = with_friction()
+        else:
+            base, data = mjx_model, template
+        return (base.tree_replace(overrides) if overrides else base), data
 
     def outcome(
         data: Any, displacement: Array, overrides: dict[str, Array]
@@ -320,7 +336,7 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
         sensordata = data.sensordata
         if model.nsensor:
             # XLA drops the stages that no sensor reads.
-            sensordata = mjx.forward(of(overrides), data).sensordata
+            sensordata = mjx.forward(of(overrides)[0], data).sensordata
         return PhysicsState(
             data.qpos, data.qvel, sensordata, displacement, raw, overrides
         )
@@ -334,15 +350,16 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
     def reset(
         qpos: Array, qvel: Array, overrides: dict[str, Array], changes: dict[str, Array]
     ) -> PhysicsState:
+        own, fresh = of(overrides)
         if _INERTIAL & overrides.keys():
-            own, own_data = of(overrides), template
+            own_data = fresh
             if impl == "warp":
                 # Its stages cannot be run one by one.
                 own = mjx.put_model(model, impl="jax", device=_own_device())
                 own = own.tree_replace(overrides)
                 own_data = mjx.make_data(model, impl="jax", device=_own_device())
             overrides = overrides | _derive_constants(own, own_data)
-        data = template.replace(qpos=qpos, qvel=qvel, **typed(changes))
+        data = fresh.replace(qpos=qpos, qvel=qvel, **typed(changes))
         return outcome(data, jnp.zeros_like(data.qpos), overrides)
 
     def step(
@@ -353,13 +370,13 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
         raw = state.raw | {name: given[name] for name in _LASTING if name in given}
         acting = {name: given[name] for name in _MOMENTARY if name in given}
         acting["ctrl"] = ctrl
-        own_model = of(state.overrides)
+        own_model, fresh = of(state.overrides)
 
         def finish(data: Any) -> PhysicsState:
             return outcome(data, data.qpos - qpos, state.overrides)
 
         if impl == "warp":
-            data = template.replace(qpos=qpos, qvel=qvel, **raw, **acting)
+            data = fresh.replace(qpos=qpos, qvel=qvel, **raw, **acting)
             data = jax.lax.fori_loop(
                 0, num_substeps, lambda _, data: mjx.step(own_model, data), data
             )
@@ -367,7 +384,7 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
 
         def substep(carry, _):
             qpos, qvel, raw = carry
-            data = template.replace(qpos=qpos, qvel=qvel, **acting, **raw)
+            data = fresh.replace(qpos=qpos, qvel=qvel, **acting, **raw)
             data = mjx.step(own_model, data)
             raw = {name: getattr(data, name) for name in names}
             return (data.qpos, data.qvel, raw), None
@@ -376,7 +393,7 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
         # registers and temporaries instead of copying it every substep.
         carry, _ = jax.lax.scan(substep, (qpos, qvel, raw), length=num_substeps)
         last_qpos, last_qvel, raw = carry
-        return finish(template.replace(qpos=last_qpos, qvel=last_qvel, **acting, **raw))
+        return finish(fresh.replace(qpos=last_qpos, qvel=last_qvel, **acting, **raw))
 
     return reset, step
 

@@ -96,9 +96,10 @@ def altered(model, name):
     if name == "body_quat":
         field[...] = np.float32([0.8, 0.0, 0.6, 0.0])
     if name in ("body_pos", "body_quat"):
-        # Mocap bodies start where the model has them.
-        mocap = model.body_mocapid >= 0
-        field[mocap] = read(model, name)[mocap]
+        # Mocap bodies start where the model has them, and the world stays.
+        kept = model.body_mocapid >= 0
+        kept[0] = True
+        field[kept] = read(model, name)[kept]
     mujoco.mj_setConst(other, mujoco.MjData(other))
     # Otherwise the welds would hold what they hold at qpos0.
     other.eq_data[...] = model.eq_data
