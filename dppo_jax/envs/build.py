@@ -8,6 +8,7 @@ from ml_collections.config_dict import placeholder
 from dppo_jax.envs.adapters import is_host, make_host_task
 from dppo_jax.envs.adapters.host import host_vec_env
 from dppo_jax.envs.core import vectorize
+from dppo_jax.envs.outside import apply_wrapper
 from dppo_jax.envs.tasks import make_task
 from dppo_jax.envs.wrappers import (
     chunk_actions,
@@ -27,7 +28,9 @@ def default_config() -> ConfigDict:
     config.options = ConfigDict()  # keyword arguments of the task
     config.max_steps = 100  # control steps until the time limit
     config.history = 1  # To
-    config.wrappers = ()  # of rewards, by name
+    # Functions Env -> Env around the task, in task units, the first one innermost: a
+    # reward of one's own, for example. `module:function` or `path/to/file.py:function`.
+    config.wrappers = ()
     config.executed = placeholder(int)  # actions of a chunk; None: all of them
     return config
 
@@ -56,6 +59,12 @@ def make_env(
             "the policy predicts (model.chunk)."
         )
     if is_host(config.task):
+        if config.wrappers:
+            raise ValueError(
+                f"env.wrappers={tuple(config.wrappers)}: {config.task} runs in host "
+                "processes, where no wrapper of this project reaches; leave them out, "
+                "and wrap the simulator itself."
+            )
         return host_vec_env(
             make_host_task(config.task, engine=config.engine, **config.options),
             num_envs,
@@ -66,6 +75,8 @@ def make_env(
             trace=trace,
         )
     env = make_task(config.task, engine=config.engine, **config.options)
+    for wrapper in config.wrappers:
+        env = apply_wrapper(env, wrapper)
     env = normalize(env, normalizer)
     env = time_limit(env, config.max_steps)
     env = stack_observations(env, config.history)

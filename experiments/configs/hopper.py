@@ -1,8 +1,4 @@
-"""Gymnasium's Hopper from medium demonstrations: `:v0_8`, `:v0_6`, `:cpu`, `:fast`.
-
-`experiments.collect` makes demonstrations, --config.data=PATH brings others;
-`experiments/configs/locomotion.py` says what the variants are.
-"""
+"""Gymnasium's Hopper; its variants, `:v0_8` and others, are in `locomotion.py`."""
 
 from ml_collections import ConfigDict
 

@@ -14,7 +14,7 @@ import pytest
 
 from dppo_jax.envs import make_task
 from dppo_jax.envs.physics import compile_model, make_physics
-from dppo_jax.envs.tasks import halfcheetah, hopper, walker2d
+from dppo_jax.envs.tasks.locomotion import RUNNERS, mjcf
 from experiments.configs import locomotion
 from tests.conftest import REPOSITORY
 
@@ -24,7 +24,6 @@ CLASSES = {
     "halfcheetah": ("half_cheetah", "HalfCheetahEnv"),
 }
 TASKS = tuple(CLASSES)
-MODULES = {"hopper": hopper, "walker2d": walker2d, "halfcheetah": halfcheetah}
 SPEC = mujoco.mjtState.mjSTATE_INTEGRATION
 TERMS = ("reward_forward", "reward_survive", "reward_ctrl", "x_velocity", "healthy")
 
@@ -249,12 +248,13 @@ def test_both_limits_of_health():
     """Hand-made states on either side of each limit."""
     hopper_up, still = np.array([0, 1.25, 0, 0, 0, 0.0]), np.zeros(6)
     walker_up = np.array([0, 1.25, 0, 0, 0, 0, 0, 0, 0.0])
-    for is_healthy, upright, cases in (
-        (hopper.is_healthy, hopper_up, [(1, 0.71, 0.69), (2, 0.19, -0.21)]),
-        (hopper.is_healthy, hopper_up, [(3, 99.0, -101.0)]),
-        (walker2d.is_healthy, walker_up, [(1, 0.81, 0.79), (1, 1.99, 2.01)]),
-        (walker2d.is_healthy, walker_up, [(2, -0.99, 1.01), (1, 1.0, np.nan)]),
+    for task, upright, cases in (
+        ("hopper", hopper_up, [(1, 0.71, 0.69), (2, 0.19, -0.21)]),
+        ("hopper", hopper_up, [(3, 99.0, -101.0)]),
+        ("walker2d", walker_up, [(1, 0.81, 0.79), (1, 1.99, 2.01)]),
+        ("walker2d", walker_up, [(2, -0.99, 1.01), (1, 1.0, np.nan)]),
     ):
+        is_healthy = RUNNERS[task].is_healthy
         for index, good, bad in cases:
             for value, expected in ((good, True), (bad, False)):
                 qpos = upright.copy()
@@ -278,9 +278,8 @@ def test_recorded_steps_are_reproduced(task, name, options, demos_dir):
             + ("infos/qpos", "infos/qvel")
         )
     env = make_task(task, engine="mujoco", **options)
-    module = {"hopper": hopper, "halfcheetah": halfcheetah}[task]
-    model = compile_model(module.mjcf(**options))
-    physics = make_physics(model, module.NUM_SUBSTEPS, "mujoco")
+    model = compile_model(mjcf(task, **options))
+    physics = make_physics(model, RUNNERS[task].num_substeps, "mujoco")
     state = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), len(obs)))
     state = state._replace(
         physics=jax.vmap(physics.reset)(jnp.array(qpos), jnp.array(qvel))
@@ -299,6 +298,8 @@ def test_unknown_options_are_named():
         make_task("hopper", version="v3")
     with pytest.raises(ValueError, match="margins='min'.*max"):
         make_task("hopper", margins="min")
+    with pytest.raises(ValueError, match="walker2d has none"):
+        make_task("walker2d", margins="max")
 
 
 def test_models_compile_without_a_word(capfd, tmp_path, monkeypatch):

@@ -152,12 +152,60 @@ def test_nested_vmaps_are_one_call():
     assert calls == 1
 
 
-@pytest.mark.parametrize("num_envs", [1, 64, 2048])
-def test_hundreds_of_callbacks_do_not_hang(num_envs):
-    model = arm("")
-    physics = make_physics(model, 1, "mujoco")
-    states = roll(physics, np.zeros((200, num_envs, 2), np.float32))
-    assert np.isfinite(states.qpos).all()
+@pytest.mark.parametrize(
+    "engine, num_envs", [("mjx", 3), ("mujoco", 1), ("mujoco", 64), ("mujoco", 2048)]
+)
+def test_falling_is_semi_implicit_euler(engine, num_envs):
+    """After n substeps z = z0 + n dt v0 - g dt^2 n (n + 1) / 2, in every simulation.
+
+    Hundreds of callbacks in one program, whatever the size of their batch.
+    """
+    model = mujoco.MjModel.from_xml_string(
+        """<mujoco><option timestep="0.01" gravity="0 0 -10"/><worldbody><body>
+        <joint type="slide" axis="0 0 1"/><geom size="0.1"/></body></worldbody></mujoco>
+        """
+    )
+    physics = make_physics(model, 2, engine)
+    height, speed = jnp.linspace(-1, 1, num_envs), jnp.linspace(0, 3, num_envs)
+
+    @jax.jit
+    def run(height, speed):
+        start = jax.vmap(physics.reset)(height[:, None], speed[:, None])
+
+        def step(state, _):
+            state = jax.vmap(physics.step)(state, jnp.zeros((num_envs, 0)))
+            return state, (state.qpos[:, 0], state.qvel[:, 0])
+
+        return jax.lax.scan(step, start, length=200)[1]
+
+    qpos, qvel = run(height, speed)
+    count = 2 * np.arange(1, 201)[:, None]
+    expected = height + 0.01 * count * speed - 10 * 1e-4 * count * (count + 1) / 2
+    np.testing.assert_allclose(qpos, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(qvel, speed - 0.1 * count, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_frictionless_arm_keeps_its_energy(engine):
+    """Under RK4, the energy that MuJoCo computes for the states of either engine."""
+    xml = ARM.format(sensors="").replace('damping="0.1"', "")
+    xml = xml.replace("<option", '<option integrator="RK4"')
+    model = mujoco.MjModel.from_xml_string(
+        xml.replace('pos="0 0 -0.55"', 'pos="0 0 -2"')
+    )
+    model.opt.enableflags |= mujoco.mjtEnableBit.mjENBL_ENERGY
+    states = roll(make_physics(model, 2, engine), np.zeros((50, 3, 2), np.float32))
+    data = mujoco.MjData(model)
+    energy = np.empty((50, 3))
+    for index in np.ndindex(50, 3):
+        data.qpos[:], data.qvel[:] = states.qpos[index], states.qvel[index]
+        mujoco.mj_forward(model, data)
+        energy[index] = data.energy.sum()
+    # The outer two start half way up, and the arm swings through.
+    assert np.ptp(states.qpos[:, 0, 0]) > 1
+    np.testing.assert_allclose(
+        energy, np.broadcast_to(energy[0], energy.shape), atol=2e-4
+    )
 
 
 def test_an_error_behind_the_callback_becomes_an_exception():

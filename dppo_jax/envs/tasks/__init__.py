@@ -1,5 +1,6 @@
-"""The tasks that can be made by name; one file each."""
+"""The tasks that can be made by name."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -7,17 +8,13 @@ from typing import Any
 from dppo_jax.envs.adapters import PURE, is_library, make_adapted
 from dppo_jax.envs.outside import make_outside
 from dppo_jax.envs.tasks.avoid import make_avoid
-from dppo_jax.envs.tasks.halfcheetah import make_halfcheetah
-from dppo_jax.envs.tasks.hopper import make_hopper
-from dppo_jax.envs.tasks.walker2d import make_walker2d
+from dppo_jax.envs.tasks.locomotion import RUNNERS, make_runner
 from dppo_jax.objects import is_reference
 from dppo_jax.types import Env
 
 TASKS: dict[str, Callable[..., Env]] = {
     "avoid": make_avoid,
-    "halfcheetah": make_halfcheetah,
-    "hopper": make_hopper,
-    "walker2d": make_walker2d,
+    **{name: functools.partial(make_runner, name) for name in RUNNERS},
 }
 
 

@@ -1,4 +1,4 @@
-"""What the planar runners of Gymnasium share: model files, reward, resets, engines.
+"""Gymnasium's planar runners: Hopper, Walker2d and HalfCheetah, one table.
 
 The tasks are physically those of Gymnasium's v4 environments (and hence of the v2
 environments behind the D4RL data sets): its own XML files, frame skip, observation,
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dppo_jax.envs.physics import (
     PhysicsState,
@@ -24,6 +25,7 @@ from dppo_jax.envs.physics import (
 from dppo_jax.types import Array, Env, Obs, TimeStep
 
 VERSIONS = ("v4", "v5")
+MARGINS = ("sum", "max")
 MAX_STEPS = 1000
 
 # Line-search iterations of MJX; C MuJoCo keeps the files' 50, of which it needs fewer.
@@ -31,8 +33,9 @@ MJX_LINE_SEARCH_ITERATIONS = 8
 
 
 class Runner(NamedTuple):
-    """What sets one runner apart.
+    """What sets one runner apart; numbers of gymnasium.envs.mujoco, v4 and v5 alike.
 
+    files: the model's file by version.
     num_substeps: simulator steps per control step (Gymnasium's frame_skip).
     control_cost: weight of the squared action.
     healthy_reward: per control step.
@@ -45,6 +48,7 @@ class Runner(NamedTuple):
         whole batch; as many as C MuJoCo, which may run 100, was seen to need.
     """
 
+    files: dict[str, str]
     num_substeps: int
     control_cost: float
     healthy_reward: float
@@ -53,6 +57,65 @@ class Runner(NamedTuple):
     max_velocity: float
     is_healthy: Callable[[Array, Array], Array]
     mjx_iterations: int
+
+
+def hopper_is_healthy(qpos: Array, qvel: Array) -> Array:
+    """Torso above 0.7 m and within 0.2 rad of upright, nothing beyond +-100."""
+    bounded = jnp.all(jnp.abs(jnp.concatenate([qpos[2:], qvel])) < 100.0)
+    return bounded & (qpos[1] > 0.7) & (jnp.abs(qpos[2]) < 0.2)
+
+
+def walker2d_is_healthy(qpos: Array, qvel: Array) -> Array:
+    """Torso between 0.8 m and 2 m and within 1 rad of upright."""
+    height, angle = qpos[1], qpos[2]
+    return (0.8 < height) & (height < 2.0) & (jnp.abs(angle) < 1.0)
+
+
+def halfcheetah_is_healthy(qpos: Array, qvel: Array) -> Array:
+    """Always: a cheetah on its back may get up again."""
+    return jnp.bool_(True)
+
+
+RUNNERS = {
+    # One leg with a foot, three motors.
+    "hopper": Runner(
+        files={"v4": "hopper.xml", "v5": "hopper.xml"},
+        num_substeps=4,
+        control_cost=1e-3,
+        healthy_reward=1.0,
+        reset_noise=5e-3,
+        normal_velocities=False,
+        max_velocity=10.0,
+        is_healthy=hopper_is_healthy,
+        mjx_iterations=4,
+    ),
+    # Two legs with feet, six motors.
+    "walker2d": Runner(
+        # In v5 both feet have friction 1.9, before one had 0.9.
+        files={"v4": "walker2d.xml", "v5": "walker2d_v5.xml"},
+        num_substeps=4,
+        control_cost=1e-3,
+        healthy_reward=1.0,
+        reset_noise=5e-3,
+        normal_velocities=False,
+        max_velocity=10.0,
+        is_healthy=walker2d_is_healthy,
+        # Both feet and several joint limits at once take up to 7; 4 are not enough.
+        mjx_iterations=8,
+    ),
+    # Two legs and a long body, six motors.
+    "halfcheetah": Runner(
+        files={"v4": "half_cheetah.xml", "v5": "half_cheetah.xml"},
+        num_substeps=5,
+        control_cost=0.1,
+        healthy_reward=0.0,
+        reset_noise=0.1,
+        normal_velocities=True,
+        max_velocity=np.inf,
+        is_healthy=halfcheetah_is_healthy,
+        mjx_iterations=4,
+    ),
+}
 
 
 class LocomotionState(NamedTuple):
@@ -77,39 +140,71 @@ def gymnasium_xml(name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
-def check_version(version: str) -> None:
-    """Raises ValueError unless `version` is one of `VERSIONS`."""
+def mjcf(name: str, *, version: str = "v4", margins: str = "sum") -> str:
+    """Gymnasium's model of a runner.
+
+    All geoms of Hopper have a contact margin of 1 mm. MuJoCo adds the margins of two
+    geoms today, but took the larger one when the known data sets were recorded.
+
+    Args:
+        name: one of `RUNNERS`.
+        version: one of `VERSIONS`, Gymnasium's of the task.
+        margins: "sum" leaves the file as it is, which is what Gymnasium does with the
+            MuJoCo of today; "max" halves each margin, and so brings back the contacts
+            of old. Hopper only.
+
+    Raises:
+        ValueError: for an unknown version or treatment of margins, or "max" where no
+            geom has a margin of 1 mm.
+    """
     if version not in VERSIONS:
         raise ValueError(
             f"version={version!r} is unknown; choose one of {list(VERSIONS)}, "
             "Gymnasium's versions of the task."
         )
+    if margins not in MARGINS:
+        raise ValueError(f"margins={margins!r} is unknown; use one of {MARGINS}.")
+    xml = gymnasium_xml(RUNNERS[name].files[version])
+    if margins == "sum":
+        return xml
+    margin = 'margin="0.001"'
+    if margin not in xml:
+        raise ValueError(
+            f"margins='max' halves margins of 1 mm, but {name} has none; leave "
+            "'sum'."
+        )
+    return xml.replace(margin, 'margin="0.0005"')
 
 
-def make_runner(runner: Runner, xml: str, *, engine: str, version: str) -> Env:
+def make_runner(
+    name: str, *, engine: str = "auto", version: str = "v4", margins: str = "sum"
+) -> Env:
     """The task of one runner; `time_limit(env, MAX_STEPS)` is Gymnasium's limit.
 
-    Action [nu]: motor commands. As in Gymnasium the model clips them to its control
-    range, while the control cost is that of the action itself.
-    Observation `{"state": [nq - 1 + nv]}`: qpos without x, clipped qvel.
+    Action [nu]: motor commands, 3 for Hopper and 6 for the others. As in Gymnasium the
+    model clips them to its control range, while the control cost is that of the action
+    itself.
+    Observation `{"state": [nq - 1 + nv]}`: qpos without x, clipped qvel; 11 entries for
+    Hopper and 17 for the others.
     Reward: x_velocity + reward for being healthy - control_cost |action|^2.
     Metrics, all of the present control step: `reward_forward`, `reward_survive`,
     `reward_ctrl` (these add up to the reward), `x_velocity` in m/s, the mean over the
     control step, `x_position` in m, `healthy`.
 
     Args:
-        xml: the model.
+        name: one of `RUNNERS`.
         engine: physics engine; "auto" is C MuJoCo on CPU, where it is several times
             faster than MJX on jointed robots.
         version: "v4" pays the healthy reward for the step that ends the episode
-            too, "v5" does not.
+            too, "v5" does not; see also `mjcf`.
+        margins: see `mjcf`.
 
     Raises:
-        ValueError: for an unknown version or an unusable engine.
+        ValueError: for an unusable engine or what `mjcf` does not know.
     """
-    check_version(version)
+    runner = RUNNERS[name]
     engine = resolve_engine(engine, cpu_engine="mujoco")
-    model = compile_model(xml)
+    model = compile_model(mjcf(name, version=version, margins=margins))
     if engine != "mujoco":
         model.opt.iterations = runner.mjx_iterations
         model.opt.ls_iterations = MJX_LINE_SEARCH_ITERATIONS
