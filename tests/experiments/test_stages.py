@@ -257,6 +257,7 @@ def test_a_policy_cloned_with_ddpm_acts_and_is_tuned_with_ddim(world, tmp_path, 
     """No weight depends on how a chain is sampled; K = 4 becomes 2, all of it tuned."""
     changes = dict(policy=str(world / "pretrain"), run_dir=str(tmp_path / "ddim"))
     changes |= dict(model__sampling__ddim_steps=2, loop__finetune__num_iterations=1)
+    changes |= dict(algorithm__ppo__critic_warmup=0)
     (run_dir,) = finetune.main(make_config(world, "finetune", **changes))
     assert (
         "trained with model.sampling.ddim_steps=None, not 2" in capsys.readouterr().out
