@@ -5,10 +5,10 @@
 
 `step` is one whole jitted iteration with the settings of the configuration. Its parts
 are timed alone, each as one program of the same size: physics (environments under
-random actions), denoising (all sampling of a roll-out), and PPO's own functions: returns
-(values of all observations, and advantages), and the gradients and optimizer steps of
-all minibatches of policy and critic. `rest` is what they leave of `step`: shuffling,
-gathering, metrics.
+random actions), denoising (all sampling of a roll-out), and PPO's own functions:
+returns (values of all observations, and advantages), and the gradients and optimizer
+steps of all minibatches of policy and critic. `rest` is what they leave of `step`:
+shuffling, gathering, metrics.
 
 `GFLOP` counts the matrix products of the part; `XLA GFLOP` is XLA's own count, which
 holds elementwise arithmetic too. `matmul GFLOP/s` is what the device did with exactly

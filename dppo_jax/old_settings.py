@@ -46,6 +46,8 @@ ADDED = {
     "algorithm.name": "ppo",
     "rollout.random_steps": 20_000,
     "algorithm.ppo.minibatch": "pair",
+    "algorithm.ppo.log_prob_bounds": [-5.0, 2.0],
+    "algorithm.ppo.bound_entries": None,
     "algorithm.ppo.shuffle_groups": 1,
 }
 

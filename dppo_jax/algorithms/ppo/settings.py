@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from dppo_jax import chain_losses, schedules
@@ -23,7 +23,9 @@ def default_config() -> ConfigDict:
     # Where log-probabilities are clamped, None: nowhere; and whether that is done entry
     # by entry or to their mean, None: as the reference does, entries of a diffusion
     # policy and the mean of a Gaussian one.
-    config.log_prob_bounds = chain_losses.LOG_PROB_BOUNDS
+    config.log_prob_bounds = FieldReference(
+        chain_losses.LOG_PROB_BOUNDS, field_type=tuple
+    )
     config.bound_entries = placeholder(bool)
     config.discount = 0.99
     config.gae_lambda = 0.95

@@ -6,6 +6,7 @@ from brax import envs as brax_envs
 
 from dppo_jax.envs import build, make_task, vectorize
 from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
+from tests import tiny
 from tests.envs.adapters.laws import bounds, run_env, trains_and_evaluates
 
 KEY = jax.random.key(0)
