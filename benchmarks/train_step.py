@@ -58,6 +58,7 @@ from dppo_jax.envs.physics import resolve_engine
 from dppo_jax.minibatch import part_size
 from dppo_jax.policies import PolicyParams
 from dppo_jax.rollout import env_keys
+from dppo_jax.training import compiled_step
 from dppo_jax.types import Array, PyTree
 from experiments.settings import load_config, override
 
@@ -71,7 +72,7 @@ def step_part(setup: Setup) -> Part:
     """The whole iteration."""
     algorithm = make_algorithm(setup.env, setup.policy, setup.config)
     state = algorithm.init(jax.random.key(0))
-    return Part("step", jitted(algorithm.step, state, carry=True))
+    return Part("step", timing.Call(compiled_step(algorithm), (state,), carry=True))
 
 
 def physics_part(setup: Setup) -> Part:

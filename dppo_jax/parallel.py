@@ -106,7 +106,7 @@ def shard(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
 
     # Whatever else refuses many devices does so now; what was traced is kept.
     jax.eval_shape(step, jax.eval_shape(algorithm.init, jax.random.key(0)))
-    return algorithm._replace(init=init, step=step, split=None)
+    return algorithm._replace(init=init, step=step, split=None, phases=())
 
 
 def num_shards() -> int:

@@ -1,13 +1,13 @@
 """Many seeds of an Algorithm as one Algorithm: one program, one more leading axis."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dppo_jax.types import Algorithm, Array, Metrics, PyTree
+from dppo_jax.types import Algorithm, Array, PyTree
 
 
 def many(
@@ -44,12 +44,17 @@ def many(
         # One after the other, so that every seed starts as a single run does.
         return stack([algorithm.init(key, *args) for key in keys])
 
-    def step(state: Any) -> tuple[Any, Metrics]:
+    def of_all(function: Callable[..., tuple]) -> Callable[..., tuple]:
         if vectorize:
-            return jax.vmap(algorithm.step)(state)
-        return jax.lax.map(algorithm.step, state)
+            return jax.vmap(function)
+        return lambda *args: jax.lax.map(lambda args: function(*args), args)
 
-    return algorithm._replace(init=init, step=step, split=None)
+    return algorithm._replace(
+        init=init,
+        step=of_all(algorithm.step),
+        split=None,
+        phases=tuple(map(of_all, algorithm.phases)),
+    )
 
 
 def stack(trees: Sequence[PyTree]) -> PyTree:

@@ -123,6 +123,11 @@ class Algorithm(NamedTuple):
         `parallel.shard`; it raises ValueError where settings do not fit. None: one
         device only.
     finite: names of the metrics that must be finite; otherwise training ends.
+    phases: functions that make up `step`, state -> (state, ...) -> ... -> (state,
+        metrics), each taking what the one before returns; empty: just `step`. The host
+        loop makes a program of each on the CPU backend: a program that calls the host
+        for its physics has one thread less for all that it computes, and no
+        compilation cache keeps it.
     """
 
     init: Callable[..., Any]
@@ -131,3 +136,4 @@ class Algorithm(NamedTuple):
     act: Act
     split: Callable[[Any, int], Any] | None = None
     finite: tuple[str, ...] = ()
+    phases: tuple[Callable[..., tuple], ...] = ()

@@ -233,8 +233,9 @@ def off_policy(
             ),
         )
 
-    def step(state: OffPolicyState) -> tuple[OffPolicyState, Metrics]:
-        key, reset_key, act_key, learn_key = jax.random.split(state.key, 4)
+    def collect_and_store(state: OffPolicyState) -> tuple[OffPolicyState, Metrics]:
+        """The first half of an iteration."""
+        key, reset_key, act_key = jax.random.split(state.key, 3)
         if reset_at_iteration:
             state = state._replace(env=env.reset(env_keys(reset_key, num_envs)))
         env_state, transitions, episodes = collect(
@@ -245,9 +246,14 @@ def off_policy(
         if reset_at_iteration:
             cut = transitions.truncated.at[-1].set(1 - transitions.terminated[-1])
             transitions = transitions._replace(truncated=cut)
-        state = state._replace(
-            env=env_state, replay=buffers.insert(state.replay, transitions)
-        )
+        replay = buffers.insert(state.replay, transitions)
+        return state._replace(env=env_state, replay=replay, key=key), episodes
+
+    def update(
+        state: OffPolicyState, episodes: Metrics
+    ) -> tuple[OffPolicyState, Metrics]:
+        """The second half."""
+        key, learn_key = jax.random.split(state.key)
         learner_state, losses = learn_when_filled(state, learn_key)
         iteration = state.iteration + 1
         state = state._replace(learner=learner_state, key=key, iteration=iteration)
@@ -256,6 +262,9 @@ def off_policy(
             "replay_size": parallel.total(state.replay.size.sum()),
         }
         return state, episodes | losses | counts
+
+    def step(state: OffPolicyState) -> tuple[OffPolicyState, Metrics]:
+        return update(*collect_and_store(state))
 
     def split(state: OffPolicyState, num_devices: int) -> OffPolicyState:
         """Environments and what they collected are split, the learner is not."""
@@ -284,6 +293,7 @@ def off_policy(
         act=learner.act,
         split=split,
         finite=learner.finite,
+        phases=(collect_and_store, update),
     )
 
 

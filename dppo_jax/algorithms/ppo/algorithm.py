@@ -21,7 +21,7 @@ from dppo_jax.algorithms.ppo.settings import (
     check_groups,
     log_prob_mean,
 )
-from dppo_jax.algorithms.ppo.update import PPOState, make_updates
+from dppo_jax.algorithms.ppo.update import PPOState, Steps, make_updates
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.rollout import env_keys
@@ -128,11 +128,21 @@ def make_ppo(
             iteration=jnp.zeros((), jnp.int32),
         )
 
-    def step(state: PPOState) -> tuple[PPOState, Metrics]:
-        key, collect_key, update_key = jax.random.split(state.key, 3)
-        tuned = state.params.tuned
-        state, collected, episodes = collector.collect(state, collect_key)
+    def collect(state: PPOState) -> tuple[PPOState, Steps, Metrics]:
+        """The first half of an iteration: roll-out and returns."""
+        key, collect_key = jax.random.split(state.key)
+        state, collected, episodes = collector.collect(
+            state._replace(key=key), collect_key
+        )
         state, steps, values = collector.evaluate_returns(state, collected)
+        return state, steps, episodes | values
+
+    def learn(
+        state: PPOState, steps: Steps, metrics: Metrics
+    ) -> tuple[PPOState, Metrics]:
+        """The second half: all updates."""
+        key, update_key = jax.random.split(state.key)
+        tuned = state.params.tuned
         state, losses = updates.run(state, steps, update_key)
         change = optax.tree.norm(optax.tree.sub(state.params.tuned, tuned))
         iteration = state.iteration + 1
@@ -143,7 +153,10 @@ def make_ppo(
             "params_change": change,
             "env_steps": iteration * float(num_envs * num_steps * env.action_shape[0]),
         }
-        return state, episodes | values | losses | counts
+        return state, metrics | losses | counts
+
+    def step(state: PPOState) -> tuple[PPOState, Metrics]:
+        return learn(*collect(state))
 
     def split(state: PPOState, num_devices: int) -> PPOState:
         """Everything of the environments is split, everything learned is not."""
@@ -163,6 +176,7 @@ def make_ppo(
         act=policy.act,
         split=split,
         finite=("policy_loss", "value_loss", "params_change"),
+        phases=(collect, learn),
     )
 
 

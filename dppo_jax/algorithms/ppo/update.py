@@ -1,5 +1,6 @@
 """The updates of an iteration of PPO: minibatches of pairs, policy and critic."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -290,17 +291,19 @@ def make_updates(
                 state.critic_params,
                 critic_rate,
             )
-            tuned, actor_state = jax.lax.cond(
-                it >= config.critic_warmup,
-                lambda: optimizers.update(
-                    actor_optimizer,
-                    grads,
-                    state.actor_optimizer,
-                    state.params.tuned,
-                    actor_rate,
-                ),
-                lambda: (state.params.tuned, state.actor_optimizer),
+            before = (state.params.tuned, state.actor_optimizer)
+            tuned, actor_state = optimizers.update(
+                actor_optimizer,
+                grads,
+                state.actor_optimizer,
+                state.params.tuned,
+                actor_rate,
             )
+            if config.critic_warmup > 0:
+                warm = it >= config.critic_warmup
+                tuned, actor_state = jax.tree.map(
+                    functools.partial(jnp.where, warm), (tuned, actor_state), before
+                )
             state = state._replace(
                 params=state.params._replace(tuned=tuned),
                 critic_params=critic_params,
@@ -309,31 +312,34 @@ def make_updates(
             )
             return state, metrics | {"value_loss": value_loss}
 
-        def guarded(carry: Any, inputs: Any) -> Any:
+        keys = jax.random.split(clone_key, index.shape[0])
+        shapes = jax.eval_shape(learn, state, index[0], keys[0])[1]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        num_updates = jnp.zeros((), jnp.int32)
+        last_kl = zeros["approx_kl"]
+
+        def go_on(carry: Any) -> Array:
             # The KL estimate is known only after the step that went too far; from
             # there on the data are used up, as in the reference.
-            state, stopped = carry
-            shapes = jax.eval_shape(learn, state, *inputs)[1]
-            state, metrics = jax.lax.cond(
-                stopped,
-                lambda: (state, jax.tree.map(jnp.zeros_like, shapes)),
-                lambda: learn(state, *inputs),
-            )
-            ran = ~stopped
-            if config.get("target_kl") is not None:
-                stopped |= metrics["approx_kl"] > config.target_kl
-            return (state, stopped), (metrics, ran)
+            count, _, _, last_kl = carry
+            left = count < index.shape[0]
+            target = config.get("target_kl")
+            return left if target is None else left & ~(last_kl > target)
 
-        keys = jax.random.split(clone_key, index.shape[0])
-        (state, _), (metrics, ran) = jax.lax.scan(
-            guarded, (state, jnp.asarray(False)), (index, keys)
+        def one_more(carry: Any) -> Any:
+            count, state, totals, _ = carry
+            state, metrics = learn(state, index[count], keys[count])
+            totals = jax.tree.map(jnp.add, totals, metrics)
+            return count + 1, state, totals, metrics["approx_kl"]
+
+        num_updates, state, totals, last_kl = jax.lax.while_loop(
+            go_on, one_more, (num_updates, state, zeros, last_kl)
         )
-        last_kl = metrics["approx_kl"][ran.sum() - 1]
         # Means over the updates that ran; a NaN among them must show.
-        metrics = {name: x.sum() / ran.sum() for name, x in metrics.items()}
+        metrics = {name: x / num_updates for name, x in totals.items()}
         metrics |= {
             "approx_kl_last": last_kl,
-            "num_updates": ran.sum(),
+            "num_updates": num_updates,
             "actor_lr": actor_rate,
             "critic_lr": critic_rate,
         }
