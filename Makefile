@@ -73,8 +73,8 @@ bench: $(INSTALLED)  ## Measure this machine, about 15 minutes (JSON=1 keeps it)
 	@echo "== compiling"
 	@$(BIN)/python -m benchmarks.compile_time $(KEEP)
 
-bench-gpu: $(INSTALLED)  ## Measure a GPU in 20 minutes (SMALL=1 tries it on a CPU)
-	@$(BIN)/python -m benchmarks.gpu $(if $(SMALL),--small)
+bench-gpu: $(INSTALLED)  ## Measure a GPU in 8 minutes (SMALL=1 tries it on a CPU)
+	@$(BIN)/python -m benchmarks.gpu $(if $(SMALL),--small) $(if $(DATA),--data $(DATA))
 
 figures: $(INSTALLED)  ## Put kept measurements into docs/performance.md
 	@$(BIN)/python -m benchmarks.report

@@ -66,11 +66,11 @@ def _section(content: dict[str, Any]) -> str:
             lines += [f"`{name}`", ""]
         of_table = [row for row in rows if row.get("table", "") == name]
         lines += [markdown_table([row for row in of_table if not _failed(row)])]
-        lines += [
-            f"- {_what(row)}: {row.get('error') or row.get('skipped')}"
-            for row in of_table
-            if _failed(row)
-        ]
+        reasons: dict[str, list[str]] = {}
+        for row in filter(_failed, of_table):
+            reason = row.get("error") or row.get("skipped")
+            reasons.setdefault(str(reason), []).append(_what(row))
+        lines += [f"- {'; '.join(rows)}: {why}" for why, rows in reasons.items()]
         lines += [""]
     return "\n".join(lines)
 
@@ -99,7 +99,8 @@ def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
     names = [
         name
         for name in names
-        if name not in HIDDEN and any(row.get(name) is not None for row in rows)
+        if name.split()[-1] not in HIDDEN
+        and any(row.get(name) is not None for row in rows)
     ]
     if not names:
         return ""

@@ -1,6 +1,7 @@
 """The program for a GPU, as far as it can be tried without one."""
 
 import json
+import threading
 
 import pytest
 
@@ -8,80 +9,99 @@ from benchmarks import gpu
 
 
 def jobs_of(*runs):
-    return [gpu.Job("physics", {"batch": i}, run) for i, run in enumerate(runs)]
+    return [gpu.Job("matmul", {"width": i}, run) for i, run in enumerate(runs)]
 
 
 def raise_(error):
     raise error
 
 
-def test_a_row_that_fails_loses_no_other_and_all_are_kept_at_once():
+def run(jobs, **settings):
+    """All rows, and how many had been kept after each."""
     kept = []
-    rows = gpu.run_jobs(
+    settings = {"max_minutes": 1} | settings
+    rows = gpu.run_jobs(jobs, keep=lambda rows: kept.append(len(rows)), **settings)
+    return rows, kept
+
+
+def test_a_row_that_fails_loses_no_other_and_all_are_kept_at_once():
+    rows, kept = run(
         jobs_of(
-            lambda: [{"steps/s": 1.0}],
+            lambda: [{"TFLOP/s": 1.0}],
             lambda: raise_(MemoryError("all\nfull")),
-            lambda: raise_(ValueError("engine='mjx-warp' needs a GPU")),
-            lambda: [{"steps/s": 2.0}, {"steps/s": 3.0}],
-        ),
-        max_minutes=1,
-        keep=lambda rows: kept.append(len(rows)),
+            lambda: raise_(ValueError("needs a GPU")),
+            lambda: [{"TFLOP/s": 2.0}, {"TFLOP/s": 3.0}],
+        )
     )
-    about = [{"table": "physics", "batch": i} for i in range(4)]
+    about = [{"table": "matmul", "width": i} for i in range(4)]
     assert rows == [
-        about[0] | {"steps/s": 1.0},
+        about[0] | {"TFLOP/s": 1.0},
         about[1] | {"error": "MemoryError: all full"},
-        about[2] | {"skipped": "engine='mjx-warp' needs a GPU"},
-        about[3] | {"steps/s": 2.0},
-        about[3] | {"steps/s": 3.0},
+        about[2] | {"skipped": "needs a GPU"},
+        about[3] | {"TFLOP/s": 2.0},
+        about[3] | {"TFLOP/s": 3.0},
     ]
-    assert kept == [1, 2, 3, 5]
+    assert kept == [1, 2, 3, 4, 5]
 
 
-def test_what_would_end_too_late_is_skipped_by_name():
+def test_what_is_not_done_in_time_is_cut_off_and_its_first_rows_stay():
+    never = threading.Event()
+
+    def compile_for_ever():
+        yield {"TFLOP/s": 1.0}
+        never.wait()
+
+    rows, _ = run(jobs_of(compile_for_ever), max_minutes=0.5 / 60)
+    never.set()
+    assert rows[0] == {"table": "matmul", "width": 0, "TFLOP/s": 1.0}
+    assert rows[1]["skipped"].startswith(gpu.CUT_OFF) and len(rows) == 2
+
+
+def test_nothing_is_started_when_the_time_is_over():
     now = [0.0]
 
-    def take(seconds):
-        now[0] += seconds
-        return [{"steps/s": seconds}]
+    def take_a_minute():
+        now[0] += 60
+        return [{"TFLOP/s": 1.0}]
 
-    rows = gpu.run_jobs(
-        # After 50 seconds 10 are left, too few for another physics job of 50.
-        [*jobs_of(lambda: take(50.0), take), gpu.Job("matmul", {}, lambda: take(5.0))],
-        max_minutes=1,
-        keep=lambda rows: None,
-        clock=lambda: now[0],
-    )
-    assert rows[1]["batch"] == 1 and "1 minutes" in rows[1]["skipped"]
-    assert rows[2] == {"table": "matmul", "steps/s": 5.0}
+    rows, _ = run(jobs_of(take_a_minute, take_a_minute), clock=lambda: now[0])
+    assert rows[0]["TFLOP/s"] == 1.0 and "1 minutes" in rows[1]["skipped"]
+    assert now == [60.0]
 
 
-def test_every_table_engine_and_size_is_on_the_list():
+def test_the_most_telling_rows_come_first():
     jobs = gpu.make_jobs(gpu.FULL)
     assert {job.table for job in jobs} == set(gpu.TABLES)
-    physics = {
-        (job.about["task"], job.about["engine"], job.about["batch"])
-        for job in jobs
-        if job.table == "physics"
-    }
-    assert len(physics) == 4 * 2 * len(gpu.FULL.batches)
-    assert min(gpu.FULL.batches) == 256 and max(gpu.FULL.batches) == 8192
-    steps = [job.about for job in jobs if job.table == "train_step"]
-    assert {x["task"] for x in steps} == set(gpu.CONFIGS)
-    assert {x["engine"] for x in steps} == {"mjx", "mjx-warp"}
-    assert {x["dtype"] for x in steps} == set(gpu.DTYPES)
+    first = [job.about for job in jobs if job.table == "end_to_end"]
+    assert [job.about for job in jobs[: len(first)]] == first
+    assert first[0] == {"task": "hopper", "engine": "mjx", "envs": 4096}
+    measured = {(x["task"], x["engine"], x["envs"]) for x in first}
+    assert len(measured) == len(first) == 2 * 2 * 2
+    assert jobs[len(first)].table == "time_to_target"
+    for table in ("denoising", "update", "pretrain", "matmul"):
+        precisions = {x.about["precision"] for x in jobs if x.table == table}
+        assert precisions == set(gpu.PRECISIONS)
     # No job twice, which would waste what little time there is.
     names = [str((job.table, job.about)) for job in jobs]
     assert len(names) == len(set(names))
 
 
-def test_sizes_reach_the_configuration():
-    config = gpu.make_config("avoid", gpu.SMALL, envs=4, engine="mjx")
-    assert config.rollout.num_envs == 4 and config.algorithm.ppo.batch_size == 40
-    assert config.model.network.hidden_sizes == (16, 16, 16)
-    # As many pairs as there are, where those are fewer than an update should have.
-    config = gpu.make_config("hopper", gpu.FULL, envs=8)
-    assert config.algorithm.ppo.batch_size == 8 * 50 * 10
+def test_an_iteration_has_twenty_updates_at_any_size():
+    config = gpu.make_config("hopper", gpu.FULL, envs=1024)
+    tuning = config.finetune
+    pairs = tuning.num_envs * tuning.num_steps * tuning.num_tuned_steps
+    assert tuning.num_envs == 1024 and tuning.epochs == 2
+    assert pairs // tuning.batch_size == 10
+    # Whole chains.
+    assert tuning.batch_size % tuning.num_tuned_steps == 0
+    small = gpu.make_config("avoid", gpu.SMALL, precision="bfloat16")
+    assert small.model.network.hidden_sizes == small.critic.hidden_sizes == (16,) * 3
+    assert small.model.compute_dtype == small.critic.compute_dtype == "bfloat16"
+
+
+def test_only_avoid_makes_its_own_demonstrations():
+    with pytest.raises(ValueError, match="--data"):
+        next(gpu.measure_target(gpu.FULL, None, "hopper", "float32"))
 
 
 def test_files_are_called_after_device_and_date():
@@ -115,4 +135,4 @@ def test_a_trial_runs_from_end_to_end(tmp_path, monkeypatch):
     assert measured == set(gpu.TABLES)
     for row in rows:
         if row.get("part") == "policy update":
-            assert row["floor s"] > 0
+            assert row["TFLOP/s"] > 0
