@@ -86,6 +86,9 @@ _OVERRIDES = (
 # MuJoCo derives when it compiles a model.
 _INERTIAL = {"body_mass", "body_inertia", "body_pos", "body_quat", "dof_armature"}
 
+# What MJX takes for no friction in a joint, in N or Nm.
+_LEAST_FRICTION = 1e-9
+
 # Fields of MjData that a step may change: those that stay until they are changed again,
 # and those that hold for this one step, as ctrl does.
 _LASTING = ("eq_active", "mocap_pos", "mocap_quat")
@@ -350,6 +353,10 @@ def _make_mjx(model: mujoco.MjModel, template: Any, num_substeps: int, impl: str
     def reset(
         qpos: Array, qvel: Array, overrides: dict[str, Array], changes: dict[str, Array]
     ) -> PhysicsState:
+        if "dof_frictionloss" in overrides:
+            # A row without any friction would hold the joint instead.
+            friction = jnp.maximum(overrides["dof_frictionloss"], _LEAST_FRICTION)
+            overrides = overrides | {"dof_frictionloss": friction}
         own, fresh = of(overrides)
         if _INERTIAL & overrides.keys():
             own_data = fresh
