@@ -47,23 +47,22 @@ from benchmarks.pretrain import pretrain_part
 from benchmarks.setups import (
     Part,
     Setup,
-    load_config,
     make_setup,
     set_compute_dtype,
 )
 from benchmarks.train_step import critic_update_part, policy_update_part
 from dppo_jax import seeds
-from dppo_jax.algorithms import ppo
+from dppo_jax.algorithms import make_algorithm
 from dppo_jax.demonstrations.dataset import Episodes, normalize_episodes, windows
 from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.envs.build import make_env
 from dppo_jax.envs.physics import resolve_engine
 from dppo_jax.evaluate import Evaluation, summarize
-from dppo_jax.networks.critics import StateCritic
-from dppo_jax.pretrain import make_pretrain, params_of
-from dppo_jax.rollout import rollout
-from dppo_jax.types import Algorithm, Array, Obs, Policy, PolicyParams, Sample
+from dppo_jax.pretrain import make_pretrain
+from dppo_jax.rollout import BoundAct, env_keys, rollout
+from dppo_jax.types import Algorithm, Array, Obs, PyTree
 from experiments import collect, common
+from experiments.settings import load_config
 
 TABLES = (
     *("end_to_end", "time_to_target", "seeds"),
@@ -123,10 +122,10 @@ FULL = Sizes(
     # chunks of `:fast` in two fifths of its steps, and as many updates.
     target_settings={
         "hopper": {
-            "finetune.num_envs": 512,
-            "finetune.num_steps": 50,
-            "finetune.batch_size": 25_600,
-            "pretrain.num_epochs": 30,
+            "rollout.num_envs": 512,
+            "rollout.num_steps": 50,
+            "algorithm.ppo.batch_size": 25_600,
+            "loop.pretrain.num_epochs": 30,
             "pretrain.cycle_epochs": 30,
         },
         "avoid": {},
@@ -148,11 +147,11 @@ SMALL = Sizes(
             "collect.episodes_per_mode": 1,
             "evaluate.num_episodes": 4,
             "evaluate.num_envs": 4,
-            "finetune.num_iterations": 2,
-            "finetune.num_envs": 4,
-            "finetune.num_steps": 5,
-            "finetune.batch_size": 100,
-            "pretrain.num_epochs": 2,
+            "loop.finetune.num_iterations": 2,
+            "rollout.num_envs": 4,
+            "rollout.num_steps": 5,
+            "algorithm.ppo.batch_size": 100,
+            "loop.pretrain.num_epochs": 2,
         }
     },
     target_seconds=5.0,
@@ -207,9 +206,10 @@ def make_config(
     if precision == "bfloat16":
         set_compute_dtype(config, precision)
     config.env.engine = resolve_engine(engine, engine)
-    config.finetune.update(num_envs=envs, num_steps=sizes.chunks, epochs=2)
+    config.rollout.update(num_envs=envs, num_steps=sizes.chunks)
+    config.algorithm.ppo.epochs = 2
     steps = max(1, envs * sizes.chunks // 10)
-    config.finetune.batch_size = steps * config.finetune.num_tuned_steps
+    config.algorithm.ppo.batch_size = steps * config.model.sampling.num_tuned_steps
     _shrink(config, sizes)
     return config
 
@@ -239,18 +239,15 @@ def compile_together(calls: dict[str, timing.Call]) -> dict[str, timing.Call]:
         }
 
 
-def rollout_call(
-    setup: Setup, act: Callable[[Array, Obs], Sample], env_state: Any
-) -> timing.Call:
+def rollout_call(setup: Setup, act: BoundAct, env_state: Any) -> timing.Call:
     """A roll-out of an iteration, which goes on from where the last one ended."""
-    num_steps = setup.config.finetune.num_steps
+    num_steps = setup.config.rollout.num_steps
 
     def run(carry: Any) -> Any:
         env_state, key = carry
         key, rollout_key = jax.random.split(key)
-        env_state, transitions, _ = rollout(
-            setup.env, act, env_state, rollout_key, num_steps
-        )
+        keys = env_keys(rollout_key, setup.env.num_envs)
+        env_state, transitions, _ = rollout(setup.env, act, env_state, keys, num_steps)
         return (env_state, key), transitions
 
     carry = env_state, jax.random.key(1)
@@ -273,22 +270,18 @@ def measure_end_to_end(
             "together have that for the contacts of one."
         )
     setup = make_setup(make_config(task, sizes, envs=envs, engine=engine))
-    algorithm = ppo.make_ppo(
-        setup.env, setup.policy, setup.critic, setup.config.finetune
-    )
+    algorithm = make_algorithm(setup.env, setup.policy, setup.config)
     begin = time.perf_counter()
     state = jax.jit(algorithm.init)(jax.random.key(0))
 
-    def random_actions(key: Array, obs: Obs) -> Sample:
+    def random_actions(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
         del obs
-        shape = (envs, 1, *setup.env.action_shape)
-        return Sample(
-            chain=jax.random.uniform(key, shape, minval=-1.0),
-            log_prob=jnp.zeros((envs, 0)),
-        )
+        shape = setup.env.action_shape
+        draw = jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0))
+        return draw(keys), ()
 
-    def policy_actions(key: Array, obs: Obs) -> Sample:
-        return setup.policy.sample(state.params, key, obs)
+    def policy_actions(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
+        return setup.policy.act(state.params, keys, obs)
 
     calls = compile_together(
         {
@@ -340,11 +333,10 @@ def measure_target(
             config.env,
             normalizer=episodes.normalizer,
             chunk=config.model.chunk,
-            num_envs=config.finetune.num_envs,
+            num_envs=config.rollout.num_envs,
         )
-        critic = StateCritic(**config.critic)
-        algorithm = ppo.make_ppo(env, policy, critic, config.finetune)
-        score = common.make_score(config, policy, episodes.normalizer)
+        algorithm = make_algorithm(env, policy, config)
+        score = common.make_score(config, algorithm.act, episodes.normalizer)
         for row in improve(algorithm, params, score, config, target.evaluate_every):
             row = {
                 "iteration": row["iteration"],
@@ -359,21 +351,21 @@ def measure_target(
                 return
 
 
-def clone(config: ConfigDict, policy: Policy, episodes: Episodes) -> PolicyParams:
+def clone(config: ConfigDict, policy: Any, episodes: Episodes) -> PyTree:
     """The policy of `config`, cloned from `episodes`."""
     dataset = windows(episodes, chunk=config.model.chunk, history=config.env.history)
     algorithm = make_pretrain(policy, dataset, config.pretrain)
     state = jax.jit(algorithm.init)(jax.random.key(config.seed))
     step = jax.jit(algorithm.step)
-    for _ in range(config.pretrain.num_epochs):
+    for _ in range(config.loop.pretrain.num_epochs):
         state, _ = step(state)
-    return params_of(state)
+    return algorithm.params(state)
 
 
 def improve(
     algorithm: Algorithm,
-    params: PolicyParams,
-    score: Callable[[PolicyParams], Evaluation],
+    params: PyTree,
+    score: Callable[[PyTree], Evaluation],
     config: ConfigDict,
     evaluate_every: int,
 ) -> Iterator[Row]:
@@ -381,12 +373,12 @@ def improve(
     yield summarize(score(params)) | {"iteration": 0, "control steps": 0}
     state = jax.jit(algorithm.init)(jax.random.key(config.seed), params)
     step = jax.jit(algorithm.step)
-    for iteration in range(1, config.finetune.num_iterations + 1):
+    for iteration in range(1, config.loop.finetune.num_iterations + 1):
         state, metrics = step(state)
-        last = iteration == config.finetune.num_iterations
+        last = iteration == config.loop.finetune.num_iterations
         if last or iteration % evaluate_every == 0:
             steps = int(metrics["env_steps"])
-            means = summarize(score(state.params))
+            means = summarize(score(algorithm.params(state)))
             yield means | {"iteration": iteration, "control steps": steps}
 
 
@@ -395,16 +387,17 @@ def measure_seeds(sizes: Sizes, number: int) -> Iterator[Row]:
     config = load_config(CONFIGS["avoid"])
     config.env.engine = "mjx"
     if sizes.hidden is not None:
-        config.finetune.update(num_steps=sizes.chunks, epochs=1, batch_size=250)
+        config.rollout.num_steps = sizes.chunks
+        config.algorithm.ppo.update(epochs=1, batch_size=250)
     _shrink(config, sizes)
     setup = make_setup(config)
-    single = ppo.make_ppo(setup.env, setup.policy, setup.critic, config.finetune)
+    single = make_algorithm(setup.env, setup.policy, config)
     algorithm = seeds.many(single, number)
     state = jax.jit(algorithm.init)(jax.random.split(jax.random.key(0), number))
     timed = timing.measure(
         jax.jit(algorithm.step), state, carry=True, max_seconds=sizes.seconds
     )
-    steps = config.finetune.num_envs * config.finetune.num_steps
+    steps = config.rollout.num_envs * config.rollout.num_steps
     yield {
         "iteration s": timed.median,
         "per seed s": timed.median / number,
