@@ -51,15 +51,15 @@ from benchmarks.setups import (
     set_compute_dtype,
 )
 from benchmarks.train_step import critic_update_part, policy_update_part
-from dppo_jax import seeds
 from dppo_jax.algorithms import make_algorithm
+from dppo_jax.algorithms.clone import make_pretrain
 from dppo_jax.demonstrations.dataset import Episodes, normalize_episodes, windows
 from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.envs.build import make_env
 from dppo_jax.envs.physics import resolve_engine
 from dppo_jax.evaluate import Evaluation, summarize
-from dppo_jax.pretrain import make_pretrain
 from dppo_jax.rollout import BoundAct, env_keys, rollout
+from dppo_jax.training import seeds
 from dppo_jax.types import Algorithm, Array, Obs, PyTree
 from experiments import collect, common
 from experiments.settings import load_config

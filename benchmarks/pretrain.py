@@ -29,7 +29,7 @@ from benchmarks.setups import (
     make_setup,
     measure_part,
 )
-from dppo_jax import pretrain
+from dppo_jax.algorithms import clone as pretrain
 from dppo_jax.demonstrations.dataset import Episodes, Windows, gather, windows
 from dppo_jax.types import Array, PyTree
 from experiments.settings import load_config

@@ -40,7 +40,6 @@ from benchmarks.setups import (
     random_moves,
     random_obs,
 )
-from dppo_jax import optimizers
 from dppo_jax.algorithms import make_algorithm
 from dppo_jax.algorithms.ppo.collect import Collected, Collector, make_collector
 from dppo_jax.algorithms.ppo.settings import log_prob_mean
@@ -55,10 +54,11 @@ from dppo_jax.algorithms.ppo.update import (
 )
 from dppo_jax.envs import TASKS
 from dppo_jax.envs.physics import resolve_engine
-from dppo_jax.minibatch import part_size
+from dppo_jax.learning import optimizers
+from dppo_jax.learning.minibatch import part_size
 from dppo_jax.policies import PolicyParams
 from dppo_jax.rollout import env_keys
-from dppo_jax.training import compiled_step
+from dppo_jax.training.loop import compiled_step
 from dppo_jax.types import Array, PyTree
 from experiments.settings import load_config, override
 

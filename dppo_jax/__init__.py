@@ -5,20 +5,22 @@ The names below are what a notebook needs; each is documented where it lives.
 
 from dppo_jax import envs, runtime
 from dppo_jax.algorithms import ppo
+from dppo_jax.algorithms.clone import make_pretrain
 from dppo_jax.algorithms.ppo import make_ppo
-from dppo_jax.chain import move_log_prob, sample_chain
-from dppo_jax.chain_losses import policy_loss
 from dppo_jax.demonstrations import load_demonstrations
 from dppo_jax.demonstrations.dataset import Episodes, Windows, windows
-from dppo_jax.demonstrations.dppo_npz import load_dppo_npz, save_dppo_npz
-from dppo_jax.denoising import Diffusion, cloning_loss, make_diffusion
+from dppo_jax.demonstrations.formats.dppo_npz import load_dppo_npz, save_dppo_npz
 from dppo_jax.deploy import load_policy
+from dppo_jax.diffusion.chain import move_log_prob, sample_chain
+from dppo_jax.diffusion.denoising import Diffusion, cloning_loss, make_diffusion
+from dppo_jax.diffusion.schedules import Schedule, ddim_schedule, ddpm_schedule
 from dppo_jax.envs import make_task, vectorize
 from dppo_jax.evaluate import make_evaluate, summarize
+from dppo_jax.learning.chain_losses import policy_loss
+from dppo_jax.learning.returns import gae
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import DiffusionMLP
-from dppo_jax.noise_schedules import Schedule, ddim_schedule, ddpm_schedule
 from dppo_jax.normalize import Normalizer, fit_normalizer, load_normalizer
 from dppo_jax.policies import (
     ChainPolicy,
@@ -26,9 +28,7 @@ from dppo_jax.policies import (
     diffusion_policy,
     gaussian_policy,
 )
-from dppo_jax.pretrain import make_pretrain
-from dppo_jax.returns import gae
-from dppo_jax.training import train
+from dppo_jax.training.loop import train
 from dppo_jax.types import (
     Act,
     Algorithm,

@@ -8,8 +8,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dppo_jax import policies
-from dppo_jax.checkpoint import check_matches, optional_as, read_policy, with_types
 from dppo_jax.normalize import Normalizer
+from dppo_jax.training.checkpoint import (
+    check_matches,
+    optional_as,
+    read_policy,
+    with_types,
+)
 from dppo_jax.types import Act, PyTree
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from dppo_jax import parallel
+from dppo_jax.training import parallel
 from dppo_jax.types import Array, PyTree
 
 

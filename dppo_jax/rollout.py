@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from dppo_jax import parallel
+from dppo_jax.training import parallel
 from dppo_jax.types import Array, Metrics, Obs, PyTree, TimeStep, Transition, VecEnv
 
 BoundAct = Callable[[Array, Obs], tuple[Array, PyTree]]

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from dppo_jax.demonstrations.avoid_script import scripted_episodes
 from dppo_jax.demonstrations.dataset import Episodes, summary
-from dppo_jax.demonstrations.dppo_npz import (
+from dppo_jax.demonstrations.formats.dppo_npz import (
     DATA_FILE,
     NORMALIZER_FILE,
     load_dppo_npz,
     save_dppo_npz,
 )
+from dppo_jax.demonstrations.scripts.avoid import scripted_episodes
 from experiments import common, demonstrator, processes
 
 

@@ -16,8 +16,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from dppo_jax import parallel, runtime
-from dppo_jax.checkpoint import load_config, save_config
+from dppo_jax import runtime
 from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.demonstrations.recorder import random_bounds
@@ -27,8 +26,10 @@ from dppo_jax.envs.adapters import is_host
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, make_evaluate
 from dppo_jax.normalize import Normalizer
-from dppo_jax.old_settings import flatten
 from dppo_jax.policies import make_policy
+from dppo_jax.training import parallel
+from dppo_jax.training.checkpoint import load_config, save_config
+from dppo_jax.training.old_settings import flatten
 from dppo_jax.types import Act, PyTree, VecEnv
 from experiments import plots, processes
 from experiments.settings import as_flag

@@ -3,7 +3,8 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from dppo_jax import algorithms, policies, pretrain
+from dppo_jax import algorithms, policies
+from dppo_jax.algorithms import clone as pretrain
 from dppo_jax.algorithms import ppo
 from dppo_jax.envs import build
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dppo_jax.metrics import read_metrics
+from dppo_jax.training.metrics import read_metrics
 from experiments import collect, common, finetune, pretrain
 
 _CONFIG = "--config=experiments/configs/avoid.py:demo"

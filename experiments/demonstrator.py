@@ -15,8 +15,8 @@ from dppo_jax.demonstrations.recorder import (
     random_bounds,
 )
 from dppo_jax.envs.build import make_env
-from dppo_jax.metrics import read_metrics, recent_mean
-from dppo_jax.training import train
+from dppo_jax.training.loop import train
+from dppo_jax.training.metrics import read_metrics, recent_mean
 from experiments import common
 from experiments.seeds import loop_settings
 

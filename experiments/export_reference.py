@@ -8,10 +8,10 @@ from pathlib import Path
 
 from absl import flags
 
-from dppo_jax.checkpoint import load_critic
 from dppo_jax.deploy import LoadedPolicy, load_policy
 from dppo_jax.interop import ReferenceCheckpoint, save_reference_checkpoint
 from dppo_jax.normalize import save_normalizer
+from dppo_jax.training.checkpoint import load_critic
 from experiments import common
 
 

@@ -5,9 +5,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dppo_jax import parallel
 from dppo_jax.algorithms import find_algorithm, make_algorithm
-from dppo_jax.checkpoint import check_matches, load_critic, optional_as
 from dppo_jax.demonstrations.dataset import (
     normalize_episodes,
     unnormalize_episodes,
@@ -15,6 +13,8 @@ from dppo_jax.demonstrations.dataset import (
 from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, summarize
+from dppo_jax.training import parallel
+from dppo_jax.training.checkpoint import check_matches, load_critic, optional_as
 from dppo_jax.types import Algorithm, PyTree
 from experiments import common, plots, processes
 from experiments.seeds import check_seeds, seed_configs, train_seeds

@@ -13,11 +13,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from dppo_jax.checkpoint import Checkpoints, check_matches, save_config
 from dppo_jax.envs.build import make_env
 from dppo_jax.interop import infer_settings, load_reference_checkpoint
 from dppo_jax.normalize import Normalizer, load_normalizer
 from dppo_jax.policies import PolicyParams, make_policy
+from dppo_jax.training.checkpoint import Checkpoints, check_matches, save_config
 from experiments import common
 from experiments.settings import as_flag
 

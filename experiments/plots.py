@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dppo_jax.envs.tasks import avoid
 from dppo_jax.evaluate import Evaluation
-from dppo_jax.metrics import read_metrics
+from dppo_jax.training.metrics import read_metrics
 
 matplotlib.use("Agg")  # Runs must not need a screen.
 from matplotlib import pyplot as plt  # noqa: E402

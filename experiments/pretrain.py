@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dppo_jax import pretrain
+from dppo_jax.algorithms import clone as pretrain
 from dppo_jax.demonstrations.dataset import summary, windows
 from dppo_jax.evaluate import summarize
 from dppo_jax.types import PyTree

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import jax
 from ml_collections import ConfigDict
 
-from dppo_jax import parallel
 from dppo_jax.envs.adapters import is_host
+from dppo_jax.training import parallel
 
 # Settings of the mesh that tell the processes apart.
 _PROCESSES = ("num_processes", "process_id")

@@ -10,7 +10,7 @@ import numpy as np
 from absl import app, flags
 from matplotlib import pyplot as plt
 
-from dppo_jax.metrics import read_metrics
+from dppo_jax.training.metrics import read_metrics
 from experiments import common, plots
 
 _OUTPUT = flags.DEFINE_string("output", "report.png", "picture to write")

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dppo_jax import seeds
-from dppo_jax.checkpoint import load_config
 from dppo_jax.envs.adapters import is_host
-from dppo_jax.metrics import has_reached
-from dppo_jax.training import train
+from dppo_jax.training import seeds
+from dppo_jax.training.checkpoint import load_config
+from dppo_jax.training.loop import train
+from dppo_jax.training.metrics import has_reached
 from dppo_jax.types import Algorithm
 from experiments import common
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from dppo_jax.old_settings import flatten, new_name
+from dppo_jax.training.old_settings import flatten, new_name
 from experiments.defaults import default_config
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}

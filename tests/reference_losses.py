@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax import denoising, losses
-from dppo_jax.chain import Encoded, move_log_prob, sample_chain
-from dppo_jax.chain_losses import mean_log_prob, policy_loss
+from dppo_jax.diffusion import denoising
+from dppo_jax.diffusion.chain import Encoded, move_log_prob, sample_chain
+from dppo_jax.learning import losses
+from dppo_jax.learning.chain_losses import mean_log_prob, policy_loss
 from dppo_jax.policies import diffusion_policy, gaussian_policy
 from tests.reference_cases import (
     CHAIN,

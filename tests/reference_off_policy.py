@@ -7,7 +7,7 @@ import numpy as np
 from dppo_jax.interop import stack_critics
 from dppo_jax.learning import q_losses
 from dppo_jax.networks import StateActionCritic
-from dppo_jax.squashed import squash
+from dppo_jax.policies.squashed import squash
 from tests.reference_cases import (
     LOSS,
     Case,

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from dppo_jax import denoising
-from dppo_jax.chain import Encoded, sample_chain
+from dppo_jax.diffusion import denoising
+from dppo_jax.diffusion.chain import Encoded, sample_chain
 from dppo_jax.interop import load_reference_checkpoint
 from tests.reference_cases import (
     CHAIN,

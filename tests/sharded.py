@@ -14,10 +14,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from dppo_jax import parallel, seeds  # noqa: E402
 from dppo_jax.envs.build import default_config, make_env  # noqa: E402
 from dppo_jax.envs.physics import compile_model, make_physics  # noqa: E402
 from dppo_jax.normalize import Normalizer  # noqa: E402
+from dppo_jax.training import parallel, seeds  # noqa: E402
 from tests import tiny  # noqa: E402
 
 DEVICES = 8

@@ -12,7 +12,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from dppo_jax import parallel, replay  # noqa: E402
+from dppo_jax import replay  # noqa: E402
+from dppo_jax.training import parallel  # noqa: E402
 from dppo_jax.types import Algorithm  # noqa: E402
 
 NUM_ENVS, NUM_STEPS, LENGTH, GROUPS = 8, 3, 5, 4

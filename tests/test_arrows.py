@@ -234,15 +234,15 @@ OFFENCES = {
         "no arrow leads from returns to networks",
     ),
     "training imports no algorithm, not even late": (
-        *("dppo_jax.training", "def run():\n    import dppo_jax.algorithms.ppo"),
+        *("dppo_jax.training.loop", "def run():\n    import dppo_jax.algorithms.ppo"),
         "no arrow leads from algorithms to training",
     ),
     "checkpoints neither": (
-        *("dppo_jax.checkpoint", "from dppo_jax.algorithms import ppo"),
+        *("dppo_jax.training.checkpoint", "from dppo_jax.algorithms import ppo"),
         "no arrow leads from algorithms to checkpoint",
     ),
     "nor parallel, that pre-training is one": (
-        *("dppo_jax.parallel", "from dppo_jax import pretrain"),
+        *("dppo_jax.training.parallel", "from dppo_jax import pretrain"),
         "no arrow leads from pretrain to parallel",
     ),
     "the library knows no program": (
@@ -262,7 +262,7 @@ OFFENCES = {
         "algorithms never import each other, here dppo_jax.algorithms.ppo.make_ppo",
     ),
     "mathematics takes plain arguments": (
-        *("dppo_jax.losses", "import ml_collections\ndef make_loss(): ..."),
+        *("dppo_jax.learning.losses", "import ml_collections\ndef make_loss(): ..."),
         "losses takes plain arguments, no ml_collections",
     ),
     "networks too, but for their build": (

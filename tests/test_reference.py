@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax import noise_schedules, returns, schedules
 from dppo_jax.demonstrations import gather, load_dppo_npz, save_dppo_npz, windows
+from dppo_jax.diffusion import schedules as noise_schedules
 from dppo_jax.interop import stack_critics
+from dppo_jax.learning import optimizers, returns
 from dppo_jax.normalize import unnormalize_action, unnormalize_obs
 from tests.reference_cases import (
     LOSS,
@@ -176,7 +177,7 @@ def check_lr_schedule(path, tmp_path):
         if case.config.get(name, 1.0) != 1.0:
             pytest.skip(f"{case.name}: all cycles are alike, {name} is not supported")
     expected = case.arrays["out/lr"]
-    ours = schedules.cosine_restarts(
+    ours = optimizers.cosine_restarts(
         jnp.arange(len(expected)),
         peak=case.config.get("max_lr", 0.1),
         floor=case.config.get("min_lr", 0.001),

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dppo_jax import denoising
 from dppo_jax.algorithms import ppo, sac
+from dppo_jax.diffusion import denoising
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
 from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateCritic
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import ChainPolicy, diffusion_policy, gaussian_policy
+from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.rollout import env_keys
-from dppo_jax.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.types import Algorithm, Array, Env, Obs, TimeStep, VecEnv
 
 GOAL = 0.5

@@ -13,11 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from dppo_jax import optimizers, parallel
-from dppo_jax.learning import off_policy, q_losses
+from dppo_jax.learning import off_policy, optimizers, q_losses
+from dppo_jax.learning.optimizers import Trained
 from dppo_jax.networks import StateActionCritic, random_members
-from dppo_jax.optimizers import Trained
-from dppo_jax.squashed import SquashedPolicy
+from dppo_jax.policies.squashed import SquashedPolicy
+from dppo_jax.training import parallel
 from dppo_jax.types import Algorithm, Array, Metrics, Obs, PyTree, Transition, VecEnv
 
 # What the actor ascends, over the critics: the least Q (the paper) or the mean (REDQ).

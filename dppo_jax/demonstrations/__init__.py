@@ -1,6 +1,5 @@
 """Demonstration data: readers and the windows that training draws from."""
 
-from dppo_jax.demonstrations.d4rl import load_d4rl, save_d4rl
 from dppo_jax.demonstrations.dataset import (
     Episodes,
     Windows,
@@ -13,21 +12,22 @@ from dppo_jax.demonstrations.dataset import (
     unnormalize_episodes,
     windows,
 )
-from dppo_jax.demonstrations.dppo_npz import load_dppo_npz, save_dppo_npz
 from dppo_jax.demonstrations.formats import (
     FORMATS,
     detect_format,
     load_demonstrations,
     save_demonstrations,
 )
-from dppo_jax.demonstrations.lerobot import load_lerobot
-from dppo_jax.demonstrations.minari import load_minari, save_minari
+from dppo_jax.demonstrations.formats.d4rl import load_d4rl, save_d4rl
+from dppo_jax.demonstrations.formats.dppo_npz import load_dppo_npz, save_dppo_npz
+from dppo_jax.demonstrations.formats.lerobot import load_lerobot
+from dppo_jax.demonstrations.formats.minari import load_minari, save_minari
+from dppo_jax.demonstrations.formats.robomimic import load_robomimic
 from dppo_jax.demonstrations.recorder import (
     in_task_units,
     make_recorder,
     random_bounds,
 )
-from dppo_jax.demonstrations.robomimic import load_robomimic
 from dppo_jax.demonstrations.transitions import Transitions, chunked_transitions
 
 __all__ = [

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dppo_jax import parallel
+from dppo_jax.training import parallel
 from dppo_jax.types import Array, Env, Obs, PyTree, TimeStep, VecEnv
 
 

@@ -32,7 +32,7 @@ import mujoco
 import numpy as np
 from mujoco import batch as mujoco_batch
 
-from dppo_jax import parallel
+from dppo_jax.training import parallel
 from dppo_jax.types import Array, PyTree
 
 # On import, MJX prints to the screen which optional packages are absent.

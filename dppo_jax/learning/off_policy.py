@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dppo_jax import parallel
 from dppo_jax import replay as buffers
 from dppo_jax.replay import Replay
 from dppo_jax.rollout import env_keys, episode_means, rollout
+from dppo_jax.training import parallel
 from dppo_jax.types import (
     Act,
     Algorithm,

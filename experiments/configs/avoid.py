@@ -7,7 +7,7 @@ is m1 cut down to a few minutes on two CPU cores.
 
 from ml_collections import ConfigDict
 
-from dppo_jax.demonstrations.avoid_script import SUBSETS
+from dppo_jax.demonstrations.scripts.avoid import SUBSETS
 from experiments.defaults import default_config
 
 

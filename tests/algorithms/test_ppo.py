@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax import chain_losses
-from dppo_jax.chain import Sample
+from dppo_jax.diffusion.chain import Sample
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import time_limit
+from dppo_jax.learning import chain_losses
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from tests import tiny
 

@@ -7,10 +7,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import sac
-from dppo_jax.checkpoint import read_policy
 from dppo_jax.networks import StateActionCritic
-from dppo_jax.squashed import SquashedPolicy
-from dppo_jax.training import train
+from dppo_jax.policies.squashed import SquashedPolicy
+from dppo_jax.training.checkpoint import read_policy
+from dppo_jax.training.loop import train
 from dppo_jax.types import Transition
 from tests import tiny
 

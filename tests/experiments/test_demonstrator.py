@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dppo_jax.demonstrations import load_demonstrations
-from dppo_jax.metrics import read_metrics
 from dppo_jax.policies import make_policy
+from dppo_jax.training.metrics import read_metrics
 from experiments import collect, common, pretrain
 from experiments.configs import avoid, halfcheetah, hopper, walker2d
 from experiments.configs.locomotion import VARIANTS

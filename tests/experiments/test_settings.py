@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict, FieldReference
 
 from dppo_jax.algorithms import ALGORITHMS, make_algorithm
-from dppo_jax.old_settings import RENAMED, flatten, updated
+from dppo_jax.training.old_settings import RENAMED, flatten, updated
 from experiments import common
 from experiments.configs import avoid, gymnasium_env, hopper
 from experiments.defaults import default_config

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from dppo_jax import parallel, returns
 from dppo_jax.algorithms.ppo.collect import make_collector
 from dppo_jax.algorithms.ppo.settings import (
     check_config,
@@ -22,9 +21,11 @@ from dppo_jax.algorithms.ppo.settings import (
     log_prob_mean,
 )
 from dppo_jax.algorithms.ppo.update import PPOState, Steps, make_updates
+from dppo_jax.learning import returns
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.rollout import env_keys
+from dppo_jax.training import parallel
 from dppo_jax.types import Algorithm, Array, Metrics, PyTree, VecEnv
 
 

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dppo_jax import parallel, returns, schedules
 from dppo_jax.algorithms.ppo.update import PPOState, Steps
+from dppo_jax.learning import optimizers, returns
 from dppo_jax.policies import ChainPolicy
 from dppo_jax.rollout import env_keys, episode_means, rollout
+from dppo_jax.training import parallel
 from dppo_jax.types import (
     Array,
     Metrics,
@@ -79,7 +80,7 @@ def make_collector(
             )
         settings: Metrics = {}
         if policy.denoises:
-            settings["min_std"] = schedules.linear_anneal(
+            settings["min_std"] = optimizers.linear_anneal(
                 state.iteration,
                 start=policy.min_std,
                 end=config.min_std_end,

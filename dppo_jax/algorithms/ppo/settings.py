@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
-from dppo_jax import chain_losses, schedules
+from dppo_jax.learning import chain_losses, optimizers
 from dppo_jax.policies import ChainPolicy
 from dppo_jax.types import Array
 
@@ -135,7 +135,7 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
             f"clip_rate={config.clip_rate}."
         )
     for name in ("actor", "critic"):
-        schedules.check_cosine_restarts(name, **_rate_settings(config[name]))
+        optimizers.check_cosine_restarts(name, **_rate_settings(config[name]))
         if config[name].weight_decay < 0:
             raise ValueError(
                 f"{name}: weight_decay={config[name].weight_decay} must not be "
@@ -213,8 +213,8 @@ def learning_rates(config: ConfigDict, iteration: Array) -> tuple[Array, Array]:
     """Actor and critic rate; the actor's clock starts after the critic's warm-up."""
     actor_step = jnp.maximum(iteration - config.critic_warmup, 0)
     return (
-        schedules.cosine_restarts(actor_step, **_rate_settings(config.actor)),
-        schedules.cosine_restarts(iteration, **_rate_settings(config.critic)),
+        optimizers.cosine_restarts(actor_step, **_rate_settings(config.actor)),
+        optimizers.cosine_restarts(iteration, **_rate_settings(config.critic)),
     )
 
 

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dppo_jax import chain_losses, losses, optimizers, parallel, returns
 from dppo_jax.algorithms.ppo.settings import learning_rates
-from dppo_jax.minibatch import (
+from dppo_jax.learning import chain_losses, losses, optimizers, returns
+from dppo_jax.learning.minibatch import (
     drawn_rows,
     grouped_batches,
     mean_over_parts,
     part_size,
 )
 from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.training import parallel
 from dppo_jax.types import Array, Metrics, Obs, PyTree
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from dppo_jax.demonstrations import save_dppo_npz
 from dppo_jax.demonstrations.dataset import Episodes
-from dppo_jax.metrics import read_metrics
+from dppo_jax.training.metrics import read_metrics
 from experiments import evaluate, finetune, pretrain
 from experiments.configs import (
     brax_ant,

@@ -1,0 +1,141 @@
+"""Behaviour cloning of a policy, with an exponential moving average of its network."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dppo_jax.demonstrations.dataset import Windows, gather
+from dppo_jax.learning import optimizers
+from dppo_jax.learning.minibatch import covering_batches
+from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.types import Algorithm, Array, Metrics, Obs, PyTree
+
+
+class PretrainState(NamedTuple):
+    """What an epoch starts from.
+
+    params: network parameters; ema: their moving average, which is the policy.
+    epoch, updates: counters.
+    """
+
+    params: PyTree
+    ema: PyTree
+    optimizer: Any
+    key: Array
+    epoch: Array
+    updates: Array
+
+
+def default_config() -> ConfigDict:
+    """Settings of the DPPO paper's pre-training (appendix), for state policies."""
+    config = ConfigDict()
+    config.batch_size = 128
+    config.learning_rate = 1e-3
+    config.min_learning_rate = 1e-4
+    config.cycle_epochs = 1000
+    config.warmup_epochs = 1
+    config.weight_decay = 1e-6
+    config.ema_decay = 0.995
+    config.ema_every = 10  # updates
+    config.ema_start = 20  # epochs during which the average is the network itself
+    config.clone_entropy_coef = 0.0  # Gaussian policies only
+    return config
+
+
+def make_pretrain(
+    policy: ChainPolicy, dataset: Windows, config: ConfigDict
+) -> Algorithm:
+    """Behaviour cloning as an Algorithm; one `step` is one epoch.
+
+    Args:
+        policy: whose `clone_loss` is minimised, less `clone_entropy_coef` times its
+            entropy.
+        dataset: windows of demonstrations, on the device.
+
+    Returns:
+        An Algorithm. Each epoch sees every window, in whole minibatches; the last
+        one is filled up from the epoch's beginning.
+
+    Raises:
+        ValueError: settings that cannot work, by name.
+    """
+    for name in ("batch_size", "ema_every"):
+        if config[name] < 1:
+            raise ValueError(f"pretrain.{name}={config[name]} must be at least 1.")
+    for name in ("ema_start", "weight_decay"):
+        if config[name] < 0:
+            raise ValueError(f"pretrain.{name}={config[name]} must not be negative.")
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(f"pretrain.ema_decay={config.ema_decay} must lie in [0, 1).")
+    rate = dict(
+        peak=config.learning_rate,
+        floor=config.min_learning_rate,
+        cycle_steps=config.cycle_epochs,
+        warmup_steps=config.warmup_epochs,
+    )
+    optimizers.check_cosine_restarts("pretrain", **rate)
+    optimizer = optimizers.adamw(weight_decay=config.weight_decay)
+
+    def init(key: Array) -> PretrainState:
+        params_key, key = jax.random.split(key)
+        obs, _ = gather(dataset, jnp.zeros(1, jnp.int32))
+        params = policy.init(params_key, obs).tuned
+        return PretrainState(
+            params=params,
+            ema=params,
+            optimizer=optimizer.init(params),
+            key=key,
+            epoch=jnp.zeros((), jnp.int32),
+            updates=jnp.zeros((), jnp.int32),
+        )
+
+    def average(ema: PyTree, params: PyTree, epoch: Array) -> PyTree:
+        decay = jnp.where(epoch < config.ema_start, 0.0, config.ema_decay)
+        return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+
+    def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
+        keys = jax.random.split(key, len(action))
+        loss = policy.clone_loss(params, keys, obs, action).mean()
+        if config.clone_entropy_coef:
+            loss -= config.clone_entropy_coef * policy.entropy(params, obs).mean()
+        return loss
+
+    def step(state: PretrainState) -> tuple[PretrainState, Metrics]:
+        key, shuffle_key, loss_key = jax.random.split(state.key, 3)
+        learning_rate = optimizers.cosine_restarts(state.epoch, **rate)
+        batches = covering_batches(shuffle_key, dataset.size, config.batch_size)
+
+        def learn(state: PretrainState, inputs: Any) -> tuple[PretrainState, Array]:
+            index, key = inputs
+            obs, action = gather(dataset, index)
+            loss, grads = jax.value_and_grad(clone_loss)(state.params, key, obs, action)
+            params, optimizer_state = optimizers.update(
+                optimizer, grads, state.optimizer, state.params, learning_rate
+            )
+            ema = jax.lax.cond(
+                state.updates % config.ema_every == 0,
+                lambda: average(state.ema, params, state.epoch),
+                lambda: state.ema,
+            )
+            state = state._replace(
+                params=params,
+                ema=ema,
+                optimizer=optimizer_state,
+                updates=state.updates + 1,
+            )
+            return state, loss
+
+        keys = jax.random.split(loss_key, batches.shape[0])
+        state, loss = jax.lax.scan(learn, state, (batches, keys))
+        state = state._replace(key=key, epoch=state.epoch + 1)
+        return state, {"loss": loss.mean(), "learning_rate": learning_rate}
+
+    def params(state: PretrainState) -> PolicyParams:
+        """The averaged network, as base and as what fine-tuning starts from."""
+        return PolicyParams(base=state.ema, tuned=state.ema)
+
+    return Algorithm(
+        init=init, step=step, params=params, act=policy.act, finite=("loss",)
+    )

@@ -1,0 +1,207 @@
+"""One entry for demonstrations of every format, which their content tells apart."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from dppo_jax.demonstrations.dataset import Episodes, normalize_episodes
+from dppo_jax.demonstrations.formats.d4rl import load_d4rl, save_d4rl
+from dppo_jax.demonstrations.formats.dppo_npz import (
+    DATA_FILE,
+    load_dppo_npz,
+    save_dppo_npz,
+)
+from dppo_jax.demonstrations.formats.lerobot import load_lerobot
+from dppo_jax.demonstrations.formats.minari import (
+    load_minari,
+    minari_folder,
+    save_minari,
+)
+from dppo_jax.demonstrations.formats.robomimic import load_robomimic
+from dppo_jax.demonstrations.formats.tables import open_hdf5
+
+# Rounding of the normalisation is far below, units that were not normalised far above.
+_ACTION_SLACK = 1e-3
+
+
+class Format(NamedTuple):
+    """One way to store demonstrations.
+
+    looks: what a path of this format looks like, for messages.
+    load: (path, max_episodes, **those of `options` that were given) -> Episodes
+    options: among obs_keys and filter_key.
+    save: (path that does not exist, episodes) -> written; None if it is only read.
+    """
+
+    looks: str
+    load: Callable[..., Episodes]
+    options: tuple[str, ...] = ()
+    save: Callable | None = None
+
+
+def _load_checked_npz(path: Path, max_episodes: int | None) -> Episodes:
+    episodes = load_dppo_npz(path, max_episodes)
+    if episodes.normalizer is None:
+        beside = path if path.is_dir() else path.parent
+        raise ValueError(
+            f"{beside} holds no normalization.npz, so the policy could not run in "
+            f"the simulator; put it beside {DATA_FILE}."
+        )
+    largest = np.abs(episodes.actions).max(axis=1)
+    rows = np.flatnonzero(largest > 1 + _ACTION_SLACK)
+    if len(rows):
+        raise ValueError(
+            f"{path}: actions reach {largest.max():.4g}, outside the [-1, 1] of the "
+            f"format, in {len(rows)} of {len(largest)} rows, first "
+            f"{rows[:5].tolist()}; write them with dppo_jax.save_dppo_npz."
+        )
+    return episodes
+
+
+FORMATS = {
+    "dppo_npz": Format(
+        f"a folder with {DATA_FILE}, or an .npz file",
+        _load_checked_npz,
+        save=save_dppo_npz,
+    ),
+    "d4rl": Format(
+        "an HDF5 file with observations and actions", load_d4rl, save=save_d4rl
+    ),
+    "minari": Format(
+        "a folder with data/metadata.json", load_minari, ("obs_keys",), save_minari
+    ),
+    "robomimic": Format(
+        "an HDF5 file with data/demo_*", load_robomimic, ("obs_keys", "filter_key")
+    ),
+    "lerobot": Format(
+        "a folder with meta/info.json", load_lerobot, ("obs_keys", "filter_key")
+    ),
+}
+
+
+def load_demonstrations(
+    path: str | os.PathLike,
+    *,
+    format: str | None = None,
+    max_episodes: int | None = None,
+    obs_keys: Sequence[str] | None = None,
+    filter_key: str | None = None,
+) -> Episodes:
+    """Read demonstrations of any known format, ready to train on.
+
+    Args:
+        path: file or folder.
+        format: a key of `FORMATS`; None looks into the file.
+        max_episodes: keep the first so many episodes; None keeps all.
+        obs_keys: which entries make the state, for formats that have several.
+        filter_key: which subset to read, for formats that name some.
+
+    Returns:
+        Episodes normalised to [-1, 1], with their bounds. Formats in task units are
+        normalised here, by bounds fitted to the episodes that were read.
+
+    Raises:
+        ValueError: one line that names the file, what is wrong with it and the cure.
+    """
+    path = Path(path)
+    name = _known(format) if format is not None else detect_format(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; check the path.")
+    chosen = {"obs_keys": obs_keys, "filter_key": filter_key}
+    given = {option: value for option, value in chosen.items() if value is not None}
+    for option, value in given.items():
+        if option not in FORMATS[name].options:
+            raise ValueError(
+                f"{path} is of the format {name}, where {option}={value!r} has no "
+                "meaning; leave it out."
+            )
+    return normalize_episodes(FORMATS[name].load(path, max_episodes, **given))
+
+
+def save_demonstrations(
+    path: str | os.PathLike, episodes: Episodes, *, format: str | None = None
+) -> str:
+    """Write episodes to a path that does not exist; it appears when it is complete.
+
+    Args:
+        path: file or folder to write.
+        episodes: normalised, or in task units, which most formats store.
+        format: a key of `FORMATS` that can be written; None takes `d4rl` for a name
+            that ends in .hdf5 or .h5 and `dppo_npz` for every other.
+
+    Returns:
+        The format written.
+
+    Raises:
+        ValueError: the path exists, the format is unknown or cannot be written, or the
+            episodes do not fit into it.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    name = _known(format or ("d4rl" if suffix in (".hdf5", ".h5") else "dppo_npz"))
+    save = FORMATS[name].save
+    if save is None:
+        writable = [known for known, entry in FORMATS.items() if entry.save is not None]
+        raise ValueError(
+            f"format={name!r} can only be read; write one of {', '.join(writable)}."
+        )
+    if name != "d4rl" and suffix in (".npz", ".hdf5", ".h5"):
+        raise ValueError(f"{path}: {name} is a folder; give a name without {suffix}.")
+    if path.exists():
+        raise ValueError(f"{path} exists; remove it, or give another name.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
+        save(Path(folder) / path.name, episodes)
+        os.rename(Path(folder) / path.name, path)
+    return name
+
+
+def detect_format(path: str | os.PathLike) -> str:
+    """The key of `FORMATS` that the content of a file or folder speaks for.
+
+    Raises:
+        ValueError: nothing there, or none of the known formats.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; check the path.")
+    if path.is_dir():
+        if (path / DATA_FILE).is_file():
+            return "dppo_npz"
+        if (path / "meta" / "info.json").is_file():
+            return "lerobot"
+        if (minari_folder(path) / "metadata.json").is_file():
+            return "minari"
+        content = sorted(entry.name for entry in path.iterdir())
+    elif h5py.is_hdf5(path):
+        with open_hdf5(path) as file:
+            content = list(file)
+            if isinstance(file.get("data"), h5py.Group):
+                return "robomimic"
+        if "observations" in content or "actions" in content:
+            return "d4rl"
+    else:
+        with open(path, "rb") as opened:
+            # Every zip file begins so, and an .npz file is one.
+            if opened.read(2) == b"PK":
+                return "dppo_npz"
+        content = []
+    known = "; ".join(f"{name}: {entry.looks}" for name, entry in FORMATS.items())
+    shown = ", ".join(content[:5]) + (", ..." if len(content) > 5 else "")
+    raise ValueError(
+        f"{path}{f' (with {shown})' if shown else ''} is of no known format. Known are "
+        f"{known}."
+    )
+
+
+def _known(name: str) -> str:
+    if name not in FORMATS:
+        raise ValueError(
+            f"format={name!r} is unknown; use one of {', '.join(FORMATS)}."
+        )
+    return name

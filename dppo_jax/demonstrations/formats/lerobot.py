@@ -1,0 +1,204 @@
+"""LeRobot v3 (and v2) data sets: a folder of Parquet files (`dppo_jax[lerobot]`).
+
+`meta/info.json` describes the columns, `data/chunk-*/*.parquet` hold them, one row per
+frame: `observation.state`, `action`, `episode_index`, and in simulated data
+`next.reward` and `next.done`. Videos are never read.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dppo_jax.demonstrations.dataset import Episodes, check_episodes
+from dppo_jax.demonstrations.formats.tables import (
+    check_max_episodes,
+    import_extra,
+    require_key,
+)
+
+_STATE = "observation.state"
+_ACTION = "action"
+_EPISODE = "episode_index"
+_REWARD = "next.reward"
+_DONE = "next.done"
+_TRUNCATED = "next.truncated"
+_BATCH_ROWS = 65536
+
+
+def load_lerobot(
+    folder: str | os.PathLike,
+    max_episodes: int | None = None,
+    *,
+    obs_keys: Sequence[str] | None = None,
+    filter_key: str | None = None,
+) -> Episodes:
+    """Read a LeRobot data set, some rows of the needed columns at a time.
+
+    Args:
+        folder: the one with `meta` and `data`.
+        max_episodes: keep the first so many episodes; None keeps all.
+        obs_keys: columns that become the state, side by side; None takes
+            `observation.state`.
+        filter_key: keep only this split of `meta/info.json`, for example "train".
+
+    Returns:
+        Episodes in task units, float32. A terminal is set where `next.done` is set at
+        the last frame and `next.truncated`, if there is one, is not.
+
+    Raises:
+        ValueError: one line that names the folder or file and what is wrong with it.
+    """
+    folder = Path(folder)
+    check_max_episodes(max_episodes)
+    info = _read_info(folder)
+    wanted = _split(info, filter_key, folder)
+    keys = tuple(obs_keys or (_STATE,))
+    for key in (*keys, _ACTION):
+        require_key(key, list(info["features"]), "column", f"{folder}/meta/info.json")
+        kind = info["features"][key].get("dtype", "")
+        if kind in ("video", "image", "string"):
+            raise ValueError(
+                f"{folder}: {key} is of the kind {kind}; only columns of numbers can "
+                "make the state, choose others with obs_keys."
+            )
+    batches: list[dict[str, np.ndarray]] = []
+    seen: set[int] = set()
+    for batch in _read_batches(folder, (*keys, _ACTION)):
+        rows = np.isin(batch[_EPISODE], wanted) if wanted is not None else slice(None)
+        batch = {name: column[rows] for name, column in batch.items()}
+        batches.append(batch)
+        seen.update(np.unique(batch[_EPISODE]).tolist())
+        if max_episodes is not None and len(seen) > max_episodes:
+            break
+    if not seen:
+        raise ValueError(f"{folder} holds no episodes; check data/ and the filter_key.")
+    common = set.intersection(*(set(batch) for batch in batches))
+    columns = {k: np.concatenate([batch[k] for batch in batches]) for k in common}
+    return _to_episodes(columns, keys, max_episodes, folder)
+
+
+def _to_episodes(
+    columns: dict[str, np.ndarray],
+    keys: Sequence[str],
+    max_episodes: int | None,
+    folder: Path,
+) -> Episodes:
+    number = columns[_EPISODE]
+    begin = np.flatnonzero(np.diff(number, prepend=number[0] - 1))
+    if len(np.unique(number[begin])) != len(begin):
+        raise ValueError(
+            f"{folder}: the frames of an episode are not in one piece; sort the data "
+            f"by {_EPISODE} and frame_index."
+        )
+    lengths = np.diff(np.append(begin, len(number)))[:max_episodes]
+    steps = int(lengths.sum())
+    terminals = None
+    if _DONE in columns:
+        terminals = np.zeros(steps, bool)
+        ends = np.cumsum(lengths) - 1
+        terminals[ends] = columns[_DONE][ends, 0] > 0
+        if _TRUNCATED in columns:
+            terminals[ends] &= columns[_TRUNCATED][ends, 0] == 0
+    rewards = columns[_REWARD][:steps, 0] if _REWARD in columns else None
+    episodes = Episodes(
+        observations={
+            "state": np.concatenate([columns[key][:steps] for key in keys], axis=1)
+        },
+        actions=columns[_ACTION][:steps],
+        episode_lengths=lengths,
+        rewards=rewards,
+        terminals=terminals,
+    )
+    check_episodes(episodes, str(folder))
+    return episodes
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    path = folder / "meta" / "info.json"
+    try:
+        info = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); a LeRobot data set needs it."
+        ) from error
+    if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
+        raise ValueError(f"{path} lacks features; it must list the columns.")
+    return info
+
+
+def _split(
+    info: dict[str, Any], filter_key: str | None, folder: Path
+) -> np.ndarray | None:
+    """Episode numbers of a split, written as "begin:end"; None is all."""
+    if filter_key is None:
+        return None
+    splits = info.get("splits") or {}
+    require_key(filter_key, list(splits), "split", str(folder))
+    bounds = re.fullmatch(r"(\d+):(\d+)", str(splits[filter_key]))
+    if not bounds:
+        raise ValueError(
+            f"{folder}: the split {filter_key} is {splits[filter_key]!r}; it must read "
+            "begin:end, for example 0:50."
+        )
+    return np.arange(int(bounds[1]), int(bounds[2]))
+
+
+def _read_batches(
+    folder: Path, required: Sequence[str]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Tables [N, D] float32 of the columns, and the episode numbers [N]."""
+    purpose = f"{folder} is a LeRobot data set; reading it"
+    arrow = import_extra("pyarrow", "lerobot", purpose)
+    parquet = import_extra("pyarrow.parquet", "lerobot", purpose)
+
+    def numbers(path: Path) -> list[int]:
+        inside = path.relative_to(folder).as_posix()
+        return [int(digits) for digits in re.findall(r"\d+", inside)]
+
+    paths = sorted(folder.glob("data/chunk-*/*.parquet"), key=numbers)
+    if not paths:
+        raise ValueError(f"{folder} holds no data/chunk-*/*.parquet; fetch the data.")
+    for path in paths:
+        try:
+            with parquet.ParquetFile(path) as file:
+                there = file.schema_arrow.names
+                for name in (*required, _EPISODE):
+                    require_key(name, there, "column", str(path))
+                unique = dict.fromkeys((*required, _REWARD, _DONE, _TRUNCATED))
+                names = [name for name in unique if name in there]
+                for batch in file.iter_batches(_BATCH_ROWS, columns=[*names, _EPISODE]):
+                    if batch.num_rows:
+                        episode = batch.column(_EPISODE).to_numpy(zero_copy_only=False)
+                        columns = {n: _table(batch.column(n), n, path) for n in names}
+                        yield {_EPISODE: episode.astype(np.int64), **columns}
+        except (OSError, arrow.ArrowException) as error:
+            raise ValueError(
+                f"{path} is not a readable Parquet file ({error}); fetch it again."
+            ) from error
+
+
+def _table(column: Any, name: str, path: Path) -> np.ndarray:
+    """An Arrow column of numbers or of lists of one length as [N, D] float32."""
+    rows = len(column)
+    lists = hasattr(column, "flatten") and hasattr(column.type, "value_type")
+    values = column.flatten() if lists else column
+    flat = values.to_numpy(zero_copy_only=False)
+    if lists and not hasattr(column.type, "list_size"):
+        sizes = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
+    else:
+        sizes = np.unique(len(flat) / rows)
+    if column.null_count or len(sizes) != 1 or len(flat) != rows * sizes[0]:
+        raise ValueError(
+            f"{path}: {name} has rows that are missing or of different sizes; every "
+            "frame needs one vector of the same size."
+        )
+    if flat.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{path}: {name} has type {column.type}; it must hold numbers."
+        )
+    return flat.reshape(rows, -1).astype(np.float32)

@@ -1,0 +1,230 @@
+"""Minari data sets, read and written by the package `minari` (`dppo_jax[minari]`).
+
+A data set is a folder, such as `~/.minari/datasets/mujoco/hopper/medium-v0`, whose
+`data/` holds `metadata.json` and the episodes. An episode of T steps has T + 1
+observations.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dppo_jax.demonstrations.dataset import (
+    Episodes,
+    check_episodes,
+    concatenate,
+    unnormalize_episodes,
+)
+from dppo_jax.demonstrations.formats.tables import (
+    check_max_episodes,
+    import_extra,
+    one_episode,
+    require_key,
+)
+
+_METADATA = "metadata.json"
+# Our own entry in the metadata: Minari wants rewards, and we had none.
+_NO_REWARDS = "rewards_are_placeholders"
+
+
+def load_minari(
+    folder: str | os.PathLike,
+    max_episodes: int | None = None,
+    *,
+    obs_keys: Sequence[str] | None = None,
+) -> Episodes:
+    """Read a Minari data set, one episode at a time.
+
+    The observation that follows the last action is left out: no action answers it.
+
+    Args:
+        folder: the data set, or the `data` folder in it.
+        max_episodes: keep the first so many episodes; None keeps all.
+        obs_keys: where observations are a dictionary, its entries that become the
+            state, side by side, `outer/inner` for nested ones; entries of images become
+            "rgb". Needed unless there is only one entry.
+
+    Returns:
+        Episodes in task units, float32.
+
+    Raises:
+        ValueError: one line that names the folder and what is wrong with it: not a
+            data set, the package is not installed, actions outside their space, NaN or
+            infinite values, a missing entry.
+    """
+    folder = minari_folder(Path(folder))
+    check_max_episodes(max_episodes)
+    _check_metadata(folder)
+    minari = import_extra(
+        "minari", "minari", f"{folder} is a Minari data set; reading it"
+    )
+    try:
+        dataset = minari.MinariDataset(folder)
+        space = dataset.action_space
+        rewarded = not dataset.storage.metadata.get(_NO_REWARDS, False)
+        indices = dataset.episode_indices[:max_episodes]
+        parts = [
+            _read(episode, obs_keys, space, rewarded, f"{folder}: episode {episode.id}")
+            for episode in dataset.iterate_episodes(indices)
+        ]
+    except (OSError, KeyError, AssertionError, ImportError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder} is not a readable Minari data set ({error!r}); fetch it again."
+        ) from error
+    return concatenate(parts, str(folder))
+
+
+def save_minari(folder: str | os.PathLike, episodes: Episodes) -> None:
+    """Write episodes as a Minari data set, in task units.
+
+    The spaces are a box around the actions and unbounded observations. Nobody recorded
+    what followed the last action, so the last observation is repeated. Where there are
+    no rewards, zeros stand in for them and the metadata says so.
+
+    Raises:
+        ValueError: the folder exists, the package is not installed, the episodes are
+            not consistent, or have images.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists; remove it, or give another name.")
+    check_episodes(episodes, "episodes")
+    if "rgb" in episodes.observations:
+        raise ValueError(f"{folder}: images can only be written as dppo_npz.")
+    minari = import_extra("minari", "minari", "writing a Minari data set")
+    storages = import_extra("minari.dataset.minari_storage", "minari", "writing Minari")
+    Box = import_extra("gymnasium.spaces", "minari", "writing Minari").Box
+    raw = unnormalize_episodes(episodes)
+    low, high = raw.actions.min(axis=0), raw.actions.max(axis=0)
+    folder.mkdir(parents=True)
+    storage = storages.MinariStorage.new(
+        folder / "data",
+        Box(-np.inf, np.inf, raw.observations["state"].shape[1:], np.float32),
+        Box(low, high, dtype=np.float32),
+    )
+    # Identifiers are words and end in a version.
+    name = re.sub(r"-v\d+$", "", re.sub(r"[^-\w]", "-", folder.name)) or "data"
+    storage.update_metadata(
+        {
+            "dataset_id": f"{name}-v0",
+            "minari_version": minari.__version__,
+            _NO_REWARDS: raw.rewards is None,
+        }
+    )
+    ends = np.cumsum(raw.episode_lengths)
+    storage.update_episodes(
+        _buffer(minari, raw, slice(end - length, end))
+        for length, end in zip(raw.episode_lengths, ends)
+    )
+
+
+def minari_folder(folder: Path) -> Path:
+    """The folder with `metadata.json`, which may be `folder` or the `data` in it."""
+    return folder / "data" if (folder / "data" / _METADATA).is_file() else folder
+
+
+def _buffer(minari: Any, raw: Episodes, rows: slice) -> Any:
+    state, actions = raw.observations["state"][rows], raw.actions[rows]
+    steps = len(actions)
+    last = np.arange(steps) == steps - 1
+    terminals = np.zeros(steps, bool) if raw.terminals is None else raw.terminals[rows]
+    rewards = np.zeros(steps, np.float32) if raw.rewards is None else raw.rewards[rows]
+    buffer = import_extra("minari.data_collector.episode_buffer", "minari", "Minari")
+    return buffer.EpisodeBuffer(
+        observations=np.concatenate([state, state[-1:]]),
+        actions=actions,
+        rewards=rewards,
+        terminations=terminals,
+        truncations=last & ~terminals,
+    )
+
+
+def _check_metadata(folder: Path) -> None:
+    """Without its spaces the package would import what the file names to find them."""
+    try:
+        metadata = json.loads((folder / _METADATA).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} is not a Minari data set: {_METADATA} cannot be read ({error})."
+        ) from error
+    for name in ("observation_space", "action_space"):
+        if not isinstance(metadata, dict) or not isinstance(metadata.get(name), str):
+            raise ValueError(
+                f"{folder / _METADATA} lacks {name}; write the data set again with a "
+                "recent version of minari."
+            )
+
+
+def _read(
+    episode: Any,
+    obs_keys: Sequence[str] | None,
+    space: Any,
+    rewarded: bool,
+    source: str,
+) -> Episodes:
+    actions = np.asarray(episode.actions)
+    if actions.dtype.kind not in "fiu" or actions.ndim != 2:
+        raise ValueError(
+            f"{source}: actions {actions.dtype} {actions.shape} must be a table of "
+            "vectors; discrete or structured actions cannot be cloned."
+        )
+    _check_range(actions, space, source)
+    parts = _chosen(_entries(episode.observations), obs_keys, source)
+    for name, part in parts.items():
+        if len(part) != len(actions) + 1:
+            raise ValueError(
+                f"{source}: {name} has {len(part)} rows; {len(actions)} actions need "
+                f"{len(actions) + 1}; write the data set again."
+            )
+    return one_episode(
+        {name: part[:-1] for name, part in parts.items()},
+        actions,
+        source,
+        rewards=np.asarray(episode.rewards) if rewarded else None,
+        ended=bool(np.asarray(episode.terminations)[-1:].any()),
+    )
+
+
+def _entries(observations: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    if not isinstance(observations, Mapping):
+        return {prefix.removesuffix("/"): np.asarray(observations)}
+    entries: dict[str, np.ndarray] = {}
+    for name, value in observations.items():
+        entries |= _entries(value, f"{prefix}{name}/")
+    return entries
+
+
+def _chosen(
+    entries: dict[str, np.ndarray], obs_keys: Sequence[str] | None, source: str
+) -> dict[str, np.ndarray]:
+    if obs_keys is None and len(entries) > 1:
+        raise ValueError(
+            f"{source} has several observations; choose what makes the state with "
+            f"obs_keys, among {', '.join(entries)}."
+        )
+    if obs_keys is not None:
+        for key in obs_keys:
+            require_key(key, list(entries), "observation", source)
+        return {key: entries[key] for key in obs_keys}
+    return {name or "observations": part for name, part in entries.items()}
+
+
+def _check_range(actions: np.ndarray, space: Any, source: str) -> None:
+    low, high = getattr(space, "low", None), getattr(space, "high", None)
+    if low is None or high is None or np.shape(low) != actions.shape[1:]:
+        return
+    # Recorders round; a thousandth of the range is no mistake of units.
+    with np.errstate(invalid="ignore"):
+        slack = np.nan_to_num(1e-3 * (high - low), nan=0.0, posinf=0.0)
+    rows = np.flatnonzero(((actions < low - slack) | (actions > high + slack)).any(1))
+    if len(rows):
+        raise ValueError(
+            f"{source}: actions reach {np.abs(actions[rows]).max():.4g}, outside the "
+            f"declared {space}, in {len(rows)} of {len(actions)} rows, first "
+            f"{rows[:5].tolist()}; clip them, or drop the episode."
+        )

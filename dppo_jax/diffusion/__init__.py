@@ -1,0 +1,1 @@
+"""Chains of Gaussian moves, and denoising as one of them."""

@@ -1,0 +1,221 @@
+"""Denoising as a chain: what a `Schedule` makes of a network, and how it is cloned.
+
+DDPM (Ho et al. 2020), DDIM (Song et al. 2021) and prediction of the noise or of
+the clean action differ only in the arrays of a `Schedule`. With `out` the network's
+output at step k,
+
+    x0   = x0_from_x[k] x + x0_from_out[k] out            (then clipped)
+    mean = mean_from_x0[k] x0 + mean_from_x[k] x
+    std  = std[k]
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dppo_jax.diffusion.chain import Chain, Move
+from dppo_jax.diffusion.schedules import Schedule, ddim_schedule, ddpm_schedule
+from dppo_jax.types import Array, PyTree
+
+# (params, x [B, Ta, Da], time [B] or [1], condition) -> output like x.
+Denoise = Callable[[PyTree, Array, Array, PyTree], Array]
+
+
+class Diffusion(NamedTuple):
+    """What turns a network into a distribution over chains.
+
+    explore: schedule of roll-outs and of log-probabilities.
+    deterministic: schedule of evaluation.
+    training: schedule of the forward process in the behaviour-cloning loss; has
+        more steps than the others where DDIM skips some.
+    predict_noise: the network predicts the noise; otherwise the clean action.
+    x0_clip: bound of the predicted clean action, or None.
+    noise_clip: bound of the predicted noise in the mean (DDIM), or None.
+    draw_clip: bound of standard-normal draws; the density stays unclipped.
+    final_clip: bound of the action that leaves the chain, or None.
+    min_log_prob_std: floor of the standard deviation in log-probabilities.
+    """
+
+    explore: Schedule
+    deterministic: Schedule
+    training: Schedule
+    predict_noise: bool
+    x0_clip: float | None
+    noise_clip: float | None
+    draw_clip: float
+    final_clip: float | None
+    min_log_prob_std: float
+
+
+def make_diffusion(
+    *,
+    num_steps: int,
+    ddim_steps: int | None = None,
+    eta: float = 1.0,
+    predict_noise: bool = True,
+    x0_clip: float | None = 1.0,
+    noise_clip: float | None = None,
+    draw_clip: float = 3.0,
+    final_clip: float | None = None,
+    min_log_prob_std: float = 0.1,
+) -> Diffusion:
+    """The schedules and bounds of one diffusion policy.
+
+    Args:
+        num_steps: K, or the training steps where `ddim_steps` is given.
+        ddim_steps: K of a sub-sampled DDIM chain; None samples by DDPM.
+        eta: DDIM noise while exploring; evaluation always uses 0.
+
+    Raises:
+        ValueError: DDIM for a network that predicts the clean action, or a bound
+            that is not positive.
+    """
+    if eta < 0:
+        raise ValueError(f"eta={eta} must not be negative; 1 explores as DDPM does.")
+    optional = ("x0_clip", "noise_clip", "final_clip")
+    for name, bound in (
+        ("x0_clip", x0_clip),
+        ("noise_clip", noise_clip),
+        ("draw_clip", draw_clip),
+        ("final_clip", final_clip),
+        ("min_log_prob_std", min_log_prob_std),
+    ):
+        if bound is not None and bound <= 0:
+            cure = "; use None for no bound" if name in optional else ""
+            raise ValueError(f"{name}={bound} must be positive{cure}.")
+    training = ddpm_schedule(num_steps, predict_noise=predict_noise)
+    if ddim_steps is None:
+        explore = training
+        deterministic = ddpm_schedule(
+            num_steps, predict_noise=predict_noise, deterministic=True
+        )
+    else:
+        if not predict_noise:
+            raise ValueError("predict_noise=False needs DDPM; set ddim_steps=None.")
+        explore, deterministic = (
+            ddim_schedule(ddim_steps, num_training_steps=num_steps, eta=e)
+            for e in (eta, 0.0)
+        )
+    return Diffusion(
+        explore=explore,
+        deterministic=deterministic,
+        training=training,
+        predict_noise=predict_noise,
+        x0_clip=x0_clip,
+        noise_clip=noise_clip,
+        draw_clip=draw_clip,
+        final_clip=final_clip,
+        min_log_prob_std=min_log_prob_std,
+    )
+
+
+def denoise_mean(
+    diffusion: Diffusion, schedule: Schedule, x: Array, out: Array, step: Array
+) -> Array:
+    """Mean of the next x, [B, Ta, Da], given the network's output `out`.
+
+    `step` is a scalar or [B] index into the schedule.
+    """
+    chex.assert_equal_shape([x, out])
+    s = jax.tree.map(lambda table: _column(table[step], x), schedule)
+    x0 = s.x0_from_x * x + s.x0_from_out * out
+    if diffusion.x0_clip is not None:
+        x0 = jnp.clip(x0, -diffusion.x0_clip, diffusion.x0_clip)
+    mean = s.mean_from_x0 * x0 + s.mean_from_x * x
+    if diffusion.noise_clip is not None:
+        noise = (x - s.signal * x0) / s.noise
+        bound = diffusion.noise_clip
+        mean += s.mean_from_noise * (jnp.clip(noise, -bound, bound) - noise)
+    return mean
+
+
+def diffusion_chain(diffusion: Diffusion, denoise: Denoise) -> Chain:
+    """The chain of a diffusion policy, given its denoising network."""
+
+    def move_of(schedule: Schedule) -> Move:
+        def move(
+            params: PyTree, x: Array, step: Array, condition: PyTree
+        ) -> tuple[Array, Array]:
+            # One time for all rows is embedded once.
+            time = jnp.atleast_1d(schedule.time[step])
+            out = denoise(params, x, time, condition)
+            mean = denoise_mean(diffusion, schedule, x, out, step)
+            return mean, _column(schedule.std[step], x)
+
+        return move
+
+    return Chain(
+        explore=move_of(diffusion.explore),
+        deterministic=move_of(diffusion.deterministic),
+        num_steps=diffusion.explore.num_steps,
+        draw_clip=diffusion.draw_clip,
+        final_clip=diffusion.final_clip,
+        min_log_prob_std=diffusion.min_log_prob_std,
+    )
+
+
+class Cloning(NamedTuple):
+    """What a chain's network is asked when it is cloned.
+
+    draw_time: key -> scalar, where between noise and action to look; an integer step
+        or a continuous time.
+    corrupt: (action [B, Ta, Da], noise like it, time [B]) -> x like it, the time that
+        the network is told [B], and the target of its output, like x.
+    """
+
+    draw_time: Callable[[Array], Array]
+    corrupt: Callable[[Array, Array, Array], tuple[Array, Array, Array]]
+
+
+def diffusion_cloning(diffusion: Diffusion) -> Cloning:
+    """Every step of the training schedule alike (Ho et al. 2020, algorithm 1).
+
+    Times are integers in [0, K), 0 the cleanest, as in the literature.
+    """
+    schedule = diffusion.training
+
+    def draw_time(key: Array) -> Array:
+        return jax.random.randint(key, (), 0, schedule.num_steps)
+
+    def corrupt(action: Array, noise: Array, time: Array) -> tuple[Array, Array, Array]:
+        step = schedule.num_steps - 1 - time
+        signal, level = (
+            _column(table[step], action) for table in (schedule.signal, schedule.noise)
+        )
+        target = noise if diffusion.predict_noise else action
+        return signal * action + level * noise, schedule.time[step], target
+
+    return Cloning(draw_time, corrupt)
+
+
+def cloning_loss(
+    cloning: Cloning,
+    denoise: Denoise,
+    params: PyTree,
+    action: Array,
+    condition: PyTree,
+    time: Array,
+    noise: Array,
+) -> Array:
+    """Behaviour-cloning loss (Ho et al. 2020, eq. 14) on given times and noise.
+
+    Args:
+        action: [B, Ta, Da], normalised.
+        time: [B], as `cloning.draw_time` draws them.
+        noise: [B, Ta, Da] standard normal.
+
+    Returns:
+        [B] mean squared error of the network's output, over the entries of a row.
+    """
+    chex.assert_equal_shape([action, noise])
+    x, told, target = cloning.corrupt(action, noise, time)
+    out = denoise(params, x, told, condition)
+    return jnp.mean((out - target) ** 2, axis=(-2, -1))
+
+
+def _column(table: Array, like: Array) -> Array:
+    """Give per-sample numbers [B] (or a scalar) the axes of `like` [B, ...]."""
+    return table.reshape(table.shape + (1,) * (like.ndim - table.ndim))

@@ -1,0 +1,180 @@
+"""Losses over the moves of a policy's chain; everything else is in `losses`."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dppo_jax.learning import losses
+from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.types import Array, Obs, PyTree
+
+# The reference's bounds of a log-probability, which keep ratios finite.
+LOG_PROB_BOUNDS = (-5.0, 2.0)
+
+
+def mean_log_prob(
+    log_prob: Array,
+    *,
+    horizon: int | None = None,
+    bounds: tuple[float, float] | None = LOG_PROB_BOUNDS,
+    bound_entries: bool = True,
+) -> Array:
+    """The log-probability of a move that a ratio is made of: a mean over its entries.
+
+    A mean keeps ratios near one whatever the size of the action.
+
+    Args:
+        log_prob: [..., Ta, Da], entry by entry.
+        horizon: actions of the chunk that count; None: all.
+        bounds: where it is clamped; None: nowhere.
+        bound_entries: clamp every entry before averaging, as the reference does for
+            diffusion policies; otherwise the mean, as it does for Gaussian ones.
+
+    Returns:
+        [...].
+    """
+    log_prob = log_prob[..., :horizon, :]
+    if bounds is not None and bound_entries:
+        log_prob = jnp.clip(log_prob, *bounds)
+    mean = log_prob.mean((-2, -1))
+    if bounds is not None and not bound_entries:
+        mean = jnp.clip(mean, *bounds)
+    return mean
+
+
+def policy_loss(
+    params: PyTree,
+    policy: ChainPolicy,
+    obs: Obs,
+    x: Array,
+    next_x: Array,
+    step: Array,
+    old_log_prob: Array,
+    advantage: Array,
+    *,
+    clip_top: float,
+    clip_base: float,
+    clip_rate: float,
+    denoising_discount: float,
+    normalize: bool = True,
+    quantiles: tuple[float, float] = (0.0, 1.0),
+    num_active: Array | None = None,
+    mean: Callable[[Array], Array] = mean_log_prob,
+) -> tuple[Array, losses.SurrogateInfo]:
+    """The clipped objective over a minibatch of moves (paper eq. 4.5).
+
+    Args:
+        x, next_x: [B, Ta, Da] the moves.
+        step: [B] index of the move, 0 the noisiest tuned one.
+        old_log_prob: [B] from the sampling pass, averaged by `mean`.
+        advantage: [B] of the environment step.
+        mean: of the log-probabilities of a move's entries, [B, Ta, Da] -> [B].
+        num_active: moves that are still tuned, where K' is annealed; earlier ones
+            get no weight. None: all K'.
+    """
+    advantage = move_advantage(
+        advantage,
+        step,
+        num_steps=policy.num_steps,
+        denoising_discount=denoising_discount,
+        normalize=normalize,
+        quantiles=quantiles,
+        num_active=num_active,
+    )
+    return surrogate_loss(
+        mean(policy.log_prob(params, x, next_x, obs, step)),
+        step,
+        old_log_prob,
+        advantage,
+        num_steps=policy.num_steps,
+        clip_top=clip_top,
+        clip_base=clip_base,
+        clip_rate=clip_rate,
+        num_active=num_active,
+    )
+
+
+def move_advantage(
+    advantage: Array,
+    step: Array,
+    *,
+    num_steps: int,
+    denoising_discount: float,
+    normalize: bool = True,
+    quantiles: tuple[float, float] = (0.0, 1.0),
+    num_active: Array | None = None,
+) -> Array:
+    """Advantages of moves from those of their environment steps.
+
+    All that looks at the minibatch as a whole happens here, so that `surrogate_loss`
+    is a plain mean over moves. Arguments as in `policy_loss`, `advantage` and `step` of
+    any one shape; num_steps is K'.
+    """
+    weight = move_weight(step, num_steps, num_active)
+    if normalize:
+        advantage = losses.normalize_advantage(advantage, weight)
+    advantage = losses.clip_quantiles(advantage, *quantiles, weight)
+    return advantage * losses.denoising_discount(
+        step, num_steps=num_steps, discount=denoising_discount
+    )
+
+
+def surrogate_loss(
+    log_prob: Array,
+    step: Array,
+    old_log_prob: Array,
+    advantage: Array,
+    *,
+    num_steps: int,
+    clip_top: float,
+    clip_base: float,
+    clip_rate: float,
+    num_active: Array | None = None,
+) -> tuple[Array, losses.SurrogateInfo]:
+    """`policy_loss` with the `advantage` that `move_advantage` gives.
+
+    Args:
+        log_prob: of the moves, now; like `step`, `old_log_prob` and `advantage` of any
+            one shape.
+        num_steps: K'.
+    """
+    active_step, active = step, jnp.asarray(num_steps)
+    if num_active is not None:
+        active_step, active = step - (num_steps - num_active), num_active
+    clip = losses.clip_range(
+        active_step, num_steps=active, base=clip_base, top=clip_top, rate=clip_rate
+    )
+    weight = move_weight(step, num_steps, num_active)
+    return losses.clipped_surrogate(log_prob, old_log_prob, advantage, clip, weight)
+
+
+def move_weight(step: Array, num_steps: int, num_active: Array | None) -> Array | None:
+    """1 for moves that are still tuned, 0 for others; None where all K' are."""
+    return None if num_active is None else 1.0 * (step >= num_steps - num_active)
+
+
+def cloning_penalty(
+    params: PyTree,
+    policy: ChainPolicy,
+    base: PyTree,
+    keys: Array,
+    obs: Obs,
+    *,
+    num_active: Array | None = None,
+    mean: Callable[[Array], Array] = mean_log_prob,
+) -> Array:
+    """Minus the log-probability of chains that the frozen policy would sample.
+
+    Keeps the policy near its teacher on the states it visits itself (Zhu et al.
+    2024, arXiv 2403.03949, eq. 2).
+
+    Args:
+        keys: [B], one for the chain of each observation.
+        num_active, mean: as in `policy_loss`; only active moves count.
+    """
+    chain = policy.sample(PolicyParams(base, base), keys, obs).chain
+    log_prob = mean(policy.chain_log_prob(params, jax.lax.stop_gradient(chain), obs))
+    step = jnp.broadcast_to(jnp.arange(policy.num_steps), log_prob.shape)
+    weight = move_weight(step, policy.num_steps, num_active)
+    return -losses.weighted_mean(log_prob, weight)

@@ -1,0 +1,140 @@
+"""Losses and the bookkeeping around them, on plain arrays."""
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from dppo_jax.training import parallel
+from dppo_jax.types import Array
+
+
+class SurrogateInfo(NamedTuple):
+    """Diagnostics of a clipped surrogate.
+
+    approx_kl: mean of (ratio - 1) - log ratio, a low-variance KL estimate.
+    clip_fraction: share of ratios outside the clip range.
+    ratio: mean probability ratio.
+    """
+
+    approx_kl: Array
+    clip_fraction: Array
+    ratio: Array
+
+
+def clipped_surrogate(
+    log_prob: Array,
+    old_log_prob: Array,
+    advantage: Array,
+    clip: Array,
+    weight: Array | None = None,
+) -> tuple[Array, SurrogateInfo]:
+    """PPO's clipped objective, to be minimised (Schulman et al. 2017, eq. 7).
+
+    Args:
+        log_prob, old_log_prob, advantage: [B].
+        clip: [B] or scalar half-width of the ratio's range.
+        weight: [B] 0/1, pairs that count; None counts all.
+    """
+    chex.assert_equal_shape([log_prob, old_log_prob, advantage])
+    log_ratio = log_prob - old_log_prob
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
+    loss = jnp.maximum(-advantage * ratio, -advantage * clipped)
+    info = SurrogateInfo(
+        approx_kl=weighted_mean(ratio - 1 - log_ratio, weight),
+        clip_fraction=weighted_mean(1.0 * (jnp.abs(ratio - 1) > clip), weight),
+        ratio=weighted_mean(ratio, weight),
+    )
+    return weighted_mean(loss, weight), info
+
+
+def value_loss(
+    value: Array,
+    target: Array,
+    old_value: Array | None = None,
+    *,
+    clip: float | None = None,
+    weight: Array | None = None,
+) -> Array:
+    """Half the mean squared error; optionally the worse of it and its clipped twin.
+
+    Args:
+        value, target: [B].
+        old_value: [B] prediction at collection time; needed with `clip`.
+        clip: how far the prediction may move from `old_value` before its gradient
+            stops; None leaves it free.
+        weight: [B] how often each row counts; None: once.
+    """
+    chex.assert_equal_shape([value, target])
+    error = (value - target) ** 2
+    if clip is not None:
+        assert old_value is not None, "clip needs the values at collection time"
+        moved = old_value + jnp.clip(value - old_value, -clip, clip)
+        error = jnp.maximum(error, (moved - target) ** 2)
+    return 0.5 * weighted_mean(error, weight)
+
+
+def normalize_advantage(
+    advantage: Array, weight: Array | None = None, *, epsilon: float = 1e-8
+) -> Array:
+    """Zero mean and unit (unbiased) standard deviation over the minibatch [B]."""
+    local = None if weight is None else weight.sum()
+    size = (
+        advantage.size * parallel.num_shards()
+        if local is None
+        else parallel.total(local)
+    )
+    centred = advantage - parallel.mean(weighted_mean(advantage, weight), local)
+    # A single row has no spread; its advantage becomes zero rather than 0 / 0.
+    variance = parallel.mean(weighted_mean(centred**2, weight), local)
+    variance = variance * size / jnp.maximum(size - 1, 1)
+    return centred / (jnp.sqrt(variance) + epsilon)
+
+
+def clip_quantiles(
+    advantage: Array, lower: float, upper: float, weight: Array | None = None
+) -> Array:
+    """Clip advantages [B] to their own quantiles; (0, 1) leaves them alone."""
+    if lower <= 0 and upper >= 1:
+        return advantage
+    if weight is None:
+        bounds = jnp.quantile(advantage, jnp.array([lower, upper]))
+    else:
+        counted = jnp.where(weight > 0, advantage, jnp.nan)
+        bounds = jnp.nanquantile(counted, jnp.array([lower, upper]))
+        # Without any row that counts there are no quantiles; NaN times a weight of
+        # zero would still be NaN.
+        bounds = jnp.where(weight.sum() > 0, bounds, 0.0)
+    return jnp.clip(advantage, bounds[0], bounds[1])
+
+
+def denoising_discount(step: Array, *, num_steps: int, discount: float) -> Array:
+    """discount^(moves left): noisier moves earn less (paper eq. 4.6).
+
+    Args:
+        step: [B] index of the tuned move, 0 the noisiest.
+        num_steps: K'.
+    """
+    return discount ** (num_steps - 1 - step)
+
+
+def clip_range(
+    step: Array, *, num_steps: Array | int, base: float, top: float, rate: float
+) -> Array:
+    """Clip range that grows exponentially from `base` to `top` along the chain.
+
+    base + (top - base) (e^(rate t) - 1) / (e^rate - 1) with t = step / (K' - 1)
+    (paper Sec. 4.3). A chain of one move has the full range. The reference gives
+    such a chain a range of 0/0 there, so nothing is copied from it.
+    """
+    last = jnp.maximum(num_steps - 1, 1)
+    t = jnp.where(num_steps > 1, step / last, 1.0)
+    return base + (top - base) * jnp.expm1(rate * t) / jnp.expm1(rate)
+
+
+def weighted_mean(x: Array, weight: Array | None) -> Array:
+    """Mean over entries with weight; all of them where weight is None."""
+    if weight is None:
+        return x.mean()
+    return (x * weight).sum() / jnp.maximum(weight.sum(), 1.0)

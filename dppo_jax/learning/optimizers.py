@@ -1,0 +1,130 @@
+"""AdamW with the learning rate handed in at every update, rates, target networks."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dppo_jax.types import Array, PyTree
+
+
+def adamw(
+    *, weight_decay: float, max_grad_norm: float | None = None
+) -> optax.GradientTransformation:
+    """Decoupled AdamW (Loshchilov and Hutter 2019) without its learning rate.
+
+    Args:
+        max_grad_norm: global norm that gradients are scaled down to first.
+    """
+    clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
+    return optax.chain(
+        *clip, optax.scale_by_adam(), optax.add_decayed_weights(weight_decay)
+    )
+
+
+def update(
+    optimizer: optax.GradientTransformation,
+    grads: PyTree,
+    state: Any,
+    params: PyTree,
+    learning_rate: Array | float,
+) -> tuple[PyTree, Any]:
+    """One step of `learning_rate`: new parameters and optimizer state."""
+    direction, state = optimizer.update(grads, state, params)
+    return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), state
+
+
+class Trained(NamedTuple):
+    """Parameters and the state of their optimizer."""
+
+    params: PyTree
+    optimizer: Any
+
+
+class Trainer(NamedTuple):
+    """init: params -> Trained.  descend: (Trained, gradients) -> Trained, one step."""
+
+    init: Callable[[PyTree], Trained]
+    descend: Callable[[Trained, PyTree], Trained]
+
+
+def trainer(
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+) -> Trainer:
+    """AdamW at one learning rate throughout.
+
+    Raises:
+        ValueError: a negative learning rate.
+    """
+    if learning_rate < 0:
+        raise ValueError(f"learning_rate={learning_rate} must not be negative.")
+    optimizer = adamw(weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+
+    def init(params: PyTree) -> Trained:
+        return Trained(params, optimizer.init(params))
+
+    def descend(trained: Trained, grads: PyTree) -> Trained:
+        params, state = update(
+            optimizer, grads, trained.optimizer, trained.params, learning_rate
+        )
+        return Trained(params, state)
+
+    return Trainer(init, descend)
+
+
+def polyak(target: PyTree, online: PyTree, rate: float) -> PyTree:
+    """Move a target network towards the online one: (1 - rate) target + rate online.
+
+    Lillicrap et al. (2016, arXiv 1509.02971), where the rate is called tau.
+    """
+    return jax.tree.map(lambda t, o: t + rate * (o - t), target, online)
+
+
+def cosine_restarts(
+    step: Array, *, peak: float, floor: float, cycle_steps: int, warmup_steps: int
+) -> Array:
+    """Linear warm-up to `peak`, cosine decay to `floor`, then again, for ever.
+
+    The schedule of DPPO's reference code (cosine annealing with warm restarts,
+    Loshchilov and Hutter 2017, with a linear warm-up in every cycle). The very
+    first value is the floor even without a warm-up, as there.
+
+    Args:
+        step: scheduler steps taken so far, from 0.
+        cycle_steps: length of a cycle, warm-up included.
+    """
+    position = step % cycle_steps
+    rise = position / max(warmup_steps, 1)
+    decay = (position - warmup_steps) / (cycle_steps - warmup_steps)
+    fall = 0.5 * (1 + jnp.cos(jnp.pi * decay))
+    weight = jnp.where(position < warmup_steps, rise, fall)
+    return floor + (peak - floor) * jnp.where(step == 0, 0.0, weight)
+
+
+def check_cosine_restarts(
+    name: str, *, peak: float, floor: float, cycle_steps: int, warmup_steps: int
+) -> None:
+    """Raise a ValueError for settings that `cosine_restarts` cannot follow."""
+    if not 0 <= warmup_steps < cycle_steps:
+        raise ValueError(
+            f"{name}: warmup_steps={warmup_steps} must be at least 0 and less than "
+            f"cycle_steps={cycle_steps}."
+        )
+    if not (math.isfinite(peak) and 0 <= floor <= peak):
+        raise ValueError(
+            f"{name}: 0 <= min_learning_rate <= learning_rate must hold, got "
+            f"min_learning_rate={floor}, learning_rate={peak}."
+        )
+
+
+def linear_anneal(step: Array, *, start: float, end: float, steps: int) -> Array:
+    """From `start` to `end` over `steps`, constant afterwards; 0 steps: `start`."""
+    if steps == 0:
+        return jnp.asarray(start, jnp.float32)
+    return start + (end - start) * jnp.clip(step / steps, 0.0, 1.0)

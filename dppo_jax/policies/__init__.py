@@ -1,0 +1,11 @@
+"""Policies: what acts, and how it is scored and cloned."""
+
+from dppo_jax.policies.build import default_config, make_policy
+from dppo_jax.policies.chain import (
+    ChainPolicy,
+    PolicyParams,
+    chain_policy,
+    diffusion_policy,
+)
+from dppo_jax.policies.gaussian import gaussian_policy
+from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy

@@ -1,0 +1,102 @@
+"""From a configuration to a policy."""
+
+import functools
+
+from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import placeholder
+
+from dppo_jax.diffusion import denoising
+from dppo_jax.networks import build as networks
+from dppo_jax.policies.chain import ChainPolicy, diffusion_policy
+from dppo_jax.policies.gaussian import gaussian_policy
+from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
+
+
+def default_config() -> ConfigDict:
+    """What a policy is made of; of a saved one only `sampling` may still change."""
+    config = ConfigDict()
+    config.kind = "diffusion"  # or "gaussian", or "squashed" (for sac)
+    config.chunk = 4  # Ta, predicted actions
+    config.network = networks.default_config()
+    config.diffusion = ConfigDict(
+        dict(
+            num_steps=20,  # K of training, and of sampling unless by DDIM
+            predict_noise=True,
+            x0_clip=FieldReference(1.0, field_type=float),  # None: no bound
+        )
+    )
+    config.gaussian = ConfigDict(
+        dict(
+            fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
+            learn_fixed_std=False,
+            std_min=0.01,
+            std_max=1.0,
+            tanh_output=True,
+        )
+    )
+    # Bounds of the standard deviation before tanh, e^-5 and e^2 as in the SAC paper.
+    config.squashed = ConfigDict(dict(std_min=0.0067, std_max=7.39))
+    # What a chain needs to act and to be scored; no weight depends on it.
+    config.sampling = ConfigDict(
+        dict(
+            num_tuned_steps=10,  # K', the moves that fine-tuning may change
+            min_std=0.1,  # exploration: floor of a chain's sampling std
+            min_log_prob_std=0.1,  # stability: floor of the std in log-probs
+            eta=1.0,
+            draw_clip=3.0,
+            noise_clip=placeholder(float),
+            final_clip=placeholder(float),
+            ddim_steps=placeholder(int),  # K of a DDIM chain; None: DDPM
+        )
+    )
+    return config
+
+
+def make_policy(config: ConfigDict, *, action_dim: int) -> ChainPolicy | SquashedPolicy:
+    """The policy that `default_config` describes.
+
+    Args:
+        config: `default_config` with changes.
+        action_dim: Da.
+
+    Raises:
+        ValueError: settings that contradict each other, by name.
+    """
+    sampling = config.sampling
+    if not sampling.draw_clip > 0:
+        raise ValueError(f"draw_clip={sampling.draw_clip} must be positive.")
+    network = functools.partial(
+        networks.make_network,
+        config.network,
+        action_dim=action_dim,
+        chunk=config.chunk,
+    )
+    if config.kind == "gaussian":
+        head = dict(config.gaussian)
+        return gaussian_policy(
+            network(role="gaussian", head=head), draw_clip=sampling.draw_clip
+        )
+    if config.kind == "squashed":
+        head = dict(config.squashed) | dict(fixed_std=None, tanh_output=False)
+        return squashed_policy(network(role="gaussian", head=head))
+    if config.kind != "diffusion":
+        raise ValueError(
+            f"model.kind={config.kind!r} is unknown; use 'diffusion', 'gaussian' or "
+            "'squashed'."
+        )
+    return diffusion_policy(
+        network(role="denoiser"),
+        denoising.make_diffusion(
+            **config.diffusion,
+            ddim_steps=sampling.ddim_steps,
+            eta=sampling.eta,
+            noise_clip=sampling.noise_clip,
+            draw_clip=sampling.draw_clip,
+            final_clip=sampling.final_clip,
+            min_log_prob_std=sampling.min_log_prob_std,
+        ),
+        chunk=config.chunk,
+        action_dim=action_dim,
+        num_tuned_steps=sampling.num_tuned_steps,
+        min_std=sampling.min_std,
+    )

@@ -1,0 +1,246 @@
+"""Policies as chains of Gaussian moves."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dppo_jax.diffusion import chain as chains
+from dppo_jax.diffusion import denoising
+from dppo_jax.diffusion.chain import Chain, Encoded, Sample
+from dppo_jax.diffusion.denoising import Cloning, Diffusion
+from dppo_jax.types import Act, Array, Obs, PyTree
+
+
+class PolicyParams(NamedTuple):
+    """Network parameters of the frozen early steps and of the trained late ones.
+
+    num_active: steps, counted from the last, that the tuned network owns where K' is
+        annealed; None: all K'. It decides how the policy acts, so it belongs to what is
+        saved and deployed.
+    """
+
+    base: PyTree
+    tuned: PyTree
+    num_active: Array | None = None
+
+
+class ChainPolicy(NamedTuple):
+    """A policy that acts by a chain of Gaussian moves, the last K' of them tunable.
+
+    init: (key, obs) -> PolicyParams
+    act: see `types.Act`; its extras are the `Sample`
+    sample: (params, keys [B], obs, *, deterministic, min_std) -> Sample
+    log_prob: (network parameters, x [B, Ta, Da], next_x, obs, step [B]) -> like x, the
+        log-density of every entry of a tuned move; step 0 is the noisiest tuned one
+    chain_log_prob: (network parameters, chain [B, K' + 1, Ta, Da], obs)
+        -> [B, K', Ta, Da], of all tuned moves, the observations encoded once
+    clone_loss: (network parameters, keys [B], obs, action [B, Ta, Da]) -> [B], the
+        behaviour-cloning loss of every row
+    entropy: (network parameters, obs) -> [B], mean over moves and entries
+    num_steps: K', tuned moves in a chain
+    min_std: the floor of the exploring standard deviation that `sample` uses when
+        none is passed; 0: none
+    denoises: whether the chain starts from noise; False for a Gaussian policy, whose
+        only move starts from zero and has a standard deviation of its own
+    """
+
+    init: Callable[..., PolicyParams]
+    act: Act
+    sample: Callable[..., Sample]
+    log_prob: Callable[..., Array]
+    chain_log_prob: Callable[..., Array]
+    clone_loss: Callable[..., Array]
+    entropy: Callable[..., Array]
+    num_steps: int
+    min_std: float
+    denoises: bool
+
+
+def diffusion_policy(
+    network: nn.Module,
+    diffusion: Diffusion,
+    *,
+    chunk: int,
+    action_dim: int,
+    num_tuned_steps: int,
+    min_std: float = 0.1,
+) -> ChainPolicy:
+    """A denoising chain whose last K' steps are a tunable policy (paper Sec. 4).
+
+    Args:
+        network: see `chain_policy`.
+        diffusion: schedules and bounds.
+        chunk: Ta.
+        num_tuned_steps: K'; the first K - K' steps use the frozen network.
+        min_std: floor of the sampling standard deviation while exploring.
+
+    Raises:
+        ValueError: K' outside [1, K], or a negative floor.
+    """
+    first_tuned = diffusion.explore.num_steps - num_tuned_steps
+    std = jnp.maximum(diffusion.explore.std[first_tuned:], diffusion.min_log_prob_std)
+
+    def entropy(params: PyTree, obs: Obs) -> Array:
+        # The moves have a fixed standard deviation, so this is a constant.
+        return jnp.broadcast_to(gaussian_entropy(std).mean(), (_batch(obs),))
+
+    return chain_policy(
+        network,
+        functools.partial(denoising.diffusion_chain, diffusion),
+        denoising.diffusion_cloning(diffusion),
+        entropy,
+        chunk=chunk,
+        action_dim=action_dim,
+        num_tuned_steps=num_tuned_steps,
+        min_std=min_std,
+    )
+
+
+def chain_policy(
+    network: nn.Module,
+    make_chain: Callable[[denoising.Denoise], Chain],
+    cloning: Cloning,
+    entropy: Callable[[PyTree, Obs], Array],
+    *,
+    chunk: int,
+    action_dim: int,
+    num_tuned_steps: int,
+    min_std: float,
+) -> ChainPolicy:
+    """A policy that denoises, whatever its moves are.
+
+    Args:
+        network: a module (x [B, Ta, Da], time [B] or [1], obs) -> like x, whose methods
+            `encode(obs) -> condition` and `denoise(x, time, condition)` are its two
+            halves; the first is evaluated once per chain.
+        make_chain: (params, x, time, condition) -> output, to the chain of it.
+        cloning: what the network learns from demonstrations.
+        entropy: (params, obs) -> [B].
+
+    Raises:
+        ValueError: as `diffusion_policy`.
+    """
+    apply: Callable[..., Any] = network.apply
+
+    def encode(params: PyTree, obs: Obs) -> Encoded:
+        return Encoded(params, apply(params, obs, method="encode"))
+
+    def denoise(params: PyTree, x: Array, time: Array, condition: PyTree) -> Array:
+        return apply(params, x, time, condition, method="denoise")
+
+    chain = make_chain(denoise)
+    if not 1 <= num_tuned_steps <= chain.num_steps:
+        raise ValueError(
+            f"num_tuned_steps={num_tuned_steps} must lie between 1 and the "
+            f"schedule's {chain.num_steps} denoising steps; change one of them."
+        )
+    if min_std < 0:
+        raise ValueError(f"min_std={min_std} must not be negative.")
+    first_tuned = chain.num_steps - num_tuned_steps
+
+    def init(key: Array, obs: Obs) -> PolicyParams:
+        x = jnp.zeros((_batch(obs), chunk, action_dim))
+        params = network.init(key, x, jnp.zeros(_batch(obs)), obs)
+        return PolicyParams(base=params, tuned=params)
+
+    def sample(
+        params: PolicyParams,
+        keys: Array,
+        obs: Obs,
+        *,
+        deterministic: bool = False,
+        min_std: Array | float = min_std,
+    ) -> Sample:
+        base, tuned = encode(params.base, obs), encode(params.tuned, obs)
+
+        def network_of(step: Array) -> Encoded:
+            if params.num_active is None:
+                return tuned
+            owned = step >= chain.num_steps - params.num_active
+            return jax.tree.map(functools.partial(jnp.where, owned), tuned, base)
+
+        draws = row_normal(keys, (chain.num_steps + 1, chunk, action_dim))
+        return chains.sample_chain(
+            chain,
+            base,
+            network_of,
+            jnp.moveaxis(draws, 0, 1),
+            num_tuned=num_tuned_steps,
+            min_std=min_std,
+            deterministic=deterministic,
+        )
+
+    def log_prob(
+        params: PyTree, x: Array, next_x: Array, obs: Obs, step: Array
+    ) -> Array:
+        network = encode(params, obs)
+        return chains.move_log_prob(chain, network, x, next_x, first_tuned + step)
+
+    def chain_log_prob(params: PyTree, entries: Array, obs: Obs) -> Array:
+        def every_move(x: Array) -> Array:
+            return jnp.repeat(x, num_tuned_steps, axis=0)
+
+        network = encode(params, obs)
+        network = network._replace(
+            condition=jax.tree.map(every_move, network.condition)
+        )
+        x, next_x = (
+            x.reshape(-1, chunk, action_dim) for x in (entries[:, :-1], entries[:, 1:])
+        )
+        step = jnp.tile(first_tuned + jnp.arange(num_tuned_steps), len(entries))
+        log_prob = chains.move_log_prob(chain, network, x, next_x, step)
+        return log_prob.reshape(-1, num_tuned_steps, chunk, action_dim)
+
+    def clone_loss(params: PyTree, keys: Array, obs: Obs, action: Array) -> Array:
+        time_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        return denoising.cloning_loss(
+            cloning,
+            denoise,
+            params,
+            action,
+            encode(params, obs).condition,
+            time=jax.vmap(cloning.draw_time)(time_keys),
+            noise=row_normal(noise_keys, action.shape[1:]),
+        )
+
+    return ChainPolicy(
+        init=init,
+        act=act_by(sample),
+        sample=sample,
+        log_prob=log_prob,
+        chain_log_prob=chain_log_prob,
+        clone_loss=clone_loss,
+        entropy=entropy,
+        num_steps=num_tuned_steps,
+        min_std=min_std,
+        denoises=True,
+    )
+
+
+def act_by(sample: Callable[..., Sample]) -> Act:
+    """Execute the end of a sampled chain."""
+
+    def act(
+        params: PolicyParams, keys: Array, obs: Obs, *, deterministic: bool = False
+    ) -> tuple[Array, Sample]:
+        sampled = sample(params, keys, obs, deterministic=deterministic)
+        return sampled.chain[:, -1], sampled
+
+    return act
+
+
+def row_normal(keys: Array, shape: tuple[int, ...]) -> Array:
+    """[B, *shape] standard-normal draws, every row from a key of its own."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def gaussian_entropy(std: Array) -> Array:
+    return 0.5 * jnp.log(2 * jnp.pi * jnp.e) + jnp.log(std)
+
+
+def _batch(obs: Obs) -> int:
+    return next(iter(obs.values())).shape[0]

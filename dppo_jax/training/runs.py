@@ -1,0 +1,318 @@
+"""Run directories that are being written: of one run, or of many seeds at once."""
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dppo_jax.normalize import Normalizer
+from dppo_jax.training import parallel, seeds
+from dppo_jax.training.checkpoint import Best, Checkpoints, load_config, save_config
+from dppo_jax.training.metrics import MetricsWriter, read_metrics
+from dppo_jax.types import Algorithm, Metrics, PyTree
+
+Numbers = Mapping[str, float]
+Evaluate = Callable[[PyTree, str, int], Numbers | Callable[[], Numbers]]
+Stop = Callable[[list[dict[str, float]]], bool]
+
+
+class Row(NamedTuple):
+    """An iteration whose numbers may still be on their way.
+
+    metrics: of the step, on the device.
+    states: the state of every seed; copies, made in the first call.
+    params: what acts of every seed; copies, made in the first call.
+    scores: for each seed a function that waits for the numbers of its evaluation;
+        empty where none is due.
+    save: whether a checkpoint is due.
+    """
+
+    iteration: int
+    metrics: Metrics
+    states: Callable[[], list[Any]]
+    params: Callable[[], list[PyTree]]
+    scores: Sequence[Callable[[], Numbers]]
+    save: bool
+
+
+class Run:
+    """One run directory: its checkpoints, its rows, and whether it still goes on."""
+
+    def __init__(self, run_dir: str, keep: int | None, keep_best: bool) -> None:
+        self.run_dir = run_dir
+        self.checkpoints = Checkpoints(run_dir, keep=keep)
+        self.best = Best(run_dir) if keep_best else None
+        self.writer: MetricsWriter | None = None
+        self.final: Any = None  # The state that `stop` ended it with.
+
+    def close(self) -> None:
+        """Wait for what is still being written."""
+        self.checkpoints.close()
+        if self.best is not None:
+            self.best.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+class Runs:
+    """The rows and checkpoints of `train`, see there; a context manager.
+
+    Args:
+        run_dir: one, or a sequence, where states and metrics have a leading axis [N].
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike | Sequence[str],
+        algorithm: Algorithm,
+        normalizer: Normalizer,
+        *,
+        evaluate: Evaluate | None,
+        stop: Stop | None,
+        keep: int | None,
+        keep_best: str,
+    ) -> None:
+        if isinstance(run_dir, (str, os.PathLike)):
+            self._several, self._dirs = False, [str(run_dir)]
+        else:
+            self._several, self._dirs = True, list(run_dir)
+        self._algorithm, self._normalizer = algorithm, normalizer
+        self._evaluate, self._stop = evaluate, stop
+        self._keep, self._keep_best = keep, keep_best
+        self._closing = contextlib.ExitStack()
+        self._start = self._logged = 0
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> "Runs":
+        self._runs = [
+            Run(run_dir, self._keep, bool(self._keep_best)) for run_dir in self._dirs
+        ]
+        for run in self._runs:
+            self._closing.callback(run.close)
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._closing.close()
+
+    @property
+    def going(self) -> list[int]:
+        """Indices of the seeds that `stop` has not ended."""
+        return [i for i, run in enumerate(self._runs) if run.final is None]
+
+    def describe(self, config: Mapping[str, Any]) -> None:
+        """Write `config.json` where there is none."""
+        for run_dir in self._dirs if parallel.is_first_process() else ():
+            if load_config(run_dir) is None:
+                save_config(run_dir, config)
+
+    def resume(self, state: Any, *, num_iterations: int) -> tuple[int, Any]:
+        """The iteration to go on from, and its state; 0 and `state` at the beginning.
+
+        Seeds that were cut between two of their checkpoints go back to the newest that
+        all of them have.
+
+        Raises:
+            ValueError: some seeds have checkpoints, but not all have the same.
+        """
+        states = self._split(state)
+        starts = []
+        for run, like in zip(self._runs, states):
+            newest = run.checkpoints.latest or 0
+            rows = [x for x in read_metrics(run.run_dir) if x["iteration"] <= newest]
+            ended = bool(newest) and self._stops(rows)
+            run.final = run.checkpoints.restore(like) if ended else None
+            starts.append(newest)
+        # Where all have ended there is nothing left to do.
+        start = self._shared_start(num_iterations) if self.going else max(starts)
+        if start:
+            print(f"resuming at iteration {start} of {num_iterations}", flush=True)
+        for i, run in enumerate(self._runs):
+            if run.final is not None:
+                states[i] = run.final
+            elif start:
+                states[i] = run.checkpoints.restore(states[i], start)
+                starts[i] = start
+            run.writer = MetricsWriter(
+                run.run_dir,
+                resume_at=starts[i] + 1,
+                writes=parallel.is_first_process(),
+            )
+        self._start = self._logged = start
+        self._began = time.perf_counter()
+        return start, self._join(states)
+
+    def row(
+        self,
+        iteration: int,
+        metrics: Metrics,
+        state: Any,
+        *,
+        evaluate: bool,
+        save: bool,
+        wait: bool,
+    ) -> Row:
+        """What `finish` needs to know of an iteration.
+
+        Args:
+            evaluate: whether an evaluation is due.
+            wait: whether `finish` is called before `state` is given away; if not, the
+                evaluation is dispatched now, and what must be saved is copied.
+        """
+        states = functools.cache(lambda: self._split(state))
+        params = functools.cache(lambda: self._split(self._params(state)))
+
+        def score(i: int) -> Callable[[], Numbers]:
+            return lambda: self._score(i, params()[i], iteration)()
+
+        scores = [score(i) for i in range(len(self._runs))] if evaluate else []
+        if evaluate and not wait:
+            scores = [
+                self._score(i, params()[i], iteration) for i in range(len(self._runs))
+            ]
+        if save and not wait:
+            states()
+        return Row(iteration, metrics, states, params, scores, save)
+
+    def finish(self, row: Row) -> dict[str, float]:
+        """Wait for the numbers of an iteration, look at them, write them, save.
+
+        Returns:
+            Their means over the seeds that were still going.
+
+        Raises:
+            FloatingPointError: a number that must be finite is not; nothing is written.
+        """
+        going = self.going
+        each = self._numbers(row.metrics)
+        for i in going:
+            where = f"{self._runs[i].run_dir}: " if self._several else ""
+            self._check_finite(each[i], row.iteration, where)
+        if row.iteration > self._start:
+            passed = time.perf_counter() - self._began
+            for numbers in each:
+                numbers["seconds"] = passed / max(row.iteration - self._logged, 1)
+        for i in going if row.scores else ():
+            each[i] |= row.scores[i]()
+        # The next iteration is under way by now, or about to be.
+        self._began, self._logged = time.perf_counter(), row.iteration
+        for i in going:
+            self._write(self._runs[i], i, row, each[i])
+        return _means([each[i] for i in going])
+
+    def restart_clock(self) -> None:
+        """Do not count what has passed as time of the next iteration."""
+        self._began = time.perf_counter()
+
+    def final(self, state: Any) -> Any:
+        """Where every seed ended: where `stop` said so, else at `state`."""
+        if not self._several:
+            return state
+        pairs = zip(self._runs, self._split(state))
+        return [state if run.final is None else run.final for run, state in pairs]
+
+    def _write(self, run: Run, i: int, row: Row, numbers: dict[str, float]) -> None:
+        assert run.writer is not None
+        if run.writer.rows and run.writer.rows[-1]["iteration"] >= row.iteration:
+            return  # An interrupt came after it.
+        ends = self._stops([*run.writer.rows, numbers])
+        if ends and self._evaluate and not row.scores:
+            numbers |= self._score(i, row.params()[i], row.iteration)()
+        run.writer.write(row.iteration, numbers)
+        if run.best is not None and self._keep_best in numbers:
+            score = numbers[self._keep_best]
+            # All processes take part in saving, so they must agree that it is due.
+            if parallel.agreed(run.best.is_beaten_by(score)):
+                run.best.save(
+                    row.iteration, row.params()[i], self._normalizer, score=score
+                )
+        if ends or row.save:
+            state = row.states()[i]
+            run.checkpoints.save(
+                row.iteration, state, self._algorithm.params(state), self._normalizer
+            )
+        if ends:
+            print(f"{run.run_dir} is done after iteration {row.iteration}", flush=True)
+            run.final = row.states()[i]
+
+    def _stops(self, rows: list[dict[str, float]]) -> bool:
+        """What `stop` says, in the first process: all must end in the same iteration,
+        though an evaluation may round differently on other machines."""
+        return self._stop is not None and parallel.agreed(self._stop(rows))
+
+    def _score(self, i: int, params: PyTree, iteration: int) -> Callable[[], Numbers]:
+        assert self._evaluate is not None
+        run_dir = self._runs[i].run_dir
+        numbers = self._evaluate(parallel.on_one_device(params), run_dir, iteration)
+        return numbers if callable(numbers) else lambda: numbers
+
+    def _shared_start(self, num_iterations: int) -> int:
+        """The newest iteration that all seeds that go on have a checkpoint of."""
+        runs = [self._runs[i] for i in self.going]
+        saved = {run.run_dir: {s for s in run.checkpoints.all if s} for run in runs}
+        if not any(saved.values()):
+            return 0
+        shared = set.intersection(*saved.values())
+        start = max(shared, default=0)
+        ahead = {name: sorted(s for s in x if s > start) for name, x in saved.items()}
+        ahead = {name: steps for name, steps in ahead.items() if steps}
+        if not shared or (ahead and any(len(steps) > 1 for steps in ahead.values())):
+            newest = ", ".join(f"{k}: {max(v, default=0)}" for k, v in saved.items())
+            raise ValueError(
+                f"these seeds have come too far apart to go on as one ({newest}); "
+                "resume those behind by commands of their own, with --config.seed, "
+                "--config.num_seeds=1 and --config.run_dir, or remove the checkpoints "
+                "of those ahead."
+            )
+        if ahead and start < num_iterations:
+            print(
+                f"{', '.join(ahead)} had come further than the other seeds; all go "
+                f"back to iteration {start}, the newest that all of them have",
+                flush=True,
+            )
+            for run in runs:
+                run.checkpoints.forget(ahead.get(run.run_dir, ()))
+        return start
+
+    def _numbers(self, metrics: Metrics) -> list[dict[str, float]]:
+        values = {name: np.asarray(x) for name, x in jax.device_get(metrics).items()}
+        if not self._several:
+            return [{name: float(x) for name, x in values.items()}]
+        return [
+            {name: float(x[i]) for name, x in values.items()}
+            for i in range(len(self._runs))
+        ]
+
+    def _params(self, state: Any) -> PyTree:
+        params = self._algorithm.params
+        return jax.vmap(params)(state) if self._several else params(state)
+
+    def _split(self, tree: PyTree) -> list[PyTree]:
+        """A state, or what acts, of every seed, as copies."""
+        if self._several:
+            return seeds.split(tree, len(self._runs))
+        return [seeds.copy(tree)]
+
+    def _join(self, states: list[Any]) -> Any:
+        return seeds.stack(states) if self._several else states[0]
+
+    def _check_finite(self, numbers: Numbers, iteration: int, where: str) -> None:
+        for name in self._algorithm.finite:
+            value = numbers.get(name, 0.0)
+            if not np.isfinite(value):
+                raise FloatingPointError(
+                    f"{where}{name} became {value} in iteration {iteration}; lower the "
+                    "learning rate or the clip range. If resuming fails at once, the "
+                    "newest folder in checkpoints/ is of the diverged policy; remove "
+                    "it."
+                )
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Of the numbers that all rows have."""
+    names = set.intersection(*map(set, rows)) if rows else set()
+    return {name: float(np.mean([row[name] for row in rows])) for name in names}

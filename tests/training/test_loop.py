@@ -1,0 +1,313 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.training.checkpoint import read_policy, save_config, with_types
+from dppo_jax.training.loop import train
+from dppo_jax.training.metrics import MetricsWriter, has_reached, read_metrics
+from dppo_jax.types import Algorithm
+from tests import tiny
+
+
+def counter(*, fails_at=None) -> Algorithm:
+    """Its state is a number that doubles; its loss may stop being one."""
+
+    def init(key):
+        return {"x": jnp.ones(()), "iteration": jnp.zeros((), jnp.int32)}
+
+    def step(state):
+        iteration = state["iteration"] + 1
+        loss = jnp.where(iteration == fails_at, jnp.nan, 1.0) if fails_at else 1.0
+        new = {"x": 2 * state["x"], "iteration": iteration}
+        return new, {"loss": jnp.asarray(loss), "x": new["x"]}
+
+    return tiny.silent(init, step, params=lambda state: {"w": state["x"]})
+
+
+def count(run_dir, num_iterations, algorithm=None, **settings):
+    algorithm = counter() if algorithm is None else algorithm
+    save_config(run_dir, {})
+    return train(
+        algorithm,
+        algorithm.init(None),
+        run_dir=run_dir,
+        num_iterations=num_iterations,
+        normalizer=tiny.NORMALIZER,
+        **settings,
+    )
+
+
+def iterations(run_dir, name="iteration"):
+    return [row["iteration"] for row in read_metrics(run_dir) if name in row]
+
+
+def test_a_resumed_ppo_run_is_an_uninterrupted_one_bit_for_bit(tmp_path):
+    """Episodes, keys, moments and reward scale all continue: 4 = 2 + 2."""
+    env = tiny.point_env(4, lengths=(3, 99), max_steps=16)
+    algorithm = tiny.make_tiny_ppo(env=env, reset_at_iteration=False)
+
+    def go(name, num_iterations):
+        save_config(tmp_path / name, {})
+        start = algorithm.init(jax.random.key(0))
+        return train(
+            algorithm,
+            start,
+            run_dir=tmp_path / name,
+            num_iterations=num_iterations,
+            normalizer=tiny.NORMALIZER,
+        )
+
+    whole = go("whole", 4)
+    go("parts", 2)
+    parts = go("parts", 4)
+    assert tiny.same(whole, parts)
+    one, other = (read_metrics(tmp_path / name) for name in ("whole", "parts"))
+    for a, b in zip(one, other, strict=True):
+        del a["seconds"], b["seconds"]
+        assert a == b
+    policies = [read_policy(tmp_path / name).params for name in ("whole", "parts")]
+    assert tiny.same(*policies)
+    assert tiny.same(with_types(policies[0], whole.params), whole.params)
+
+
+def test_a_run_killed_between_checkpoints_repeats_what_it_lost(tmp_path):
+    """Rows 0 ... 5 are there, the last checkpoint is 4: 5 is done and told again."""
+
+    def die(params, run_dir, iteration):
+        if iteration == 5:
+            raise KeyboardInterrupt
+        return {"score": iteration}
+
+    settings = dict(checkpoint_every=2, evaluate_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        count(tmp_path, 8, evaluate=die, **settings)
+    assert read_policy(tmp_path).iteration == 4
+    state = count(
+        tmp_path, 8, evaluate=lambda params, run_dir, i: {"score": i}, **settings
+    )
+    assert iterations(tmp_path) == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert [row["x"] for row in read_metrics(tmp_path)[1:]] == [2.0**i for i in R8]
+    assert state["x"] == 2.0**8
+
+
+R8 = range(1, 9)
+
+
+def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(tmp_path):
+    count(tmp_path, 3)
+    before = (tmp_path / "metrics.csv").read_text()
+    assert count(tmp_path, 3)["x"] == 8.0
+    assert (tmp_path / "metrics.csv").read_text() == before
+    assert count(tmp_path, 5)["x"] == 32.0
+    assert iterations(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_the_state_that_is_handed_in_survives(tmp_path):
+    """The step may overwrite its argument, but not what belongs to the caller."""
+    algorithm = counter()
+    state = algorithm.init(None)
+    train(
+        algorithm,
+        state,
+        run_dir=tmp_path,
+        num_iterations=2,
+        normalizer=tiny.NORMALIZER,
+    )
+    assert state["x"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings, rows, scores, saved",
+    [
+        (dict(), range(13), [0, 12], [12]),
+        (dict(log_every=5), [0, 1, 5, 10, 12], [0, 12], [12]),
+        (
+            dict(log_every=5, evaluate_every=4),
+            [0, 1, 4, 5, 8, 10, 12],
+            [0, 4, 8, 12],
+            [12],
+        ),
+        (
+            dict(log_every=6, checkpoint_every=5),
+            [0, 1, 5, 6, 10, 12],
+            [0, 12],
+            [5, 10, 12],
+        ),
+    ],
+)
+def test_rows_evaluations_and_checkpoints_come_when_they_are_due(
+    tmp_path, settings, rows, scores, saved
+):
+    score = {"evaluate": lambda params, run_dir, iteration: {"score": iteration}}
+    count(tmp_path, 12, **score, **settings)
+    assert iterations(tmp_path) == list(rows)
+    assert iterations(tmp_path, "score") == scores
+    folders = (tmp_path / "checkpoints").iterdir()
+    assert sorted(int(path.name) for path in folders) == saved
+
+
+def until(x):
+    return lambda rows: rows[-1].get("x", 0) >= x
+
+
+def test_a_run_stops_where_its_numbers_say_so_and_stays_there(tmp_path):
+    """8 = 2^3; the last row has its evaluation, and the checkpoint is there."""
+    score = {"evaluate": lambda params, run_dir, iteration: {"score": iteration}}
+    assert count(tmp_path, 9, stop=until(8), **score)["x"] == 8.0
+    assert read_policy(tmp_path).iteration == 3
+    assert iterations(tmp_path, "score") == [0, 3]
+    before = (tmp_path / "metrics.csv").read_text()
+    assert count(tmp_path, 9, stop=until(8), **score)["x"] == 8.0
+    assert (tmp_path / "metrics.csv").read_text() == before
+
+
+def test_a_stopped_run_goes_on_to_a_higher_target(tmp_path):
+    count(tmp_path, 9, stop=until(8))
+    assert count(tmp_path, 9, stop=until(32))["x"] == 32.0
+    assert iterations(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_never_has_enough_takes_all_its_iterations(tmp_path):
+    assert count(tmp_path, 4, stop=until(1e9))["x"] == 16.0
+
+
+def test_stopping_sees_all_rows_also_those_before_a_resumption(tmp_path):
+    seen = []
+    count(tmp_path, 2, stop=lambda rows: False)
+    count(tmp_path, 3, stop=lambda rows: bool(seen.append(list(rows))))
+    assert [[row["x"] for row in rows] for rows in seen] == [[2, 4], [2, 4, 8]]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoints(tmp_path):
+    with pytest.raises(FloatingPointError, match="loss became nan in iteration 4"):
+        count(tmp_path, 9, counter(fails_at=4), checkpoint_every=2, log_every=5)
+    assert read_policy(tmp_path).iteration == 2
+
+
+def test_rows_tell_the_time_of_an_iteration(tmp_path):
+    count(tmp_path, 3)
+    seconds = [row["seconds"] for row in read_metrics(tmp_path)]
+    assert len(seconds) == 3 and np.all(np.array(seconds) > 0)
+
+
+def test_a_run_stops_at_its_first_evaluation_that_is_good_enough(tmp_path):
+    """Scores are 0, 2, 4 in iterations 0, 2, 4; only these can reach the target."""
+    settings = dict(
+        evaluate=lambda params, run_dir, iteration: {"score": iteration},
+        evaluate_every=2,
+        stop=lambda rows: has_reached(rows, "score", 3),
+    )
+    assert count(tmp_path, 9, **settings)["x"] == 2.0**4
+    assert iterations(tmp_path, "score") == [0, 2, 4]
+    assert read_policy(tmp_path).iteration == 4
+    assert count(tmp_path, 9, **settings)["x"] == 2.0**4
+
+
+def test_a_policy_that_is_good_enough_from_the_start_is_saved_as_it_is(tmp_path):
+    settings = dict(
+        evaluate=lambda params, run_dir, iteration: {"score": 5},
+        stop=lambda rows: has_reached(rows, "score", 3),
+    )
+    for _ in range(2):
+        assert count(tmp_path, 9, **settings)["x"] == 1.0
+        assert read_policy(tmp_path).iteration == 0
+        assert iterations(tmp_path) == [0]
+
+
+def watch(monkeypatch, *, backend="gpu", interrupt_at=None) -> list[str]:
+    """What `train` does, in order: "step 1" is its dispatch, "row 1" its row."""
+    events, jit, write = [], jax.jit, MetricsWriter.write
+
+    def watched_jit(function, **options):
+        compiled = jit(function, **options)
+        if "donate_argnums" not in options:
+            return compiled
+        calls = iter(range(1, 100))
+
+        def step(state):
+            call = next(calls)
+            if call == interrupt_at:
+                raise KeyboardInterrupt
+            events.append(f"step {call}")
+            return compiled(state)
+
+        return step
+
+    def watched_write(self, iteration, metrics):
+        events.append(f"row {iteration}")
+        write(self, iteration, metrics)
+
+    monkeypatch.setattr(jax, "jit", watched_jit)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(MetricsWriter, "write", watched_write)
+    return events
+
+
+def scoring(events):
+    """Dispatched in the call; the number is there when it is asked for."""
+
+    def evaluate(params, run_dir, iteration):
+        events.append(f"score {iteration}")
+        return lambda: {"score": float(params.tuned)}
+
+    return evaluate
+
+
+def test_a_row_is_written_behind_the_next_iteration(tmp_path, monkeypatch):
+    events = watch(monkeypatch)
+    count(tmp_path, 3, checkpoint_every=1)
+    assert events == ["step 1", "step 2", "row 1", "step 3", "row 2", "row 3"]
+    assert read_policy(tmp_path).iteration == 3
+
+
+def test_a_row_that_may_be_the_end_is_written_at_once(tmp_path, monkeypatch):
+    events = watch(monkeypatch)
+    count(tmp_path, 2, stop=lambda rows: False)
+    assert events == ["step 1", "row 1", "step 2", "row 2"]
+
+
+@pytest.mark.parametrize(
+    "backend, order",
+    [
+        ("cpu", "step 1, row 1, step 2, score 2, row 2, step 3, row 3, step 4"),
+        ("gpu", "step 1, step 2, row 1, score 2, step 3, row 2, step 4, row 3"),
+    ],
+)
+def test_an_evaluation_overlaps_with_the_next_iteration_except_on_a_cpu(
+    tmp_path, monkeypatch, backend, order
+):
+    """Its parameters outlive the next step, which overwrites the state."""
+    events = watch(monkeypatch, backend=backend)
+    count(tmp_path, 4, evaluate=scoring(events), evaluate_every=2, checkpoint_every=2)
+    assert ", ".join(events) == (f"score 0, row 0, {order}, score 4, row 4")
+    scores = [row["score"] for row in read_metrics(tmp_path) if "score" in row]
+    assert scores == [1.0, 4.0, 16.0]
+    assert float(read_policy(tmp_path, 2).params.tuned) == 4.0
+
+
+def test_an_interrupt_costs_no_row_and_no_checkpoint(tmp_path, monkeypatch):
+    """It comes when iteration 4 is due and row 3 is still on its way."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        watch(patch, interrupt_at=4)
+        count(tmp_path, 9, checkpoint_every=1)
+    assert iterations(tmp_path) == [1, 2, 3]
+    assert read_policy(tmp_path).iteration == 3
+    assert count(tmp_path, 5)["x"] == 2.0**5
+
+
+def test_an_iteration_that_fails_leaves_all_rows_before_it(tmp_path):
+    def fail(iteration):
+        if iteration == 4:
+            raise RuntimeError("the simulator is gone")
+        return iteration
+
+    def step(state):
+        shape = jax.ShapeDtypeStruct((), jnp.int32)
+        iteration = jax.pure_callback(fail, shape, state["iteration"] + 1)
+        return state | {"iteration": iteration}, {"loss": jnp.ones(())}
+
+    with pytest.raises(Exception, match="simulator is gone"):
+        count(tmp_path, 9, counter()._replace(step=step), checkpoint_every=1)
+    assert iterations(tmp_path) == [1, 2, 3]
+    assert read_policy(tmp_path).iteration == 3

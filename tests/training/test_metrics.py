@@ -1,0 +1,139 @@
+import math
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from dppo_jax.training.metrics import (
+    MetricsWriter,
+    has_reached,
+    read_metrics,
+    recent_mean,
+)
+
+
+def write(run_dir, rows, **settings):
+    run_dir.mkdir(exist_ok=True)
+    with MetricsWriter(run_dir, **settings) as writer:
+        for iteration, row in rows:
+            writer.write(iteration, row)
+
+
+def test_rows_read_back_as_they_were_written(tmp_path):
+    write(tmp_path, [(1, {"loss": 0.5}), (2, {"loss": -1e-7})])
+    assert read_metrics(tmp_path) == [
+        {"iteration": 1, "loss": 0.5},
+        {"iteration": 2, "loss": -1e-7},
+    ]
+
+
+def test_a_row_is_on_disk_before_the_next_is_written(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        for iteration in (1, 2, 3):
+            writer.write(iteration, {"loss": 1.0})
+            assert len(read_metrics(tmp_path)) == iteration
+
+
+def test_a_new_name_adds_a_column_and_keeps_the_rows(tmp_path):
+    write(tmp_path, [(1, {"a": 1.0}), (2, {"b": 2.0}), (3, {"a": 3.0, "b": 4.0})])
+    assert read_metrics(tmp_path) == [
+        {"iteration": 1, "a": 1.0},
+        {"iteration": 2, "b": 2.0},
+        {"iteration": 3, "a": 3.0, "b": 4.0},
+    ]
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert header == "iteration,a,b"
+
+
+def test_a_number_that_is_none_leaves_a_gap_and_an_infinite_one_shows(tmp_path):
+    write(tmp_path, [(1, {"success": math.nan, "ratio": math.inf, "x": 0.0})])
+    assert read_metrics(tmp_path) == [{"iteration": 1, "ratio": math.inf, "x": 0.0}]
+
+
+def test_resuming_drops_the_rows_that_will_come_again(tmp_path):
+    write(tmp_path, [(i, {"loss": float(i)}) for i in range(6)])
+    write(tmp_path, [(i, {"loss": 10.0 * i}) for i in (4, 5)], resume_at=4)
+    rows = read_metrics(tmp_path)
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [row["loss"] for row in rows] == [0, 1, 2, 3, 40, 50]
+
+
+def test_a_run_that_starts_anew_starts_a_new_file(tmp_path):
+    write(tmp_path, [(1, {"old": 1.0})])
+    write(tmp_path, [(1, {"new": 2.0})])
+    assert read_metrics(tmp_path) == [{"iteration": 1, "new": 2.0}]
+
+
+def test_a_folder_without_numbers_has_no_rows(tmp_path):
+    assert read_metrics(tmp_path) == []
+    assert read_metrics(tmp_path / "nowhere") == []
+
+
+def test_large_iterations_stay_whole(tmp_path):
+    write(tmp_path, [(12_345_678, {"loss": 1.0})])
+    assert read_metrics(tmp_path)[0]["iteration"] == 12_345_678
+
+
+def scalars(run_dir):
+    """(step, name, value) of all events: records of a length, its checksum, an event
+    and a checksum of that."""
+    (path,) = run_dir.glob("events.out.tfevents.*")
+    data, found = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + size])
+        found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+        data = data[size + 16 :]
+    return found
+
+
+def test_tensorboard_sees_every_finite_number_at_its_iteration(tmp_path):
+    write(tmp_path, [(1, {"loss": 0.5, "success": math.nan}), (7, {"loss": -2.0})])
+    assert scalars(tmp_path) == [(1, "loss", 0.5), (7, "loss", -2.0)]
+
+
+def recent(rows, num_rows=9):
+    return recent_mean(rows, "score", weight="count", num_rows=num_rows)
+
+
+def test_a_recent_mean_weights_the_last_rows():
+    rows = [{"score": s, "count": c} for s, c in [(99.0, 9.0), (1.0, 1.0), (4.0, 2.0)]]
+    assert recent(rows, num_rows=2) == pytest.approx((1 + 2 * 4) / 3)
+    assert recent(rows, num_rows=1) == 4.0
+
+
+def test_rows_that_say_nothing_do_not_count():
+    nothing = [{}, {"count": 5.0}, {"score": math.nan, "count": 0.0}, {"score": 7.0}]
+    assert recent([*nothing, {"score": 3.0, "count": 2.0}]) == 3.0
+    assert math.isnan(recent(nothing)) and math.isnan(recent([]))
+
+
+def test_a_recent_mean_is_the_same_after_reading_back(tmp_path):
+    """More digits than the file keeps must not decide anything."""
+    rows = [
+        {"iteration": i, "score": 1500.0 - 1e-4 * i, "count": 3.0} for i in range(1, 4)
+    ]
+    with MetricsWriter(tmp_path) as writer:
+        for row in rows:
+            writer.write(row["iteration"], row)
+        assert recent(writer.rows) == recent(rows)
+    assert recent(read_metrics(tmp_path)) == recent(rows) == 1500.0
+
+
+def test_a_target_is_held_against_the_last_value_as_it_reads_back():
+    """1.9999999 is told as 2, so a resumed run would find it reached."""
+    rows = [{"x": 5.0}, {"y": 0.0}, {"x": 1.9999999}, {"y": 9.0}]
+    assert has_reached(rows, "x", 2.0)
+    assert not has_reached(rows, "x", 2.1)
+    assert not has_reached([{"y": 1.0}], "x", 0.0)
+
+
+def test_a_writer_that_does_not_write_knows_the_rows_all_the_same(tmp_path):
+    """Of several processes one writes; the others must stop where it does."""
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 0.5})
+    before = sorted(tmp_path.iterdir())
+    with MetricsWriter(tmp_path, resume_at=2, writes=False) as reader:
+        reader.write(2, {"loss": 0.25})
+    assert [row["loss"] for row in reader.rows] == [0.5, 0.25]
+    assert sorted(tmp_path.iterdir()) == before
+    assert len(read_metrics(tmp_path)) == 1

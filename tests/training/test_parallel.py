@@ -1,0 +1,314 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from dppo_jax.training import parallel
+from dppo_jax.training.checkpoint import load_critic, load_policy
+from dppo_jax.training.metrics import read_metrics
+from experiments import collect, common, finetune, pretrain, processes
+from experiments.configs import avoid
+from tests import tiny
+from tests.conftest import REPOSITORY
+
+SLOW = pytest.mark.slow
+NO_DEVICES = dict(advantage_quantiles=(0.1, 0.9), shuffle_groups=1)
+
+
+# `avoid` in seconds. Steps are large, so that a difference would grow.
+TINY = {
+    "env.engine": "mujoco",
+    "env.max_steps": 8,
+    "model.network.hidden_sizes": (16,),
+    "model.diffusion.num_steps": 4,
+    "critic.hidden_sizes": (16,),
+    "collect.modes": [(1, 3, 5)],
+    "collect.episodes_per_mode": 2,
+    "loop.pretrain.num_epochs": 1,
+    "pretrain.warmup_epochs": 0,
+    "loop.finetune.num_iterations": 5,
+    "rollout.num_envs": 8,
+    "rollout.num_steps": 2,
+    "model.sampling.num_tuned_steps": 2,
+    "algorithm.ppo.batch_size": 16,
+    "algorithm.ppo.epochs": 2,
+    "algorithm.ppo.shuffle_groups": 8,
+    "algorithm.ppo.actor.learning_rate": 1e-2,
+    "algorithm.ppo.actor.min_learning_rate": 1e-2,
+    "evaluate.num_episodes": 6,
+    "evaluate.num_envs": 4,
+}
+
+
+def start(*words, **environment):
+    """A program of its own, on CPU devices, which must be waited for."""
+    cache = str(jax.config.values["jax_compilation_cache_dir"])
+    environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*programs, timeout=240):
+    """What each of them printed; one that hangs or fails ends all."""
+    try:
+        results = [program.communicate(timeout=timeout) for program in programs]
+    finally:
+        for program in programs:
+            program.kill()
+    for program, (_, error) in zip(programs, results):
+        assert program.returncode == 0, error[-3000:]
+    return [printed for printed, _ in results]
+
+
+def child(*words):
+    return finish(start(*words))[0]
+
+
+KINDS = ("pair", "chain", "annealed", "gaussian", "cloned")
+CASES = [
+    "weighted",
+    "sac",
+    *(pytest.param(x, marks=SLOW) for x in KINDS),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_eight_devices_train_as_one_and_gather_nothing(case):
+    """The losses, the parameters and every environment, after four iterations."""
+    one, many = json.loads(child("tests.sharded", case))
+    # Nothing but sums is exchanged, none with more numbers than there are parameters.
+    assert not one["moved"] and many["moved"].keys() == {"all-reduce"}
+    learned = [x for name, x in many["state"].items() if "params" in name]
+    assert many["moved"]["all-reduce"] <= sum(map(len, learned))
+    assert len(one["rows"]) == 4
+    for a, b in zip(one["rows"], many["rows"], strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(
+                *(a[name], b[name]), rtol=2e-3, atol=1e-4, err_msg=name
+            )
+    assert one["state"].keys() == many["state"].keys()
+    for name in one["state"]:
+        np.testing.assert_allclose(
+            *(one["state"][name], many["state"][name]),
+            rtol=1e-3,
+            atol=1e-4,
+            err_msg=name,
+        )
+
+
+def test_outside_of_a_sharded_step_the_reductions_leave_no_trace():
+    """On one device the program is the one that it would be without them."""
+
+    def reduced(x):
+        x = parallel.total(parallel.mean(parallel.local_part(x), x[0]))
+        return x * parallel.num_shards()
+
+    x = np.arange(3.0)
+    assert not jax.make_jaxpr(lambda x: parallel.mean(x))(x).eqns
+    assert {str(e.primitive) for e in jax.make_jaxpr(reduced)(x).eqns} <= {
+        *("mul", "slice", "squeeze", "convert_element_type", "dynamic_slice")
+    }
+    algorithm = tiny.make_tiny_ppo()
+    assert parallel.shard(algorithm, parallel.make_mesh(1)) is algorithm
+
+
+@pytest.mark.parametrize("name", NO_DEVICES)
+def test_what_many_devices_cannot_compute_is_refused_by_name(name):
+    changes = dict(shuffle_groups=2) | {name: NO_DEVICES[name]}
+    algorithm = tiny.make_tiny_ppo(**changes)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    with pytest.raises(ValueError, match=name):
+        algorithm.split(state, 2)
+
+
+def test_groups_must_divide_environments_and_minibatches():
+    with pytest.raises(ValueError, match="shuffle_groups=3 .* 4 environments"):
+        tiny.make_tiny_ppo(shuffle_groups=3)
+    with pytest.raises(ValueError, match="shuffle_groups=4 .* 6 pairs of a minibatch"):
+        tiny.make_tiny_ppo(shuffle_groups=4, batch_size=6)
+    with pytest.raises(ValueError, match="shuffle_groups=4 .* 2 chains of a minib"):
+        tiny.make_tiny_ppo(shuffle_groups=4, batch_size=4, minibatch="chain")
+
+
+def test_only_environments_are_split():
+    algorithm = tiny.make_tiny_ppo(shuffle_groups=2)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    split = algorithm.split(state, 2)
+    sizes = jax.tree.map(lambda x, y: x.shape[0] if y else 4, state, split)
+    assert set(jax.tree.leaves(sizes)) == {4}
+    for name in ("params", "critic_params", "actor_optimizer", "key", "iteration"):
+        assert not any(jax.tree.leaves(getattr(split, name)))
+
+
+def test_what_cannot_be_shared_is_refused_before_anything_runs():
+    said = json.loads(child("tests.sharded", "refusals"))
+    assert "shuffle_groups=1 must be a multiple of the 8 devices" in said["one group"]
+    assert "engine='mujoco' serves one CPU device" in said["C physics"]
+    assert "this algorithm runs on one device" in said["no split"]
+    assert "micro_batch_size=16 must divide the 8 rows" in said["parts"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mesh.devices": 2, "num_seeds": 2}, "num_seeds=2 with mesh.devices=2"),
+        ({"mesh.devices": 2, "env.task": "gymnasium:Hopper-v5"}, "in host processes"),
+        ({"mesh.coordinator": "localhost:1"}, "of no use .*distributed=True"),
+        ({"mesh.devices": -1}, "mesh.devices=-1, but JAX sees"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(changes, message):
+    config = avoid.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        processes.join_mesh(config)
+
+
+def test_mjx_keeps_to_the_devices_of_its_process():
+    """The first device of all belongs to another process, except in the first."""
+    assert json.loads(child("tests.sharded", "own device")) == [3]
+
+
+def test_one_of_several_processes_that_fails_waits_for_no_other(monkeypatch, capsys):
+    """What JAX does at an ordinary exit is to wait until all have come so far."""
+
+    class Left(BaseException):
+        pass
+
+    def leave(code):
+        raise Left(code)
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", leave)
+    for error, code in ((ValueError("wrong"), 2), (RuntimeError("broken"), 1)):
+        with pytest.raises(Left) as left:
+            with processes.leaving_at_once(), common.errors_in_one_line():
+                raise error
+        assert left.value.args == (code,)
+    said = capsys.readouterr().err
+    assert "error: wrong" in said and "RuntimeError: broken" in said
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        with processes.leaving_at_once(), common.errors_in_one_line():
+            raise ValueError("wrong")
+
+
+def test_pretraining_stays_on_one_device(capsys):
+    config = avoid.get_config()
+    config.mesh.devices = 8
+    processes.stay_on_one_device(config, "pretrain")
+    assert "experiments.pretrain runs on one device" in capsys.readouterr().out
+    config.mesh.distributed = True
+    with pytest.raises(ValueError, match="pretrain runs in one process"):
+        processes.stay_on_one_device(config, "pretrain")
+
+
+def test_more_devices_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="mesh.devices=99, but JAX sees"):
+        parallel.make_mesh(99)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a cloned policy."""
+    folder = tmp_path_factory.mktemp("world")
+    collect.main(make_config(folder, "collect"))
+    pretrain.main(make_config(folder, "pretrain"))
+    return folder
+
+
+def make_config(folder, name, **changes):
+    config = avoid.get_config("m1")
+    config.update_from_flattened_dict(TINY)
+    config.data, config.run_dir = str(folder / "data"), str(folder / name)
+    config.policy = str(folder / "pretrain")
+    config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+def command(folder, name, **changes):
+    """The words that start fine-tuning with the settings of `make_config`."""
+    settings = {k: v for k, v in TINY.items() if not k.startswith("collect.modes")}
+    settings |= {"policy": folder / "pretrain", "run_dir": folder / name} | changes
+    return [
+        *("experiments.finetune", "--config=experiments/configs/avoid.py:m1"),
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+    ]
+
+
+def check_same_run(one, other):
+    """Metrics of all five iterations and what they led to."""
+    a, b = ({int(x["iteration"]): x for x in read_metrics(run)} for run in (one, other))
+    assert sorted(a) == sorted(b) == list(range(6))
+    for i in a:
+        for name in (a[i].keys() & b[i].keys()) - {"seconds"}:
+            np.testing.assert_allclose(
+                *(a[i][name], b[i][name]), rtol=5e-3, atol=1e-4, err_msg=f"{i} {name}"
+            )
+    assert max(x["params_change"] for x in a.values() if "params_change" in x) > 1e-2
+    for load in (lambda run: load_policy(run).params, load_critic):
+        for x, y in zip(*(jax.tree.leaves(load(run)) for run in (one, other))):
+            np.testing.assert_allclose(x, y, rtol=1e-2, atol=1e-4)
+
+
+@SLOW
+def test_two_processes_train_save_and_resume_as_one(world):
+    """Cut after three iterations; one directory, in which one process writes."""
+    finetune.main(make_config(world, "one_process"))
+
+    def both(num_iterations, port):
+        mesh = {"distributed": True, "devices": 0, "num_processes": 2}
+        mesh["coordinator"] = f"localhost:{port}"
+        settings = {"loop.finetune.num_iterations": num_iterations}
+        # Never reached, but asked for: the processes must agree on that.
+        settings["loop.finetune.stop_at_return"] = 1000.0
+        return finish(
+            *(
+                start(
+                    *command(
+                        *(world, "two_processes"),
+                        **settings,
+                        **{f"mesh.{k}": v for k, v in mesh.items()},
+                        **{"mesh.process_id": i},
+                    )
+                )
+                for i in range(2)
+            )
+        )
+
+    both(3, free_port())
+    printed = both(5, free_port())
+    assert "resuming at iteration 3 of 5" in printed[0]
+    assert "resuming" not in printed[1] and "writing" not in printed[1]
+    check_same_run(world / "one_process", world / "two_processes")
+
+
+@SLOW
+def test_eight_devices_train_avoid_as_one_and_one_resumes_them(world):
+    engine = {"env.engine": "mjx"}
+    finetune.main(make_config(world, "one_device", **engine))
+    flags = "--xla_force_host_platform_device_count=8"
+    settings = {"mesh.devices": 8, "loop.finetune.num_iterations": 3}
+    words = command(world, "eight_devices", **engine, **settings)
+    finish(start(*words, XLA_FLAGS=flags))
+    # The checkpoint of eight devices goes on on one.
+    finetune.main(make_config(world, "eight_devices", **engine))
+    check_same_run(world / "one_device", world / "eight_devices")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
