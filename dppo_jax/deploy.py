@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from dppo_jax import policies
 from dppo_jax.normalize import Normalizer
@@ -56,9 +55,10 @@ def load_policy(
     """
     saved = read_policy(run_dir, checkpoint)
     if policy is None and "model" in saved.config:
-        model = ConfigDict(saved.config["model"])
         action_dim = len(saved.normalizer.action_min)
-        policy = policies.make_policy(model, action_dim=action_dim)
+        policy = policies.make_saved_policy(
+            saved.config["model"], action_dim=action_dim
+        )
     if policy is None:
         return LoadedPolicy(act=None, **saved._asdict())
     env = saved.config.get("env", {})

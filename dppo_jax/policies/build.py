@@ -1,6 +1,8 @@
 """From a configuration to a policy."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
@@ -100,3 +102,10 @@ def make_policy(config: ConfigDict, *, action_dim: int) -> ChainPolicy | Squashe
         num_tuned_steps=sampling.num_tuned_steps,
         min_std=sampling.min_std,
     )
+
+
+def make_saved_policy(
+    model: Mapping[str, Any], *, action_dim: int
+) -> ChainPolicy | SquashedPolicy:
+    """As `make_policy`, of settings that were read from a `config.json`."""
+    return make_policy(ConfigDict(model), action_dim=action_dim)

@@ -49,7 +49,9 @@ def updates(**changes):
     config = tiny.tiny_ppo_config(**changes)
     policy = gaussian_policy(LinearGaussian())
     mean = log_prob_mean(config, policy, executed=1)
-    return make_updates(policy, LinearCritic(), config, num_envs=4, mean=mean)
+    return make_updates(
+        policy, LinearCritic(), config, num_envs=4, num_steps=1, mean=mean
+    )
 
 
 def tuned_params():

@@ -104,7 +104,7 @@ def test_vmap_is_refused_with_a_cure(name, jitted):
     env = counters()
     states = jax.tree.map(lambda x: jnp.stack([x, x]), tiny.start(env, KEY))
     function, arguments = {
-        "reset": (env.reset, (jax.random.split(KEY),)),
+        "reset": (env.reset, (jax.random.split(KEY)[:, None],)),
         "step": (env.step, (states, jnp.stack([ONE, ONE]))),
         "both": (
             lambda key: jax.lax.fori_loop(
@@ -213,6 +213,7 @@ def test_processes_end_with_the_program():
     """Even where it fails, and at once."""
     source = """
         import multiprocessing, jax
+        from tests import tiny
         from tests.envs.adapters.test_host import KEY, ONE, counters
         env = counters(processes=1)
         state = tiny.start(env, KEY)
