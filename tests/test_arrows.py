@@ -294,7 +294,8 @@ def test_an_offence_is_caught_by_exactly_one_rule(offence):
 
 def test_what_the_arrows_allow_passes():
     source = "import jax, mujoco.mjx\nfrom ml_collections import ConfigDict\n"
-    source += "from dppo_jax.diffusion import denoising, rollout\nfrom dppo_jax.types import Env\n"
+    source += "from dppo_jax import rollout\nfrom dppo_jax.types import Env\n"
+    source += "from dppo_jax.diffusion import denoising\n"
     source += "def default_config() -> ConfigDict: ...\n"
     module = parse("dppo_jax.algorithms.ppo", source)
     assert [said for rule in RULES for said in rule(module)] == []

@@ -9,8 +9,9 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
+from dppo_jax.deploy import load_policy
 from dppo_jax.normalize import load_normalizer
-from dppo_jax.training.checkpoint import load_critic, load_policy
+from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.metrics import read_metrics
 from experiments import collect, common, evaluate, finetune, pretrain, report
 from experiments.configs import avoid

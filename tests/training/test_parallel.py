@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from dppo_jax.deploy import load_policy
 from dppo_jax.training import parallel
-from dppo_jax.training.checkpoint import load_critic, load_policy
+from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.metrics import read_metrics
 from experiments import collect, common, finetune, pretrain, processes
 from experiments.configs import avoid
@@ -174,6 +175,16 @@ def test_a_mesh_that_cannot_be_is_refused(changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         processes.join_mesh(config)
+
+
+def test_an_evaluation_depends_on_neither_devices_nor_environments():
+    """The first four returns: 4, 7 and 50 environments, one device and four."""
+    found = json.loads(child("tests.sharded", "evaluations"))
+    assert len(found) == 6
+    expected = found["1 devices, 4"]
+    assert len(set(expected)) == 4
+    for name, returns in found.items():
+        np.testing.assert_allclose(returns, expected, rtol=1e-4, err_msg=name)
 
 
 def test_mjx_keeps_to_the_devices_of_its_process():
