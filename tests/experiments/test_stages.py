@@ -9,8 +9,9 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
+from dppo_jax.deploy import load_policy
 from dppo_jax.normalize import load_normalizer
-from dppo_jax.training.checkpoint import load_critic, load_policy
+from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.metrics import read_metrics
 from experiments import collect, common, evaluate, finetune, pretrain, report
 from experiments.configs import avoid
@@ -321,7 +322,7 @@ def test_a_policy_cloned_with_ddpm_acts_and_is_tuned_with_ddim(world, tmp_path, 
     assert not tiny.same(tuned.params.tuned, cloned.params.tuned)
     assert tuned.config["model"]["sampling"]["ddim_steps"] == 2
     evaluate.main(make_config(world, "evaluate", **changes | dict(run_dir="")))
-    assert "6 episodes, deterministic mode, checkpoint 3" in capsys.readouterr().out
+    assert "checkpoint 3: 6 episodes, deterministic mode" in capsys.readouterr().out
 
 
 def test_a_run_that_was_moved_goes_on(world, tmp_path, monkeypatch, capsys):
