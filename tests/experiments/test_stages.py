@@ -322,7 +322,7 @@ def test_a_policy_cloned_with_ddpm_acts_and_is_tuned_with_ddim(world, tmp_path, 
     assert not tiny.same(tuned.params.tuned, cloned.params.tuned)
     assert tuned.config["model"]["sampling"]["ddim_steps"] == 2
     evaluate.main(make_config(world, "evaluate", **changes | dict(run_dir="")))
-    assert "6 episodes, deterministic mode, checkpoint 3" in capsys.readouterr().out
+    assert "checkpoint 3: 6 episodes, deterministic mode" in capsys.readouterr().out
 
 
 def test_a_run_that_was_moved_goes_on(world, tmp_path, monkeypatch, capsys):
