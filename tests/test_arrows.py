@@ -189,6 +189,15 @@ def dependencies_are_declared(module: Module) -> Iterator[str]:
             yield f"setup.cfg does not require {name}"
 
 
+def calls_name_what_they_pass(module: Module) -> Iterator[str]:
+    for node in ast.walk(module.tree):
+        for argument in node.args if isinstance(node, ast.Call) else ():
+            if isinstance(argument, ast.Starred) and isinstance(
+                argument.value, ast.Tuple
+            ):
+                yield f"{ast.unparse(argument)} hides which argument is which"
+
+
 RULES = (
     arrows_run_one_way,
     strangers_stay_strangers,
@@ -196,6 +205,7 @@ RULES = (
     nothing_banned_is_imported,
     nothing_is_unpickled,
     dependencies_are_declared,
+    calls_name_what_they_pass,
 )
 
 
@@ -277,6 +287,10 @@ OFFENCES = {
     "nor by way of numpy": (
         *("dppo_jax.normalize", "np.load(path, allow_pickle=True)"),
         "allow_pickle=True",
+    ),
+    "a tuple is not unpacked to save a line": (
+        *("dppo_jax.rollout", "run(*(env, act), keys)"),
+        "*(env, act) hides which argument is which",
     ),
     "dependencies are declared": (
         *("benchmarks.physics", "import pandas as pd"),

@@ -225,7 +225,9 @@ def test_checkpoints_of_the_reference_itself_are_imported(golden_dir, tmp_path, 
         **{"model.network.hidden_sizes": (32,) * 3, "model.diffusion.num_steps": 20},
     )
     run = import_reference.main(
-        *(str(golden_dir / path[stage]), str(tmp_path / "run"), config),
+        str(golden_dir / path[stage]),
+        str(tmp_path / "run"),
+        config,
         str(tmp_path / "bounds.npz"),
     )
     policy = load_policy(run)

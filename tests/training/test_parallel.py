@@ -97,12 +97,13 @@ def test_eight_devices_train_as_one_and_gather_nothing(case):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_allclose(
-                *(a[name], b[name]), rtol=2e-3, atol=1e-4, err_msg=name
+                a[name], b[name], rtol=2e-3, atol=1e-4, err_msg=name
             )
     assert one["state"].keys() == many["state"].keys()
     for name in one["state"]:
         np.testing.assert_allclose(
-            *(one["state"][name], many["state"][name]),
+            one["state"][name],
+            many["state"][name],
             rtol=1e-3,
             atol=1e-4,
             err_msg=name,
@@ -266,7 +267,7 @@ def check_same_run(one, other):
     for i in a:
         for name in (a[i].keys() & b[i].keys()) - {"seconds"}:
             np.testing.assert_allclose(
-                *(a[i][name], b[i][name]), rtol=5e-3, atol=1e-4, err_msg=f"{i} {name}"
+                a[i][name], b[i][name], rtol=5e-3, atol=1e-4, err_msg=f"{i} {name}"
             )
     assert max(x["params_change"] for x in a.values() if "params_change" in x) > 1e-2
     for load in (lambda run: load_policy(run).params, load_critic):
@@ -289,7 +290,8 @@ def test_two_processes_train_save_and_resume_as_one(world):
             *(
                 start(
                     *command(
-                        *(world, "two_processes"),
+                        world,
+                        "two_processes",
                         **settings,
                         **{f"mesh.{k}": v for k, v in mesh.items()},
                         **{"mesh.process_id": i},

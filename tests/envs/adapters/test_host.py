@@ -45,7 +45,7 @@ def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
     )
     pure = vectorize(chunk_actions(pure, chunk, ("total",)), num_envs)
     host = counters(
-        *(num_envs,),
+        num_envs,
         **dict(processes=processes, end=10.0, chunk=chunk, history=history),
         **dict(max_steps=max_steps, normalizer=normalizer, trace=("total",)),
     )
@@ -58,7 +58,8 @@ def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
     assert jax.tree.structure(expected) == jax.tree.structure(found)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
-        *(expected, found),
+        expected,
+        found,
     )
 
 
@@ -108,7 +109,7 @@ def test_vmap_is_refused_with_a_cure(name, jitted):
         "step": (env.step, (states, jnp.stack([ONE, ONE]))),
         "both": (
             lambda key: jax.lax.fori_loop(
-                *(0, 3, lambda _, s: env.step(s, ONE)[0], tiny.start(env, key))
+                0, 3, lambda _, s: env.step(s, ONE)[0], tiny.start(env, key)
             ),
             (jax.random.split(KEY),),
         ),
