@@ -235,8 +235,10 @@ def optional_as(like: PyTree, saved: PyTree) -> PyTree:
     if like is None:
         return saved
     if isinstance(like, tuple) and hasattr(like, "_fields"):
-        parts = {k: optional_as(x, _part(saved, k)) for k, x in like._asdict().items()}
-        return type(like)(**parts)
+        names = like._fields
+        return type(like)(
+            **{k: optional_as(getattr(like, k), _part(saved, k)) for k in names}
+        )
     if isinstance(like, Mapping):
         return {k: optional_as(x, _part(saved, k)) for k, x in like.items()}
     return like
