@@ -91,6 +91,14 @@ def test_an_evaluation_earns_the_bonus_of_the_wrapper(here):
     assert shaped["episode_return"] < BONUS * MAX_STEPS
 
 
+def test_an_evaluation_samples_as_its_settings_say(here):
+    """Two steps of DDIM instead of the four of DDPM that it was cloned with."""
+    cloned = score("runs/reach/pretrain")
+    shorter = score("runs/reach/pretrain", "model.sampling.ddim_steps=2")
+    assert cloned == score("runs/reach/pretrain")
+    assert cloned["episode_return"] != shorter["episode_return"]
+
+
 def test_bounds_of_random_actions_are_those_behind_the_wrappers(here):
     """A wrapper that hides an observation, for whoever starts from nothing."""
     (here / "hide.py").write_text(
