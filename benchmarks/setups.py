@@ -9,8 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import floors, timing
-from dppo_jax.envs.build import make_env
-from dppo_jax.envs.tasks import make_task
+from dppo_jax.envs.build import make_env, make_single
 from dppo_jax.networks.critics import StateActionCritic, StateCritic
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import ChainPolicy, SquashedPolicy, make_policy
@@ -84,7 +83,7 @@ def make_off_policy_setup(config: ConfigDict) -> OffPolicySetup:
 
 def _env_and_policy(config: ConfigDict) -> tuple[VecEnv, ChainPolicy | SquashedPolicy]:
     """Bounds of +-1 stand in for those of a data set."""
-    task = make_task(config.env.task, engine=config.env.engine, **config.env.options)
+    task = make_single(config.env)
     (obs_size,), (action_size,) = task.obs_shape["state"], task.action_shape
     normalizer = Normalizer(
         *(np.full(obs_size, x, np.float32) for x in (-1, 1)),

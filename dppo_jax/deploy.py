@@ -1,15 +1,16 @@
 """A policy from its checkpoint alone: what acts, its parameters and its bounds."""
 
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from dppo_jax import policies
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training.checkpoint import (
+    SavedPolicy,
     check_matches,
     optional_as,
     read_policy,
@@ -41,35 +42,62 @@ def load_policy(
     checkpoint: int | str = "latest",
     *,
     policy: Any = None,
+    model: Mapping[str, Any] | None = None,
+    history: int | None = None,
 ) -> LoadedPolicy:
     """Read a policy from a run directory and rebuild what it needs to act.
 
     Args:
         checkpoint: an iteration, "latest" or "best".
         policy: what was trained, with `init` and `act`, for a run that
-            `dppo_jax.train` wrote without a configuration. None: from `config.json`;
-            where that says nothing either, parameters come as nested dictionaries.
+            `dppo_jax.train` wrote without a configuration. None: from `model`.
+        model: `config.model` of `experiments.defaults` in place of the saved one, with
+            another way of sampling for example. None: that of `config.json`; where
+            there is none either, parameters come as nested dictionaries.
+        history: To. None: `env.history` of `config.json`, or else 1.
 
     Raises:
         ValueError: no such run, nothing saved yet, no such checkpoint, a damaged one,
-            or parameters that the configured policy does not have.
+            or parameters that the given or configured policy does not have.
     """
     saved = read_policy(run_dir, checkpoint)
-    if policy is None and "model" in saved.config:
-        model = ConfigDict(saved.config["model"])
-        action_dim = len(saved.normalizer.action_min)
-        policy = policies.make_policy(model, action_dim=action_dim)
+    cure = "pass the policy that was trained, and its history."
+    if policy is None:
+        cure = "restore the config.json that it was trained with."
+        policy = _configured(saved, model, run_dir)
     if policy is None:
         return LoadedPolicy(act=None, **saved._asdict())
-    env = saved.config.get("env", {})
-    shape = (1, env.get("history", 1), len(saved.normalizer.obs_min))
+    if history is None:
+        history = saved.config.get("env", {}).get("history", 1)
+    shape = (1, history, len(saved.normalizer.obs_min))
     obs = {"state": jax.ShapeDtypeStruct(shape, jnp.float32)}
     expected = jax.eval_shape(policy.init, jax.random.key(0), obs)
-    params = with_types(saved.params, expected)
     check_matches(
-        params,
-        optional_as(expected, params),
+        saved.params,
+        optional_as(expected, saved.params),
         what=f"the policy of {run_dir}",
-        cure="restore the config.json that it was trained with.",
+        cure=cure,
     )
+    params = with_types(saved.params, expected)
     return LoadedPolicy(act=policy.act, **saved._replace(params=params)._asdict())
+
+
+def _configured(
+    saved: SavedPolicy,
+    model: Mapping[str, Any] | None,
+    run_dir: str | os.PathLike,
+) -> Any:
+    """The policy of `model`, or of a saved configuration; None where there is none."""
+    model = saved.config.get("model") if model is None else model
+    if model is None:
+        return None
+    try:
+        return policies.make_saved_policy(
+            model, action_dim=len(saved.normalizer.action_min)
+        )
+    except (AttributeError, KeyError) as error:
+        raise ValueError(
+            f"the settings `model` of {run_dir} are not whole ({error}); they are "
+            "those of dppo_jax.policies.default_config, or pass the policy that was "
+            "trained."
+        ) from error

@@ -63,6 +63,17 @@ def load_object(reference: str, *, hint: str = "") -> Any:
     return getattr(module, name)
 
 
+def file_digest(reference: Any) -> str | None:
+    """What tells the content of a reference's file; None where there is no file."""
+    if not is_reference(reference):
+        return None
+    place, _ = _REFERENCE.fullmatch(reference).groups()  # type: ignore[union-attr]
+    path = Path(place).expanduser()
+    if not (place.endswith(".py") and path.is_file()):
+        return None
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def call(
     name: str,
     function: Any,
@@ -127,7 +138,8 @@ def _file(place: str, hint: str) -> ModuleType:
     if not path.is_file():
         raise ValueError(
             f"There is no file {place}, looked for at {path}; a relative path starts "
-            f"at the current directory.{hint}"
+            "at the current directory, so start from the one it leads on from, or say "
+            f"where the file is now.{hint}"
         )
     status = path.stat()
     return _executed(path, (status.st_mtime_ns, status.st_size))

@@ -21,14 +21,15 @@ from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.demonstrations.recorder import random_bounds
 from dppo_jax.deploy import LoadedPolicy, load_policy
-from dppo_jax.envs import make_task, time_limit, vectorize
+from dppo_jax.envs import time_limit, vectorize
 from dppo_jax.envs.adapters import is_host
-from dppo_jax.envs.build import make_env
+from dppo_jax.envs.build import make_env, make_single
 from dppo_jax.evaluate import Evaluation, make_evaluate
 from dppo_jax.normalize import Normalizer
+from dppo_jax.objects import file_digest
 from dppo_jax.policies import make_policy
 from dppo_jax.training import parallel
-from dppo_jax.training.checkpoint import load_config, save_config
+from dppo_jax.training.checkpoint import load_config, read_policy, save_config
 from dppo_jax.training.old_settings import flatten
 from dppo_jax.types import Act, PyTree, VecEnv
 from experiments import plots, processes
@@ -52,6 +53,8 @@ _TUNED_MUST_MATCH = ("model.sampling.num_tuned_steps", "model.sampling.ddim_step
 NO_POLICY = "none"
 # Where what a run started from is stored; it is compared by what it holds.
 _SOURCES = ("policy", "data")
+# What may name a file of the user's own; it is compared by what it holds if it moved.
+_CODE = ("env.task", "env.wrappers", "network.kind")
 # What also decides how a policy scores; a difference is legitimate, but worth a line.
 _WORTH_A_LINE = (
     *("env.", "model.network.compute_dtype"),
@@ -194,7 +197,8 @@ def prepare_runs(
     origin: Mapping[str, str] | None = None,
 ) -> list[str]:
     """As `prepare_run`, of several runs; nothing is written if one is refused."""
-    about = {"stage": stage, "origin": dict(origin or {})}
+    code = _digests_of_code(configs[0])
+    about = {"stage": stage, "origin": {**(origin or {}), **code}}
     new = {run_path(config, stage): about | as_json(config) for config in configs}
     for run_dir, settings in new.items():
         _check_run(run_dir, settings, stage)
@@ -293,8 +297,8 @@ def load_data(config: ConfigDict) -> Episodes:
 
 def make_raw_env(config: ConfigDict) -> VecEnv:
     """The environments of `config.rollout` in task units, one action a step."""
-    task = make_task(config.env.task, engine=config.env.engine, **config.env.options)
-    return vectorize(time_limit(task, config.env.max_steps), config.rollout.num_envs)
+    env = time_limit(make_single(config.env), config.env.max_steps)
+    return vectorize(env, config.rollout.num_envs)
 
 
 def find_bounds(config: ConfigDict, run_dir: str) -> tuple[Normalizer, dict[str, str]]:
@@ -311,7 +315,7 @@ def find_bounds(config: ConfigDict, run_dir: str) -> tuple[Normalizer, dict[str,
         data = load_data(config)
         origin["data"] = digest(data)
     if (Path(run_dir) / "checkpoints").is_dir():
-        return load_policy(run_dir).normalizer, origin
+        return read_policy(run_dir).normalizer, origin
     if data is not None and data.normalizer is not None:
         print(f"bounds of observations and actions: those of {data_path(config)}")
         return data.normalizer, origin
@@ -357,9 +361,15 @@ def find_policy(
             f"no policy at {run_dir}; run experiments.{stage} first, or pass "
             "--config.policy=<run directory>."
         )
-    policy = load_policy(run_dir, checkpoint)
-    is_tuned = policy.config.get("stage") == "finetune"
-    differences = _differences(policy.config, as_json(config))
+    trained = load_config(run_dir) or {}
+    if "model" not in trained:
+        read_policy(run_dir, checkpoint)  # Refuses what is no run.
+        raise ValueError(
+            f"{run_dir} was written without a configuration; read it by "
+            "dppo_jax.load_policy, or pass one to dppo_jax.train when it is trained."
+        )
+    is_tuned = trained.get("stage") == "finetune"
+    differences = _differences(trained, as_json(config))
     for name, (saved, now) in sorted(differences.items()):
         must_match = name.startswith(_MUST_MATCH) and not name.startswith(_MAY_DIFFER)
         if name == "env.task" and not saved:
@@ -372,7 +382,8 @@ def find_policy(
             )
         if name.startswith(_WORTH_A_LINE):
             print(f"note: the policy was trained with {name}={saved!r}, not {now!r}")
-    return policy
+    # As the configuration says now, of which no weight depends on the differences.
+    return load_policy(run_dir, checkpoint, model=config.model)
 
 
 def build_policy(config: ConfigDict, action_dim: int) -> Any:
@@ -418,6 +429,7 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def _differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
+    digests = dict(old.get("origin", {}).get("code", []))
     old, new = (
         {name: x for name, x in flatten(tree).items() if x != {}} for tree in (old, new)
     )
@@ -425,7 +437,38 @@ def _differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
         name: (old.get(name), new.get(name))
         for name in old.keys() | new.keys()
         if old.get(name) != new.get(name)
+        and not (
+            name.endswith(_CODE) and _is_moved(old.get(name), new.get(name), digests)
+        )
     }
+
+
+def _digests_of_code(config: ConfigDict) -> dict[str, list[list[str]]]:
+    """`code`: how the configuration names files of code, and their digests, if any."""
+    named = [x for k, x in flatten(as_json(config)).items() if k.endswith(_CODE)]
+    references = [x for names in named for x in _as_list(names)]
+    digests = {x: file_digest(x) for x in references}
+    code = [[x, digest] for x, digest in digests.items() if digest]
+    return {"code": code} if code else {}
+
+
+def _is_moved(old: Any, new: Any, digests: Mapping[str, str]) -> bool:
+    """Whether references name the same objects, of files that have other places now."""
+
+    def is_same(before: Any, now: Any) -> bool:
+        if before == now:
+            return True
+        names = [str(x).rpartition(":")[2] for x in (before, now)]
+        digest = file_digest(now)
+        found = digest is not None and digest == digests.get(before)
+        return names[0] == names[1] and found
+
+    old, new = _as_list(old), _as_list(new)
+    return len(old) == len(new) and all(map(is_same, old, new))
+
+
+def _as_list(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _one_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from dppo_jax.envs.wrappers import (
     time_limit,
 )
 from dppo_jax.normalize import Normalizer
-from dppo_jax.types import VecEnv
+from dppo_jax.types import Env, VecEnv
 
 
 def default_config() -> ConfigDict:
@@ -33,6 +33,19 @@ def default_config() -> ConfigDict:
     config.wrappers = ()
     config.executed = placeholder(int)  # actions of a chunk; None: all of them
     return config
+
+
+def make_single(config: ConfigDict) -> Env:
+    """The single environment of a configuration, in task units: task and wrappers.
+
+    Raises:
+        ValueError: a task that runs in host processes, or one or a wrapper that cannot
+            be made.
+    """
+    env = make_task(config.task, engine=config.engine, **config.options)
+    for wrapper in config.wrappers:
+        env = apply_wrapper(env, wrapper)
+    return env
 
 
 def make_env(
@@ -74,10 +87,7 @@ def make_env(
             normalizer=normalizer,
             trace=trace,
         )
-    env = make_task(config.task, engine=config.engine, **config.options)
-    for wrapper in config.wrappers:
-        env = apply_wrapper(env, wrapper)
-    env = normalize(env, normalizer)
+    env = normalize(make_single(config), normalizer)
     env = time_limit(env, config.max_steps)
     env = stack_observations(env, config.history)
     env = chunk_actions(env, executed, trace)

@@ -24,7 +24,10 @@ def make_outside(reference: str, *, engine: str = "auto", **options: Any) -> Env
             that is no Env.
     """
     libraries = ", ".join(f"{library}:" for library in (*PURE, *HOST))
-    make = load_object(reference, hint=f"Libraries known by name are {libraries}.")
+    make = load_object(
+        reference,
+        hint=f"env.task names it. Libraries known by name are {libraries}.",
+    )
     if engine != "auto" and not takes(make, "engine"):
         raise ValueError(
             f"env.engine={engine!r} was asked for, but {reference} takes no argument "
@@ -41,7 +44,8 @@ def apply_wrapper(env: Env, reference: str) -> Env:
     Raises:
         ValueError: no such function, or a result that is no Env.
     """
-    return _checked(reference, call(reference, load_object(reference), env))
+    wrap = load_object(reference, hint="env.wrappers names it.")
+    return _checked(reference, call(reference, wrap, env))
 
 
 def _checked(reference: str, env: Any) -> Env:

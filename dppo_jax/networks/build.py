@@ -9,6 +9,7 @@ A policy has one network, which plays one of two roles.
 | `gaussian` | obs -> (mean, std), both [B, Ta, Da]                                    |
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from dppo_jax.objects import call, is_reference, load_object
 from dppo_jax.types import Obs
 
 ROLES = ("denoiser", "gaussian")
+_ROWS = 2  # B where shapes are checked; a time of one row is not that of all then
 
 
 class NetworkKind(NamedTuple):
@@ -115,7 +117,7 @@ def make_network(
         "encoder": StateEncoder() if encoder is None else encoder,
     }
     if kind not in NETWORKS:
-        make = load_object(kind)
+        make = load_object(kind, hint="model.network.kind names it.")
         network = call(f"network.kind={kind}", make, options=options, offered=offered)
         _check_role(kind, network, role)
         return network
@@ -149,15 +151,39 @@ def check_outputs(
         obs: observations [B, ...], or their shapes.
 
     Raises:
-        ValueError: naming the output, its shape and the shape that it should have.
+        ValueError: naming the output, its shape and the shape that it should have, or
+            the shape of a time that a denoiser does not take.
     """
-    batch = jax.tree.leaves(obs)[0].shape[0]
-    shape = (batch, chunk, action_dim)
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    time = jax.ShapeDtypeStruct((batch,), jnp.float32)
-    inputs = (obs,) if role == "gaussian" else (x, time, obs)
-    outputs, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), *inputs)
-    names = ("mean", "std") if role == "gaussian" else ("output",)
+    key, shape = jax.random.key(0), (_ROWS, chunk, action_dim)
+    obs = jax.tree.map(lambda x: _like((_ROWS, *x.shape[1:]), x.dtype), obs)
+    if role == "gaussian":
+        outputs, _ = jax.eval_shape(network.init_with_output, key, obs)
+        _check_shapes(network, role, ("mean", "std"), outputs, shape)
+        return
+    apply: Callable[..., Any] = network.apply
+    x = _like(shape)
+    params = jax.eval_shape(network.init, key, x, _like((_ROWS,)), obs)
+    condition = jax.eval_shape(functools.partial(apply, method="encode"), params, obs)
+    denoise = functools.partial(apply, method="denoise")
+    for time in (_like((_ROWS,)), _like((1,))):
+        try:
+            output = jax.eval_shape(denoise, params, x, time, condition)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{type(network).__name__}.denoise fails for x of shape {shape} and a "
+                f"time of shape {time.shape}; it must take a time of every row, [B], "
+                f"and one of all rows, [1]: {error}"
+            ) from error
+        _check_shapes(network, role, ("output",), output, shape)
+
+
+def _check_shapes(
+    network: nn.Module,
+    role: str,
+    names: tuple[str, ...],
+    outputs: Any,
+    shape: tuple[int, ...],
+) -> None:
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = [getattr(output, "shape", output) for output in outputs]
     if len(found) != len(names) or any(other != shape for other in found):
@@ -166,6 +192,10 @@ def check_outputs(
             f"{role} it must return {' and '.join(names)} of shape [B, Ta, Da], here "
             f"{shape}."
         )
+
+
+def _like(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _check_kind(kind: str) -> None:

@@ -1,7 +1,9 @@
 """From a configuration to a policy."""
 
-import functools
+from collections.abc import Mapping
+from typing import Any
 
+import flax.linen as nn
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
@@ -10,6 +12,7 @@ from dppo_jax.networks import build as networks
 from dppo_jax.policies.chain import ChainPolicy, diffusion_policy
 from dppo_jax.policies.gaussian import gaussian_policy
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
+from dppo_jax.types import Array, Obs, PyTree
 
 
 def default_config() -> ConfigDict:
@@ -59,33 +62,54 @@ def make_policy(config: ConfigDict, *, action_dim: int) -> ChainPolicy | Squashe
         config: `default_config` with changes.
         action_dim: Da.
 
+    Returns:
+        A policy; its `init` raises a ValueError for a network, from outside of the
+        package perhaps, whose outputs have another shape than [B, Ta, Da].
+
     Raises:
         ValueError: settings that contradict each other, by name.
     """
     sampling = config.sampling
     if not sampling.draw_clip > 0:
         raise ValueError(f"draw_clip={sampling.draw_clip} must be positive.")
-    network = functools.partial(
-        networks.make_network,
-        config.network,
-        action_dim=action_dim,
-        chunk=config.chunk,
-    )
+    sizes = dict(action_dim=action_dim, chunk=config.chunk)
+    role, head = _role(config)
+    network = networks.make_network(config.network, role=role, head=head, **sizes)
+    policy = _make(config, network, action_dim)
+
+    def init(key: Array, obs: Obs) -> PyTree:
+        networks.check_outputs(network, obs, role=role, **sizes)
+        return policy.init(key, obs)
+
+    return policy._replace(init=init)
+
+
+def _role(config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
+    """What the network of a policy is, and the settings of its output."""
     if config.kind == "gaussian":
-        head = dict(config.gaussian)
-        return gaussian_policy(
-            network(role="gaussian", head=head), draw_clip=sampling.draw_clip
-        )
+        return "gaussian", dict(config.gaussian)
     if config.kind == "squashed":
-        head = dict(config.squashed) | dict(fixed_std=None, tanh_output=False)
-        return squashed_policy(network(role="gaussian", head=head))
+        return "gaussian", dict(config.squashed) | dict(
+            fixed_std=None, tanh_output=False
+        )
     if config.kind != "diffusion":
         raise ValueError(
             f"model.kind={config.kind!r} is unknown; use 'diffusion', 'gaussian' or "
             "'squashed'."
         )
+    return "denoiser", None
+
+
+def _make(
+    config: ConfigDict, network: nn.Module, action_dim: int
+) -> ChainPolicy | SquashedPolicy:
+    sampling = config.sampling
+    if config.kind == "gaussian":
+        return gaussian_policy(network, draw_clip=sampling.draw_clip)
+    if config.kind == "squashed":
+        return squashed_policy(network)
     return diffusion_policy(
-        network(role="denoiser"),
+        network,
         denoising.make_diffusion(
             **config.diffusion,
             ddim_steps=sampling.ddim_steps,
@@ -100,3 +124,10 @@ def make_policy(config: ConfigDict, *, action_dim: int) -> ChainPolicy | Squashe
         num_tuned_steps=sampling.num_tuned_steps,
         min_std=sampling.min_std,
     )
+
+
+def make_saved_policy(
+    model: Mapping[str, Any], *, action_dim: int
+) -> ChainPolicy | SquashedPolicy:
+    """As `make_policy`, of settings that were read from a `config.json`."""
+    return make_policy(ConfigDict(model), action_dim=action_dim)

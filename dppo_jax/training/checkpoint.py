@@ -230,10 +230,22 @@ def optional_as(like: PyTree, saved: PyTree) -> PyTree:
     """`like` with those of its parts that are None taken from `saved`.
 
     Such a part may be there or not, as the number of steps left where K' is annealed.
+    Other differences stay, for `check_matches` to refuse.
     """
-    return jax.tree.map(
-        lambda x, y: y if x is None else x, like, saved, is_leaf=lambda x: x is None
-    )
+    if like is None:
+        return saved
+    fields = getattr(like, "_fields", None)
+    if fields is not None:
+        parts = (optional_as(getattr(like, k), _part(saved, k)) for k in fields)
+        return type(like)(*parts)
+    if isinstance(like, Mapping):
+        return {k: optional_as(x, _part(saved, k)) for k, x in like.items()}
+    return like
+
+
+def _part(tree: PyTree, name: str) -> PyTree:
+    """The part of a mapping or a named tuple; None where there is none."""
+    return tree.get(name) if isinstance(tree, Mapping) else getattr(tree, name, None)
 
 
 def load_critic(
@@ -287,11 +299,22 @@ def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def save_config(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Write `config.json`, whole or not at all."""
+    """Write `config.json`, whole or not at all.
+
+    Raises:
+        ValueError: settings that are not plain.
+    """
+    try:
+        text = json.dumps(config, indent=2, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(
+            f"the configuration of {run_dir} cannot be written as JSON ({error}); pass "
+            "plain dictionaries, such as config.to_dict()."
+        ) from None
     path = Path(run_dir) / CONFIG_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    temporary.write_text(text + "\n")
     temporary.replace(path)
 
 

@@ -47,8 +47,9 @@ def train(
             those of `seeds.many`. Every seed is logged and saved like a run of its own.
         normalizer: saved beside what acts.
         config: settings to write into the `config.json` of a directory that has none,
-            so that `load_policy` can read it; those of `experiments.defaults` let it
-            rebuild the policy too. None: just that this function wrote it.
+            so that `load_policy` can read it; those of `experiments.defaults`, as plain
+            dictionaries, let it rebuild the policy too. None: just that this function
+            wrote it.
         evaluate: (parameters that act, run directory, iteration) -> numbers, or a
             function that returns them and waits until it is called: what has been
             dispatched before may then overlap with the next iteration. Called before
@@ -87,7 +88,7 @@ def train(
         keep=keep,
         keep_best=keep_best,
     ) as runs:
-        runs.describe(config or {"stage": "train"})
+        runs.describe({"stage": "train", **(config or {})})
         start, state = runs.resume(state, num_iterations=num_iterations)
         if evaluate and not start:
             due = dict(evaluate=True, save=False, wait=True)

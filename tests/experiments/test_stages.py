@@ -9,8 +9,9 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
+from dppo_jax.deploy import load_policy
 from dppo_jax.normalize import load_normalizer
-from dppo_jax.training.checkpoint import load_critic, load_policy
+from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.metrics import read_metrics
 from experiments import collect, common, evaluate, finetune, pretrain, report
 from experiments.configs import avoid
@@ -93,7 +94,7 @@ def test_fine_tuning_goes_on_from_a_fine_tuned_policy_with_its_critic(world, tmp
     }
     finetune.main(
         make_config(
-            *(world, "finetune"), loop__finetune__num_iterations=1, **changes, **still
+            world, "finetune", loop__finetune__num_iterations=1, **changes, **still
         )
     )
     before, after = (
@@ -174,7 +175,7 @@ def test_fine_tuning_stops_at_a_return_that_is_good_enough(world, tmp_path):
     def go(name, target):
         changes = dict(run_dir=str(tmp_path / name))
         config = make_config(
-            *(world, "finetune"), loop__finetune__stop_at_return=target, **changes
+            world, "finetune", loop__finetune__stop_at_return=target, **changes
         )
         return sorted(evaluations(*finetune.main(config)))
 
@@ -184,7 +185,8 @@ def test_fine_tuning_stops_at_a_return_that_is_good_enough(world, tmp_path):
     with pytest.raises(ValueError, match="stop_at_return=1.0 .* evaluate_every=0"):
         finetune.main(
             make_config(
-                *(world, "finetune"),
+                world,
+                "finetune",
                 loop__finetune__stop_at_return=1.0,
                 loop__finetune__evaluate_every=0,
             )
@@ -321,7 +323,7 @@ def test_a_policy_cloned_with_ddpm_acts_and_is_tuned_with_ddim(world, tmp_path, 
     assert not tiny.same(tuned.params.tuned, cloned.params.tuned)
     assert tuned.config["model"]["sampling"]["ddim_steps"] == 2
     evaluate.main(make_config(world, "evaluate", **changes | dict(run_dir="")))
-    assert "6 episodes, deterministic mode, checkpoint 3" in capsys.readouterr().out
+    assert "checkpoint 3: 6 episodes, deterministic mode" in capsys.readouterr().out
 
 
 def test_a_run_that_was_moved_goes_on(world, tmp_path, monkeypatch, capsys):
