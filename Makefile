@@ -66,6 +66,8 @@ bench: $(INSTALLED)  ## Measure this machine, about 15 minutes (JSON=1 keeps it)
 	@$(BIN)/python -m benchmarks.train_step $(HOPPER) $(KEEP) \
 		--set algorithm.ppo.minibatch=chain name=hopper_chain
 	@$(BIN)/python -m benchmarks.train_step $(HOPPER:v0_8=fast) $(KEEP)
+	@echo "== an iteration of soft actor-critic"
+	@$(BIN)/python -m benchmarks.off_policy $(KEEP)
 	@echo "== pre-training"
 	@$(BIN)/python -m benchmarks.pretrain $(KEEP)
 	@echo "== 64 to 4096 environments"

@@ -14,7 +14,7 @@ The parts are timed as in `benchmarks.train_step`.
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import timing
 from benchmarks.denoising import denoising_part
-from benchmarks.setups import HOPPER, make_setup
+from benchmarks.setups import HOPPER, Part, Setup, make_setup
 from benchmarks.train_step import (
     critic_update_part,
     num_updates,
@@ -53,7 +53,7 @@ def measure_envs(
     config.rollout.update(num_envs=envs, num_steps=chunks)
     config.algorithm.ppo.update(batch_size=pairs, epochs=1)
     setup = make_setup(config)
-    makers = dict(
+    makers: dict[str, Callable[[Setup], Part]] = dict(
         physics=physics_part,
         denoising=denoising_part,
         policy=policy_update_part,

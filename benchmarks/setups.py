@@ -10,22 +10,32 @@ from ml_collections import ConfigDict
 
 from benchmarks import floors, timing
 from dppo_jax.envs.build import make_env, make_single
-from dppo_jax.networks.critics import StateCritic
+from dppo_jax.networks.critics import StateActionCritic, StateCritic
 from dppo_jax.normalize import Normalizer
-from dppo_jax.policies import ChainPolicy, make_policy
+from dppo_jax.policies import ChainPolicy, SquashedPolicy, make_policy
 from dppo_jax.types import Array, Obs, VecEnv
 
 AVOID = "experiments/configs/avoid.py:m1"
 HOPPER = "experiments/configs/hopper.py:v0_8"
+HOPPER_SAC = "experiments/configs/hopper.py:sac"
 
 
 class Setup(NamedTuple):
-    """What a fine-tuning run is made of."""
+    """What a fine-tuning run with PPO is made of."""
 
     config: ConfigDict
     env: VecEnv
     policy: ChainPolicy
     critic: StateCritic
+
+
+class OffPolicySetup(NamedTuple):
+    """What a run of soft actor-critic is made of."""
+
+    config: ConfigDict
+    env: VecEnv
+    policy: SquashedPolicy
+    critic: StateActionCritic
 
 
 class Part(NamedTuple):
@@ -48,7 +58,31 @@ class Part(NamedTuple):
 
 
 def make_setup(config: ConfigDict) -> Setup:
-    """Environment and networks; bounds of +-1 stand in for those of a data set."""
+    """Environment and networks of PPO."""
+    env, policy = _env_and_policy(config)
+    if not isinstance(policy, ChainPolicy):
+        raise ValueError(
+            f"model.kind={config.model.kind!r}: what is measured here is PPO over a "
+            "chain; use 'diffusion' or 'gaussian', or benchmarks.off_policy."
+        )
+    return Setup(config, env, policy, StateCritic(**config.critic))
+
+
+def make_off_policy_setup(config: ConfigDict) -> OffPolicySetup:
+    """Environment and networks of soft actor-critic."""
+    env, policy = _env_and_policy(config)
+    if not isinstance(policy, SquashedPolicy):
+        raise ValueError(
+            f"model.kind={config.model.kind!r}: what is measured here is soft "
+            "actor-critic; use 'squashed', or benchmarks.train_step."
+        )
+    num_critics = config.algorithm.sac.num_critics
+    critic = StateActionCritic(**config.critic, num_critics=num_critics)
+    return OffPolicySetup(config, env, policy, critic)
+
+
+def _env_and_policy(config: ConfigDict) -> tuple[VecEnv, ChainPolicy | SquashedPolicy]:
+    """Bounds of +-1 stand in for those of a data set."""
     task = make_single(config.env)
     (obs_size,), (action_size,) = task.obs_shape["state"], task.action_shape
     normalizer = Normalizer(
@@ -61,13 +95,7 @@ def make_setup(config: ConfigDict) -> Setup:
         chunk=config.model.chunk,
         num_envs=config.rollout.num_envs,
     )
-    policy = make_policy(config.model, action_dim=action_size)
-    if not isinstance(policy, ChainPolicy):
-        raise ValueError(
-            f"model.kind={config.model.kind!r}: what is measured here is PPO over a "
-            "chain; use 'diffusion' or 'gaussian'."
-        )
-    return Setup(config, env, policy, StateCritic(**config.critic))
+    return env, make_policy(config.model, action_dim=action_size)
 
 
 def set_compute_dtype(config: ConfigDict, dtype: str) -> None:
@@ -75,7 +103,7 @@ def set_compute_dtype(config: ConfigDict, dtype: str) -> None:
     config.model.network.compute_dtype = config.critic.compute_dtype = dtype
 
 
-def random_obs(setup: Setup, num_rows: int) -> Obs:
+def random_obs(setup: Setup | OffPolicySetup, num_rows: int) -> Obs:
     """Normal draws in the place of observations, leaves [num_rows, ...]."""
     return {
         name: jax.random.normal(jax.random.key(0), (num_rows, *shape))

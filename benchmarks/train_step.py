@@ -32,6 +32,7 @@ from benchmarks import physics, timing
 from benchmarks.denoising import denoising_part
 from benchmarks.setups import (
     AVOID,
+    OffPolicySetup,
     Part,
     Setup,
     jitted,
@@ -75,7 +76,7 @@ def step_part(setup: Setup) -> Part:
     return Part("step", timing.Call(compiled_step(algorithm), (state,), carry=True))
 
 
-def physics_part(setup: Setup) -> Part:
+def physics_part(setup: Setup | OffPolicySetup) -> Part:
     """All environment steps of a roll-out under random actions."""
     env, num_steps = setup.env, setup.config.rollout.num_steps
 
@@ -90,7 +91,7 @@ def physics_part(setup: Setup) -> Part:
     return Part("physics", call, floor=_physics_floor(setup))
 
 
-def _physics_floor(setup: Setup) -> float | None:
+def _physics_floor(setup: Setup | OffPolicySetup) -> float | None:
     """Seconds that the engine alone takes for the control steps of a roll-out."""
     env, config = setup.env, setup.config.env
     if config.task not in TASKS:
@@ -241,7 +242,7 @@ def _update_part(
 
 def parts_of(setup: Setup) -> dict[str, Any]:
     """Functions that make the parts; each holds its arrays only while it is needed."""
-    makers = dict(
+    makers: dict[str, Callable[[Setup], Part]] = dict(
         physics=physics_part,
         denoising=denoising_part,
         returns=returns_part,

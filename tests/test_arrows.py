@@ -38,6 +38,7 @@ PLAIN = (
     *("diffusion", "policies.chain", "policies.gaussian", "policies.squashed"),
     *("learning.returns", "learning.losses", "learning.chain_losses"),
     *("learning.q_losses", "learning.minibatch", "learning.optimizers"),
+    "learning.soft_actor_critic",
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),
     *("envs.core", "envs.physics", "envs.wrappers", "training", "deploy"),
 )
@@ -263,6 +264,11 @@ OFFENCES = {
     "mathematics takes plain arguments": (
         *("dppo_jax.learning.losses", "import ml_collections\ndef make_loss(): ..."),
         "learning.losses takes plain arguments, no ml_collections",
+    ),
+    "updates that several algorithms share too": (
+        "dppo_jax.learning.soft_actor_critic",
+        "from ml_collections import ConfigDict\ndef make_updates(): ...",
+        "learning.soft_actor_critic takes plain arguments, no ml_collections",
     ),
     "networks too, but for their build": (
         *("dppo_jax.networks.mlp", "import ml_collections\ndef make_mlp(): ..."),

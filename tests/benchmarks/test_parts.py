@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from benchmarks import denoising, floors, pretrain, scaling, setups, train_step
+from benchmarks import (
+    denoising,
+    floors,
+    off_policy,
+    pretrain,
+    scaling,
+    setups,
+    train_step,
+)
+from experiments.settings import load_config
 
 
 def matmul_flops(params):
@@ -81,6 +90,55 @@ def test_returns_evaluate_both_observations_of_every_step(tiny):
     params = part.call.args[0]
     counted = floors.flops(part.call.function, *part.call.args)
     assert counted == 2 * 8 * matmul_flops(params)
+
+
+def test_soft_updates_count_all_their_products(tiny_sac):
+    """Of 8 rows: forward 1, backward 2 more, one of which a first layer lacks."""
+    tiny_sac.algorithm.sac.replay.updates_per_round = 2
+    setup = setups.make_off_policy_setup(tiny_sac)
+    actor, critic = 11 * 16 + 16 * 16 + 16 * 6, 2 * (14 * 16 + 16 * 16 + 16)
+    part = off_policy.critic_updates_part(setup)
+    counted = floors.flops(part.call.function, *part.call.args)
+    # The next action and its target; then value and gradient, none for the inputs.
+    assert counted == 8 * 2 * 8 * (actor + critic + 3 * critic - 2 * 14 * 16)
+    part = off_policy.actor_updates_part(setup)
+    counted = floors.flops(part.call.function, *part.call.args)
+    # Through the critics to the action; no gradient for their parameters.
+    assert counted == 4 * 2 * 8 * (3 * actor - 11 * 16 + 2 * critic)
+
+
+def test_the_replay_part_moves_what_is_stored_and_drawn(tiny_sac):
+    part = off_policy.replay_part(setups.make_off_policy_setup(tiny_sac))
+    # 8 stored and 8 batches of 8 drawn, of 11 + 11 + 3 + 3 numbers, to and fro.
+    assert part.num_bytes == 2 * (8 + 64) * 28 * 4
+    ((replay, collected, _),) = part.call.args
+    (stored, *_), batches = part.call.function(part.call.args[0])
+    assert batches.obs["state"].shape == (8, 8, 1, 11)
+    np.testing.assert_array_equal(
+        stored.items.reward[:, :2], collected.reward.swapaxes(0, 1)
+    )
+
+
+def test_the_step_of_an_off_policy_iteration_learns(tiny_sac):
+    """It is timed behind random actions, with a buffer that is full."""
+    part = off_policy.step_part(setups.make_off_policy_setup(tiny_sac))
+    (state,) = part.call.args
+    assert state.iteration == 2
+    _, metrics = part.call.function(state)
+    assert metrics["num_updates"] == 8 and metrics["replay_size"] == 40
+
+
+@pytest.mark.slow
+def test_the_split_of_an_off_policy_iteration_adds_up(tiny_sac):
+    rows = off_policy.measure_all(tiny_sac, max_seconds=0.1)
+    assert [row["part"] for row in rows] == [
+        *("physics", "acting", "replay", "critic updates", "actor updates"),
+        *("rest", "step"),
+    ]
+    assert sum(row["share"] for row in rows[:-1]) == pytest.approx(1)
+    assert all(row["floor s"] > 0 for row in rows[:5])
+    with pytest.raises(ValueError, match="use 'squashed', or benchmarks.train_step"):
+        off_policy.measure_all(load_config(setups.HOPPER))
 
 
 def test_cloning_moves_the_optimizer_and_sometimes_the_average(tiny):

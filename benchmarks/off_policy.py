@@ -1,0 +1,220 @@
+"""Where the time of one iteration of soft actor-critic goes, and its floor.
+
+    python -m benchmarks.off_policy [--config experiments/configs/hopper.py:sac]
+        [--set KEY=VALUE ...] [--json [PATH]]
+
+`step` is one whole iteration that learns, with the settings of the configuration. Its
+parts are timed alone, each as one program of the same size: physics (environments under
+random actions), acting (the policy on the observations of a roll-out), replay (storing
+a roll-out in a full buffer and drawing all batches of the iteration), and all updates
+of the critics and of the actor, targets and optimizer steps included. The columns are
+those of `benchmarks.train_step`. The floor of replay is the bytes of what is stored and
+drawn, each read and written once, at the rate of memory.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from benchmarks import timing
+from benchmarks.setups import (
+    HOPPER_SAC,
+    OffPolicySetup,
+    Part,
+    jitted,
+    make_off_policy_setup,
+    measure_part,
+    random_obs,
+)
+from benchmarks.train_step import MAX_SECONDS, physics_part, split
+from dppo_jax import replay as buffers
+from dppo_jax.algorithms import make_algorithm, sac
+from dppo_jax.learning.off_policy import OffPolicyState, row_keys
+from dppo_jax.learning.soft_actor_critic import SACState, Updates
+from dppo_jax.replay import Replay
+from dppo_jax.training.loop import compiled_step
+from dppo_jax.types import Array, Metrics, PyTree, Transition
+from experiments.settings import load_config, override
+
+
+def step_part(setup: OffPolicySetup) -> Part:
+    """A whole iteration, of a run that has collected enough to learn."""
+    algorithm = make_algorithm(setup.env, setup.policy, setup.config)
+    state: OffPolicyState = algorithm.init(jax.random.key(0))
+    # What is drawn need not be filled in: an iteration takes as long on zeros.
+    length = state.replay.items.reward.shape[1]
+    state = state._replace(
+        replay=state.replay._replace(size=jnp.full_like(state.replay.size, length)),
+        iteration=jnp.int32(_first_learning_iteration(setup.config)),
+    )
+    return Part("step", timing.Call(compiled_step(algorithm), (state,), carry=True))
+
+
+def _first_learning_iteration(config: ConfigDict) -> int:
+    """Where neither random actions nor waiting for data are left."""
+    replay = config.algorithm.sac.replay
+    rollout = config.rollout
+    collected = max(replay.random_steps, replay.min_fill)
+    return -(-collected // (rollout.num_envs * rollout.num_steps))
+
+
+def acting_part(setup: OffPolicySetup) -> Part:
+    """All actions of a roll-out."""
+    num_rows = setup.env.num_envs
+    obs = random_obs(setup, num_rows)
+    params = setup.policy.init(jax.random.key(1), obs)
+
+    def run(params: PyTree, obs: Any, key: Array) -> Array:
+        def one(total: Array, key: Array) -> tuple[Array, None]:
+            action, _ = setup.policy.act(params, row_keys(key, num_rows), obs)
+            return total + action.sum(), None
+
+        keys = jax.random.split(key, setup.config.rollout.num_steps)
+        return jax.lax.scan(one, jnp.zeros(()), keys)[0]
+
+    def unit(params: PyTree, keys: Array, obs: Any) -> Array:
+        return setup.policy.act(params, keys, obs)[0]
+
+    keys = row_keys(jax.random.key(2), num_rows)
+    call = jitted(run, params, obs, jax.random.key(2))
+    return Part("acting", call, (unit, params, keys, obs))
+
+
+def replay_part(setup: OffPolicySetup) -> Part:
+    """Store what a roll-out records, then draw the batches of all rounds."""
+    config = setup.config.algorithm.sac.replay
+    num_envs, num_steps = setup.env.num_envs, setup.config.rollout.num_steps
+    drawn = config.updates_per_round * config.batch_size
+    num_rounds = num_updates(setup.config) // config.updates_per_round
+    rows = _transitions(setup, num_envs * num_steps)
+    collected = jax.tree.map(
+        lambda x: x.reshape(num_steps, num_envs, *x.shape[1:]), rows
+    )
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+    replay = buffers.init(one, num_envs, config.capacity)
+    length = replay.items.reward.shape[1]
+    replay = replay._replace(size=jnp.full_like(replay.size, length))
+
+    def run(carry: tuple[Replay, Transition, Array]) -> tuple[Any, Any]:
+        replay, collected, key = carry
+        replay = buffers.insert(replay, collected)
+        next_key, key = jax.random.split(key)
+
+        def draw(_: None, key: Array) -> tuple[None, Transition]:
+            return None, buffers.sample(
+                replay, key, drawn, num_groups=config.num_groups
+            )
+
+        _, batches = jax.lax.scan(draw, None, jax.random.split(key, num_rounds))
+        return (replay, collected, next_key), batches
+
+    start = (replay, collected, jax.random.key(0))
+    call = timing.Call(jax.jit(run, donate_argnums=0), (start,), carry=True)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(rows))
+    total = size * (1 + num_rounds * drawn / (num_envs * num_steps))
+    batches = _transitions(setup, num_rounds * drawn)
+    return Part("replay", call, num_bytes=2 * total, stream=batches)
+
+
+def critic_updates_part(setup: OffPolicySetup) -> Part:
+    """Targets, gradients and optimizer steps of the critics, and their target's."""
+    return _updates_part("critic updates", setup, lambda x: x.critic, num_updates)
+
+
+def actor_updates_part(setup: OffPolicySetup) -> Part:
+    """The same of the actor and of the temperature."""
+    return _updates_part("actor updates", setup, lambda x: x.actor, num_actor_updates)
+
+
+def num_updates(config: ConfigDict) -> int:
+    """Updates of the critics in an iteration; config: the whole configuration."""
+    rollout, replay = config.rollout, config.algorithm.sac.replay
+    collected = rollout.num_envs * rollout.num_steps
+    return round(replay.updates_per_transition * collected)
+
+
+def num_actor_updates(config: ConfigDict) -> int:
+    """The same of the actor."""
+    settings = config.algorithm.sac
+    num_rounds = num_updates(config) // settings.replay.updates_per_round
+    return num_rounds * settings.actor_updates
+
+
+def _updates_part(
+    name: str,
+    setup: OffPolicySetup,
+    choose: Callable[
+        [Updates], Callable[[SACState, Transition, Array], tuple[SACState, Metrics]]
+    ],
+    count: Callable[[ConfigDict], int],
+) -> Part:
+    """All updates of a kind, on one batch; another one has the same size."""
+    settings = setup.config.algorithm.sac
+    learner = sac.make_learner(setup.env, setup.policy, setup.critic, settings)
+    _, updates = sac.make_updates(setup.env, setup.policy, setup.critic, settings)
+    update = choose(updates)
+    state = learner.init(jax.random.key(0), random_obs(setup, 1))
+    batch = _transitions(setup, settings.replay.batch_size)
+    key = jax.random.key(1)
+
+    def run(state: SACState, batch: Transition, key: Array) -> SACState:
+        def one(state: SACState, key: Array) -> tuple[SACState, Metrics]:
+            return update(state, batch, key)
+
+        return jax.lax.scan(one, state, jax.random.split(key, count(setup.config)))[0]
+
+    call = jitted(run, state, batch, key)
+    return Part(name, call, (update, state, batch, key))
+
+
+def _transitions(setup: OffPolicySetup, num_rows: int) -> Transition:
+    """Normal draws in the place of transitions, leaves [num_rows, ...]."""
+    obs, flag = random_obs(setup, num_rows), jnp.zeros(num_rows)
+    return Transition(
+        obs=obs,
+        action=jnp.zeros((num_rows, *setup.env.action_shape)),
+        reward=jax.random.normal(jax.random.key(3), (num_rows,)),
+        next_obs=obs,
+        terminated=flag,
+        truncated=flag,
+        extras=(),
+    )
+
+
+def measure_all(
+    config: ConfigDict, *, max_seconds: float = MAX_SECONDS
+) -> list[dict[str, Any]]:
+    """The table: one row a part, the whole step last."""
+    setup = make_off_policy_setup(config)
+    makers: tuple[Callable[[OffPolicySetup], Part], ...] = (
+        physics_part,
+        acting_part,
+        replay_part,
+        critic_updates_part,
+        actor_updates_part,
+    )
+    rows = [measure_part(make(setup), max_seconds=max_seconds) for make in makers]
+    return split(rows, measure_part(step_part(setup), max_seconds=max_seconds))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and, if asked, keep the table."""
+    parser = argparse.ArgumentParser("benchmarks.off_policy")
+    add = parser.add_argument
+    add("--config", default=HOPPER_SAC, help="FILE.py:VARIANT")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change settings")
+    timing.add_json(parser)
+    options = parser.parse_args(arguments)
+    config = load_config(options.config)
+    override(config, options.set, "--set ")
+    report = timing.start() | {"config": " ".join([options.config, *options.set])}
+    rows = measure_all(config)
+    timing.finish(f"off_policy-{config.name}", rows, report, options.json)
+
+
+if __name__ == "__main__":
+    main()
