@@ -77,7 +77,7 @@ def test_updates_count_forward_and_backward_of_every_pair(tiny):
         (train_step.critic_update_part, 8),
     ):
         part = make(setup)
-        ((params, _),) = part.call.args
+        (params, _), _ = part.call.args
         counted = floors.flops(part.call.function, *part.call.args)
         # Three products a layer, but none for the gradients of what is given.
         bound = 3 * rows * 12 * matmul_flops(params)
@@ -85,11 +85,12 @@ def test_updates_count_forward_and_backward_of_every_pair(tiny):
         assert counted == 12 * floors.flops(*part.unit)
 
 
-def test_returns_evaluate_both_observations_of_every_step(tiny):
+def test_returns_evaluate_every_observation_once_and_where_the_roll_out_ends(tiny):
+    """4 environments x 2 chunks, and the 4 observations that followed the last."""
     part = train_step.returns_part(setups.make_setup(tiny))
-    params = part.call.args[0]
+    params = part.call.args[0].critic_params
     counted = floors.flops(part.call.function, *part.call.args)
-    assert counted == 2 * 8 * matmul_flops(params)
+    assert counted == (8 + 4) * matmul_flops(params)
 
 
 def test_soft_updates_count_all_their_products(tiny_sac):
@@ -111,12 +112,11 @@ def test_the_replay_part_moves_what_is_stored_and_drawn(tiny_sac):
     part = off_policy.replay_part(setups.make_off_policy_setup(tiny_sac))
     # 8 stored and 8 batches of 8 drawn, of 11 + 11 + 3 + 3 numbers, to and fro.
     assert part.num_bytes == 2 * (8 + 64) * 28 * 4
-    ((replay, collected, _),) = part.call.args
+    ((_, collected, _),) = part.call.args
+    reward = np.asarray(collected.reward)  # The buffers are given away.
     (stored, *_), batches = part.call.function(part.call.args[0])
     assert batches.obs["state"].shape == (8, 8, 1, 11)
-    np.testing.assert_array_equal(
-        stored.items.reward[:, :2], collected.reward.swapaxes(0, 1)
-    )
+    np.testing.assert_array_equal(stored.items.reward[:, :2], reward.swapaxes(0, 1))
 
 
 def test_the_step_of_an_off_policy_iteration_learns(tiny_sac):
