@@ -42,16 +42,16 @@ from benchmarks.setups import (
 )
 from dppo_jax.algorithms import make_algorithm
 from dppo_jax.algorithms.ppo.collect import Collected, Collector, make_collector
-from dppo_jax.algorithms.ppo.settings import log_prob_mean
-from dppo_jax.algorithms.ppo.update import (
+from dppo_jax.algorithms.ppo.gradients import (
+    Gradients,
     Moves,
-    PPOState,
     Steps,
-    Updates,
     log_prob_of_moves,
-    make_updates,
+    make_gradients,
     minibatch_sizes,
 )
+from dppo_jax.algorithms.ppo.settings import log_prob_mean
+from dppo_jax.algorithms.ppo.update import PPOState
 from dppo_jax.envs import TASKS
 from dppo_jax.envs.physics import resolve_engine
 from dppo_jax.learning import optimizers
@@ -106,23 +106,20 @@ def _physics_floor(setup: Setup) -> float | None:
     return env.num_envs * num_steps / rate
 
 
-def ppo_of(setup: Setup) -> tuple[Collector, Updates]:
-    """The two halves of an iteration of PPO."""
+def ppo_of(setup: Setup) -> tuple[Collector, Gradients]:
+    """What an iteration of PPO is made of."""
     config, ppo = setup.config, setup.config.algorithm.ppo
     mean = log_prob_mean(ppo, setup.policy, executed=setup.env.action_shape[0])
-    sizes = dict(num_steps=config.rollout.num_steps, mean=mean)
     collector = make_collector(
         setup.env,
         setup.policy,
         setup.critic,
         ppo,
+        num_steps=config.rollout.num_steps,
         reset_at_iteration=config.rollout.reset_at_iteration,
-        **sizes,
+        mean=mean,
     )
-    updates = make_updates(
-        setup.policy, setup.critic, ppo, num_envs=setup.env.num_envs, **sizes
-    )
-    return collector, updates
+    return collector, make_gradients(setup.policy, setup.critic, ppo, mean=mean)
 
 
 def returns_part(setup: Setup) -> Part:
@@ -171,7 +168,7 @@ def policy_update_part(setup: Setup) -> Part:
 
     def gradient(tuned: PyTree, moves: Moves) -> PyTree:
         whole = PolicyParams(params, tuned)
-        return ppo_of(setup)[1].actor_gradient(whole, moves, key)[0]
+        return ppo_of(setup)[1].actor(whole, moves, key)[0]
 
     def loss(params: PyTree, moves: Moves) -> Array:
         return mean(log_prob_of_moves(policy, params, moves)).mean()
@@ -200,7 +197,7 @@ def critic_update_part(setup: Setup) -> Part:
     params = critic.init(jax.random.key(3), obs)
 
     def gradient(params: PyTree, inputs: tuple[Steps, Array]) -> PyTree:
-        return ppo_of(setup)[1].critic_gradient(params, *inputs)[0]
+        return ppo_of(setup)[1].critic(params, *inputs)[0]
 
     def loss(params: PyTree, obs: Any) -> Array:
         apply: Callable[..., Any] = critic.apply

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from dppo_jax import policies
 from dppo_jax.normalize import Normalizer
@@ -43,7 +42,7 @@ def load_policy(
     checkpoint: int | str = "latest",
     *,
     policy: Any = None,
-    model: Mapping[str, Any] | ConfigDict | None = None,
+    model: Mapping[str, Any] | None = None,
     history: int | None = None,
 ) -> LoadedPolicy:
     """Read a policy from a run directory and rebuild what it needs to act.
@@ -85,7 +84,7 @@ def load_policy(
 
 def _configured(
     saved: SavedPolicy,
-    model: Mapping[str, Any] | ConfigDict | None,
+    model: Mapping[str, Any] | None,
     run_dir: str | os.PathLike,
 ) -> Any:
     """The policy of `model`, or of a saved configuration; None where there is none."""
@@ -93,11 +92,12 @@ def _configured(
     if model is None:
         return None
     try:
-        return policies.make_policy(
-            ConfigDict(model), action_dim=len(saved.normalizer.action_min)
+        return policies.make_saved_policy(
+            model, action_dim=len(saved.normalizer.action_min)
         )
     except (AttributeError, KeyError) as error:
         raise ValueError(
-            f"the settings `model` of {run_dir} are not whole ({error}); give all of "
-            "dppo_jax.policies.default_config, or pass the policy that was trained."
+            f"the settings `model` of {run_dir} are not whole ({error}); they are "
+            "those of dppo_jax.policies.default_config, or pass the policy that was "
+            "trained."
         ) from error

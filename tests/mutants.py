@@ -35,17 +35,19 @@ OURS = ("dppo_jax", "experiments", "benchmarks", "tests")
 
 # Module -> the tests that guard it, the quickest first.
 MODULES = {
-    "losses": ("tests/test_losses.py",),
-    "returns": ("tests/test_returns.py",),
-    "chain_losses": (
+    "learning/losses": ("tests/learning/test_losses.py",),
+    "learning/returns": ("tests/learning/test_returns.py",),
+    "learning/chain_losses": (
         "tests/algorithms/test_ppo_gradients.py",
         "tests/algorithms/test_ppo.py",
     ),
-    "denoising": ("tests/test_denoising.py",),
-    "algorithms/ppo/update": (
+    "diffusion/denoising": ("tests/diffusion/test_denoising.py",),
+    "diffusion/chain": ("tests/diffusion/test_denoising.py",),
+    "algorithms/ppo/gradients": (
         "tests/algorithms/test_ppo_gradients.py",
         "tests/algorithms/test_ppo.py",
     ),
+    "algorithms/ppo/update": ("tests/algorithms/test_ppo.py",),
 }
 
 

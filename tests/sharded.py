@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 
 from dppo_jax.envs.build import default_config, make_env  # noqa: E402
 from dppo_jax.envs.physics import compile_model, make_physics  # noqa: E402
+from dppo_jax.evaluate import make_evaluate  # noqa: E402
 from dppo_jax.normalize import Normalizer  # noqa: E402
 from dppo_jax.training import parallel, seeds  # noqa: E402
 from tests import tiny  # noqa: E402
@@ -118,6 +119,22 @@ def c_physics():
     return tiny.make_tiny_ppo(tiny.gaussian_policy(network), env, shuffle_groups=8)
 
 
+def evaluations():
+    """First returns of policies that one device and four trained, per environments."""
+    found = {}
+    for devices in (1, 4):
+        algorithm = make("pair", shuffle_groups=4)
+        algorithm = parallel.shard(algorithm, parallel.make_mesh(devices))
+        state, _, _ = run(algorithm, 1)
+        params = parallel.on_one_device(algorithm.params(state))
+        for num_envs in (4, 7, 50):
+            env = tiny.point_env(num_envs, lengths=(3, 99), max_steps=16)
+            score = make_evaluate(env, algorithm.act, num_episodes=50)
+            returns = score(params, jax.random.key(5)).metrics["episode_return"]
+            found[f"{devices} devices, {num_envs}"] = returns[:4].tolist()
+    return found
+
+
 def refusals():
     """What is said of algorithms that eight devices cannot share."""
     algorithms = {
@@ -148,5 +165,9 @@ def own_device():
 
 if __name__ == "__main__":
     case = sys.argv[1]
-    others = {"refusals": refusals, "own device": own_device}
+    others = {
+        "refusals": refusals,
+        "own device": own_device,
+        "evaluations": evaluations,
+    }
     print(json.dumps(others[case]() if case in others else compare(case)))

@@ -139,7 +139,8 @@ def check_gae(path, tmp_path):
         arrays["in/rewards"] * case.config.get("reward_scale_const", 1.0),
         value,
         np.concatenate([value[1:], arrays["in/next_values"][None]]),
-        *(terminated, np.zeros_like(terminated)),
+        terminated,
+        np.zeros_like(terminated),
         discount=case.config["gamma"],
         gae_lambda=case.config["gae_lambda"],
     )

@@ -4,24 +4,23 @@ With more critics than enter a target, their mean for the actor and many updates
 transition it is REDQ (Chen et al. 2021, arXiv 2101.05982).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from dppo_jax.learning import off_policy, optimizers, q_losses
-from dppo_jax.learning.optimizers import Trained
-from dppo_jax.networks import StateActionCritic, random_members
+from dppo_jax.learning import off_policy, optimizers
+from dppo_jax.learning.soft_actor_critic import (
+    COMBINE,
+    Trainers,
+    Updates,
+    soft_actor_critic,
+    soft_updates,
+)
+from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.squashed import SquashedPolicy
-from dppo_jax.training import parallel
-from dppo_jax.types import Algorithm, Array, Metrics, Obs, PyTree, Transition, VecEnv
-
-# What the actor ascends, over the critics: the least Q (the paper) or the mean (REDQ).
-COMBINE: dict[str, Callable[..., Array]] = {"min": jnp.min, "mean": jnp.mean}
+from dppo_jax.types import Algorithm, VecEnv
 
 
 def default_config() -> ConfigDict:
@@ -45,15 +44,6 @@ def default_config() -> ConfigDict:
     config.target_entropy = placeholder(float)  # None: -Ta Da
     config.tune_temperature = True
     return config
-
-
-class SACState(NamedTuple):
-    """What is learned; `temperature` trains its logarithm, a scalar."""
-
-    actor: Trained
-    critic: Trained
-    target: PyTree
-    temperature: Trained
 
 
 def make(
@@ -90,132 +80,41 @@ def make_learner(
     env: VecEnv, policy: SquashedPolicy, critic: StateActionCritic, config: ConfigDict
 ) -> off_policy.Learner:
     """The updates of soft actor-critic; `config` is `default_config` with changes."""
-    actor_trainer, critic_trainer, temperature_trainer = (
-        optimizers.trainer(**config[name])
-        for name in ("actor", "critic", "temperature")
+    trainers, updates = make_updates(env, policy, critic, config)
+    return soft_actor_critic(
+        policy,
+        critic,
+        trainers,
+        updates,
+        action_shape=env.action_shape,
+        actor_updates=config.actor_updates,
+        initial_temperature=config.initial_temperature,
     )
-    value_of: Callable[..., Any] = critic.apply
-    target_of: Callable[..., Any] = critic.clone(
-        num_critics=config.target_critics
-    ).apply
+
+
+def make_updates(
+    env: VecEnv, policy: SquashedPolicy, critic: StateActionCritic, config: ConfigDict
+) -> tuple[Trainers, Updates]:
+    """What a round of `make_learner` is made of."""
+    trainers = Trainers(
+        *(optimizers.trainer(**config[name]) for name in Trainers._fields)
+    )
     target_entropy = config.get("target_entropy")
     if target_entropy is None:
         target_entropy = -float(np.prod(env.action_shape))
-
-    def init(key: Array, obs: Obs, params: PyTree | None = None) -> SACState:
-        actor_key, critic_key, *act_keys = jax.random.split(key, 3)
-        params = policy.init(actor_key, obs) if params is None else params
-        action, _ = policy.act(params, jnp.stack(act_keys), obs)
-        if action.shape[1:] != env.action_shape:
-            raise ValueError(
-                f"the policy's chunk [Ta, Da] is {action.shape[1:]}, but the "
-                f"environment executes {env.action_shape}; make model.chunk the number "
-                "of executed actions, because Q is of what was executed."
-            )
-        critic_params = critic.init(critic_key, obs, action)
-        return SACState(
-            actor=actor_trainer.init(params),
-            critic=critic_trainer.init(critic_params),
-            target=jax.tree.map(jnp.copy, critic_params),
-            temperature=temperature_trainer.init(
-                jnp.log(jnp.float32(config.initial_temperature))
-            ),
-        )
-
-    def update_critic(
-        state: SACState, inputs: tuple[Transition, Array]
-    ) -> tuple[SACState, Metrics]:
-        batch, key = inputs
-        member_key, action_key = jax.random.split(key)
-        keys = off_policy.row_keys(action_key, len(batch.reward))
-        action, log_prob = policy.sample(state.actor.params, keys, batch.next_obs)
-        members = random_members(member_key, state.target, config.target_critics)
-        target = q_losses.td_target(
-            config.reward_scale * batch.reward,
-            q_losses.soft_value(
-                target_of(members, batch.next_obs, action),
-                log_prob,
-                jnp.exp(state.temperature.params),
-            ),
-            batch.terminated,
-            discount=config.discount,
-        )
-
-        def loss_of(params: PyTree) -> tuple[Array, Metrics]:
-            value = value_of(params, batch.obs, batch.action)
-            loss = q_losses.critic_loss(value, target)
-            return loss, {"critic_loss": loss, "value": value.mean()}
-
-        grads, metrics = parallel.mean(
-            jax.grad(loss_of, has_aux=True)(state.critic.params)
-        )
-        trained = critic_trainer.descend(state.critic, grads)
-        target = optimizers.polyak(state.target, trained.params, config.target_rate)
-        return state._replace(critic=trained, target=target), metrics
-
-    def update_actor(
-        state: SACState, batch: Transition, key: Array
-    ) -> tuple[SACState, Metrics]:
-        keys = off_policy.row_keys(key, len(batch.reward))
-
-        def losses_of(params: tuple[PyTree, Array]) -> tuple[Array, Metrics]:
-            actor, log_temperature = params
-            action, log_prob = policy.sample(actor, keys, batch.obs)
-            value = value_of(state.critic.params, batch.obs, action)
-            value = COMBINE[config.actor_value](value, axis=0)
-            temperature = jnp.exp(jax.lax.stop_gradient(log_temperature))
-            loss = q_losses.actor_loss(value, log_prob, temperature)
-            metrics = {
-                "actor_loss": loss,
-                "entropy": -log_prob.mean(),
-                "temperature": temperature,
-            }
-            # Neither of the two has a gradient for what the other trains.
-            return (
-                loss
-                + q_losses.temperature_loss(
-                    log_temperature,
-                    jax.lax.stop_gradient(log_prob),
-                    target_entropy=target_entropy,
-                ),
-                metrics,
-            )
-
-        (actor_grads, temperature_grad), metrics = parallel.mean(
-            jax.grad(losses_of, has_aux=True)(
-                (state.actor.params, state.temperature.params)
-            )
-        )
-        state = state._replace(actor=actor_trainer.descend(state.actor, actor_grads))
-        if config.tune_temperature:
-            trained = temperature_trainer.descend(state.temperature, temperature_grad)
-            state = state._replace(temperature=trained)
-        return state, metrics
-
-    def update(
-        state: SACState, batches: Transition, key: Array
-    ) -> tuple[SACState, Metrics]:
-        critic_key, actor_key = jax.random.split(key)
-        state, critic_metrics = jax.lax.scan(
-            update_critic,
-            state,
-            (batches, jax.random.split(critic_key, len(batches.reward))),
-        )
-        last = jax.tree.map(lambda x: x[-1], batches)
-        state, actor_metrics = jax.lax.scan(
-            lambda state, key: update_actor(state, last, key),
-            state,
-            jax.random.split(actor_key, config.actor_updates),
-        )
-        return state, jax.tree.map(jnp.mean, critic_metrics | actor_metrics)
-
-    return off_policy.Learner(
-        init=init,
-        update=update,
-        params=lambda state: state.actor.params,
-        act=policy.act,
-        finite=("critic_loss", "actor_loss", "temperature"),
+    updates = soft_updates(
+        policy,
+        critic,
+        trainers,
+        discount=config.discount,
+        target_entropy=target_entropy,
+        target_rate=config.target_rate,
+        target_critics=config.target_critics,
+        actor_value=config.actor_value,
+        reward_scale=config.reward_scale,
+        tune_temperature=config.tune_temperature,
     )
+    return trainers, updates
 
 
 def _check_config(config: ConfigDict, policy: SquashedPolicy) -> None:

@@ -1,6 +1,10 @@
 """Policies: what acts, and how it is scored and cloned."""
 
-from dppo_jax.policies.build import default_config, make_policy
+from dppo_jax.policies.build import (
+    default_config,
+    make_policy,
+    make_saved_policy,
+)
 from dppo_jax.policies.chain import (
     ChainPolicy,
     PolicyParams,

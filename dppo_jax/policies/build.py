@@ -1,5 +1,6 @@
 """From a configuration to a policy."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -123,3 +124,10 @@ def _make(
         num_tuned_steps=sampling.num_tuned_steps,
         min_std=sampling.min_std,
     )
+
+
+def make_saved_policy(
+    model: Mapping[str, Any], *, action_dim: int
+) -> ChainPolicy | SquashedPolicy:
+    """As `make_policy`, of settings that were read from a `config.json`."""
+    return make_policy(ConfigDict(model), action_dim=action_dim)

@@ -234,11 +234,10 @@ def optional_as(like: PyTree, saved: PyTree) -> PyTree:
     """
     if like is None:
         return saved
-    if isinstance(like, tuple) and hasattr(like, "_fields"):
-        names = like._fields
-        return type(like)(
-            **{k: optional_as(getattr(like, k), _part(saved, k)) for k in names}
-        )
+    fields = getattr(like, "_fields", None)
+    if fields is not None:
+        parts = (optional_as(getattr(like, k), _part(saved, k)) for k in fields)
+        return type(like)(*parts)
     if isinstance(like, Mapping):
         return {k: optional_as(x, _part(saved, k)) for k, x in like.items()}
     return like

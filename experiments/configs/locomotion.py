@@ -8,7 +8,9 @@ The settings are those of the reference implementation for D4RL's medium data se
   is the same in both;
 - `cpu`: the same job in about an hour on two CPU cores, for data sets of 100,000 steps;
 - `fast`: `v0_8` with iterations that cost an eighth as much and teach about as much
-  (docs/performance.md).
+  (docs/performance.md);
+- `sac`: soft actor-critic from nothing, without data or a policy to start from
+  (docs/results/sac.md).
 
 Demonstrations may be D4RL's, or those of `experiments.collect`, which trains a policy
 up to a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
@@ -19,7 +21,7 @@ from ml_collections import ConfigDict
 from dppo_jax.envs.tasks.locomotion import MAX_STEPS
 from experiments.defaults import default_config, demonstrator_config
 
-VARIANTS = ("v0_8", "v0_6", "cpu", "fast")
+VARIANTS = ("v0_8", "v0_6", "cpu", "fast", "sac")
 # A medium data set holds a million windows, a minibatch 128 of them.
 _UPDATES_PER_EPOCH = 7800
 # Per task: where the demonstrator's training stops, and its number of motors.
@@ -64,6 +66,8 @@ def make_config(task: str, variant: str) -> ConfigDict:
         _shrink(config)
     elif variant == "fast":
         _hasten(config)
+    elif variant == "sac":
+        _use_sac(config)
     return config
 
 
@@ -98,3 +102,25 @@ def _shrink(config: ConfigDict) -> None:
     # The policy changes as often per iteration, on a fifth of the data.
     ppo.actor.cycle_steps = ppo.critic.cycle_steps = 200
     config.evaluate.num_episodes = config.evaluate.num_envs = 40
+
+
+def _use_sac(config: ConfigDict) -> None:
+    """Networks and rates of the SAC paper (arXiv 1812.05905), on new networks."""
+    config.policy = "none"
+    config.algorithm.name = "sac"
+    config.model.kind, config.model.chunk = "squashed", 1
+    for network in (config.model.network, config.critic):
+        network.update(hidden_sizes=(256, 256), activation="relu", residual=False)
+    # One update per transition follows the policy closely only if an iteration is
+    # short: 256 transitions, a quarter of an episode of full length.
+    config.rollout.num_envs = 8
+    config.rollout.num_steps = 32
+    # Updates take nearly all of the time; half of the paper's batch halves it.
+    config.algorithm.sac.replay.batch_size = 128
+    loop = config.loop.finetune
+    loop.num_iterations = 2000  # half a million control steps
+    # An evaluation is ten episodes, as many steps as 40 iterations collect.
+    config.evaluate.num_episodes = config.evaluate.num_envs = 10
+    loop.log_every, loop.evaluate_every = 10, 40
+    # The replay buffer is in every checkpoint.
+    loop.checkpoint_every = 400

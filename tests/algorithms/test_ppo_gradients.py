@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dppo_jax.algorithms.ppo.gradients import Moves, Steps, make_gradients
 from dppo_jax.algorithms.ppo.settings import log_prob_mean
-from dppo_jax.algorithms.ppo.update import Moves, Steps, make_updates
 from dppo_jax.policies import PolicyParams, gaussian_policy
 from tests import tiny
 
@@ -44,12 +44,12 @@ class LinearCritic(NamedTuple):
         return params * obs["state"][:, 0, 0]
 
 
-def updates(**changes):
+def gradients(**changes):
     changes = dict(num_tuned_steps=1, batch_size=4, normalize_advantage=False) | changes
     config = tiny.tiny_ppo_config(**changes)
     policy = gaussian_policy(LinearGaussian())
     mean = log_prob_mean(config, policy, executed=1)
-    return make_updates(policy, LinearCritic(), config, num_envs=4, mean=mean)
+    return make_gradients(policy, LinearCritic(), config, mean=mean)
 
 
 def tuned_params():
@@ -80,7 +80,7 @@ def actor_gradient(ratio=1.0, **changes):
         old_log_prob=jnp.asarray(log_prob(ACTION) - np.log(ratio))[:, None],
         advantage=jnp.asarray(ADVANTAGE)[:, None],
     )
-    return jax.jit(updates(**changes).actor_gradient)(tuned_params(), moves, KEY)
+    return jax.jit(gradients(**changes).actor)(tuned_params(), moves, KEY)
 
 
 def assert_gradient(gradient, expected):
@@ -177,7 +177,7 @@ def critic_gradient(row, old_value, **changes):
         target=jnp.asarray(TARGET),
         value=jnp.asarray(old_value),
     )
-    gradient = jax.jit(updates(**changes).critic_gradient)
+    gradient = jax.jit(gradients(**changes).critic)
     return gradient(jnp.float32(V), steps, jnp.array(row))
 
 

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import sac
+from dppo_jax.learning.soft_actor_critic import COMBINE
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.squashed import SquashedPolicy
 from dppo_jax.training.checkpoint import read_policy
@@ -83,7 +84,7 @@ def test_targets_bootstrap_where_a_time_limit_cut_in_and_not_where_the_task_ende
     np.testing.assert_allclose(metrics["critic_loss"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", sac.COMBINE)
+@pytest.mark.parametrize("kind", COMBINE)
 def test_the_actor_gradient_is_that_of_its_objective(kind):
     """Against a finite difference of temperature log pi - Q, at fixed critics."""
     subject = learner(actor_value=kind)

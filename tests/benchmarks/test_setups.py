@@ -33,7 +33,9 @@ def test_bytes_add_to_the_floor(monkeypatch):
     monkeypatch.setattr("benchmarks.floors.CALL_SECONDS", 1e-4)
     x = jnp.ones((32, 32))
     part = setups.Part(
-        *("square", setups.jitted(jnp.matmul, x, x), (jnp.matmul, x, x)),
+        "square",
+        setups.jitted(jnp.matmul, x, x),
+        (jnp.matmul, x, x),
         num_bytes=5e6,
         stream=x,
     )

@@ -10,17 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dppo_jax.deploy import load_policy
 from dppo_jax.interop import load_reference_checkpoint, load_torch_file
 from dppo_jax.networks import StateCritic
 from dppo_jax.normalize import Normalizer, load_normalizer, save_normalizer
-from dppo_jax.policies import make_policy
+from dppo_jax.policies import PolicyParams, make_policy
 from dppo_jax.training.checkpoint import (
     Checkpoints,
     load_critic,
-    load_policy,
     save_config,
 )
-from dppo_jax.types import PolicyParams
 from experiments import common, evaluate, export_reference, import_reference
 from experiments.configs import avoid
 from tests import tiny
@@ -226,7 +225,9 @@ def test_checkpoints_of_the_reference_itself_are_imported(golden_dir, tmp_path, 
         **{"model.network.hidden_sizes": (32,) * 3, "model.diffusion.num_steps": 20},
     )
     run = import_reference.main(
-        *(str(golden_dir / path[stage]), str(tmp_path / "run"), config),
+        str(golden_dir / path[stage]),
+        str(tmp_path / "run"),
+        config,
         str(tmp_path / "bounds.npz"),
     )
     policy = load_policy(run)

@@ -94,7 +94,7 @@ def test_fine_tuning_goes_on_from_a_fine_tuned_policy_with_its_critic(world, tmp
     }
     finetune.main(
         make_config(
-            *(world, "finetune"), loop__finetune__num_iterations=1, **changes, **still
+            world, "finetune", loop__finetune__num_iterations=1, **changes, **still
         )
     )
     before, after = (
@@ -175,7 +175,7 @@ def test_fine_tuning_stops_at_a_return_that_is_good_enough(world, tmp_path):
     def go(name, target):
         changes = dict(run_dir=str(tmp_path / name))
         config = make_config(
-            *(world, "finetune"), loop__finetune__stop_at_return=target, **changes
+            world, "finetune", loop__finetune__stop_at_return=target, **changes
         )
         return sorted(evaluations(*finetune.main(config)))
 
@@ -185,7 +185,8 @@ def test_fine_tuning_stops_at_a_return_that_is_good_enough(world, tmp_path):
     with pytest.raises(ValueError, match="stop_at_return=1.0 .* evaluate_every=0"):
         finetune.main(
             make_config(
-                *(world, "finetune"),
+                world,
+                "finetune",
                 loop__finetune__stop_at_return=1.0,
                 loop__finetune__evaluate_every=0,
             )

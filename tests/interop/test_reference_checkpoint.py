@@ -14,7 +14,7 @@ from dppo_jax.interop import (
 )
 from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateCritic
 from dppo_jax.normalize import Normalizer
-from dppo_jax.types import PolicyParams
+from dppo_jax.policies import PolicyParams
 from tests import tiny
 
 # To = 2 observations of 3 numbers, Ta = 4 actions of 2 numbers.

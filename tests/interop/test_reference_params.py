@@ -24,7 +24,8 @@ DENOISER_INPUTS = (jnp.zeros((1, 4, 1)), jnp.zeros(1), OBS)
         (DiffusionMLP(1, 4, hidden_sizes=(5,), residual=True), DENOISER_INPUTS),
         (
             DiffusionMLP(
-                *(1, 4),
+                1,
+                4,
                 hidden_sizes=(5, 5, 5),
                 condition_sizes=(6, 7),
                 layer_norm=True,

@@ -35,7 +35,7 @@ def test_gradients_are_scaled_down_to_the_norm_and_never_up():
 
     def first_moment(grads):
         _, state = optimizers.update(
-            *(optimizer, jnp.array(grads), optimizer.init(params), params, 0.1)
+            optimizer, jnp.array(grads), optimizer.init(params), params, 0.1
         )
         return np.asarray(state[1].mu) / 0.1
 

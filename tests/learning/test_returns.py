@@ -50,7 +50,11 @@ def test_nothing_flows_back_across_the_start_of_an_episode(boundary):
 def test_the_roll_out_ends_with_a_bootstrap():
     """An episode that goes on is worth V(next), as if cut by a limit."""
     advantage, _ = gae(
-        *(column(1.0), column(0.0), column(10.0), column(0.0), column(0.0)),
+        column(1.0),
+        column(0.0),
+        column(10.0),
+        column(0.0),
+        column(0.0),
         discount=0.5,
         gae_lambda=0.9,
     )

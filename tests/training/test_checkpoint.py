@@ -19,7 +19,7 @@ from dppo_jax.training.checkpoint import (
 from tests import tiny
 
 PARAMS = PolicyParams(base={"w": jnp.arange(3.0)}, tuned={"w": jnp.ones(3)})
-CONFIG = {"stage": "pretrain", "model": {"chunk": 4}, "data": None}
+CONFIG = {"stage": "pretrain", "name": "tiny", "data": None}
 
 
 def state_at(iteration):

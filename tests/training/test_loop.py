@@ -249,7 +249,7 @@ def scoring(events):
 
     def evaluate(params, run_dir, iteration):
         events.append(f"score {iteration}")
-        return lambda: {"score": float(params.tuned)}
+        return lambda: {"score": float(params["w"])}
 
     return evaluate
 
@@ -283,7 +283,7 @@ def test_an_evaluation_overlaps_with_the_next_iteration_except_on_a_cpu(
     assert ", ".join(events) == (f"score 0, row 0, {order}, score 4, row 4")
     scores = [row["score"] for row in read_metrics(tmp_path) if "score" in row]
     assert scores == [1.0, 4.0, 16.0]
-    assert float(read_policy(tmp_path, 2).params.tuned) == 4.0
+    assert float(read_policy(tmp_path, 2).params["w"]) == 4.0
 
 
 def test_an_interrupt_costs_no_row_and_no_checkpoint(tmp_path, monkeypatch):

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from dppo_jax.deploy import load_policy
 from dppo_jax.training import parallel
-from dppo_jax.training.checkpoint import load_critic, load_policy
+from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.metrics import read_metrics
 from experiments import collect, common, finetune, pretrain, processes
 from experiments.configs import avoid
@@ -96,12 +97,13 @@ def test_eight_devices_train_as_one_and_gather_nothing(case):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_allclose(
-                *(a[name], b[name]), rtol=2e-3, atol=1e-4, err_msg=name
+                a[name], b[name], rtol=2e-3, atol=1e-4, err_msg=name
             )
     assert one["state"].keys() == many["state"].keys()
     for name in one["state"]:
         np.testing.assert_allclose(
-            *(one["state"][name], many["state"][name]),
+            one["state"][name],
+            many["state"][name],
             rtol=1e-3,
             atol=1e-4,
             err_msg=name,
@@ -174,6 +176,16 @@ def test_a_mesh_that_cannot_be_is_refused(changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         processes.join_mesh(config)
+
+
+def test_an_evaluation_depends_on_neither_devices_nor_environments():
+    """The first four returns: 4, 7 and 50 environments, one device and four."""
+    found = json.loads(child("tests.sharded", "evaluations"))
+    assert len(found) == 6
+    expected = found["1 devices, 4"]
+    assert len(set(expected)) == 4
+    for name, returns in found.items():
+        np.testing.assert_allclose(returns, expected, rtol=1e-4, err_msg=name)
 
 
 def test_mjx_keeps_to_the_devices_of_its_process():
@@ -255,7 +267,7 @@ def check_same_run(one, other):
     for i in a:
         for name in (a[i].keys() & b[i].keys()) - {"seconds"}:
             np.testing.assert_allclose(
-                *(a[i][name], b[i][name]), rtol=5e-3, atol=1e-4, err_msg=f"{i} {name}"
+                a[i][name], b[i][name], rtol=5e-3, atol=1e-4, err_msg=f"{i} {name}"
             )
     assert max(x["params_change"] for x in a.values() if "params_change" in x) > 1e-2
     for load in (lambda run: load_policy(run).params, load_critic):
@@ -278,7 +290,8 @@ def test_two_processes_train_save_and_resume_as_one(world):
             *(
                 start(
                     *command(
-                        *(world, "two_processes"),
+                        world,
+                        "two_processes",
                         **settings,
                         **{f"mesh.{k}": v for k, v in mesh.items()},
                         **{"mesh.process_id": i},

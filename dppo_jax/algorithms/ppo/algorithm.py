@@ -14,13 +14,14 @@ import optax
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms.ppo.collect import make_collector
+from dppo_jax.algorithms.ppo.gradients import Steps
 from dppo_jax.algorithms.ppo.settings import (
     check_config,
     check_devices,
     check_groups,
     log_prob_mean,
 )
-from dppo_jax.algorithms.ppo.update import PPOState, Steps, make_updates
+from dppo_jax.algorithms.ppo.update import PPOState, make_updates
 from dppo_jax.learning import returns
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.policies import ChainPolicy, PolicyParams

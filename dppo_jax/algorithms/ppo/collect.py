@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms.ppo.update import PPOState, Steps
+from dppo_jax.algorithms.ppo.gradients import Steps
+from dppo_jax.algorithms.ppo.update import PPOState
 from dppo_jax.learning import optimizers, returns
 from dppo_jax.policies import ChainPolicy
 from dppo_jax.rollout import env_keys, episode_means, rollout

@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms.ppo.settings import learning_rates
-from dppo_jax.learning import chain_losses, losses, optimizers, returns
-from dppo_jax.learning.minibatch import (
-    drawn_rows,
-    grouped_batches,
-    mean_over_parts,
-    part_size,
+from dppo_jax.algorithms.ppo.gradients import (
+    Gradients,
+    Moves,
+    Steps,
+    make_gradients,
+    minibatch_sizes,
 )
+from dppo_jax.algorithms.ppo.settings import learning_rates
+from dppo_jax.learning import optimizers, returns
+from dppo_jax.learning.minibatch import grouped_batches
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.training import parallel
-from dppo_jax.types import Array, Metrics, Obs, PyTree
+from dppo_jax.types import Array, Metrics, PyTree
 
 
 class PPOState(NamedTuple):
@@ -35,75 +37,18 @@ class PPOState(NamedTuple):
     iteration: Array
 
 
-class Steps(NamedTuple):
-    """What is learnt from: environment steps [N, ...], each with K' moves."""
-
-    obs: Obs
-    chain: Array
-    log_prob: Array
-    advantage: Array
-    target: Array
-    value: Array
-
-
-class Moves(NamedTuple):
-    """A minibatch: R environment steps and M moves of each, [R, ...].
-
-    chain: [R, M + 1, Ta, Da], entries that follow each other.
-    step, old_log_prob, advantage: [R, M].
-    """
-
-    obs: Obs
-    chain: Array
-    step: Array
-    old_log_prob: Array
-    advantage: Array
-
-
 class Updates(NamedTuple):
     """init: (tuned, critic parameters) -> optimizer states of both.
 
     run: (state, steps [N, ...], key) -> (state, metrics), all epochs of an iteration.
     check_devices: (number of devices) -> None; ValueError if minibatches do not fit.
-    actor_gradient: (params, moves, key) -> (mean gradient over a minibatch, metrics).
-    critic_gradient: (critic parameters, steps [N, ...], drawn rows [B]) -> (their mean
-        gradient, value loss).
+    gradients: of one minibatch.
     """
 
     init: Callable[[PyTree, PyTree], tuple[Any, Any]]
     run: Callable[[PPOState, Steps, Array], tuple[PPOState, Metrics]]
     check_devices: Callable[[int], None]
-    actor_gradient: Callable[[PolicyParams, Moves, Array], tuple[PyTree, Metrics]]
-    critic_gradient: Callable[[PyTree, Steps, Array], tuple[PyTree, Array]]
-
-
-def minibatch_sizes(
-    config: ConfigDict, policy: ChainPolicy, num_devices: int = 1
-) -> tuple[int, int, int]:
-    """Moves of an item (a pair or a chain), items of a minibatch and of a part of it.
-
-    Args:
-        num_devices: that share a minibatch, and compute their shares part by part.
-
-    Raises:
-        ValueError: micro-batches that do not divide a minibatch.
-    """
-    moves_each = policy.num_steps if config.minibatch == "chain" else 1
-    num_items = config.batch_size // moves_each
-    wanted = config.get("micro_batch_size")
-    part_items = part_size(num_items // num_devices, wanted, moves=moves_each)
-    return moves_each, num_items, part_items
-
-
-def log_prob_of_moves(policy: ChainPolicy, params: PyTree, moves: Moves) -> Array:
-    """[R, M, Ta, Da] log-probabilities now, entry by entry.
-
-    They are of whole chains if M = K', else of single moves.
-    """
-    if moves.step.shape[1] == policy.num_steps:
-        return policy.chain_log_prob(params, moves.chain, moves.obs)
-    x, next_x = moves.chain[:, 0], moves.chain[:, 1]
-    return policy.log_prob(params, x, next_x, moves.obs, moves.step[:, 0])[:, None]
+    gradients: Gradients
 
 
 def make_updates(
@@ -126,10 +71,7 @@ def make_updates(
         ValueError: micro-batches that do not divide a minibatch.
     """
     moves_each, num_items, _ = minibatch_sizes(config, policy)
-
-    def part_items() -> int:
-        return minibatch_sizes(config, policy, parallel.num_shards())[2]
-
+    gradients = make_gradients(policy, critic, config, mean=mean)
     actor_optimizer, critic_optimizer = (
         optimizers.adamw(
             weight_decay=c.weight_decay, max_grad_norm=c.get("max_grad_norm")
@@ -139,116 +81,6 @@ def make_updates(
 
     def init(tuned: PyTree, critic_params: PyTree) -> tuple[Any, Any]:
         return actor_optimizer.init(tuned), critic_optimizer.init(critic_params)
-
-    def surrogate(
-        tuned: PyTree, params: PolicyParams, moves: Moves
-    ) -> tuple[Array, Metrics]:
-        loss, info = chain_losses.surrogate_loss(
-            mean(log_prob_of_moves(policy, tuned, moves)),
-            moves.step,
-            moves.old_log_prob,
-            moves.advantage,
-            num_steps=policy.num_steps,
-            clip_top=config.clip_top,
-            clip_base=config.clip_base,
-            clip_rate=config.clip_rate,
-            num_active=params.num_active,
-        )
-        return loss, {"policy_loss": loss} | info._asdict()
-
-    def penalties(
-        tuned: PyTree, params: PolicyParams, obs: Obs, keys: Array
-    ) -> tuple[Array, Metrics]:
-        loss, metrics = jnp.zeros(()), {}
-        if config.entropy_coef:
-            metrics["entropy"] = policy.entropy(tuned, obs).mean()
-            loss -= config.entropy_coef * metrics["entropy"]
-        if config.clone_coef:
-            metrics["cloning_penalty"] = chain_losses.cloning_penalty(
-                tuned,
-                policy,
-                params.base,
-                keys,
-                obs,
-                num_active=params.num_active,
-                mean=mean,
-            )
-            loss += config.clone_coef * metrics["cloning_penalty"]
-        return loss, metrics
-
-    def actor_gradient(
-        params: PolicyParams, moves: Moves, key: Array
-    ) -> tuple[PyTree, Metrics]:
-        """Mean gradient over a minibatch, its parts one after the other."""
-        advantage = chain_losses.move_advantage(
-            moves.advantage,
-            moves.step,
-            num_steps=policy.num_steps,
-            denoising_discount=config.denoising_discount,
-            normalize=config.normalize_advantage,
-            quantiles=tuple(config.advantage_quantiles),
-            num_active=params.num_active,
-        )
-
-        weight = chain_losses.move_weight(
-            moves.step, policy.num_steps, params.num_active
-        )
-        grads, metrics = mean_over_parts(
-            lambda part: jax.grad(surrogate, has_aux=True)(params.tuned, params, part),
-            moves._replace(advantage=advantage),
-            part_items(),
-            None if weight is None else weight.sum(1),
-        )
-        grads, metrics = parallel.mean(
-            (grads, metrics), None if weight is None else weight.sum()
-        )
-        if not (config.entropy_coef or config.clone_coef):
-            return grads, metrics
-
-        def penalty_gradient(part: tuple[Obs, Array]) -> tuple[PyTree, Metrics]:
-            obs, keys = part
-            return jax.grad(penalties, has_aux=True)(params.tuned, params, obs, keys)
-
-        # Every row has its share in these, also one whose move is no longer tuned, and
-        # a key of its own, whatever part and device it is computed in.
-        keys = parallel.local_part(jax.random.split(key, num_items))
-        more, reported = mean_over_parts(
-            penalty_gradient, (moves.obs, keys), part_items()
-        )
-        more, reported = parallel.mean((more, reported))
-        return jax.tree.map(jnp.add, grads, more), metrics | reported
-
-    def critic_gradient(
-        critic_params: PyTree, steps: Steps, row: Array
-    ) -> tuple[PyTree, Array]:
-        """Mean gradient over the environment steps of a minibatch, and the loss.
-
-        A value is the same for all moves of an environment step: where there are more
-        pairs than steps, each is evaluated once.
-        """
-        drawn, weight = drawn_rows((steps.obs, steps.target, steps.value), row)
-
-        def loss(critic_params: PyTree, part: Any) -> tuple[Array, Array]:
-            (obs, target, old_value), weight = part
-            value = critic.apply(critic_params, obs)
-            loss = losses.value_loss(
-                value,
-                target,
-                old_value,
-                clip=config.get("value_clip"),
-                weight=weight,
-            )
-            return config.value_coef * loss, loss
-
-        # Devices draw equally many rows, and count alike.
-        return parallel.mean(
-            mean_over_parts(
-                lambda part: jax.grad(loss, has_aux=True)(critic_params, part),
-                (drawn, weight),
-                part_size(drawn[1].shape[0]),
-                weight,
-            )
-        )
 
     def minibatch(steps: Steps, index: Array) -> tuple[Array, Moves]:
         """Rows of `steps` and their moves, [R] and [R, M], for indices of items."""
@@ -283,8 +115,8 @@ def make_updates(
 
         def learn(state: PPOState, index: Array, key: Array) -> Any:
             row, moves = minibatch(steps, index)
-            grads, metrics = actor_gradient(state.params, moves, key)
-            critic_grads, value_loss = critic_gradient(state.critic_params, steps, row)
+            grads, metrics = gradients.actor(state.params, moves, key)
+            critic_grads, value_loss = gradients.critic(state.critic_params, steps, row)
             critic_params, critic_state = optimizers.update(
                 critic_optimizer,
                 critic_grads,
@@ -349,4 +181,4 @@ def make_updates(
     def check_devices(num_devices: int) -> None:
         minibatch_sizes(config, policy, num_devices)
 
-    return Updates(init, run, check_devices, actor_gradient, critic_gradient)
+    return Updates(init, run, check_devices, gradients)

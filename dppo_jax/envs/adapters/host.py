@@ -129,8 +129,8 @@ def host_vec_env(
         return {"state": obs if normalizer is None else normalize_obs(normalizer, obs)}
 
     def reset(keys: Array) -> HostState:
-        chex.assert_shape(keys, (num_envs,))
         keys = alone(keys)
+        chex.assert_shape(keys, (num_envs,))
         seeds = jax.vmap(lambda key: jax.random.bits(key))(keys)
         first = {name: results[name] for name in ("token", "obs")}
         answer = io_callback(host.reset, first, seeds, ordered=True)

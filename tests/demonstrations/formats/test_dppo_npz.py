@@ -25,11 +25,15 @@ def test_raw_episodes_are_normalised_and_come_back_in_task_units(tmp_path):
     assert np.abs(episodes.actions).max() <= 1
     np.testing.assert_allclose(
         normalize.unnormalize_obs(normalizer, episodes.observations["state"]),
-        *(STATE, 1e-5, 1e-5),
+        STATE,
+        1e-5,
+        1e-5,
     )
     np.testing.assert_allclose(
         normalize.unnormalize_action(normalizer, episodes.actions),
-        *(RAW.actions, 1e-5, 1e-5),
+        RAW.actions,
+        1e-5,
+        1e-5,
     )
     np.testing.assert_array_equal(episodes.observations["rgb"], RAW.observations["rgb"])
     np.testing.assert_array_equal(episodes.rewards, RAW.rewards)

@@ -43,7 +43,7 @@ def test_a_state_stays_what_it_was_when_it_is_stepped():
 
 def test_types_stay_so_that_loops_and_one_program_will_do():
     env = vectorize(chunk_actions(from_functional(Careless(), task="x"), 2), 2)
-    step, state = jax.jit(env.step), env.reset(KEY)
+    step, state = jax.jit(env.step), env.reset(jax.random.split(KEY))
     counts = []
     for _ in range(3):
         state, outcome = step(state, jnp.ones((2, 2, 1)))

@@ -101,7 +101,8 @@ def test_a_configuration_makes_it_by_name():
 
 def test_ppo_and_evaluation_run_through_it():
     env = make(
-        *("Pendulum-v1", 3),
+        "Pendulum-v1",
+        3,
         **dict(processes=2, chunk=2, history=2, max_steps=6),
         normalizer=bounds(3, 1, scale=8.0),
     )

@@ -45,7 +45,7 @@ def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
     )
     pure = vectorize(chunk_actions(pure, chunk, ("total",)), num_envs)
     host = counters(
-        *(num_envs,),
+        num_envs,
         **dict(processes=processes, end=10.0, chunk=chunk, history=history),
         **dict(max_steps=max_steps, normalizer=normalizer, trace=("total",)),
     )
@@ -58,7 +58,8 @@ def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
     assert jax.tree.structure(expected) == jax.tree.structure(found)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
-        *(expected, found),
+        expected,
+        found,
     )
 
 
@@ -104,11 +105,11 @@ def test_vmap_is_refused_with_a_cure(name, jitted):
     env = counters()
     states = jax.tree.map(lambda x: jnp.stack([x, x]), tiny.start(env, KEY))
     function, arguments = {
-        "reset": (env.reset, (jax.random.split(KEY),)),
+        "reset": (env.reset, (jax.random.split(KEY)[:, None],)),
         "step": (env.step, (states, jnp.stack([ONE, ONE]))),
         "both": (
             lambda key: jax.lax.fori_loop(
-                *(0, 3, lambda _, s: env.step(s, ONE)[0], tiny.start(env, key))
+                0, 3, lambda _, s: env.step(s, ONE)[0], tiny.start(env, key)
             ),
             (jax.random.split(KEY),),
         ),
@@ -213,6 +214,7 @@ def test_processes_end_with_the_program():
     """Even where it fails, and at once."""
     source = """
         import multiprocessing, jax
+        from tests import tiny
         from tests.envs.adapters.test_host import KEY, ONE, counters
         env = counters(processes=1)
         state = tiny.start(env, KEY)

@@ -155,7 +155,8 @@ def test_trajectories_are_those_of_the_library():
     np.testing.assert_allclose(
         step.obs["state"][0, 0, 0],
         np.concatenate([seen[key] for key in parts]),
-        *(1e-5, 1e-6),
+        1e-5,
+        1e-6,
     )
     np.testing.assert_allclose(step.reward[0, 0], sum(rewards), rtol=1e-5)
     assert min(rewards) > 0 and step.truncated[0, 0] == 1

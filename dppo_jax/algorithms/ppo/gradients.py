@@ -1,0 +1,214 @@
+"""Gradients of PPO over one minibatch: policy, penalties and critic."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dppo_jax.learning import chain_losses, losses
+from dppo_jax.learning.minibatch import drawn_rows, mean_over_parts, part_size
+from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.training import parallel
+from dppo_jax.types import Array, Metrics, Obs, PyTree
+
+
+class Steps(NamedTuple):
+    """What is learnt from: environment steps [N, ...], each with K' moves."""
+
+    obs: Obs
+    chain: Array
+    log_prob: Array
+    advantage: Array
+    target: Array
+    value: Array
+
+
+class Moves(NamedTuple):
+    """A minibatch: R environment steps and M moves of each, [R, ...].
+
+    chain: [R, M + 1, Ta, Da], entries that follow each other.
+    step, old_log_prob, advantage: [R, M].
+    """
+
+    obs: Obs
+    chain: Array
+    step: Array
+    old_log_prob: Array
+    advantage: Array
+
+
+class Gradients(NamedTuple):
+    """actor: (params, moves, key) -> (mean gradient over a minibatch, metrics).
+
+    critic: (critic parameters, steps [N, ...], drawn rows [B]) -> (their mean gradient,
+        value loss).
+    """
+
+    actor: Callable[[PolicyParams, Moves, Array], tuple[PyTree, Metrics]]
+    critic: Callable[[PyTree, Steps, Array], tuple[PyTree, Array]]
+
+
+def minibatch_sizes(
+    config: ConfigDict, policy: ChainPolicy, num_devices: int = 1
+) -> tuple[int, int, int]:
+    """Moves of an item (a pair or a chain), items of a minibatch and of a part of it.
+
+    Args:
+        num_devices: that share a minibatch, and compute their shares part by part.
+
+    Raises:
+        ValueError: micro-batches that do not divide a minibatch.
+    """
+    moves_each = policy.num_steps if config.minibatch == "chain" else 1
+    num_items = config.batch_size // moves_each
+    wanted = config.get("micro_batch_size")
+    part_items = part_size(num_items // num_devices, wanted, moves=moves_each)
+    return moves_each, num_items, part_items
+
+
+def log_prob_of_moves(policy: ChainPolicy, params: PyTree, moves: Moves) -> Array:
+    """[R, M, Ta, Da] log-probabilities now, entry by entry.
+
+    They are of whole chains if M = K', else of single moves.
+    """
+    if moves.step.shape[1] == policy.num_steps:
+        return policy.chain_log_prob(params, moves.chain, moves.obs)
+    x, next_x = moves.chain[:, 0], moves.chain[:, 1]
+    return policy.log_prob(params, x, next_x, moves.obs, moves.step[:, 0])[:, None]
+
+
+def make_gradients(
+    policy: ChainPolicy,
+    critic: Any,
+    config: ConfigDict,
+    *,
+    mean: Callable[[Array], Array],
+) -> Gradients:
+    """Gradients of both losses, over minibatches in parts and over all devices.
+
+    Args:
+        critic: a module, `apply(params, obs) -> [B]`.
+        config: `default_config` with changes, checked.
+        mean: of the log-probabilities of a move's entries, [..., Ta, Da] -> [...].
+
+    Raises:
+        ValueError: micro-batches that do not divide a minibatch.
+    """
+    _, num_items, _ = minibatch_sizes(config, policy)
+
+    def part_items() -> int:
+        return minibatch_sizes(config, policy, parallel.num_shards())[2]
+
+    def surrogate(
+        tuned: PyTree, params: PolicyParams, moves: Moves
+    ) -> tuple[Array, Metrics]:
+        loss, info = chain_losses.surrogate_loss(
+            mean(log_prob_of_moves(policy, tuned, moves)),
+            moves.step,
+            moves.old_log_prob,
+            moves.advantage,
+            num_steps=policy.num_steps,
+            clip_top=config.clip_top,
+            clip_base=config.clip_base,
+            clip_rate=config.clip_rate,
+            num_active=params.num_active,
+        )
+        return loss, {"policy_loss": loss} | info._asdict()
+
+    def penalties(
+        tuned: PyTree, params: PolicyParams, obs: Obs, keys: Array
+    ) -> tuple[Array, Metrics]:
+        loss, metrics = jnp.zeros(()), {}
+        if config.entropy_coef:
+            metrics["entropy"] = policy.entropy(tuned, obs).mean()
+            loss -= config.entropy_coef * metrics["entropy"]
+        if config.clone_coef:
+            metrics["cloning_penalty"] = chain_losses.cloning_penalty(
+                tuned,
+                policy,
+                params.base,
+                keys,
+                obs,
+                num_active=params.num_active,
+                mean=mean,
+            )
+            loss += config.clone_coef * metrics["cloning_penalty"]
+        return loss, metrics
+
+    def actor_gradient(
+        params: PolicyParams, moves: Moves, key: Array
+    ) -> tuple[PyTree, Metrics]:
+        """Mean gradient over a minibatch, its parts one after the other."""
+        advantage = chain_losses.move_advantage(
+            moves.advantage,
+            moves.step,
+            num_steps=policy.num_steps,
+            denoising_discount=config.denoising_discount,
+            normalize=config.normalize_advantage,
+            quantiles=tuple(config.advantage_quantiles),
+            num_active=params.num_active,
+        )
+
+        weight = chain_losses.move_weight(
+            moves.step, policy.num_steps, params.num_active
+        )
+        grads, metrics = mean_over_parts(
+            lambda part: jax.grad(surrogate, has_aux=True)(params.tuned, params, part),
+            moves._replace(advantage=advantage),
+            part_items(),
+            None if weight is None else weight.sum(1),
+        )
+        grads, metrics = parallel.mean(
+            (grads, metrics), None if weight is None else weight.sum()
+        )
+        if not (config.entropy_coef or config.clone_coef):
+            return grads, metrics
+
+        def penalty_gradient(part: tuple[Obs, Array]) -> tuple[PyTree, Metrics]:
+            obs, keys = part
+            return jax.grad(penalties, has_aux=True)(params.tuned, params, obs, keys)
+
+        # Every row has its share in these, also one whose move is no longer tuned, and
+        # a key of its own, whatever part and device it is computed in.
+        keys = parallel.local_part(jax.random.split(key, num_items))
+        more, reported = mean_over_parts(
+            penalty_gradient, (moves.obs, keys), part_items()
+        )
+        more, reported = parallel.mean((more, reported))
+        return jax.tree.map(jnp.add, grads, more), metrics | reported
+
+    def critic_gradient(
+        critic_params: PyTree, steps: Steps, row: Array
+    ) -> tuple[PyTree, Array]:
+        """Mean gradient over the environment steps of a minibatch, and the loss.
+
+        A value is the same for all moves of an environment step: where there are more
+        pairs than steps, each is evaluated once.
+        """
+        drawn, weight = drawn_rows((steps.obs, steps.target, steps.value), row)
+
+        def loss(critic_params: PyTree, part: Any) -> tuple[Array, Array]:
+            (obs, target, old_value), weight = part
+            value = critic.apply(critic_params, obs)
+            loss = losses.value_loss(
+                value,
+                target,
+                old_value,
+                clip=config.get("value_clip"),
+                weight=weight,
+            )
+            return config.value_coef * loss, loss
+
+        # Devices draw equally many rows, and count alike.
+        return parallel.mean(
+            mean_over_parts(
+                lambda part: jax.grad(loss, has_aux=True)(critic_params, part),
+                (drawn, weight),
+                part_size(drawn[1].shape[0]),
+                weight,
+            )
+        )
+
+    return Gradients(actor_gradient, critic_gradient)
