@@ -176,14 +176,15 @@ def _updates_part(
 
 def _transitions(setup: OffPolicySetup, num_rows: int) -> Transition:
     """Normal draws in the place of transitions, leaves [num_rows, ...]."""
-    obs, flag = random_obs(setup, num_rows), jnp.zeros(num_rows)
+    obs = random_obs(setup, num_rows)
+    # No two leaves share an array: what is timed may overwrite each of them.
     return Transition(
         obs=obs,
         action=jnp.zeros((num_rows, *setup.env.action_shape)),
         reward=jax.random.normal(jax.random.key(3), (num_rows,)),
-        next_obs=obs,
-        terminated=flag,
-        truncated=flag,
+        next_obs=jax.tree.map(lambda x: 0.9 * x, obs),
+        terminated=jnp.zeros(num_rows),
+        truncated=jnp.zeros(num_rows),
         extras=(),
     )
 

@@ -113,10 +113,10 @@ def test_the_replay_part_moves_what_is_stored_and_drawn(tiny_sac):
     # 8 stored and 8 batches of 8 drawn, of 11 + 11 + 3 + 3 numbers, to and fro.
     assert part.num_bytes == 2 * (8 + 64) * 28 * 4
     ((_, collected, _),) = part.call.args
-    reward = np.asarray(collected.reward)  # The buffers are given away.
-    (stored, *_), batches = part.call.function(part.call.args[0])
+    reward = np.array(collected.reward)  # What is timed overwrites its arguments.
+    (replay, *_), batches = part.call.function(part.call.args[0])
     assert batches.obs["state"].shape == (8, 8, 1, 11)
-    np.testing.assert_array_equal(stored.items.reward[:, :2], reward.swapaxes(0, 1))
+    np.testing.assert_array_equal(replay.items.reward[:, :2], reward.T)
 
 
 def test_the_step_of_an_off_policy_iteration_learns(tiny_sac):

@@ -59,7 +59,7 @@ def test_a_run_starts_from_nothing_is_resumed_and_is_all_that_scoring_needs(tmp_
 )
 def test_the_other_tasks_differ_in_their_sizes_alone(task, sizes, tmp_path):
     config = load_config(f"experiments/configs/{task}.py:sac")
-    config.rollout.random_steps = 20
+    config.rollout.random_steps = config.env.max_steps = 20
     obs_size, action_size = sizes
     bounds, _ = common.find_bounds(config, str(tmp_path / "none"))
     assert bounds.obs_min.shape == (obs_size,)
