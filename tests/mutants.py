@@ -14,6 +14,7 @@ import difflib
 import importlib.util
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -37,17 +38,11 @@ OURS = ("dppo_jax", "experiments", "benchmarks", "tests")
 MODULES = {
     "learning/losses": ("tests/learning/test_losses.py",),
     "learning/returns": ("tests/learning/test_returns.py",),
-    "learning/chain_losses": (
-        "tests/algorithms/test_ppo_gradients.py",
-        "tests/algorithms/test_ppo.py",
-    ),
+    "learning/chain_losses": ("tests/learning/test_chain_losses.py",),
     "diffusion/denoising": ("tests/diffusion/test_denoising.py",),
     "diffusion/chain": ("tests/diffusion/test_denoising.py",),
-    "algorithms/ppo/gradients": (
-        "tests/algorithms/test_ppo_gradients.py",
-        "tests/algorithms/test_ppo.py",
-    ),
-    "algorithms/ppo/update": ("tests/algorithms/test_ppo.py",),
+    "algorithms/ppo/gradients": ("tests/algorithms/test_ppo_gradients.py",),
+    "algorithms/ppo/update": ("tests/algorithms/test_ppo_update.py",),
 }
 
 
@@ -200,7 +195,9 @@ def run_tests(folder: Path, tests: Sequence[str], timeout: float) -> int | None:
     """Exit status of pytest in a fork of this process; None if it was too slow."""
     child = os.fork()
     if child == 0:
-        os.setsid()
+        # A group that can be killed whole. A new session would not have the weight
+        # that the scheduler gives to this one.
+        os.setpgrp()
         os.chdir(folder)
         log = os.open("mutant.log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         os.dup2(log, 1)
@@ -224,8 +221,14 @@ def run_tests(folder: Path, tests: Sequence[str], timeout: float) -> int | None:
     return None
 
 
-def measure(module: str, folder: Path, every: int, line: int) -> dict[str, Any]:
-    """Run the tests of a module on every n-th of its mutants from a line on."""
+def measure(
+    module: str, folder: Path, *, every: int, line: int, minutes: float | None
+) -> dict[str, Any]:
+    """Run the tests of a module on every n-th of its mutants from a line on.
+
+    With `minutes` they come in a random order, so that those of which there is time are
+    a sample.
+    """
     tests = MODULES[module]
     path = folder / "dppo_jax" / f"{module}.py"
     source = path.read_text()
@@ -245,22 +248,30 @@ def measure(module: str, folder: Path, every: int, line: int) -> dict[str, Any]:
     seconds = time.monotonic() - start
     if passes("", 600.0):
         sys.exit(f"{module}: its tests pass without it, so they see another copy")
-    chosen = [m for m in mutants(source) if m.line >= line][::every]
+    everything = mutants(source)
+    chosen = [m for m in everything if m.line >= line][::every]
+    if minutes is not None:
+        random.Random(0).shuffle(chosen)
     print(
         f"== {module}: {len(chosen)} mutants, at most {seconds:.0f} s each", flush=True
     )
     survivors = []
+    done = 0
     for count, mutant in enumerate(chosen, start=1):
+        if minutes is not None and time.monotonic() > start + 60 * minutes:
+            break
         if count % 10 == 0:
             print(f"-- {count} of {len(chosen)}", flush=True)
         if passes(mutant.code, 20 + 4 * seconds):
             change = diff(source, mutant.code)
             survivors.append({"operator": mutant.operator, "diff": change})
             print(f"{mutant.operator}\n{change}", flush=True)
+        done = count
     path.write_text(source)
     return {
-        "mutants": len(chosen),
-        "killed": len(chosen) - len(survivors),
+        "there_are": len(everything),
+        "mutants": done,
+        "killed": done - len(survivors),
         "seconds": round(time.monotonic() - start),
         "survivors": survivors,
     }
@@ -272,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=", ".join(MODULES))
     parser.add_argument("--every", type=int, default=1, help="take every n-th mutant")
     parser.add_argument("--from-line", type=int, default=1, help="go on from there")
+    parser.add_argument("--minutes", type=float, help="of each module, then the next")
     options = parser.parse_args(arguments)
     unknown = set(options.modules) - set(MODULES)
     if unknown:
@@ -289,12 +301,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, folder / part)
         for module in options.modules or MODULES:
-            result = measure(module, folder, options.every, options.from_line)
+            result = measure(
+                module,
+                folder,
+                every=options.every,
+                line=options.from_line,
+                minutes=options.minutes,
+            )
             file = RESULTS / f"{module.replace('/', '.')}.json"
             file.write_text(json.dumps(result, indent=2) + "\n")
             print(
                 f"== {module}: {result['killed']} of {result['mutants']} mutants were "
-                f"noticed, in {result['seconds']} s",
+                f"noticed, in {result['seconds']} s; there are {result['there_are']}",
                 flush=True,
             )
 

@@ -9,8 +9,6 @@ from dppo_jax.diffusion.chain import Sample
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from tests import tiny
 
-KEYS = jax.random.split(jax.random.key(1), 3)
-
 
 @pytest.fixture(scope="module")
 def algorithm():

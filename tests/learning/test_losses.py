@@ -51,6 +51,9 @@ def test_diagnostics_of_the_surrogate():
     _, info = clipped_surrogate(jnp.log(ratio), jnp.zeros(4), jnp.ones(4), 0.2)
     assert info.clip_fraction == 0.5 and info.ratio == 1.0
     np.testing.assert_allclose(info.approx_kl, -(np.log(1.5) + np.log(0.5)) / 4, 1e-6)
+    # The ends of the range are inside.
+    _, info = clipped_surrogate(jnp.zeros(4), jnp.zeros(4), jnp.ones(4), 0.0)
+    assert info.clip_fraction == 0.0
 
 
 def test_rows_without_weight_do_not_exist():
@@ -148,17 +151,29 @@ def test_the_value_loss_is_half_the_mean_square():
     assert loss == 0.5 * (1 + 4) / 2
 
 
-def test_the_value_loss_stops_pulling_a_value_that_moved_far_enough():
-    """From 0 towards the target 1: beyond the clip only the clipped twin counts."""
+@pytest.mark.parametrize("old", [0.0, 3.0])
+def test_the_value_loss_stops_pulling_a_value_that_moved_far_enough(old):
+    """By 1 towards the target: beyond the clip only the clipped twin counts."""
 
-    def slope(value):
+    def slope(moved):
         return jax.grad(
-            lambda v: value_loss(v[None], jnp.ones(1), jnp.zeros(1), clip=0.2)
-        )(jnp.array(value))
+            lambda v: value_loss(
+                v[None], jnp.array([old + 1]), jnp.array([old]), clip=0.2
+            )
+        )(jnp.array(old + moved))
 
     np.testing.assert_allclose(slope(0.1), 0.1 - 1, rtol=1e-5)
     assert slope(0.5) == 0.0
     np.testing.assert_allclose(slope(-0.5), -1.5, rtol=1e-5)  # moved away: pulled
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_value_counts_as_if_it_had_moved_by_the_clip_at_most(sign):
+    """Half way to a target, up or down, it counts as a fifth of the way."""
+    loss = value_loss(
+        jnp.array([0.5 * sign]), jnp.array([sign]), jnp.zeros(1), clip=0.2
+    )
+    np.testing.assert_allclose(loss, 0.5 * 0.8**2, rtol=1e-5)
 
 
 def test_a_mean_over_nothing_is_zero():

@@ -1,0 +1,183 @@
+"""The updates of an iteration, of a policy and a critic that are tables.
+
+There are four environment steps with two moves each. Step n is seen as the observation
+n; the entries of its chain are 10 n, 10 n + 1 and 10 n + 2. Every pair of a step and a
+move has a parameter of its own, and so has every value, so that it shows in them what
+was learnt from what. All parameters start at 1.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.algorithms.ppo.gradients import Steps
+from dppo_jax.algorithms.ppo.update import PPOState, make_updates
+from dppo_jax.learning.returns import init_reward_scale
+from dppo_jax.policies import PolicyParams
+from tests import tiny
+
+MOVES, ROWS = 2, np.arange(4)
+CHAIN = 10.0 * ROWS[:, None] + np.arange(MOVES + 1)
+ADVANTAGE = np.array([1.0, -2.0, 3.0, -4.0])
+ERROR = np.array([-1.0, 2.0, 1.0, -2.0])  # of the targets, above the values
+ACTOR_RATE, CRITIC_RATE = 0.01, 0.02
+
+
+def scored(x, row, step):
+    """Log-probability of a move at first, another for every place and move."""
+    return -1 - 0.01 * x - 0.1 * row - 0.05 * step
+
+
+def table_policy():
+    """Scores are those above, plus what the parameter of the pair has gained."""
+
+    def entries(log_prob):
+        return log_prob[..., None, None]
+
+    def log_prob(params, x, next_x, obs, step):
+        row = obs["state"][:, 0, 0].astype(jnp.int32)
+        moved = next_x[:, 0, 0] - x[:, 0, 0]  # always 1
+        score = moved * scored(x[:, 0, 0], row, step)
+        return entries(score + params[row, step] - 1)
+
+    def chain_log_prob(params, chain, obs):
+        scores = [
+            log_prob(params, chain[:, k], chain[:, k + 1], obs, jnp.int32(k))
+            for k in range(MOVES)
+        ]
+        return jnp.stack(scores, axis=1)
+
+    return tiny.tiny_diffusion_policy(num_tuned=MOVES)._replace(
+        log_prob=log_prob, chain_log_prob=chain_log_prob
+    )
+
+
+class TableCritic(NamedTuple):
+    """The value of the observation n is parameter n."""
+
+    def apply(self, params, obs):
+        return params[obs["state"][:, 0, 0].astype(jnp.int32)]
+
+
+def updated(iteration=0, **changes):
+    """The state before and after, and the metrics as numbers."""
+    changes = dict(
+        batch_size=4,
+        epochs=1,
+        normalize_advantage=False,
+        denoising_discount=0.5,
+        **{"actor.learning_rate": ACTOR_RATE, "actor.min_learning_rate": ACTOR_RATE},
+        **{"critic.learning_rate": CRITIC_RATE},
+        **{"critic.min_learning_rate": CRITIC_RATE},
+    ) | {name.replace("__", "."): value for name, value in changes.items()}
+    updates = make_updates(
+        table_policy(),
+        TableCritic(),
+        tiny.tiny_ppo_config(**changes),
+        num_envs=2,
+        num_steps=2,
+        mean=lambda log_prob: log_prob.mean((-2, -1)),
+    )
+    tuned, values = jnp.ones((4, MOVES)), jnp.ones(4)
+    actor_optimizer, critic_optimizer = updates.init(tuned, values)
+    state = PPOState(
+        params=PolicyParams(base=tuned, tuned=tuned),
+        critic_params=values,
+        actor_optimizer=actor_optimizer,
+        critic_optimizer=critic_optimizer,
+        env=None,
+        first=jnp.zeros(2),
+        reward_scale=init_reward_scale(2),
+        key=jax.random.key(0),
+        iteration=jnp.int32(iteration),
+    )
+    steps = Steps(
+        obs={"state": jnp.asarray(1.0 * ROWS)[:, None, None]},
+        chain=jnp.asarray(CHAIN)[..., None, None],
+        log_prob=jnp.asarray(scored(CHAIN[:, :-1], ROWS[:, None], np.arange(MOVES))),
+        advantage=jnp.asarray(ADVANTAGE),
+        target=jnp.asarray(1 + ERROR),
+        value=jnp.ones(4),
+    )
+    after, metrics = jax.jit(updates.run)(state, steps, jax.random.key(1))
+    return state, after, {name: float(x) for name, x in metrics.items()}
+
+
+@pytest.mark.parametrize("mode", ["pair", "chain"])
+def test_all_that_belongs_to_a_move_meets_in_a_minibatch(mode):
+    """Two minibatches of four of the eight pairs. Ratios are one only if a move is
+    scored with its own observation and compared with its own log-probability. Every
+    pair then has minus its advantage as loss, of the first move half."""
+    _, after, metrics = updated(minibatch=mode)
+    assert metrics["num_updates"] == 2
+    assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["approx_kl_last"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["policy_loss"] == pytest.approx(-ADVANTAGE.mean() * 0.75, rel=1e-4)
+    gained = np.sign(after.params.tuned - 1)
+    np.testing.assert_array_equal(gained, np.sign(ADVANTAGE)[:, None] * [1, 1])
+    np.testing.assert_array_equal(after.params.base, 1)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_the_first_step_of_adam_is_the_learning_rate_downhill(decay):
+    """With all pairs in one minibatch there is no second step. What decays does so in
+    proportion to itself, which is 1."""
+    decays = dict(actor__weight_decay=decay, critic__weight_decay=decay)
+    _, after, metrics = updated(batch_size=8, iteration=1, **decays)
+    assert metrics["num_updates"] == 1
+    expected = 1 + ACTOR_RATE * (np.sign(ADVANTAGE)[:, None] * [1, 1] - decay)
+    np.testing.assert_allclose(after.params.tuned, expected, rtol=1e-5)
+    expected = 1 + CRITIC_RATE * (np.sign(ERROR) - decay)
+    np.testing.assert_allclose(after.critic_params, expected, rtol=1e-5)
+    assert metrics["actor_lr"] == pytest.approx(ACTOR_RATE)
+    assert metrics["critic_lr"] == pytest.approx(CRITIC_RATE)
+    assert metrics["value_loss"] == pytest.approx(0.5 * (ERROR**2).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("iteration", [0, 1, 2])
+def test_the_actor_waits_until_the_critic_is_warm(iteration):
+    before, after, _ = updated(iteration, critic_warmup=2)
+    waits = tiny.same(
+        (before.params, before.actor_optimizer), (after.params, after.actor_optimizer)
+    )
+    assert waits == (iteration < 2)
+    assert not tiny.same(before.critic_params, after.critic_params)
+
+
+@pytest.mark.parametrize("target_kl, num_updates", [(None, 3), (1e-6, 2)])
+def test_a_kl_beyond_its_target_is_the_last_of_an_iteration(target_kl, num_updates):
+    """All pairs at once: the first update finds a KL of zero, the second does not."""
+    _, _, metrics = updated(
+        iteration=1, batch_size=8, epochs=3, target_kl=target_kl, clip_top=0.1
+    )
+    assert metrics["num_updates"] == num_updates
+    assert metrics["approx_kl_last"] > 1e-6
+    if num_updates == 2:
+        # Means are of the updates that ran.
+        half = metrics["approx_kl_last"] / 2
+        assert metrics["approx_kl"] == pytest.approx(half, abs=1e-6)
+
+
+def test_minibatches_that_devices_cannot_share_in_whole_parts_are_refused():
+    """Four pairs in parts of four rows: one device can, two cannot."""
+    config = tiny.tiny_ppo_config(batch_size=4, micro_batch_size=4)
+    updates = make_updates(
+        table_policy(), TableCritic(), config, num_envs=2, num_steps=2, mean=jnp.mean
+    )
+    updates.check_devices(1)
+    with pytest.raises(ValueError, match="micro_batch_size=4 must divide the 2 rows"):
+        updates.check_devices(2)
+
+
+@pytest.mark.parametrize("name", ["actor", "critic"])
+def test_the_gradients_of_one_network_are_cut_to_its_own_norm(name):
+    """Adam's first moment is a tenth of the gradient."""
+    _, after, _ = updated(batch_size=8, **{f"{name}__max_grad_norm": 1e-3})
+    for other in ("actor", "critic"):
+        optimizer = getattr(after, f"{other}_optimizer")
+        moment = next(x for x in optimizer if hasattr(x, "mu")).mu
+        cut = float(jnp.sqrt((moment**2).sum())) == pytest.approx(1e-4, rel=1e-3)
+        assert cut == (other == name)
