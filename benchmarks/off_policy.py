@@ -36,6 +36,7 @@ from dppo_jax.algorithms import make_algorithm, sac
 from dppo_jax.learning.off_policy import OffPolicyState, row_keys
 from dppo_jax.learning.soft_actor_critic import SACState, Updates
 from dppo_jax.replay import Replay
+from dppo_jax.training import seeds
 from dppo_jax.training.loop import compiled_step
 from dppo_jax.types import Array, Metrics, PyTree, Transition
 from experiments.settings import load_config, override
@@ -51,7 +52,8 @@ def step_part(setup: OffPolicySetup) -> Part:
         replay=state.replay._replace(size=jnp.full_like(state.replay.size, length)),
         iteration=jnp.int32(_first_learning_iteration(setup.config)),
     )
-    return Part("step", timing.Call(compiled_step(algorithm), (state,), carry=True))
+    call = timing.Call(compiled_step(algorithm), (seeds.copy(state),), carry=True)
+    return Part("step", call)
 
 
 def _first_learning_iteration(config: ConfigDict) -> int:
