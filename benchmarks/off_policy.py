@@ -52,8 +52,9 @@ def step_part(setup: OffPolicySetup) -> Part:
         replay=state.replay._replace(size=jnp.full_like(state.replay.size, length)),
         iteration=jnp.int32(_first_learning_iteration(setup.config)),
     )
-    call = timing.Call(compiled_step(algorithm), (seeds.copy(state),), carry=True)
-    return Part("step", call)
+    # A step overwrites it.
+    state = seeds.copy(state)
+    return Part("step", timing.Call(compiled_step(algorithm), (state,), carry=True))
 
 
 def _first_learning_iteration(config: ConfigDict) -> int:

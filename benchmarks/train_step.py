@@ -59,6 +59,7 @@ from dppo_jax.learning import optimizers
 from dppo_jax.learning.minibatch import part_size
 from dppo_jax.policies import PolicyParams
 from dppo_jax.rollout import env_keys
+from dppo_jax.training import seeds
 from dppo_jax.training.loop import compiled_step
 from dppo_jax.types import Array, PyTree
 from experiments.settings import load_config, override
@@ -72,7 +73,7 @@ PHYSICS_STEPS = 20_000
 def step_part(setup: Setup) -> Part:
     """The whole iteration."""
     algorithm = make_algorithm(setup.env, setup.policy, setup.config)
-    state = algorithm.init(jax.random.key(0))
+    state = seeds.copy(algorithm.init(jax.random.key(0)))  # A step overwrites it.
     return Part("step", timing.Call(compiled_step(algorithm), (state,), carry=True))
 
 
@@ -129,11 +130,11 @@ def returns_part(setup: Setup) -> Part:
     shape = (setup.config.rollout.num_steps, num_envs)
     flat = random_obs(setup, shape[0] * num_envs)
     params = critic.init(jax.random.key(0), flat)
-    zero, empty = jnp.zeros(shape), jnp.zeros((*shape, 0))
+    zero, unused = jnp.zeros(shape), jnp.zeros((*shape, 1))
     collected = Collected(
         obs=jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat),
-        chain=empty,
-        log_prob=empty,
+        chain=unused,
+        log_prob=unused,
         reward=jax.random.normal(jax.random.key(1), shape),
         terminated=zero,
         truncated=zero,

@@ -97,7 +97,6 @@ def _configured(
         )
     except (AttributeError, KeyError) as error:
         raise ValueError(
-            f"the settings `model` of {run_dir} are not whole ({error}); they are "
-            "those of dppo_jax.policies.default_config, or pass the policy that was "
-            "trained."
+            f"the settings `model` of {run_dir} are not whole ({error}); give all of "
+            "dppo_jax.policies.default_config, or pass the policy that was trained."
         ) from error

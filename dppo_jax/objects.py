@@ -64,12 +64,10 @@ def load_object(reference: str, *, hint: str = "") -> Any:
 
 
 def file_digest(reference: Any) -> str | None:
-    """What tells the content of a reference's file; None where there is no file."""
-    if not is_reference(reference):
-        return None
-    place, _ = _REFERENCE.fullmatch(reference).groups()  # type: ignore[union-attr]
+    """What tells a reference's file from one with other content; None: no such file."""
+    place = str(reference).rpartition(":")[0]
     path = Path(place).expanduser()
-    if not (place.endswith(".py") and path.is_file()):
+    if not (is_reference(reference) and place.endswith(".py") and path.is_file()):
         return None
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 

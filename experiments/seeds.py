@@ -108,8 +108,9 @@ def loop_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
     """
     loop = dict(config.loop[stage])
     length = "num_epochs" if "num_epochs" in loop else "num_iterations"
-    for name, least in {name: int(name == length) for name in loop}.items():
-        if name not in ("stop_at_return", "keep_best") and loop[name] < least:
+    counts = loop.keys() - {"stop_at_return", "keep_best"}
+    for name, least in {name: int(name == length) for name in sorted(counts)}.items():
+        if loop[name] < least:
             raise ValueError(
                 f"loop.{stage}.{name}={loop[name]} must be at least {least}."
             )

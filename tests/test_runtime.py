@@ -1,8 +1,12 @@
+"""Settings of a process, seen in processes of their own."""
+
 import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.conftest import REPOSITORY
 
 ON_ONE_CORE = """
 import os
@@ -13,11 +17,15 @@ print(os.environ.get("PJRT_NPROC"))
 
 
 def run(source, **environment):
-    environment = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"} | (
-        environment
-    )
+    """Run a program on the package that is tested, wherever this test was started."""
+    inherited = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
+    path = os.pathsep.join([str(REPOSITORY), inherited.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-c", source], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", source],
+        env=inherited | {"PYTHONPATH": path} | environment,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -26,7 +34,9 @@ def run(source, **environment):
 )
 @pytest.mark.parametrize("given, expected", [({}, "2"), ({"PJRT_NPROC": "5"}, "5")])
 def test_a_program_on_one_core_has_a_thread_for_callbacks(given, expected):
-    assert run(ON_ONE_CORE, **given).stdout.strip() == expected
+    done = run(ON_ONE_CORE, **given)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == expected
 
 
 def test_an_interrupt_ends_a_program_in_one_line():
@@ -34,5 +44,5 @@ def test_an_interrupt_ends_a_program_in_one_line():
         "from experiments import common\n"
         "with common.errors_in_one_line():\n    raise KeyboardInterrupt"
     )
-    assert done.returncode == 130
+    assert done.returncode == 130, done.stderr
     assert done.stdout.count("\n") == 1 and "interrupted" in done.stdout

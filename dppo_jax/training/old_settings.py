@@ -45,6 +45,8 @@ ADDED = {
     "critic.compute_dtype": "float32",
     "algorithm.name": "ppo",
     "rollout.random_steps": 20_000,
+    "loop.pretrain.keep_best": "",
+    "loop.finetune.keep_best": "",
     "algorithm.ppo.minibatch": "pair",
     "algorithm.ppo.log_prob_bounds": [-5.0, 2.0],
     "algorithm.ppo.bound_entries": None,

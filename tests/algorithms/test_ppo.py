@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 
 from dppo_jax.diffusion.chain import Sample
-from dppo_jax.envs.core import vectorize
-from dppo_jax.envs.wrappers import time_limit
-from dppo_jax.learning import chain_losses
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from tests import tiny
 
@@ -282,21 +279,6 @@ def test_penalties_join_the_loss_and_are_reported():
     assert np.isfinite(rows[0]["cloning_penalty"])
 
 
-def test_the_cloning_penalty_is_smallest_for_the_teacher_itself():
-    policy = tiny.tiny_diffusion_policy()
-    teacher = policy.init(jax.random.key(0), tiny.OBS).base
-    obs = {"state": jnp.tile(tiny.OBS["state"], (50, 1, 1))}
-
-    def penalty(params):
-        keys = jax.random.split(jax.random.key(1), len(obs["state"]))
-        return chain_losses.cloning_penalty(params, policy, teacher, keys, obs)
-
-    at_teacher = jax.jit(penalty)(teacher)
-    for seed in (1, 2, 3):
-        stranger = policy.init(jax.random.key(seed), tiny.OBS).base
-        assert jax.jit(penalty)(stranger) > at_teacher
-
-
 @pytest.mark.parametrize("kind", ["diffusion", "gaussian"])
 def test_both_kinds_of_policy_learn_where_the_reward_is(kind):
     """One-step episodes with reward -(a - 0.5)^2; both start away from 0.5."""
@@ -311,72 +293,6 @@ def test_both_kinds_of_policy_learn_where_the_reward_is(kind):
     )
     # What is left at best is the spread of exploration, about 2 x 0.1 x 0.1 or 0.04.
     assert after > 0.6 * before and after > before + 0.05
-
-
-def test_minibatches_pair_every_step_with_its_own_move():
-    """The policy gradient with K' = 2 is the mean of those of single moves."""
-    policy = tiny.tiny_diffusion_policy()
-    params = policy.init(jax.random.key(0), tiny.OBS)
-    chain, log_prob = policy.sample(params, KEYS, tiny.OBS)
-    log_prob = chain_losses.mean_log_prob(log_prob)
-    advantage = jnp.array([1.0, -2.0, 0.5])
-    settings = dict(clip_top=0.1, clip_base=0.1, clip_rate=1.0, normalize=False)
-
-    def loss(row, step):
-        rows, steps = jnp.array(row), jnp.array(step)
-        return chain_losses.policy_loss(
-            params.tuned,
-            policy,
-            {"state": tiny.OBS["state"][rows]},
-            x=chain[rows, steps],
-            next_x=chain[rows, steps + 1],
-            step=steps,
-            old_log_prob=log_prob[rows, steps],
-            advantage=advantage[rows],
-            denoising_discount=0.5,
-            **settings,
-        )[0]
-
-    # Ratios are one: a pair's loss is minus its advantage, halved per move left.
-    assert loss([0], [1]) == pytest.approx(-1.0, abs=1e-4)
-    assert loss([0], [0]) == pytest.approx(-0.5, abs=1e-4)
-    both = loss([0, 1, 1], [0, 0, 1])
-    assert both == pytest.approx((-0.5 + 1.0 + 2.0) / 3, abs=1e-4)
-
-
-def test_dropped_moves_have_no_share_in_the_loss():
-    policy = tiny.tiny_diffusion_policy()
-    params = policy.init(jax.random.key(0), tiny.OBS)
-    stranger = policy.init(jax.random.key(5), tiny.OBS).tuned
-    chain, log_prob = policy.sample(params, KEYS, tiny.OBS)
-    log_prob = chain_losses.mean_log_prob(log_prob)
-
-    def loss(rows, steps, num_active=None):
-        return chain_losses.policy_loss(
-            stranger,
-            policy,
-            {"state": tiny.OBS["state"][rows]},
-            x=chain[rows, steps],
-            next_x=chain[rows, steps + 1],
-            step=steps,
-            old_log_prob=log_prob[rows, steps],
-            advantage=jnp.array([1.0, -2.0, 0.5])[rows],
-            clip_top=0.1,
-            clip_base=0.01,
-            clip_rate=1.0,
-            denoising_discount=0.9,
-            quantiles=(0.1, 0.9),
-            num_active=num_active,
-        )
-
-    rows = jnp.array([0, 1, 2, 0, 1, 2])
-    steps = jnp.array([1, 1, 1, 0, 0, 0])
-    annealed = loss(rows, steps, jnp.array(1))
-    # A chain of which one move is left has the full clip range in that move, as the
-    # last of two has, so dropping the rows by hand gives the same.
-    alone = loss(rows[:3], steps[:3])
-    for a, b in zip(jax.tree.leaves(annealed), jax.tree.leaves(alone)):
-        np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
 def table_policy() -> ChainPolicy:
@@ -442,73 +358,3 @@ def test_values_of_what_followed_enter_the_advantages(ends):
     advantage = reward + 0.5 * (steps + 2) * [1, 1, 1, 1 - ends] - steps
     assert row["value_loss"] == pytest.approx(0.5 * (advantage**2).mean(), rel=1e-5)
     assert row["num_episodes"] == 4
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        (dict(batch_size=33), "batch_size=33 .* 32 pairs .*4 environments x 4 chunks"),
-        (dict(batch_size=0), "batch_size=0"),
-        (dict(micro_batch_size=5), "micro_batch_size=5 .* 16 rows"),
-        (dict(minibatch="rows"), "minibatch='rows'.*pair, chain"),
-        (dict(minibatch="chain", batch_size=15), "batch_size=15 .* 2 moves"),
-        (dict(minibatch="chain", micro_batch_size=1), "micro_batch_size=1 .* of 2"),
-        (dict(num_steps=0), "num_steps=0"),
-        (dict(epochs=0), "epochs=0"),
-        (dict(reward_horizon=0), "reward_horizon=0 .* 2 executed"),
-        (dict(reward_horizon=3), "reward_horizon=3 .* 2 executed"),
-        (dict(target_kl=0.0), "target_kl=0.0 must be positive; None never"),
-        (dict(target_kl=-1.0), "target_kl=-1.0 must be positive"),
-        (dict(value_clip=0.0), "value_clip=0.0 must be positive; None"),
-        (dict(reward_scale=0.0), "reward_scale=0.0"),
-        (dict(clone_coef=-0.1), "clone_coef=-0.1 must not be negative"),
-        (dict(critic_warmup=-1), "critic_warmup=-1"),
-        (dict(actor__weight_decay=-1.0), "actor: weight_decay=-1.0"),
-        (dict(critic__max_grad_norm=0.0), "critic: max_grad_norm=0.0.*None clips"),
-        (dict(discount=1.5), "discount=1.5"),
-        (dict(gae_lambda=-0.1), "gae_lambda=-0.1"),
-        (dict(denoising_discount=2.0), "denoising_discount=2.0"),
-        (dict(advantage_quantiles=(0.9, 0.1)), r"advantage_quantiles=\(0.9, 0.1\)"),
-        (dict(clip_base=0.2, clip_top=0.1), "clip_base=0.2, clip_top=0.1"),
-        (dict(clip_rate=0.0), "clip_rate=0.0"),
-        (dict(actor__warmup_steps=1000), "actor: warmup_steps=1000"),
-        (dict(critic__learning_rate=1e-3), "critic: .* learning_rate=0.001"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused_by_name(changes, message):
-    with pytest.raises(ValueError, match=message):
-        tiny.make_tiny_ppo(**changes)
-
-
-def test_an_environment_without_chunks_is_refused():
-    env = vectorize(time_limit(tiny.point_task(), 8), 4)
-    with pytest.raises(ValueError, match=r"shape \(1,\), .* chunk_actions"):
-        tiny.make_tiny_ppo(env=env)
-
-
-def test_a_gaussian_policy_has_no_sampling_floor_to_anneal():
-    """It would act with one standard deviation and be scored with another."""
-    policy = tiny.tiny_gaussian_policy()
-    with pytest.raises(ValueError, match="min_std_steps=5 .* Gaussian"):
-        tiny.make_tiny_ppo(policy, min_std_steps=5)
-
-
-LOG_PROB = jnp.array([[[3.0, -9.0], [1.0, 0.0]]])  # [B, Ta, Da]
-
-
-@pytest.mark.parametrize(
-    "settings, expected",
-    [
-        (dict(bounds=None), -1.25),
-        (dict(bounds=None, horizon=1), -3.0),
-        (dict(), (2.0 - 5.0 + 1.0 + 0.0) / 4),  # entries are clamped to [-5, 2]
-        (dict(horizon=1), (2.0 - 5.0) / 2),
-        (dict(bound_entries=False), -1.25),
-        (dict(bounds=(-1.0, 1.0), bound_entries=False), -1.0),  # the mean is
-    ],
-)
-def test_the_log_prob_of_a_move_is_a_mean_clamped_as_the_settings_say(
-    settings, expected
-):
-    mean = chain_losses.mean_log_prob(LOG_PROB, **settings)
-    np.testing.assert_allclose(mean, [expected], rtol=1e-6)

@@ -88,15 +88,16 @@ def test_the_most_telling_rows_come_first():
 
 def test_an_iteration_has_twenty_updates_at_any_size():
     config = gpu.make_config("hopper", gpu.FULL, envs=1024)
-    tuning = config.finetune
-    pairs = tuning.num_envs * tuning.num_steps * tuning.num_tuned_steps
-    assert tuning.num_envs == 1024 and tuning.epochs == 2
-    assert pairs // tuning.batch_size == 10
+    rollout, ppo = config.rollout, config.algorithm.ppo
+    num_tuned = config.model.sampling.num_tuned_steps
+    pairs = rollout.num_envs * rollout.num_steps * num_tuned
+    assert rollout.num_envs == 1024 and ppo.epochs == 2
+    assert pairs // ppo.batch_size == 10
     # Whole chains.
-    assert tuning.batch_size % tuning.num_tuned_steps == 0
+    assert ppo.batch_size % num_tuned == 0
     small = gpu.make_config("avoid", gpu.SMALL, precision="bfloat16")
     assert small.model.network.hidden_sizes == small.critic.hidden_sizes == (16,) * 3
-    assert small.model.compute_dtype == small.critic.compute_dtype == "bfloat16"
+    assert small.model.network.compute_dtype == small.critic.compute_dtype == "bfloat16"
 
 
 def test_only_avoid_makes_its_own_demonstrations():

@@ -77,7 +77,7 @@ def test_updates_count_forward_and_backward_of_every_pair(tiny):
         (train_step.critic_update_part, 8),
     ):
         part = make(setup)
-        ((params, _),) = part.call.args
+        (params, _), _ = part.call.args
         counted = floors.flops(part.call.function, *part.call.args)
         # Three products a layer, but none for the gradients of what is given.
         bound = 3 * rows * 12 * matmul_flops(params)
@@ -85,11 +85,12 @@ def test_updates_count_forward_and_backward_of_every_pair(tiny):
         assert counted == 12 * floors.flops(*part.unit)
 
 
-def test_returns_evaluate_both_observations_of_every_step(tiny):
+def test_returns_evaluate_every_observation_once_and_where_the_roll_out_ends(tiny):
+    """4 environments x 2 chunks, and the 4 observations that followed the last."""
     part = train_step.returns_part(setups.make_setup(tiny))
-    params = part.call.args[0]
+    params = part.call.args[0].critic_params
     counted = floors.flops(part.call.function, *part.call.args)
-    assert counted == 2 * 8 * matmul_flops(params)
+    assert counted == (8 + 4) * matmul_flops(params)
 
 
 def test_soft_updates_count_all_their_products(tiny_sac):

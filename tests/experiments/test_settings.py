@@ -175,7 +175,7 @@ def test_a_configuration_of_today_is_left_as_it_is():
 def test_a_run_keeps_the_settings_of_its_algorithm_only(monkeypatch):
     monkeypatch.setitem(ALGORITHMS, "other", ALGORITHMS["ppo"])
     config = default_config()
-    assert {"name", "ppo", "other"} == set(config.algorithm)
+    assert {"name", "ppo", "sac", "other"} == set(config.algorithm)
     assert set(common.as_json(config)["algorithm"]) == {"name", "ppo"}
 
 

@@ -263,11 +263,12 @@ def test_checkpoints_are_chosen_by_iteration_or_score(world):
         evaluate.main(config, 7)
 
 
-def test_the_same_command_goes_on_where_it_stopped(world, capsys):
-    config = make_config(world, "pretrain", loop__pretrain__num_epochs=4)
-    pretrain.main(config)
+def test_the_same_command_goes_on_where_it_stopped(world, tmp_path, capsys):
+    shutil.copytree(world / "pretrain", tmp_path / "pretrain")
+    changes = dict(loop__pretrain__num_epochs=4, run_dir=str(tmp_path / "pretrain"))
+    pretrain.main(make_config(world, "pretrain", **changes))
     assert "resuming at iteration 3 of 4" in capsys.readouterr().out
-    rows = read_metrics(world / "pretrain")
+    rows = read_metrics(tmp_path / "pretrain")
     assert [row["iteration"] for row in rows] == [0, 1, 3, 4]
 
 

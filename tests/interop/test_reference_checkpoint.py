@@ -106,7 +106,7 @@ def test_weights_tell_the_architecture_of_a_denoiser(settings, condition):
     checkpoint = checkpoint_of(denoiser(**settings, **condition), critic=StateCritic())
     settings = {f"model.network.{name}": value for name, value in settings.items()}
     condition = {"time_dim": 16} | condition
-    condition = {f"model.diffusion.{name}": value for name, value in condition.items()}
+    condition = {f"model.network.{name}": value for name, value in condition.items()}
     critic = {"hidden_sizes": (256,) * 3, "residual": False, "layer_norm": False}
     critic = {f"critic.{name}": value for name, value in critic.items()}
     kind = {"model.kind": "diffusion"}

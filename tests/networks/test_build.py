@@ -45,6 +45,11 @@ class Flat(Scale):
         return super().denoise(x, time, condition).reshape(x.shape[0], -1)
 
 
+class OfRows(Scale):
+    def denoise(self, x, time, condition):
+        return super().denoise(x, time.reshape(len(x)), condition)
+
+
 class Whole(nn.Module):
     def __call__(self, x, time, obs):
         return x
@@ -56,6 +61,10 @@ def make_network(*, chunk, width=1.0):
 
 def make_flat():
     return Flat(1.0)
+
+
+def make_of_rows():
+    return OfRows(1.0)
 
 
 def make_whole():
@@ -181,10 +190,10 @@ def test_an_outside_network_that_does_not_fit_is_refused(
 def test_outputs_of_another_shape_are_refused(file):
     config = default_config(f"{file}:make_flat")
     network = make_network(config, role="denoiser", **SIZES)
-    message = r"Flat returns outputs of the shapes \[\(3, 2\)\].*here \(3, 2, 1\)"
+    message = r"Flat returns outputs of the shapes \[\(2, 2\)\].*here \(2, 2, 1\)"
     with pytest.raises(ValueError, match=message):
         check_outputs(network, OBS, role="denoiser", **SIZES)
-    with pytest.raises(ValueError, match="must return mean and std.*here .3, 2, 9."):
+    with pytest.raises(ValueError, match="must return mean and std.*here .2, 2, 9."):
         check_outputs(
             GaussianMLP(1, 2, (8,), fixed_std=0.1),
             OBS,
@@ -192,6 +201,16 @@ def test_outputs_of_another_shape_are_refused(file):
             action_dim=9,
             chunk=2,
         )
+
+
+def test_a_denoiser_that_takes_no_common_time_is_refused(file):
+    """One row has the time of all rows, so that is told from two."""
+    network = make_network(
+        default_config(f"{file}:make_of_rows"), role="denoiser", **SIZES
+    )
+    obs = {"state": OBS["state"][:1]}
+    with pytest.raises(ValueError, match=r"time of shape \(1,\).*one of all rows"):
+        check_outputs(network, obs, role="denoiser", **SIZES)
 
 
 @pytest.mark.parametrize(

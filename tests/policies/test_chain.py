@@ -267,7 +267,8 @@ def test_contradictions_are_refused_by_name(settings, message):
 def model_config(**changes) -> ConfigDict:
     model = policies.default_config()
     model.network.update(hidden_sizes=(8,))
-    model.diffusion.update(num_steps=tiny.NUM_STEPS, time_dim=4)
+    model.network.time_dim = 4
+    model.diffusion.num_steps = tiny.NUM_STEPS
     model.sampling.num_tuned_steps = tiny.NUM_TUNED
     model.update_from_flattened_dict(changes)
     return model

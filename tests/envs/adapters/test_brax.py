@@ -6,7 +6,6 @@ from brax import envs as brax_envs
 
 from dppo_jax.envs import build, make_task, vectorize
 from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
-from tests import tiny
 from tests.envs.adapters.laws import bounds, run_env, trains_and_evaluates
 
 KEY = jax.random.key(0)
@@ -66,7 +65,7 @@ def test_a_chunk_sums_rewards_and_a_limit_inside_stops_it():
     for _ in range(3):
         state = raw.step(state, jnp.ones(1))
         rewards.append(state.reward)
-    now, first = env.step(tiny.start(env, KEY), jnp.ones((2, 1)))
+    now, first = env.step(env.reset(KEY), jnp.ones((2, 1)))
     np.testing.assert_allclose(first.reward, rewards[0] + rewards[1], rtol=1e-6)
     _, second = env.step(now, jnp.ones((2, 1)))
     np.testing.assert_allclose(second.reward, rewards[2], rtol=1e-6)
@@ -85,7 +84,7 @@ def test_an_entry_of_a_dictionary_is_observed():
 
 def test_one_program_serves_every_step():
     env = vectorize(chunk_actions(make_task("brax:fast"), 2), 2)
-    step, state = jax.jit(env.step), jax.jit(env.reset)(KEY)
+    step, state = jax.jit(env.step), jax.jit(env.reset)(jax.random.split(KEY))
     for _ in range(3):
         state, _ = step(state, jnp.ones((2, 2, 1)))
     assert step._cache_size() == 1

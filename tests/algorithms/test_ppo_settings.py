@@ -1,0 +1,56 @@
+"""Settings of PPO that contradict each other, and what cannot be tuned."""
+
+import pytest
+
+from dppo_jax.envs.core import vectorize
+from dppo_jax.envs.wrappers import time_limit
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(batch_size=33), "batch_size=33 .* 32 pairs .*4 environments x 4 chunks"),
+        (dict(batch_size=0), "batch_size=0"),
+        (dict(micro_batch_size=5), "micro_batch_size=5 .* 16 rows"),
+        (dict(minibatch="rows"), "minibatch='rows'.*pair, chain"),
+        (dict(minibatch="chain", batch_size=15), "batch_size=15 .* 2 moves"),
+        (dict(minibatch="chain", micro_batch_size=1), "micro_batch_size=1 .* of 2"),
+        (dict(num_steps=0), "num_steps=0"),
+        (dict(epochs=0), "epochs=0"),
+        (dict(reward_horizon=0), "reward_horizon=0 .* 2 executed"),
+        (dict(reward_horizon=3), "reward_horizon=3 .* 2 executed"),
+        (dict(target_kl=0.0), "target_kl=0.0 must be positive; None never"),
+        (dict(target_kl=-1.0), "target_kl=-1.0 must be positive"),
+        (dict(value_clip=0.0), "value_clip=0.0 must be positive; None"),
+        (dict(reward_scale=0.0), "reward_scale=0.0"),
+        (dict(clone_coef=-0.1), "clone_coef=-0.1 must not be negative"),
+        (dict(critic_warmup=-1), "critic_warmup=-1"),
+        (dict(actor__weight_decay=-1.0), "actor: weight_decay=-1.0"),
+        (dict(critic__max_grad_norm=0.0), "critic: max_grad_norm=0.0.*None clips"),
+        (dict(discount=1.5), "discount=1.5"),
+        (dict(gae_lambda=-0.1), "gae_lambda=-0.1"),
+        (dict(denoising_discount=2.0), "denoising_discount=2.0"),
+        (dict(advantage_quantiles=(0.9, 0.1)), r"advantage_quantiles=\(0.9, 0.1\)"),
+        (dict(clip_base=0.2, clip_top=0.1), "clip_base=0.2, clip_top=0.1"),
+        (dict(clip_rate=0.0), "clip_rate=0.0"),
+        (dict(actor__warmup_steps=1000), "actor: warmup_steps=1000"),
+        (dict(critic__learning_rate=1e-3), "critic: .* learning_rate=0.001"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.make_tiny_ppo(**changes)
+
+
+def test_an_environment_without_chunks_is_refused():
+    env = vectorize(time_limit(tiny.point_task(), 8), 4)
+    with pytest.raises(ValueError, match=r"shape \(1,\), .* chunk_actions"):
+        tiny.make_tiny_ppo(env=env)
+
+
+def test_a_gaussian_policy_has_no_sampling_floor_to_anneal():
+    """It would act with one standard deviation and be scored with another."""
+    policy = tiny.tiny_gaussian_policy()
+    with pytest.raises(ValueError, match="min_std_steps=5 .* Gaussian"):
+        tiny.make_tiny_ppo(policy, min_std_steps=5)

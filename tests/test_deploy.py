@@ -1,0 +1,197 @@
+"""A policy comes back from its run directory, whatever wrote it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dppo_jax
+from dppo_jax import algorithms
+from dppo_jax.deploy import load_policy
+from dppo_jax.policies import PolicyParams, make_policy
+from experiments.defaults import default_config
+from tests import tiny
+
+KEYS = jax.random.split(jax.random.key(1), 3)
+
+
+def train(run_dir, algorithm, *, num_iterations=1, config=None, **settings):
+    state = algorithm.init(jax.random.key(0))
+    final = dppo_jax.train(
+        algorithm,
+        state,
+        run_dir=run_dir,
+        num_iterations=num_iterations,
+        normalizer=tiny.NORMALIZER,
+        config=config,
+        **settings,
+    )
+    return algorithm.params(final)
+
+
+def tiny_config(**changes):
+    """A configuration of the stages for `tiny.point_env`."""
+    config = default_config()
+    config.model.update(chunk=tiny.CHUNK)
+    config.model.network.update(hidden_sizes=(16,), residual=False)
+    config.model.diffusion.num_steps = tiny.NUM_STEPS
+    config.model.sampling.num_tuned_steps = tiny.NUM_TUNED
+    config.critic.update(hidden_sizes=(16,), residual=False)
+    config.rollout.update(num_envs=4, num_steps=4)
+    config.algorithm.ppo.update(batch_size=16, epochs=1)
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return config
+
+
+def make(config):
+    policy = make_policy(config.model, action_dim=tiny.ACTION_DIM)
+    return algorithms.make_algorithm(tiny.point_env(4), policy, config)
+
+
+def acts_as(loaded, act, params):
+    """Whether the same keys and observations give the same actions."""
+    found, _ = loaded.act(loaded.params, KEYS, tiny.OBS, deterministic=False)
+    expected, _ = act(params, KEYS, tiny.OBS, deterministic=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """A run of `dppo_jax.train` without a configuration, and what it trained."""
+    run_dir, policy = tmp_path_factory.mktemp("run"), tiny.tiny_diffusion_policy()
+    params = train(
+        run_dir, tiny.make_tiny_ppo(policy), num_iterations=2, checkpoint_every=1
+    )
+    return run_dir, policy, params
+
+
+def test_a_run_of_a_notebook_is_loaded_with_its_policy(notebook):
+    run_dir, policy, params = notebook
+    loaded = load_policy(run_dir, policy=policy)
+    assert isinstance(loaded.params, PolicyParams) and tiny.same(loaded.params, params)
+    assert tiny.same(loaded.normalizer, tiny.NORMALIZER)
+    assert loaded.config == {"stage": "train"} and loaded.iteration == 2
+    acts_as(loaded, policy.act, params)
+    first = load_policy(run_dir, 1, policy=policy)
+    assert first.iteration == 1 and not tiny.same(first.params, params)
+
+
+def test_without_a_policy_parameters_are_plain(notebook):
+    run_dir, _, params = notebook
+    loaded = load_policy(run_dir)
+    assert loaded.act is None
+    assert tiny.same(loaded.params["tuned"], params.tuned)
+
+
+def test_histories_of_a_notebook_are_told(tmp_path):
+    policy = tiny.tiny_diffusion_policy()
+    obs = {"state": jnp.zeros((1, 2, 2))}
+    params = policy.init(jax.random.key(0), obs)
+    algorithm = tiny.silent(
+        init=lambda key: params,
+        step=lambda state: (state, {"loss": jnp.float32(0)}),
+        params=lambda state: state,
+    )
+    train(tmp_path, algorithm)
+    loaded = load_policy(tmp_path, policy=policy, history=2)
+    assert tiny.same(loaded.params, params)
+    with pytest.raises(ValueError, match="pass the policy .*, and its history"):
+        load_policy(tmp_path, policy=policy)
+
+
+def test_a_configuration_rebuilds_the_policy(tmp_path):
+    config = tiny_config()
+    algorithm = make(config)
+    params = train(tmp_path, algorithm, config=config.to_dict())
+    loaded = load_policy(tmp_path)
+    assert loaded.config["stage"] == "train"
+    assert tiny.same(loaded.params, params)
+    acts_as(loaded, algorithm.act, params)
+
+
+def test_a_policy_may_act_by_other_settings_of_sampling(tmp_path):
+    config = tiny_config()
+    params = train(tmp_path, make(config), config=config.to_dict())
+    config.model.sampling.ddim_steps = 2
+    loaded = load_policy(tmp_path, model=config.model)
+    expected = make_policy(config.model, action_dim=tiny.ACTION_DIM)
+    acts_as(loaded, expected.act, params)
+    action, _ = load_policy(tmp_path).act(params, KEYS, tiny.OBS)
+    assert not np.allclose(action, loaded.act(params, KEYS, tiny.OBS)[0])
+
+
+def test_soft_actor_critic_comes_back(tmp_path):
+    config = tiny_config(
+        algorithm__name="sac",
+        model__kind="squashed",
+        rollout__reset_at_iteration=False,
+        critic=dict(hidden_sizes=(16,), activation="relu"),
+    )
+    config.algorithm.sac.replay.update(
+        capacity=400, batch_size=8, random_steps=0, min_fill=0
+    )
+    algorithm = make(config)
+    params = train(tmp_path, algorithm, config=config.to_dict())
+    loaded = load_policy(tmp_path)
+    assert tiny.same(loaded.params, params)
+    acts_as(loaded, algorithm.act, params)
+
+
+def test_the_moves_that_an_annealed_chain_still_tunes_come_back(tmp_path):
+    """K' = 2 drops to 1 after one iteration: the frozen network makes one more move."""
+    config = tiny_config(
+        algorithm__ppo__tuned_steps_drop=1, algorithm__ppo__tuned_steps_every=1
+    )
+    algorithm = make(config)
+    params = train(tmp_path, algorithm, config=config.to_dict())
+    loaded = load_policy(tmp_path)
+    assert loaded.params.num_active == params.num_active == 1
+    assert tiny.same(loaded.params, params)
+    acts_as(loaded, algorithm.act, params)
+
+
+@pytest.mark.parametrize(
+    "policy, message",
+    [
+        (tiny.tiny_gaussian_policy(), "does not match .*pass the policy that was"),
+        (tiny.tiny_squashed_policy(), "does not match .*pass the policy that was"),
+    ],
+)
+def test_another_policy_than_the_one_saved_is_refused(notebook, policy, message):
+    with pytest.raises(ValueError, match=message):
+        load_policy(notebook[0], policy=policy)
+
+
+def test_another_architecture_than_the_one_saved_is_refused(tmp_path):
+    config = tiny_config()
+    train(tmp_path, make(config), config=config.to_dict())
+    config.model.network.hidden_sizes = (8,)
+    message = r"has shape \(16,\), expected \(8,\); restore the config.json"
+    with pytest.raises(ValueError, match=message):
+        load_policy(tmp_path, model=config.model)
+    with pytest.raises(ValueError, match="not whole.*default_config"):
+        load_policy(tmp_path, model={"kind": "diffusion"})
+
+
+def test_what_is_not_there_is_refused_by_name(notebook, tmp_path):
+    run_dir, policy, _ = notebook
+    for checkpoint, message in [
+        (7, r"no checkpoint 7; it has \[1, 2\]"),
+        ("newest", r"no checkpoint 'newest'; it has \[1, 2\], 'latest'"),
+        ("best", "no checkpoint 'best'; it is kept where evaluations are made"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_policy(run_dir, checkpoint, policy=policy)
+    with pytest.raises(ValueError, match="is not a run directory"):
+        load_policy(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no checkpoint yet"):
+        load_policy(tmp_path)
+
+
+def test_a_configuration_that_is_not_plain_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"such as config.to_dict\(\)"):
+        train(tmp_path, tiny.make_tiny_ppo(), config={"model": tiny_config().model})
+    assert not (tmp_path / "metrics.csv").exists()
