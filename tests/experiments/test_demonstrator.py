@@ -18,7 +18,7 @@ TINY = {
     "model.network.hidden_sizes": (16,),
     "model.diffusion.num_steps": 4,
     "model.sampling.num_tuned_steps": 2,
-    "collect.target_return": 8.0,
+    "collect.target_return": 9.0,
     "collect.num_steps": 90,
     "collect.rollout.random_steps": 60,
     "collect.model.network.hidden_sizes": (8,),
