@@ -41,7 +41,10 @@ MODULES = {
     "learning/chain_losses": ("tests/learning/test_chain_losses.py",),
     "diffusion/denoising": ("tests/diffusion/test_denoising.py",),
     "diffusion/chain": ("tests/diffusion/test_denoising.py",),
-    "algorithms/ppo/gradients": ("tests/algorithms/test_ppo_gradients.py",),
+    "algorithms/ppo/gradients": (
+        "tests/algorithms/test_ppo_gradients.py",
+        "tests/algorithms/test_ppo_update.py",
+    ),
     "algorithms/ppo/update": ("tests/algorithms/test_ppo_update.py",),
 }
 
@@ -221,8 +224,31 @@ def run_tests(folder: Path, tests: Sequence[str], timeout: float) -> int | None:
     return None
 
 
+def run_together(folder: Path, tests: Sequence[str]) -> int:
+    """As `run_tests`, in this process: what JAX compiled serves the next mutant."""
+    import pytest
+
+    for name in list(sys.modules):
+        if name.split(".")[0] in OURS:
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    sys.path = [str(folder), *(p for p in sys.path if p != str(REPOSITORY))]
+    os.chdir(folder)
+    flags = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
+    with open(folder / "mutant.log", "w") as log:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            return int(pytest.main([*flags, *tests]))
+
+
 def measure(
-    module: str, folder: Path, *, every: int, line: int, minutes: float | None
+    module: str,
+    folder: Path,
+    *,
+    every: int,
+    line: int,
+    minutes: float | None,
+    together: bool,
+    skip: Sequence[int],
 ) -> dict[str, Any]:
     """Run the tests of a module on every n-th of its mutants from a line on.
 
@@ -238,7 +264,10 @@ def measure(
         # Two mutants may have one size and one second.
         compiled.unlink(missing_ok=True)
         path.write_text(code)
-        status = run_tests(folder, tests, timeout)
+        if together:
+            status: int | None = run_together(folder, tests)
+        else:
+            status = run_tests(folder, tests, timeout)
         assert status not in (4, 5), (folder / "mutant.log").read_text()
         return status == 0
 
@@ -249,7 +278,7 @@ def measure(
     if passes("", 600.0):
         sys.exit(f"{module}: its tests pass without it, so they see another copy")
     everything = mutants(source)
-    chosen = [m for m in everything if m.line >= line][::every]
+    chosen = [m for m in everything if m.line >= line and m.line not in skip][::every]
     if minutes is not None:
         random.Random(0).shuffle(chosen)
     print(
@@ -284,6 +313,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=1, help="take every n-th mutant")
     parser.add_argument("--from-line", type=int, default=1, help="go on from there")
     parser.add_argument("--minutes", type=float, help="of each module, then the next")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="all in one process: fast, but a mutant that never ends stops the run",
+    )
+    parser.add_argument(
+        "--skip-line", type=int, nargs="*", default=[], help="lines to leave alone"
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.modules) - set(MODULES)
     if unknown:
@@ -307,6 +344,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 every=options.every,
                 line=options.from_line,
                 minutes=options.minutes,
+                together=options.together,
+                skip=options.skip_line,
             )
             file = RESULTS / f"{module.replace('/', '.')}.json"
             file.write_text(json.dumps(result, indent=2) + "\n")

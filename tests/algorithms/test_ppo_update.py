@@ -15,6 +15,7 @@ import pytest
 
 from dppo_jax.algorithms.ppo.gradients import Steps
 from dppo_jax.algorithms.ppo.update import PPOState, make_updates
+from dppo_jax.diffusion.chain import Sample
 from dppo_jax.learning.returns import init_reward_scale
 from dppo_jax.policies import PolicyParams
 from tests import tiny
@@ -50,8 +51,12 @@ def table_policy():
         ]
         return jnp.stack(scores, axis=1)
 
+    def sample(params, keys, obs):
+        row = obs["state"][:, 0, 0].astype(jnp.int32)
+        return Sample(jnp.asarray(CHAIN)[row][..., None, None], None)
+
     return tiny.tiny_diffusion_policy(num_tuned=MOVES)._replace(
-        log_prob=log_prob, chain_log_prob=chain_log_prob
+        sample=sample, log_prob=log_prob, chain_log_prob=chain_log_prob
     )
 
 
@@ -62,7 +67,7 @@ class TableCritic(NamedTuple):
         return params[obs["state"][:, 0, 0].astype(jnp.int32)]
 
 
-def updated(iteration=0, **changes):
+def updated(iteration=0, num_active=None, **changes):
     """The state before and after, and the metrics as numbers."""
     changes = dict(
         batch_size=4,
@@ -84,7 +89,7 @@ def updated(iteration=0, **changes):
     tuned, values = jnp.ones((4, MOVES)), jnp.ones(4)
     actor_optimizer, critic_optimizer = updates.init(tuned, values)
     state = PPOState(
-        params=PolicyParams(base=tuned, tuned=tuned),
+        params=PolicyParams(tuned, tuned, num_active),
         critic_params=values,
         actor_optimizer=actor_optimizer,
         critic_optimizer=critic_optimizer,
@@ -159,6 +164,36 @@ def test_a_kl_beyond_its_target_is_the_last_of_an_iteration(target_kl, num_updat
         # Means are of the updates that ran.
         half = metrics["approx_kl_last"] / 2
         assert metrics["approx_kl"] == pytest.approx(half, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["pair", "chain"])
+@pytest.mark.parametrize("micro_batch_size", [8, 2])
+def test_moves_that_are_no_longer_tuned_have_no_share_in_anything(
+    mode, micro_batch_size
+):
+    """Of the last moves alone, whose advantages are 1, -2, 3 and -4: the lower decile
+    is -3.4, three tenths of the way from -4 to -2."""
+    _, after, metrics = updated(
+        num_active=jnp.int32(1),
+        batch_size=8,
+        minibatch=mode,
+        micro_batch_size=micro_batch_size,
+        advantage_quantiles=(0.1, 1.0),
+    )
+    assert metrics["policy_loss"] == pytest.approx(-(1 - 2 + 3 - 3.4) / 4, rel=1e-4)
+    assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5)
+    np.testing.assert_array_equal(after.params.tuned[:, 0], 1)
+    gained = np.sign(after.params.tuned[:, 1] - 1)
+    np.testing.assert_array_equal(gained, np.sign(ADVANTAGE))
+
+
+def test_the_cloning_penalty_counts_the_moves_that_are_tuned():
+    """The teacher's chains are those that were collected."""
+    changes = dict(clone_coef=1.0, batch_size=8, minibatch="chain")
+    score = scored(CHAIN[:, :-1], ROWS[:, None], np.arange(MOVES))
+    for num_active, counted in ((None, score), (jnp.int32(1), score[:, 1:])):
+        _, _, metrics = updated(num_active=num_active, **changes)
+        assert metrics["cloning_penalty"] == pytest.approx(-counted.mean(), rel=1e-5)
 
 
 def test_minibatches_that_devices_cannot_share_in_whole_parts_are_refused():

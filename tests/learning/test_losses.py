@@ -46,6 +46,16 @@ def test_the_surrogate_pushes_no_ratio_further_out_of_its_range(
     np.testing.assert_allclose(gradient, -advantage * ratio * pushes, rtol=1e-5)
 
 
+@pytest.mark.parametrize("ratio, advantage, loss", [(2.0, 1.0, -1.1), (0.5, -1.0, 0.9)])
+def test_a_ratio_that_went_far_enough_counts_as_the_end_of_its_range(
+    ratio, advantage, loss
+):
+    value, _ = clipped_surrogate(
+        jnp.log(jnp.array([ratio])), jnp.zeros(1), jnp.array([advantage]), 0.1
+    )
+    np.testing.assert_allclose(value, loss, rtol=1e-5)
+
+
 def test_diagnostics_of_the_surrogate():
     ratio = jnp.array([1.5, 0.5, 1.0, 1.0])
     _, info = clipped_surrogate(jnp.log(ratio), jnp.zeros(4), jnp.ones(4), 0.2)
@@ -151,16 +161,13 @@ def test_the_value_loss_is_half_the_mean_square():
     assert loss == 0.5 * (1 + 4) / 2
 
 
-@pytest.mark.parametrize("old", [0.0, 3.0])
-def test_the_value_loss_stops_pulling_a_value_that_moved_far_enough(old):
-    """By 1 towards the target: beyond the clip only the clipped twin counts."""
+def test_the_value_loss_stops_pulling_a_value_that_moved_far_enough():
+    """From 0 towards the target 1: beyond the clip only the clipped twin counts."""
 
-    def slope(moved):
+    def slope(value):
         return jax.grad(
-            lambda v: value_loss(
-                v[None], jnp.array([old + 1]), jnp.array([old]), clip=0.2
-            )
-        )(jnp.array(old + moved))
+            lambda v: value_loss(v[None], jnp.ones(1), jnp.zeros(1), clip=0.2)
+        )(jnp.array(value))
 
     np.testing.assert_allclose(slope(0.1), 0.1 - 1, rtol=1e-5)
     assert slope(0.5) == 0.0
@@ -169,10 +176,9 @@ def test_the_value_loss_stops_pulling_a_value_that_moved_far_enough(old):
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_value_counts_as_if_it_had_moved_by_the_clip_at_most(sign):
-    """Half way to a target, up or down, it counts as a fifth of the way."""
-    loss = value_loss(
-        jnp.array([0.5 * sign]), jnp.array([sign]), jnp.zeros(1), clip=0.2
-    )
+    """Half way from 3 to 4 or to 2 it counts as at 3.2 or at 2.8."""
+    value, target, old = (jnp.array([3.0 + sign * x]) for x in (0.5, 1.0, 0.0))
+    loss = value_loss(value, target, old, clip=0.2)
     np.testing.assert_allclose(loss, 0.5 * 0.8**2, rtol=1e-5)
 
 
