@@ -135,3 +135,13 @@ def test_the_first_reward_meets_a_variance_of_one():
     reward = jnp.full((1, 1), 3.0)
     _, scaled = scale_rewards(init_reward_scale(1), reward, reward * 0, discount=0.9)
     np.testing.assert_allclose(scaled, 3 / np.sqrt(1 + 9), rtol=1e-3)
+
+
+def test_rewards_of_zero_stay_zero_whatever_is_left_of_the_first_variance():
+    """After 20,000 of them it is 1e-4 / 20,000, less than the epsilon added to it."""
+    reward = jnp.zeros((200, 100))
+    scale, scaled = scale_rewards(
+        init_reward_scale(100), reward, jnp.ones_like(reward), discount=0.9
+    )
+    assert 0 < scale.variance < 1e-8
+    assert (scaled == 0).all()
