@@ -1,6 +1,6 @@
 """Change one thing in a module and see whether its tests notice: mutation testing.
 
-    python -m tests.mutants learning/losses learning/returns    # or no name: all of MODULES
+    python -m tests.mutants learning/losses learning/returns    # no name: all MODULES
 
 cosmic-ray makes the changes, its own and those below. The tests run on a copy of the
 repository, each time in a fork of one process that has imported JAX and everything else

@@ -115,7 +115,9 @@ def test_bounds_of_random_actions_are_those_behind_the_wrappers(here):
         "    return env._replace(reset=reset, step=step, obs_shape={'state': (1,)})\n"
     )
     config = make_config(
-        *("env.wrappers=hide.py:hide", "data=", "name=new"),
+        "env.wrappers=hide.py:hide",
+        "data=",
+        "name=new",
         "rollout.random_steps=16",
     )
     bounds, _ = common.find_bounds(config, "new")
