@@ -326,7 +326,8 @@ def find_bounds(config: ConfigDict, run_dir: str) -> tuple[Normalizer, dict[str,
         )
     steps = config.rollout.random_steps
     print(f"bounds of observations and actions: those of {steps} random steps in +-1")
-    key = jax.random.key(config.seed)
+    # The same for every seed, so that many seeds in one program are what each is alone.
+    key = jax.random.key(0)
     return random_bounds(make_raw_env(config), key, num_steps=steps), origin
 
 

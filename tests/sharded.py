@@ -135,6 +135,19 @@ def evaluations():
     return found
 
 
+def annealed_start():
+    """K' that is left after going on from a policy whose K' was annealed, on 8 devices.
+
+    Its parameters say how many steps they tune, unlike those that a new run makes.
+    """
+    algorithm = make("pair")
+    params = tiny.tiny_diffusion_policy().init(jax.random.key(1), tiny.OBS)
+    params = params._replace(num_active=jax.numpy.int32(1))
+    sharded = parallel.shard(algorithm, parallel.make_mesh(DEVICES))
+    state, metrics = sharded.step(sharded.init(jax.random.key(0), params))
+    return [int(state.params.num_active), bool(metrics["params_change"] > 0)]
+
+
 def refusals():
     """What is said of algorithms that eight devices cannot share."""
     algorithms = {
@@ -169,5 +182,6 @@ if __name__ == "__main__":
         "refusals": refusals,
         "own device": own_device,
         "evaluations": evaluations,
+        "annealed start": annealed_start,
     }
     print(json.dumps(others[case]() if case in others else compare(case)))

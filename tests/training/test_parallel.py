@@ -188,6 +188,10 @@ def test_an_evaluation_depends_on_neither_devices_nor_environments():
         np.testing.assert_allclose(returns, expected, rtol=1e-4, err_msg=name)
 
 
+def test_many_devices_go_on_from_a_policy_whose_tuned_steps_were_annealed():
+    assert json.loads(child("tests.sharded", "annealed start")) == [1, True]
+
+
 def test_mjx_keeps_to_the_devices_of_its_process():
     """The first device of all belongs to another process, except in the first."""
     assert json.loads(child("tests.sharded", "own device")) == [3]
