@@ -29,10 +29,16 @@ from dppo_jax.normalize import Normalizer
 from dppo_jax.objects import file_digest
 from dppo_jax.policies import make_policy
 from dppo_jax.training import parallel
-from dppo_jax.training.checkpoint import load_config, read_policy, save_config
+from dppo_jax.training.checkpoint import (
+    has_checkpoint,
+    load_config,
+    read_policy,
+    save_config,
+)
 from dppo_jax.training.old_settings import flatten
 from dppo_jax.types import Act, PyTree, VecEnv
 from experiments import plots, processes
+from experiments.defaults import default_config
 from experiments.settings import as_flag
 from experiments.settings import load_config as load_config_file
 from experiments.settings import override, settings_of
@@ -170,10 +176,12 @@ def config_of_run(run_dir: str) -> ConfigDict:
     if saved is None or "model" not in saved:
         raise ValueError(
             f"{run_dir} is no directory of experiments.pretrain or "
-            "experiments.finetune; name one that is."
+            "experiments.finetune, nor of dppo_jax.train with a configuration; name "
+            "one that is."
         )
     config = settings_of(saved)
     config.update(policy=run_dir, run_dir="", num_seeds=1)
+    config.mesh = default_config().mesh  # Whoever reads a run need not be many.
     return config
 
 
@@ -314,7 +322,7 @@ def find_bounds(config: ConfigDict, run_dir: str) -> tuple[Normalizer, dict[str,
     if config.data or Path(data_path(config)).exists():
         data = load_data(config)
         origin["data"] = digest(data)
-    if (Path(run_dir) / "checkpoints").is_dir():
+    if has_checkpoint(run_dir):
         return read_policy(run_dir).normalizer, origin
     if data is not None and data.normalizer is not None:
         print(f"bounds of observations and actions: those of {data_path(config)}")

@@ -11,6 +11,7 @@ from absl import flags
 from dppo_jax.deploy import LoadedPolicy, load_policy
 from dppo_jax.interop import ReferenceCheckpoint, save_reference_checkpoint
 from dppo_jax.normalize import save_normalizer
+from dppo_jax.policies import PolicyParams
 from dppo_jax.training.checkpoint import load_critic
 from experiments import common
 
@@ -18,7 +19,13 @@ from experiments import common
 def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
     """Run the program; returns the path of the bounds, written beside `path`."""
     policy = load_policy(run_dir, checkpoint)
-    stage, model = policy.config["stage"], policy.config["model"]
+    stage, model = policy.config.get("stage"), policy.config.get("model")
+    is_chain = isinstance(policy.params, PolicyParams)
+    if stage not in ("pretrain", "finetune") or model is None or not is_chain:
+        raise ValueError(
+            f"{run_dir} cannot be written for the published code; name a run of "
+            "experiments.pretrain, or of experiments.finetune with algorithm.name=ppo."
+        )
     is_gaussian = model["kind"] == "gaussian"
     bounds = model["gaussian"]
     critic = load_critic(run_dir, checkpoint) if stage == "finetune" else None

@@ -14,7 +14,7 @@ from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, summarize
 from dppo_jax.training import parallel
-from dppo_jax.training.checkpoint import check_matches, load_critic, optional_as
+from dppo_jax.training.checkpoint import check_matches, load_critic
 from dppo_jax.types import Algorithm, PyTree
 from experiments import common, plots, processes
 from experiments.seeds import check_seeds, seed_configs, train_seeds
@@ -94,22 +94,15 @@ def _start_from(
     checkpoint: int | str,
 ) -> tuple[PyTree, ...]:
     """What `algorithm.init` starts from: what acted, and its critic if there is one."""
-    run_dir = config.policy or "the pre-training run"
-    state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
-    check_matches(
-        pretrained.params,
-        optional_as(algorithm.params(state), pretrained.params),
-        what=f"the policy of {run_dir}",
-        cure="pass the --config.model settings that it was trained with.",
-    )
-    critic = None
-    if (
-        find_algorithm(config.algorithm.name).takes_critic
-        and pretrained.config.get("stage") == "finetune"
-    ):
-        critic = load_critic(config.policy, checkpoint)
-    if critic is None:
+    run_dir = common.policy_path(config, "pretrain")
+    is_tuned = pretrained.config.get("stage") == "finetune"
+    if not (is_tuned and find_algorithm(config.algorithm.name).takes_critic):
         return (pretrained.params,)
+    critic = load_critic(run_dir, checkpoint)
+    if critic is None:
+        print(f"note: {run_dir} has no critic at checkpoint {checkpoint}; a new one")
+        return (pretrained.params,)
+    state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
     check_matches(
         critic,
         state.critic_params,

@@ -69,6 +69,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
         f"{name}={_lookup(config, name)}"
         for name in _UNTOLD
         if name.split(".")[1] in ("network", config.model.kind)
+        or (name.split(".")[1] == "sampling" and config.model.kind == "diffusion")
     ]
     if checkpoint.stage == "finetune" and config.model.kind == "diffusion":
         name = "model.sampling.num_tuned_steps"

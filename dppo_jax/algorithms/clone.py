@@ -61,6 +61,11 @@ def make_pretrain(
     Raises:
         ValueError: settings that cannot work, by name.
     """
+    if not isinstance(policy, ChainPolicy):
+        raise ValueError(
+            f"a {type(policy).__name__} cannot be cloned; set model.kind='diffusion' "
+            "or 'gaussian'."
+        )
     for name in ("batch_size", "ema_every"):
         if config[name] < 1:
             raise ValueError(f"pretrain.{name}={config[name]} must be at least 1.")

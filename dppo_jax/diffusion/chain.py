@@ -31,7 +31,8 @@ class Chain(NamedTuple):
     num_steps: K.
     draw_clip: bound of standard-normal draws; the density stays unclipped.
     final_clip: bound of the action that leaves the chain, or None.
-    min_log_prob_std: floor of the standard deviation in log-probabilities; 0: none.
+    min_log_prob_std: floor of the standard deviation in log-probabilities; 0: none, for
+        moves whose own is never near zero.
     """
 
     explore: Move

@@ -143,10 +143,21 @@ class Checkpoints:
         return _restored(restored["state"], like)
 
 
-class Best:
-    """The `best/` folder of one run: what acted when a score was highest."""
+def has_checkpoint(run_dir: str | os.PathLike) -> bool:
+    """Whether a run has a complete checkpoint; unfinished ones have other names."""
+    folder = Path(run_dir) / _CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
-    def __init__(self, run_dir: str | os.PathLike) -> None:
+
+class Best:
+    """The `best/` folder of one run: what acted when a number was highest.
+
+    Args:
+        name: of the number; one that was kept by another name counts for nothing.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike, name: str) -> None:
+        self._name = np.frombuffer(name.encode(), np.uint8)
         self._manager = _manager(run_dir, _BEST, max_to_keep=1, create=True)
         self._score = -np.inf
         step = self._manager.latest_step()
@@ -155,7 +166,8 @@ class Best:
                 item = self._manager.restore(
                     step, args=ocp.args.Composite(policy=ocp.args.StandardRestore())
                 )
-            self._score = float(item["policy"]["score"])
+            if np.array_equal(item["policy"]["score_name"], self._name):
+                self._score = float(item["policy"]["score"])
 
     def close(self) -> None:
         """Wait for what is still being written."""
@@ -176,7 +188,12 @@ class Best:
         self._manager.save(
             iteration,
             args=ocp.args.Composite(
-                policy=_policy_item(params, normalizer, score=np.asarray(score))
+                policy=_policy_item(
+                    params,
+                    normalizer,
+                    score=np.asarray(score),
+                    score_name=self._name,
+                )
             ),
             # Its iteration may lie before that of what it replaces.
             force=True,

@@ -38,19 +38,31 @@ RENAMED = {
 # Settings that were added later, with what runs did before; where their section is.
 ADDED = {
     "env.wrappers": [],
-    "model.network.kind": "mlp",
-    "model.network.options": {},
-    "model.network.compute_dtype": "float32",
-    "model.squashed": {"std_min": 0.0067, "std_max": 7.39},
-    "critic.compute_dtype": "float32",
+    **{
+        f"{section}{name}": value
+        for section in ("", "collect.")
+        for name, value in {
+            "model.network.kind": "mlp",
+            "model.network.options": {},
+            "model.network.compute_dtype": "float32",
+            "model.squashed": {"std_min": 0.0067, "std_max": 7.39},
+            "critic.compute_dtype": "float32",
+        }.items()
+    },
     "algorithm.name": "ppo",
     "rollout.random_steps": 20_000,
     "loop.pretrain.keep_best": "",
     "loop.finetune.keep_best": "",
-    "algorithm.ppo.minibatch": "pair",
-    "algorithm.ppo.log_prob_bounds": [-5.0, 2.0],
-    "algorithm.ppo.bound_entries": None,
-    "algorithm.ppo.shuffle_groups": 1,
+    **{
+        f"{section}.{name}": value
+        for section in ("algorithm.ppo", "collect.ppo")
+        for name, value in {
+            "minibatch": "pair",
+            "log_prob_bounds": [-5.0, 2.0],
+            "bound_entries": None,
+            "shuffle_groups": 1,
+        }.items()
+    },
 }
 
 

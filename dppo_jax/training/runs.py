@@ -43,10 +43,10 @@ class Row(NamedTuple):
 class Run:
     """One run directory: its checkpoints, its rows, and whether it still goes on."""
 
-    def __init__(self, run_dir: str, keep: int | None, keep_best: bool) -> None:
+    def __init__(self, run_dir: str, keep: int | None, keep_best: str) -> None:
         self.run_dir = run_dir
         self.checkpoints = Checkpoints(run_dir, keep=keep)
-        self.best = Best(run_dir) if keep_best else None
+        self.best = Best(run_dir, keep_best) if keep_best else None
         self.writer: MetricsWriter | None = None
         self.final: Any = None  # The state that `stop` ended it with.
 
@@ -90,7 +90,7 @@ class Runs:
 
     def __enter__(self) -> "Runs":
         self._runs = [
-            Run(run_dir, self._keep, bool(self._keep_best)) for run_dir in self._dirs
+            Run(run_dir, self._keep, self._keep_best) for run_dir in self._dirs
         ]
         for run in self._runs:
             self._closing.callback(run.close)

@@ -149,3 +149,8 @@ def test_an_entropy_bonus_widens_a_gaussian_policy():
 def test_settings_that_cannot_work_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+def test_a_policy_that_is_no_chain_is_refused():
+    with pytest.raises(ValueError, match="SquashedPolicy cannot be cloned"):
+        make(tiny.tiny_squashed_policy())

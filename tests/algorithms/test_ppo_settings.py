@@ -54,3 +54,8 @@ def test_a_gaussian_policy_has_no_sampling_floor_to_anneal():
     policy = tiny.tiny_gaussian_policy()
     with pytest.raises(ValueError, match="min_std_steps=5 .* Gaussian"):
         tiny.make_tiny_ppo(policy, min_std_steps=5)
+
+
+def test_a_policy_that_is_no_chain_is_refused():
+    with pytest.raises(ValueError, match="ppo needs .* SquashedPolicy.*model.kind"):
+        tiny.make_tiny_ppo(tiny.tiny_squashed_policy())

@@ -327,6 +327,16 @@ def test_a_policy_cloned_with_ddpm_acts_and_is_tuned_with_ddim(world, tmp_path, 
     assert "checkpoint 3: 6 episodes, deterministic mode" in capsys.readouterr().out
 
 
+def test_the_tuned_steps_of_a_cloned_policy_may_be_annealed(world, tmp_path):
+    """K' = 2 drops to 1 after the first of two iterations, and is saved so."""
+    changes = dict(run_dir=str(tmp_path / "annealed"))
+    changes |= dict(algorithm__ppo__tuned_steps_drop=1)
+    changes |= dict(algorithm__ppo__tuned_steps_every=1)
+    (run_dir,) = finetune.main(make_config(world, "finetune", **changes))
+    assert int(load_policy(run_dir).params.num_active) == 1
+    evaluate.main(common.config_of_run(run_dir))
+
+
 def test_a_run_that_was_moved_goes_on(world, tmp_path, monkeypatch, capsys):
     """Policies and data are what they hold, wherever they are and however spelled."""
     for name in ("data", "pretrain", "finetune"):

@@ -8,8 +8,10 @@ import pytest
 
 from dppo_jax.policies import PolicyParams
 from dppo_jax.training.checkpoint import (
+    Best,
     Checkpoints,
     check_matches,
+    has_checkpoint,
     load_config,
     load_critic,
     read_policy,
@@ -234,3 +236,29 @@ def test_parameters_that_do_not_match_are_refused_with_their_name_and_a_cure(
     with pytest.raises(ValueError, match=f"the policy .*{message}.*; pass this"):
         check_matches(found, wanted, what="the policy", cure="pass this")
     check_matches(wanted, wanted, what="the policy", cure="pass this")
+
+
+def test_the_best_is_replaced_by_a_higher_score_of_the_same_name_alone(tmp_path):
+    """Whatever their order, and after a restart; another number starts anew."""
+    save_config(tmp_path, CONFIG)
+    for iteration, score, kept in ((4, 1.0, 4), (6, 0.5, 4), (2, 3.0, 2)):
+        best = Best(tmp_path, "return")
+        if best.is_beaten_by(score):
+            params = {"w": jnp.float32(score)}
+            best.save(iteration, params, tiny.NORMALIZER, score=score)
+        best.close()
+        assert read_policy(tmp_path, "best").iteration == kept
+    assert float(read_policy(tmp_path, "best").params["w"]) == 3.0
+    for name, beaten in (("return", False), ("success", True)):
+        best = Best(tmp_path, name)
+        assert best.is_beaten_by(0.9) == beaten
+        assert not best.is_beaten_by(float("nan"))
+        best.close()
+
+
+def test_a_folder_without_a_complete_checkpoint_has_none(tmp_path):
+    assert not has_checkpoint(tmp_path)
+    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp-0").mkdir(parents=True)
+    assert not has_checkpoint(tmp_path)
+    save(tmp_path, 3)
+    assert has_checkpoint(tmp_path)

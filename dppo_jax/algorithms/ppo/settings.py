@@ -41,9 +41,8 @@ def default_config() -> ConfigDict:
     # every minibatch takes the same number of items: what many devices need, whose
     # number must divide it, and what makes one device equal to them.
     config.shuffle_groups = 1
-    # Rows of the policy whose gradients are computed at a time; their mean is exact,
-    # only a cloning penalty draws other chains. None: as many as are fast on a CPU, all
-    # on an accelerator.
+    # Rows of the policy whose gradients are computed at a time; their mean is exact.
+    # None: as many as are fast on a CPU, all on an accelerator.
     config.micro_batch_size = placeholder(int)
     config.epochs = 5
     config.clip_top = 0.01
@@ -80,6 +79,11 @@ def default_config() -> ConfigDict:
 
 def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     """Refuse settings that contradict each other; raises ValueError by name."""
+    if not isinstance(policy, ChainPolicy):
+        raise ValueError(
+            f"ppo needs the moves of a chain, not a {type(policy).__name__}; set "
+            "model.kind='diffusion' or 'gaussian'."
+        )
     if config.minibatch not in MINIBATCHES:
         raise ValueError(
             f"minibatch={config.minibatch!r} is unknown; use one of "
