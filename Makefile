@@ -3,7 +3,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+BASE := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed-dev
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 SOURCES := dppo_jax experiments benchmarks tests
 # Two to four processes, as many as there are cores: compiling keeps only one busy.
@@ -22,7 +23,7 @@ MAKEFLAGS += --no-print-directory
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED)  ## Pre-train, fine-tune and evaluate a small policy
+demo: $(BASE)  ## Pre-train, fine-tune and evaluate a small policy
 	@$(BIN)/python -m experiments.demo
 
 test: lint types  ## Lint, types and the fast tests: what CI runs
@@ -54,7 +55,7 @@ format: $(INSTALLED)  ## Let black and isort rewrite the sources
 KEEP := $(if $(JSON),--json)
 HOPPER := --config experiments/configs/hopper.py:v0_8
 
-bench: $(INSTALLED)  ## Measure this machine, about 15 minutes (JSON=1 keeps it)
+bench: $(BASE)  ## Measure this machine, about 15 minutes (JSON=1 keeps it)
 	@echo "== physics"
 	@$(BIN)/python -m benchmarks.physics --batch 512 $(KEEP)
 	@echo "== denoising"
@@ -75,20 +76,24 @@ bench: $(INSTALLED)  ## Measure this machine, about 15 minutes (JSON=1 keeps it)
 	@echo "== compiling"
 	@$(BIN)/python -m benchmarks.compile_time $(KEEP)
 
-bench-gpu: $(INSTALLED)  ## Measure a GPU in 8 minutes (SMALL=1 tries it on a CPU)
+bench-gpu: $(BASE)  ## Measure a GPU in 8 minutes (SMALL=1 tries it on a CPU)
 	@$(BIN)/python -m benchmarks.gpu $(if $(SMALL),--small) $(if $(DATA),--data $(DATA))
 
-figures: $(INSTALLED)  ## Put kept measurements into docs/performance.md
+figures: $(BASE)  ## Put kept measurements into docs/performance.md
 	@$(BIN)/python -m benchmarks.report
 
 clean:  ## Remove caches and build leftovers; .venv and runs/ stay
 	@rm -rf .pytest_cache .mypy_cache .jax_cache build dist *.egg-info
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp holds what was installed, so that a mere new date, as after switching
-# branches, installs nothing.
-$(INSTALLED): $(REQUIREMENTS)
-	@if cat $(REQUIREMENTS) | cmp -s - $@; then touch $@; exit 0; fi; \
+# A stamp holds what was installed, so that a mere new date, as after switching branches,
+# installs nothing. Running the programs needs BASE; tests and linters need INSTALLED.
+UNCHANGED = cat $(REQUIREMENTS) | cmp -s - $@ && touch $@
+INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check \
+	--constraint constraints.txt --editable
+
+$(BASE): $(REQUIREMENTS)
+	@if $(UNCHANGED); then exit 0; fi; \
 	set -e; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		python="$(PYTHON)"; \
@@ -102,6 +107,10 @@ $(INSTALLED): $(REQUIREMENTS)
 		$$python -m venv --clear $(VENV); \
 	fi; \
 	echo "== installing the dependencies into $(VENV); the first time takes minutes"; \
-	$(BIN)/python -m pip install --no-input --disable-pip-version-check \
-		--constraint constraints.txt --editable ".[dev]"; \
+	$(INSTALL) .; \
 	cat $(REQUIREMENTS) > $@
+
+$(INSTALLED): $(BASE)
+	@if $(UNCHANGED); then exit 0; fi; \
+	echo "== installing what tests and linters need into $(VENV)"; \
+	$(INSTALL) ".[dev]" && cat $(REQUIREMENTS) > $@

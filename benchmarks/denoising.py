@@ -46,7 +46,7 @@ def denoising_part(
     """
     policy = setup.policy
     num_rows = num_rows or setup.env.num_envs
-    num_calls = num_calls or setup.config.rollout.num_steps
+    num_calls = num_calls or setup.config.rollout.num_chunks
     obs, x, next_x, step = random_moves(setup, num_rows)
     params = policy.init(jax.random.key(1), random_obs(setup, 1))
 

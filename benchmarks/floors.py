@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import timing
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, PyTree
 
 # Seconds that one timed call should take: long enough that starting a program and
@@ -61,7 +62,7 @@ def products(function: Callable[..., Any], *args: Any) -> list[tuple[Product, in
     most arithmetic counts.
 
     Raises:
-        ValueError: products inside a loop whose length depends on data.
+        SettingsError: products inside a loop whose length depends on data.
     """
     return _products(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -99,7 +100,7 @@ class Replay:
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.products = products(function, *args)
         if not self.products:
-            raise ValueError("there is no matrix product to measure a floor with.")
+            raise SettingsError("there is no matrix product to measure a floor with.")
         self.flops = _total(self.products)
         self._repeated = [p for p, count in self.products for _ in range(count)]
         self.count = 1
@@ -261,7 +262,7 @@ def _products(jaxpr: Any) -> list[tuple[Product, int]]:
             inner = [x for p in params.values() for x in _jaxprs(p)]
             inside = [pair for x in inner for pair in _products(x)]
             if name == "while" and inside:
-                raise ValueError(
+                raise SettingsError(
                     "matrix products inside a loop of unknown length cannot be "
                     "counted; give the function a loop of fixed length."
                 )

@@ -62,7 +62,7 @@ def _first_learning_iteration(config: ConfigDict) -> int:
     replay = config.algorithm.sac.replay
     rollout = config.rollout
     collected = max(replay.random_steps, replay.min_fill)
-    return -(-collected // (rollout.num_envs * rollout.num_steps))
+    return -(-collected // (rollout.num_envs * rollout.num_chunks))
 
 
 def acting_part(setup: OffPolicySetup) -> Part:
@@ -76,7 +76,7 @@ def acting_part(setup: OffPolicySetup) -> Part:
             action, _ = setup.policy.act(params, row_keys(key, num_rows), obs)
             return total + action.sum(), None
 
-        keys = jax.random.split(key, setup.config.rollout.num_steps)
+        keys = jax.random.split(key, setup.config.rollout.num_chunks)
         return jax.lax.scan(one, jnp.zeros(()), keys)[0]
 
     def unit(params: PyTree, keys: Array, obs: Any) -> Array:
@@ -90,12 +90,12 @@ def acting_part(setup: OffPolicySetup) -> Part:
 def replay_part(setup: OffPolicySetup) -> Part:
     """Store what a roll-out records, then draw the batches of all rounds."""
     config = setup.config.algorithm.sac.replay
-    num_envs, num_steps = setup.env.num_envs, setup.config.rollout.num_steps
+    num_envs, num_chunks = setup.env.num_envs, setup.config.rollout.num_chunks
     drawn = config.updates_per_round * config.batch_size
     num_rounds = num_updates(setup.config) // config.updates_per_round
-    rows = _transitions(setup, num_envs * num_steps)
+    rows = _transitions(setup, num_envs * num_chunks)
     collected = jax.tree.map(
-        lambda x: x.reshape(num_steps, num_envs, *x.shape[1:]), rows
+        lambda x: x.reshape(num_chunks, num_envs, *x.shape[1:]), rows
     )
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
     replay = buffers.init(one, num_envs, config.capacity)
@@ -118,7 +118,7 @@ def replay_part(setup: OffPolicySetup) -> Part:
     start = (replay, collected, jax.random.key(0))
     call = timing.Call(jax.jit(run, donate_argnums=0), (start,), carry=True)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(rows))
-    total = size * (1 + num_rounds * drawn / (num_envs * num_steps))
+    total = size * (1 + num_rounds * drawn / (num_envs * num_chunks))
     batches = _transitions(setup, num_rounds * drawn)
     return Part("replay", call, num_bytes=2 * total, stream=batches)
 
@@ -136,7 +136,7 @@ def actor_updates_part(setup: OffPolicySetup) -> Part:
 def num_updates(config: ConfigDict) -> int:
     """Updates of the critics in an iteration; config: the whole configuration."""
     rollout, replay = config.rollout, config.algorithm.sac.replay
-    collected = rollout.num_envs * rollout.num_steps
+    collected = rollout.num_envs * rollout.num_chunks
     return round(replay.updates_per_transition * collected)
 
 

@@ -32,6 +32,7 @@ from dppo_jax.envs.physics import (
     make_physics,
     resolve_engine,
 )
+from dppo_jax.errors import SettingsError
 from dppo_jax.rollout import env_keys
 from dppo_jax.runtime import num_cores
 from dppo_jax.types import Array
@@ -66,7 +67,7 @@ def usable_engines() -> list[str]:
     def usable(engine: str) -> bool:
         try:
             return resolve_engine(engine, engine) == engine
-        except ValueError:
+        except SettingsError:
             return False
 
     return [engine for engine in ENGINES if usable(engine)]

@@ -30,6 +30,7 @@ from benchmarks.train_step import (
     policy_update_part,
     step_part,
 )
+from dppo_jax.errors import SettingsError
 from experiments.settings import load_config
 
 MAX_SECONDS = 20.0
@@ -41,16 +42,16 @@ def measure_envs(
     """One row: an iteration with `envs` environments and its parts.
 
     Raises:
-        ValueError: fewer pairs in an iteration than in an update.
+        SettingsError: fewer pairs in an iteration than in an update.
     """
     print(f"measuring {envs:,} environments", file=sys.stderr, flush=True)
     available = envs * chunks * config.model.sampling.num_tuned_steps
     if available < pairs:
-        raise ValueError(
+        raise SettingsError(
             f"--pairs={pairs} exceeds the {available} pairs of {envs} environments x "
             f"{chunks} chunks; lower it, or raise --envs or --chunks."
         )
-    config.rollout.update(num_envs=envs, num_steps=chunks)
+    config.rollout.update(num_envs=envs, num_chunks=chunks)
     config.algorithm.ppo.update(batch_size=pairs, epochs=1)
     setup = make_setup(config)
     makers: dict[str, Callable[[Setup], Part]] = dict(

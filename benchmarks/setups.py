@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import floors, timing
 from dppo_jax.envs.build import make_env, make_single
+from dppo_jax.errors import SettingsError
 from dppo_jax.networks.critics import StateActionCritic, StateCritic
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import ChainPolicy, SquashedPolicy, make_policy
@@ -61,7 +62,7 @@ def make_setup(config: ConfigDict) -> Setup:
     """Environment and networks of PPO."""
     env, policy = _env_and_policy(config)
     if not isinstance(policy, ChainPolicy):
-        raise ValueError(
+        raise SettingsError(
             f"model.kind={config.model.kind!r}: what is measured here is PPO over a "
             "chain; use 'diffusion' or 'gaussian', or benchmarks.off_policy."
         )
@@ -72,7 +73,7 @@ def make_off_policy_setup(config: ConfigDict) -> OffPolicySetup:
     """Environment and networks of soft actor-critic."""
     env, policy = _env_and_policy(config)
     if not isinstance(policy, SquashedPolicy):
-        raise ValueError(
+        raise SettingsError(
             f"model.kind={config.model.kind!r}: what is measured here is soft "
             "actor-critic; use 'squashed', or benchmarks.train_step."
         )
@@ -116,7 +117,7 @@ def random_moves(setup: Setup, num_rows: int) -> tuple[Obs, Array, Array, Array]
     obs = random_obs(setup, num_rows)
     shape = (num_rows, setup.config.model.chunk, setup.env.action_shape[-1])
     x = jax.random.normal(jax.random.key(1), shape)
-    return obs, x, 0.9 * x, jnp.arange(num_rows) % setup.policy.num_steps
+    return obs, x, 0.9 * x, jnp.arange(num_rows) % setup.policy.num_tuned_steps
 
 
 def measure_part(

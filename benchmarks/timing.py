@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.runtime import num_cores
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -67,7 +68,7 @@ def measure(
         max_seconds: stop repeating early, yet not before three repeats.
 
     Raises:
-        ValueError: for too few repeats, or `carry` with more than one argument.
+        SettingsError: for too few repeats, or `carry` with more than one argument.
     """
     call = Call(function, args, carry)
     (timed,) = measure_together(
@@ -93,7 +94,7 @@ def measure_together(
             that carries nothing.
     """
     if repeats < MIN_REPEATS:
-        raise ValueError(f"repeats={repeats} shows no spread; take {MIN_REPEATS}.")
+        raise SettingsError(f"repeats={repeats} shows no spread; take {MIN_REPEATS}.")
     runners = [
         _Runner(call if isinstance(call, Call) else Call(call[0], call[1:]))
         for call in calls
@@ -121,7 +122,7 @@ class _Runner:
 
     def __init__(self, call: Call) -> None:
         if call.carry and len(call.args) != 1:
-            raise ValueError(
+            raise SettingsError(
                 f"carry feeds one argument back, but {len(call.args)} were given."
             )
         self._function, self._args, self._carry = call

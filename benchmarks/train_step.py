@@ -56,7 +56,7 @@ from dppo_jax.algorithms.ppo.update import PPOState
 from dppo_jax.envs import TASKS
 from dppo_jax.envs.physics import resolve_engine
 from dppo_jax.learning import optimizers
-from dppo_jax.learning.minibatch import part_size
+from dppo_jax.learning.minibatch import micro_batch_size
 from dppo_jax.policies import PolicyParams
 from dppo_jax.rollout import env_keys
 from dppo_jax.training import seeds
@@ -79,11 +79,11 @@ def step_part(setup: Setup) -> Part:
 
 def physics_part(setup: Setup | OffPolicySetup) -> Part:
     """All environment steps of a roll-out under random actions."""
-    env, num_steps = setup.env, setup.config.rollout.num_steps
+    env, num_chunks = setup.env, setup.config.rollout.num_chunks
 
     def run(state: Any, key: Array) -> Any:
         actions = jax.random.uniform(
-            key, (num_steps, env.num_envs, *env.action_shape), minval=-1.0
+            key, (num_chunks, env.num_envs, *env.action_shape), minval=-1.0
         )
         return jax.lax.scan(lambda s, a: (env.step(s, a)[0], None), state, actions)[0]
 
@@ -100,12 +100,12 @@ def _physics_floor(setup: Setup | OffPolicySetup) -> float | None:
     engine = config.engine
     if engine == "auto":
         engine = resolve_engine("auto", cpu_engine="mujoco")
-    num_steps = setup.config.rollout.num_steps * env.action_shape[0]
-    recorded = min(num_steps, max(20, PHYSICS_STEPS // env.num_envs))
+    num_control_steps = setup.config.rollout.num_chunks * env.action_shape[0]
+    recorded = min(num_control_steps, max(20, PHYSICS_STEPS // env.num_envs))
     rate = physics.engine_rate(
         config.task, engine, env.num_envs, recorded, **config.options
     )
-    return env.num_envs * num_steps / rate
+    return env.num_envs * num_control_steps / rate
 
 
 def ppo_of(setup: Setup) -> tuple[Collector, Gradients]:
@@ -117,7 +117,7 @@ def ppo_of(setup: Setup) -> tuple[Collector, Gradients]:
         setup.policy,
         setup.critic,
         ppo,
-        num_steps=config.rollout.num_steps,
+        num_chunks=config.rollout.num_chunks,
         reset_at_iteration=config.rollout.reset_at_iteration,
         mean=mean,
     )
@@ -127,7 +127,7 @@ def ppo_of(setup: Setup) -> tuple[Collector, Gradients]:
 def returns_part(setup: Setup) -> Part:
     """Values of a roll-out's observations, and advantages."""
     critic, num_envs = setup.critic, setup.env.num_envs
-    shape = (setup.config.rollout.num_steps, num_envs)
+    shape = (setup.config.rollout.num_chunks, num_envs)
     flat = random_obs(setup, shape[0] * num_envs)
     params = critic.init(jax.random.key(0), flat)
     zero, unused = jnp.zeros(shape), jnp.zeros((*shape, 1))
@@ -160,7 +160,7 @@ def policy_update_part(setup: Setup) -> Part:
     moves = Moves(
         obs=obs,
         chain=jnp.stack([x, next_x] + [x] * (moves_each - 1), axis=1),
-        step=(step[:, None] + jnp.arange(moves_each)) % policy.num_steps,
+        step=(step[:, None] + jnp.arange(moves_each)) % policy.num_tuned_steps,
         old_log_prob=jnp.zeros((num_items, moves_each)),
         advantage=jax.random.normal(jax.random.key(2), (num_items, moves_each)),
     )
@@ -184,7 +184,7 @@ def critic_update_part(setup: Setup) -> Part:
     """The same of the critic; a value is needed once per environment step."""
     rollout, critic = setup.config.rollout, setup.critic
     _, num_items, _ = minibatch_sizes(setup.config.algorithm.ppo, setup.policy)
-    num_rows = rollout.num_envs * rollout.num_steps
+    num_rows = rollout.num_envs * rollout.num_chunks
     obs = random_obs(setup, num_rows)
     zero = jnp.zeros(num_rows)
     steps = Steps(
@@ -205,7 +205,7 @@ def critic_update_part(setup: Setup) -> Part:
         apply: Callable[..., Any] = critic.apply
         return apply(params, obs).mean()
 
-    size = part_size(min(num_items, num_rows))
+    size = micro_batch_size(min(num_items, num_rows))
     unit = (jax.grad(loss), params, jax.tree.map(lambda x: x[:size], obs))
     return _update_part("critic update", setup, gradient, params, (steps, row), unit)
 
@@ -213,7 +213,7 @@ def critic_update_part(setup: Setup) -> Part:
 def num_updates(config: ConfigDict) -> int:
     """Minibatches of an iteration, all epochs; config: the whole configuration."""
     rollout, ppo = config.rollout, config.algorithm.ppo
-    chains = rollout.num_envs * rollout.num_steps
+    chains = rollout.num_envs * rollout.num_chunks
     pairs = chains * config.model.sampling.num_tuned_steps
     return ppo.epochs * (pairs // ppo.batch_size)
 

@@ -8,14 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from dppo_jax import policies
+from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
-from dppo_jax.training.checkpoint import (
-    SavedPolicy,
-    check_matches,
-    optional_as,
-    read_policy,
-    with_types,
-)
+from dppo_jax.training.checkpoint import SavedPolicy, read_policy
+from dppo_jax.training.trees import check_matches, optional_as, with_types
 from dppo_jax.types import Act, PyTree
 
 
@@ -57,8 +53,8 @@ def load_policy(
         history: To. None: `env.history` of `config.json`, or else 1.
 
     Raises:
-        ValueError: no such run, nothing saved yet, no such checkpoint, a damaged one,
-            or parameters that the given or configured policy does not have.
+        SettingsError: no such run, nothing saved yet, no such checkpoint, a damaged
+            one, or parameters that the given or configured policy does not have.
     """
     saved = read_policy(run_dir, checkpoint)
     cure = "pass the policy that was trained, and its history."
@@ -96,7 +92,7 @@ def _configured(
             model, action_dim=len(saved.normalizer.action_min)
         )
     except (AttributeError, KeyError) as error:
-        raise ValueError(
+        raise SettingsError(
             f"the settings `model` of {run_dir} are not whole ({error}); give all of "
             "dppo_jax.policies.default_config, or pass the policy that was trained."
         ) from error

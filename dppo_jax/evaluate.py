@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.rollout import first_episodes
 from dppo_jax.types import Act, Array, Metrics, PyTree, VecEnv
 
@@ -47,12 +48,14 @@ def make_evaluate(
         A jitted (params, key) -> Evaluation.
 
     Raises:
-        ValueError: no time limit, or less than one episode.
+        SettingsError: no time limit, or less than one episode.
     """
     if env.max_steps is None:
-        raise ValueError("evaluation needs a time limit; wrap the task in time_limit.")
+        raise SettingsError(
+            "evaluation needs a time limit; wrap the task in time_limit."
+        )
     if num_episodes < 1:
-        raise ValueError(f"num_episodes={num_episodes} must be at least 1.")
+        raise SettingsError(f"num_episodes={num_episodes} must be at least 1.")
     num_rounds = -(-num_episodes // env.num_envs)
     act = functools.partial(act, deterministic=deterministic)
 

@@ -15,12 +15,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array
 
 Rows = Array | np.ndarray
 
 # A constant column has no range; this keeps its normalised value finite (-1).
 EPSILON = 1e-6
+# In task units: a column of observations with a smaller range counts as constant. One
+# millimetre off would be 20 in normalised units there, and 1999 if it never changed.
+NARROW = 1e-4
+# In normalised units: policies see observations up to here, and constant columns within
+# [-1, 1].
+OBS_LIMIT = 10.0
 
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
 
@@ -48,6 +55,23 @@ def unnormalize_obs(normalizer: Normalizer, obs: Rows) -> Array:
     return _unnormalize(obs, normalizer.obs_min, normalizer.obs_max)
 
 
+def policy_obs(normalizer: Normalizer, obs: Rows) -> Array:
+    """What a policy sees of observations [..., Do] in task units.
+
+    These are the values of `normalize_obs`, clipped to +-`OBS_LIMIT`, and to [-1, 1] in
+    `constant_columns`: a network has learned nothing about what lies far outside.
+    """
+    low, high = normalizer.obs_min, normalizer.obs_max
+    limit = 1.0 + (OBS_LIMIT - 1.0) * (high - low >= NARROW)
+    return _normalize(obs, low, high).clip(-limit, limit)
+
+
+def constant_columns(normalizer: Normalizer) -> list[int]:
+    """Columns of observations whose range is below `NARROW`."""
+    width = np.asarray(normalizer.obs_max) - np.asarray(normalizer.obs_min)
+    return np.flatnonzero(width < NARROW).tolist()
+
+
 def normalize_action(normalizer: Normalizer, action: Rows) -> Array:
     """Actions [..., Da] in task units -> [-1, 1] inside the bounds."""
     return _normalize(action, normalizer.action_min, normalizer.action_max)
@@ -67,20 +91,22 @@ def fit_normalizer(observations: Rows, actions: Rows) -> Normalizer:
     """The bounds of observations [N, Do] and actions [N, Da], in task units.
 
     Raises:
-        ValueError: for no rows, unequal numbers of rows, NaN or infinite values.
+        SettingsError: for no rows, unequal numbers of rows, NaN or infinite values.
     """
     named = {"observations": np.asarray(observations), "actions": np.asarray(actions)}
     for name, rows in named.items():
         if rows.ndim != 2 or len(rows) == 0:
-            raise ValueError(f"{name} {rows.shape} must be a non-empty table [N, D].")
+            raise SettingsError(
+                f"{name} {rows.shape} must be a non-empty table [N, D]."
+            )
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
-            raise ValueError(
+            raise SettingsError(
                 f"{name} hold NaN or infinite values in {len(bad)} rows, the first "
                 f"being {bad[:5].tolist()}; remove those episodes."
             )
     if len(observations) != len(actions):
-        raise ValueError(
+        raise SettingsError(
             f"{len(observations)} observations and {len(actions)} actions: both need "
             "one row per step."
         )
@@ -97,7 +123,7 @@ def load_normalizer(path: str | os.PathLike) -> Normalizer:
     """Read a `normalization.npz` (or the one in the folder `path`).
 
     Raises:
-        ValueError: for a missing file or key, or bounds that are no bounds.
+        SettingsError: for a missing file or key, or bounds that are no bounds.
     """
     path = Path(path)
     if path.is_dir():
@@ -112,7 +138,7 @@ def save_normalizer(path: str | os.PathLike, normalizer: Normalizer) -> None:
     """Write a `normalization.npz` at `path`; a reader never sees half a file.
 
     Raises:
-        ValueError: for bounds that are no bounds.
+        SettingsError: for bounds that are no bounds.
     """
     path = Path(path)
     normalizer = Normalizer(*(np.asarray(bound, np.float32) for bound in normalizer))
@@ -134,21 +160,21 @@ def read_npz(
     """The numeric arrays of these names in an `.npz` file; nothing is unpickled.
 
     Raises:
-        ValueError: a file that is missing or not readable, a missing key, or an
+        SettingsError: a file that is missing or not readable, a missing key, or an
             array that does not hold numbers.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; check the path.")
+        raise SettingsError(f"{path} does not exist; check the path.")
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
+            raise SettingsError("it holds a single array")
     except (*_UNREADABLE, ValueError) as error:
-        raise ValueError(f"{path} is not a readable .npz file: {error}.") from error
+        raise SettingsError(f"{path} is not a readable .npz file: {error}.") from error
     with archive:
         missing = [key for key in required if key not in archive.files]
         if missing:
-            raise ValueError(
+            raise SettingsError(
                 f"{path} lacks {', '.join(missing)}; it holds "
                 f"{', '.join(archive.files) or 'nothing'}."
             )
@@ -157,12 +183,12 @@ def read_npz(
             try:
                 arrays[key] = archive[key]
             except (*_UNREADABLE, ValueError) as error:
-                raise ValueError(
+                raise SettingsError(
                     f"{path}: {key} is an object array or damaged ({error}); write it "
                     "as one plain array of numbers."
                 ) from error
             if arrays[key].dtype.kind not in "fiub":
-                raise ValueError(
+                raise SettingsError(
                     f"{path}: {key} has type {arrays[key].dtype}; it must hold numbers."
                 )
     return arrays
@@ -181,14 +207,14 @@ def _check_bounds(normalizer: Normalizer, source: str) -> None:
         low = getattr(normalizer, f"{kind}_min")
         high = getattr(normalizer, f"{kind}_max")
         if low.ndim != 1 or low.shape != high.shape or low.size == 0:
-            raise ValueError(
+            raise SettingsError(
                 f"{source}: {kind}_min {low.shape} and {kind}_max {high.shape} must be "
                 "two vectors of the same length."
             )
         bad = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)) | (low > high))
         if len(bad):
             i = bad[0]
-            raise ValueError(
+            raise SettingsError(
                 f"{source}: {kind}_min={low[i]} and {kind}_max={high[i]} at index {i} "
                 "are no bounds; both must be finite and min <= max."
             )

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+from dppo_jax.errors import SettingsError
+
 _CALLED = r"[^\W\d]\w*"
 _REFERENCE = re.compile(rf"(.+\.py|{_CALLED}(?:\.{_CALLED})*):({_CALLED})")
 
@@ -41,13 +43,13 @@ def load_object(reference: str, *, hint: str = "") -> Any:
         hint: a sentence for errors, on what else the name could have meant.
 
     Raises:
-        ValueError: another form, no such file, module or object, or code that fails
+        SettingsError: another form, no such file, module or object, or code that fails
             when it is imported.
     """
     hint = hint and f" {hint}"
     match = _REFERENCE.fullmatch(reference) if isinstance(reference, str) else None
     if match is None:
-        raise ValueError(
+        raise SettingsError(
             f"{reference!r} names no object; write 'module:object' or "
             f"'path/to/file.py:object'.{hint}"
         )
@@ -57,7 +59,7 @@ def load_object(reference: str, *, hint: str = "") -> Any:
     else:
         module = _module(place, reference, hint)
     if not hasattr(module, name):
-        raise ValueError(
+        raise SettingsError(
             f"{place} has no {name!r}, {_alternatives(module, name)}.{hint}"
         )
     return getattr(module, name)
@@ -88,17 +90,17 @@ def call(
             `options` does not set.
 
     Raises:
-        ValueError: no function, or arguments that it does not take or that it lacks.
+        SettingsError: no function, or arguments that it does not take or that it lacks.
     """
     if not callable(function):
-        raise ValueError(f"{name} is a {type(function).__name__}, not a function.")
+        raise SettingsError(f"{name} is a {type(function).__name__}, not a function.")
     taken = {key: value for key, value in offered.items() if takes(function, key)}
     arguments = {**taken, **options}
     try:
         inspect.signature(function).bind(*inputs, **arguments)
     except TypeError as error:
         given = [type(value).__name__ for value in inputs] + sorted(arguments)
-        raise ValueError(
+        raise SettingsError(
             f"{name}{inspect.signature(function)} cannot be called with the arguments "
             f"({', '.join(given)}): {error}."
         ) from None
@@ -122,7 +124,7 @@ def _module(name: str, reference: str, hint: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _failure(name, error) from error
-        raise ValueError(
+        raise SettingsError(
             f"{reference!r} names the module {name!r}, but there is no module "
             f"{error.name!r}; put its folder on PYTHONPATH, or name a file instead, "
             f"path/to/{name.split('.')[-1]}.py:{reference.split(':')[-1]}.{hint}"
@@ -134,7 +136,7 @@ def _module(name: str, reference: str, hint: str) -> ModuleType:
 def _file(place: str, hint: str) -> ModuleType:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
-        raise ValueError(
+        raise SettingsError(
             f"There is no file {place}, looked for at {path}; a relative path starts "
             "at the current directory, so start from the one it leads on from, or say "
             f"where the file is now.{hint}"
@@ -164,8 +166,8 @@ def _executed(path: Path, version: tuple[int, int]) -> ModuleType:
     return module
 
 
-def _failure(what: str, error: BaseException) -> ValueError:
-    return ValueError(
+def _failure(what: str, error: BaseException) -> SettingsError:
+    return SettingsError(
         f"{what} fails when it is imported: {type(error).__name__}: {error}. Correct "
         "it, or, if it misses a module, install that or put its folder on PYTHONPATH."
     )

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.training import parallel
 from dppo_jax.types import Array, PyTree
 
@@ -44,17 +45,19 @@ def init(example: PyTree, num_envs: int, capacity: int) -> Replay:
             of B.
 
     Raises:
-        ValueError: no environment, less than one step for each, more than int32
+        SettingsError: no environment, less than one step for each, more than int32
             counts, or an item without leaves.
     """
     if num_envs < 1 or not num_envs <= capacity < 2**31:
-        raise ValueError(
+        raise SettingsError(
             f"capacity={capacity} must be at least num_envs={num_envs}, one step for "
             "each, and less than 2^31."
         )
     shapes = _shapes(example)
     if not jax.tree.leaves(shapes):
-        raise ValueError(f"example={example} holds no array; give one item to store.")
+        raise SettingsError(
+            f"example={example} holds no array; give one item to store."
+        )
     lead = (num_envs, capacity // num_envs)
     return Replay(
         items=jax.tree.map(lambda x: jnp.zeros(lead + x.shape, x.dtype), shapes),
@@ -88,13 +91,13 @@ def insert(replay: Replay, items: PyTree) -> Replay:
             L steps the last L are kept.
 
     Raises:
-        ValueError: items unlike those that the buffer was made for.
+        SettingsError: items unlike those that the buffer was made for.
     """
     num_envs, length = _lead(replay)
-    num_steps = _first_axis(items)
-    _check(items, replay, (num_steps, num_envs))
-    num_kept = min(num_steps, length)
-    skipped = num_steps - num_kept
+    num_inserted = _first_axis(items)
+    _check(items, replay, (num_inserted, num_envs))
+    num_kept = min(num_inserted, length)
+    skipped = num_inserted - num_kept
     slot = (replay.head + skipped + jnp.arange(num_kept)) % length
 
     def write(ring: Array, x: Array) -> Array:
@@ -103,8 +106,8 @@ def insert(replay: Replay, items: PyTree) -> Replay:
 
     return Replay(
         items=jax.tree.map(write, replay.items, items),
-        head=(replay.head + num_steps) % length,
-        size=jnp.minimum(replay.size + num_steps, length),
+        head=(replay.head + num_inserted) % length,
+        size=jnp.minimum(replay.size + num_inserted, length),
     )
 
 
@@ -119,14 +122,14 @@ def fill(replay: Replay, items: PyTree) -> Replay:
         items: leaves [N, ...] in the order of time, B <= N <= capacity.
 
     Raises:
-        ValueError: items unlike those that the buffer was made for, more than fit, or
-            less than one for each ring.
+        SettingsError: items unlike those that the buffer was made for, more than fit,
+            or less than one for each ring.
     """
     num_envs, length = _lead(replay)
     num_items = _first_axis(items)
     _check(items, replay, (num_items,))
     if not num_envs <= num_items <= num_envs * length:
-        raise ValueError(
+        raise SettingsError(
             f"{num_items} items do not fit {num_envs} rings of {length} steps; choose "
             f"num_envs of at most {num_items} and a capacity of at least "
             f"{-(-num_items // num_envs) * num_envs}, or select among the data."
@@ -163,7 +166,7 @@ def sample(
         Leaves [batch_size, ...]; inside of a sharded step this device's part of them.
 
     Raises:
-        ValueError: sizes that do not divide, or an empty buffer.
+        SettingsError: sizes that do not divide, or an empty buffer.
     """
     env, age = _draw(replay, key, batch_size, num_groups)
     return _join(_take(replay, env, age))
@@ -190,14 +193,14 @@ def sample_mixed(
         Leaves [batch_size, ...]; in each group the online items come first.
 
     Raises:
-        ValueError: as `sample`, items that differ, or a share that is no whole number
-            of items.
+        SettingsError: as `sample`, items that differ, or a share that is no whole
+            number of items.
     """
     num_offline = round(offline_share * batch_size)
     if not 0 <= offline_share <= 1 or abs(offline_share * batch_size - num_offline) > (
         1e-6 * batch_size
     ):
-        raise ValueError(
+        raise SettingsError(
             f"offline_share={offline_share} of batch_size={batch_size} is no whole "
             "number of items between 0 and all; change one of them."
         )
@@ -248,11 +251,11 @@ def sample_windows(
         least one step.
 
     Raises:
-        ValueError: as `sample`, or a window that no ring can hold.
+        SettingsError: as `sample`, or a window that no ring can hold.
     """
     _, longest = _lead(replay)
     if not 1 <= length <= longest:
-        raise ValueError(
+        raise SettingsError(
             f"length={length} of a window must lie between 1 and the {longest} steps "
             "that a ring holds; shorten it or raise the capacity."
         )
@@ -279,7 +282,7 @@ def _draw(
         or num_envs % num_groups
         or num_groups % num_shards
     ):
-        raise ValueError(
+        raise SettingsError(
             f"num_groups={num_groups} must divide the {batch_size} items to draw and "
             f"the {num_envs} environments, and be a multiple of the {num_shards} "
             "devices; change one of them."
@@ -287,7 +290,7 @@ def _draw(
     # NumPy looks at what is known also while something else is traced around it.
     is_known = not isinstance(replay.size, jax.core.Tracer)
     if is_known and not np.asarray(replay.size).any():
-        raise ValueError(
+        raise SettingsError(
             "the replay buffer is empty; insert something before sampling."
         )
     keys = parallel.local_part(jax.random.split(key, num_groups))
@@ -331,11 +334,11 @@ def _shapes(tree: PyTree) -> PyTree:
 
 
 def _check(items: PyTree, replay: Replay, lead: tuple[int, ...]) -> None:
-    """Raises ValueError unless `items` are those of `replay`, with axes `lead`."""
+    """Raises SettingsError unless `items` are those of `replay`, with axes `lead`."""
     fields: Any = jax.tree.structure(items)
     stored: Any = jax.tree.structure(replay.items)
     if fields != stored:
-        raise ValueError(
+        raise SettingsError(
             f"items {fields} differ from those of the buffer, {stored}; insert the "
             "fields that it was made for."
         )
@@ -343,7 +346,7 @@ def _check(items: PyTree, replay: Replay, lead: tuple[int, ...]) -> None:
     for (path, x), ring in zip(leaves, jax.tree.leaves(replay.items)):
         shape = lead + ring.shape[2:]
         if (x.shape, x.dtype) != (shape, ring.dtype):
-            raise ValueError(
+            raise SettingsError(
                 f"items{jax.tree_util.keystr(path)} {x.dtype} {x.shape} must be "
                 f"{ring.dtype} {shape}, as the buffer was made for; convert them."
             )

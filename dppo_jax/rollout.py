@@ -27,10 +27,10 @@ def rollout(
     act: BoundAct,
     env_state: Any,
     keys: Array,
-    num_steps: int,
+    num_chunks: int,
     record: Callable[[Transition, TimeStep], Any] = lambda transition, _: transition,
 ) -> tuple[Any, Any, Metrics]:
-    """Execute `num_steps` action chunks in every environment.
+    """Execute `num_chunks` action chunks in every environment.
 
     Args:
         act: (keys [B], obs) -> (action [B, Ta, Da], extras); a chunk is executed as
@@ -50,7 +50,7 @@ def rollout(
         )
         return env_state, (record(transition, outcome), outcome.metrics)
 
-    env_state, (kept, metrics) = jax.lax.scan(step, env_state, jnp.arange(num_steps))
+    env_state, (kept, metrics) = jax.lax.scan(step, env_state, jnp.arange(num_chunks))
     return env_state, kept, metrics
 
 

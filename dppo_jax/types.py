@@ -120,7 +120,7 @@ class Algorithm(NamedTuple):
     act: see `Act`; takes what `params` returns.
     split: (state or its shapes, number of devices) -> tree of PartitionSpec, where the
         leaves that belong to environments are split along their leading axis, see
-        `parallel.shard`; it raises ValueError where settings do not fit. None: one
+        `parallel.shard`; it raises SettingsError where settings do not fit. None: one
         device only.
     finite: names of the metrics that must be finite; otherwise training ends.
     phases: functions that make up `step`, state -> (state, ...) -> ... -> (state,

@@ -14,7 +14,8 @@ from dppo_jax.demonstrations.formats.dppo_npz import (
     save_dppo_npz,
 )
 from dppo_jax.demonstrations.scripts.avoid import scripted_episodes
-from experiments import common, demonstrator, processes
+from dppo_jax.errors import SettingsError
+from experiments import command_line, demonstrator, inputs, processes
 
 
 def collect_avoid(config: ConfigDict) -> Episodes:
@@ -35,13 +36,13 @@ def collect_avoid(config: ConfigDict) -> Episodes:
 def main(config: ConfigDict) -> str:
     """Run the stage; returns the folder with train.npz and normalization.npz."""
     processes.stay_on_one_device(config, "collect")
-    common.check_task(config, "collect")
+    inputs.check_task(config, "collect")
     demonstrate = _demonstrator(config)
-    folder = common.data_path(config)
+    folder = inputs.data_path(config)
     files = (Path(folder) / name for name in (DATA_FILE, NORMALIZER_FILE))
     # Refused before anything is trained.
     if Path(folder).is_file() or any(file.exists() for file in files):
-        raise ValueError(
+        raise SettingsError(
             f"{folder} holds demonstrations already; remove it, or pass another "
             "--config.data."
         )
@@ -56,7 +57,7 @@ def _demonstrator(config: ConfigDict) -> Callable[[ConfigDict], Episodes]:
         return collect_avoid
     if "target_return" in config.collect:
         return demonstrator.trained_episodes
-    raise ValueError(
+    raise SettingsError(
         f"config.collect describes no demonstrator for env.task={config.env.task!r}; "
         "take the configuration of that task in experiments/configs, set "
         "config.collect = demonstrator_config() there as locomotion.py does, or bring "
@@ -65,4 +66,4 @@ def _demonstrator(config: ConfigDict) -> Callable[[ConfigDict], Episodes]:
 
 
 if __name__ == "__main__":
-    common.run_stage(main)
+    command_line.run_stage(main)

@@ -15,7 +15,8 @@ from dppo_jax.demonstrations.formats import (
     load_demonstrations,
     save_demonstrations,
 )
-from experiments import common
+from dppo_jax.errors import SettingsError
+from experiments import processes
 
 _WRITABLE = [name for name, entry in FORMATS.items() if entry.save is not None]
 
@@ -24,19 +25,21 @@ class _Parser(argparse.ArgumentParser):
     """Complains as the stages do, in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists what there is.")
+        raise SettingsError(f"{message}; --help lists what there is.")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Convert as the command line says; nothing is overwritten.
 
     Raises:
-        ValueError: a wrong argument, data that cannot be read, a target that exists.
+        SettingsError: a wrong argument, data that cannot be read, a target that exists.
     """
     options = _parse(arguments)
     if Path(options.target).exists():
         # Known before hours of reading.
-        raise ValueError(f"{options.target} exists; remove it, or give another name.")
+        raise SettingsError(
+            f"{options.target} exists; remove it, or give another name."
+        )
     episodes = load_demonstrations(
         options.source,
         format=options.source_format,
@@ -67,5 +70,5 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with common.errors_in_one_line():
+    with processes.errors_in_one_line():
         main(sys.argv[1:])

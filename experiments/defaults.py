@@ -32,7 +32,7 @@ def default_config() -> ConfigDict:
         )
     )
     config.pretrain = pretrain.default_config()
-    config.rollout = rollout_config(num_envs=40, num_steps=100)
+    config.rollout = rollout_config(num_envs=40, num_chunks=100)
     config.algorithm = algorithms.default_config()
     # finetune: devices that share the environments, 0 for all; a process for each host
     # where distributed, see docs/scaling.md. The last three are for hosts that nothing
@@ -76,11 +76,11 @@ def default_config() -> ConfigDict:
     return config
 
 
-def rollout_config(*, num_envs: int, num_steps: int) -> ConfigDict:
+def rollout_config(*, num_envs: int, num_chunks: int) -> ConfigDict:
     """How fine-tuning collects experience."""
     config = ConfigDict()
     config.num_envs = num_envs
-    config.num_steps = num_steps  # action chunks per environment and iteration
+    config.num_chunks = num_chunks  # action chunks per environment and iteration
     config.reset_at_iteration = True
     # Of random actions, whose bounds a policy gets that starts from nothing.
     config.random_steps = 20_000
@@ -92,7 +92,7 @@ def demonstrator_config() -> ConfigDict:
     config = ConfigDict()
     config.target_return = 0.0  # of exploring episodes; training stops there
     config.recent_iterations = 10  # whose episodes that return is the mean of
-    config.num_steps = 100_000  # to record
+    config.num_control_steps = 100_000  # to record
     config.model = policies.default_config()
     config.model.kind, config.model.chunk = "gaussian", 1
     config.model.network.update(hidden_sizes=(64, 64), activation="tanh")
@@ -103,7 +103,7 @@ def demonstrator_config() -> ConfigDict:
         dict(hidden_sizes=(64, 64), activation="tanh", layer_norm=False, residual=False)
     )
     config.critic.compute_dtype = "float32"
-    config.rollout = rollout_config(num_envs=64, num_steps=64)
+    config.rollout = rollout_config(num_envs=64, num_chunks=64)
     config.rollout.reset_at_iteration = False
     config.ppo = ppo.default_config()
     config.ppo.update(batch_size=512, epochs=10, clip_top=0.1, clip_base=0.1)

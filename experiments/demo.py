@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.training.metrics import read_metrics
-from experiments import collect, common, finetune, pretrain
+from experiments import collect, command_line, finetune, pretrain
 
 _CONFIG = "--config=experiments/configs/avoid.py:demo"
 
@@ -19,7 +20,7 @@ _CONFIG = "--config=experiments/configs/avoid.py:demo"
 def main(config: ConfigDict) -> None:
     """Run all stages below `run_dir` and say what came out."""
     if config.num_seeds != 1:
-        raise ValueError(
+        raise SettingsError(
             f"num_seeds={config.num_seeds}: the demo compares one policy before and "
             "after; pass it to experiments.finetune."
         )
@@ -49,4 +50,4 @@ def main(config: ConfigDict) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:1] = [_CONFIG]
-    common.run_stage(main)
+    command_line.run_stage(main)

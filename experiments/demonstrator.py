@@ -15,28 +15,29 @@ from dppo_jax.demonstrations.recorder import (
     random_bounds,
 )
 from dppo_jax.envs.build import make_env
+from dppo_jax.errors import SettingsError
 from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import read_metrics, recent_mean
-from experiments import common
+from experiments import directories, inputs
 from experiments.seeds import loop_settings
 
 
 def trained_episodes(config: ConfigDict) -> Episodes:
-    """Train to `collect.target_return`, then record `collect.num_steps`, in task units.
+    """Train to `collect.target_return`, then record episodes in task units.
 
     Raises:
-        ValueError: `loop.collect.num_iterations` were too few for the target.
+        SettingsError: `loop.collect.num_iterations` were too few for the target.
     """
     settings, config = config.collect, _own_config(config)
     bounds_key, train_key, record_key = jax.random.split(jax.random.key(config.seed), 3)
-    raw_env = common.make_raw_env(config)
+    raw_env = inputs.make_raw_env(config)
     normalizer = random_bounds(
-        raw_env, bounds_key, num_steps=config.rollout.random_steps
+        raw_env, bounds_key, num_control_steps=config.rollout.random_steps
     )
     env = make_env(
         config.env, normalizer=normalizer, chunk=1, num_envs=raw_env.num_envs
     )
-    policy = common.build_policy(config, raw_env.action_shape[0])
+    policy = inputs.build_policy(config, raw_env.action_shape[0])
     algorithm = make_algorithm(env, policy, config)
 
     def recent_return(rows) -> float:
@@ -44,8 +45,8 @@ def trained_episodes(config: ConfigDict) -> Episodes:
         return recent_mean(rows, "episode_return", weight=count, num_rows=last)
 
     act = in_task_units(policy.act, normalizer)
-    record = make_recorder(raw_env, act, num_steps=settings.num_steps)
-    run_dir = common.prepare_run(config, "collect")
+    record = make_recorder(raw_env, act, num_control_steps=settings.num_control_steps)
+    run_dir = directories.prepare_run(config, "collect")
     print(f"training a demonstrator, writing to {run_dir}", flush=True)
     state = train(
         algorithm,
@@ -58,13 +59,16 @@ def trained_episodes(config: ConfigDict) -> Episodes:
     )
     reached = recent_return(read_metrics(run_dir))
     if not reached >= settings.target_return:
-        raise ValueError(
+        raise SettingsError(
             f"the demonstrator's return is {reached:.4g} after {state.iteration} "
             f"iterations, below collect.target_return={settings.target_return:.4g}; "
             "raise --config.loop.collect.num_iterations, and the same command goes on, "
             "or lower the target."
         )
-    print(f"return {reached:.4g}, recording {settings.num_steps} steps", flush=True)
+    print(
+        f"return {reached:.4g}, recording {settings.num_control_steps} steps",
+        flush=True,
+    )
     return record(state.params, record_key)
 
 

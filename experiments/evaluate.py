@@ -7,20 +7,27 @@ is of, how it was scored, and the mean of every metric.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
-from dppo_jax.evaluate import summarize
-from experiments import common, processes
+from dppo_jax.envs.build import make_env
+from dppo_jax.errors import SettingsError
+from dppo_jax.evaluate import Evaluation, make_evaluate, summarize
+from dppo_jax.normalize import Normalizer
+from dppo_jax.training import parallel
+from dppo_jax.types import Act, PyTree
+from experiments import command_line, inputs, plots, processes
 
 
 def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, float]:
     """Run the stage; returns and prints the mean of every metric."""
     processes.stay_on_one_device(config, "evaluate")
-    common.check_task(config, "evaluate")
-    run_dir = common.policy_path(config, "finetune")
-    policy = common.find_policy(config, "finetune", checkpoint)
+    inputs.check_task(config, "evaluate")
+    run_dir = inputs.policy_path(config, "finetune")
+    policy = inputs.find_policy(config, "finetune", checkpoint)
     settings = config.evaluate
     mode = "deterministic" if settings.deterministic else "exploring"
     print(
@@ -29,7 +36,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
         flush=True,
     )
     assert policy.act is not None  # Its configuration tells.
-    score = common.make_score(config, policy.act, policy.normalizer)
+    score = make_score(config, policy.act, policy.normalizer)
     result = summarize(score(policy.params))
     for name, value in sorted(result.items()):
         print(f"  {name:24s} {value:10.4f}")
@@ -47,7 +54,34 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
     return result
 
 
-if __name__ == "__main__":
-    common.run_stage(
-        lambda config: main(config, common.CHECKPOINT.value), takes_run=True
+def make_score(
+    config: ConfigDict, act: Act, normalizer: Normalizer
+) -> Callable[[PyTree], Evaluation]:
+    """The evaluation that `config.evaluate` describes, always on the same draws."""
+    settings = config.evaluate
+    for name in ("num_envs", "num_episodes"):
+        if settings[name] < 1:
+            raise SettingsError(f"evaluate.{name}={settings[name]} must be at least 1.")
+    env = make_env(
+        config.env,
+        normalizer=normalizer,
+        chunk=config.model.chunk,
+        num_envs=min(settings.num_envs, settings.num_episodes),
+        trace=plots.traced_metrics(config.env.task),
     )
+    evaluate = make_evaluate(
+        env,
+        act,
+        num_episodes=settings.num_episodes,
+        deterministic=settings.deterministic,
+    )
+
+    def score(params: PyTree) -> Evaluation:
+        local = parallel.on_one_device(params)
+        return evaluate(local, jax.random.key(settings.seed))
+
+    return score
+
+
+if __name__ == "__main__":
+    command_line.run_stage(main, takes_run=True, takes_checkpoint=True)

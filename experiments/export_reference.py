@@ -9,11 +9,12 @@ from pathlib import Path
 from absl import flags
 
 from dppo_jax.deploy import LoadedPolicy, load_policy
+from dppo_jax.errors import SettingsError
 from dppo_jax.interop import ReferenceCheckpoint, save_reference_checkpoint
 from dppo_jax.normalize import save_normalizer
 from dppo_jax.policies import PolicyParams
 from dppo_jax.training.checkpoint import load_critic
-from experiments import common
+from experiments import command_line, processes
 
 
 def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
@@ -22,7 +23,7 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
     stage, model = policy.config.get("stage"), policy.config.get("model")
     is_chain = isinstance(policy.params, PolicyParams)
     if stage not in ("pretrain", "finetune") or model is None or not is_chain:
-        raise ValueError(
+        raise SettingsError(
             f"{run_dir} cannot be written for the published code; name a run of "
             "experiments.pretrain, or of experiments.finetune with algorithm.name=ppo."
         )
@@ -65,8 +66,8 @@ def _num_tuned_steps(policy: LoadedPolicy) -> int:
 
 
 if __name__ == "__main__":
-    with common.errors_in_one_line():
+    with processes.errors_in_one_line():
         _, *given = flags.FLAGS(sys.argv)
         if len(given) != 2:
-            raise ValueError(f"{given} given; write RUN_DIR STATE.pt.")
-        main(given[0], given[1], common.CHECKPOINT.value)
+            raise SettingsError(f"{given} given; write RUN_DIR STATE.pt.")
+        main(given[0], given[1], command_line.CHECKPOINT.value)

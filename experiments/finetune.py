@@ -1,5 +1,6 @@
 """Fine-tune a cloned policy with DPPO: python -m experiments.finetune --config=..."""
 
+import collections
 from typing import Any
 
 import jax
@@ -14,9 +15,11 @@ from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.envs.build import make_env
 from dppo_jax.evaluate import Evaluation, summarize
 from dppo_jax.training import parallel
-from dppo_jax.training.checkpoint import check_matches, load_critic
+from dppo_jax.training.checkpoint import load_critic
+from dppo_jax.training.trees import check_matches
 from dppo_jax.types import Algorithm, PyTree
-from experiments import common, plots, processes
+from experiments import command_line, directories, inputs, plots, processes
+from experiments.evaluate import make_score
 from experiments.seeds import check_seeds, seed_configs, train_seeds
 
 
@@ -28,21 +31,21 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     """
     check_seeds(config, steps_env=True)
     mesh = processes.join_mesh(config)
-    common.check_task(config, "finetune")
+    inputs.check_task(config, "finetune")
     pretrained = None
-    if config.policy == common.NO_POLICY:
-        run_dir = common.run_path(seed_configs(config, "finetune")[0], "finetune")
-        normalizer, origin = common.find_bounds(config, run_dir)
+    if config.policy == inputs.NO_POLICY:
+        run_dir = directories.run_path(seed_configs(config, "finetune")[0], "finetune")
+        normalizer, origin = inputs.find_bounds(config, run_dir)
     else:
-        pretrained = common.find_policy(config, "pretrain", checkpoint)
+        pretrained = inputs.find_policy(config, "pretrain", checkpoint)
         normalizer = pretrained.normalizer
-        origin = {"policy": common.digest((pretrained.params, normalizer))}
+        origin = {"policy": directories.digest((pretrained.params, normalizer))}
     data = None
     if find_algorithm(config.algorithm.name).uses_data:
-        data = common.load_data(config)
-        origin["data"] = common.digest(data)
+        data = inputs.load_data(config)
+        origin["data"] = directories.digest(data)
         data = normalize_episodes(unnormalize_episodes(data), normalizer)
-    policy = common.build_policy(config, normalizer.action_min.shape[0])
+    policy = inputs.build_policy(config, normalizer.action_min.shape[0])
     env = make_env(
         config.env,
         normalizer=normalizer,
@@ -53,12 +56,15 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     start: tuple[PyTree, ...] = ()
     if pretrained is not None:
         start = _start_from(config, pretrained, algorithm, checkpoint)
-    score = common.make_score(config, algorithm.act, normalizer)
-    scored: dict[tuple[str, int], Evaluation] = {}
+    score = make_score(config, algorithm.act, normalizer)
+    # Of each run only the first and the last evaluation, which are drawn.
+    scored: dict[str, dict[int, Evaluation]] = collections.defaultdict(dict)
 
     def evaluate(params: PyTree, run_dir: str, iteration: int) -> Any:
-        scored[run_dir, iteration] = score(params)
-        return lambda: summarize(scored[run_dir, iteration], prefix="eval/")
+        result = score(params)
+        kept = {i: x for i, x in scored[run_dir].items() if i == 0}
+        scored[run_dir] = kept | {iteration: result}
+        return lambda: summarize(result, prefix="eval/")
 
     name = "new networks" if pretrained is None else pretrained.config["name"]
     print(f"fine-tuning {name}", flush=True)
@@ -75,10 +81,10 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     for run_dir, state in final.items() if parallel.is_first_process() else ():
         if plots.traced_metrics(config.env.task):
             # A resumed run has not scored its beginning.
-            before = scored.get((run_dir, 0))
+            before = scored[run_dir].get(0)
             if before is None and pretrained is not None:
                 before = score(pretrained.params)
-            after = scored.get((run_dir, int(state.iteration)))
+            after = scored[run_dir].get(int(state.iteration))
             if after is None:
                 after = score(algorithm.params(state))
             if before is not None:
@@ -94,7 +100,7 @@ def _start_from(
     checkpoint: int | str,
 ) -> tuple[PyTree, ...]:
     """What `algorithm.init` starts from: what acted, and its critic if there is one."""
-    run_dir = common.policy_path(config, "pretrain")
+    run_dir = inputs.policy_path(config, "pretrain")
     is_tuned = pretrained.config.get("stage") == "finetune"
     if not (is_tuned and find_algorithm(config.algorithm.name).takes_critic):
         return (pretrained.params,)
@@ -114,4 +120,4 @@ def _start_from(
 
 
 if __name__ == "__main__":
-    common.run_stage(lambda config: main(config, common.CHECKPOINT.value))
+    command_line.run_stage(main, takes_checkpoint=True)

@@ -14,11 +14,14 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dppo_jax.envs.build import make_env
+from dppo_jax.errors import SettingsError
 from dppo_jax.interop import infer_settings, load_reference_checkpoint
 from dppo_jax.normalize import Normalizer, load_normalizer
 from dppo_jax.policies import PolicyParams, make_policy
-from dppo_jax.training.checkpoint import Checkpoints, check_matches, save_config
-from experiments import common
+from dppo_jax.training.checkpoint import Checkpoints
+from dppo_jax.training.config_file import save_config
+from dppo_jax.training.trees import check_matches
+from experiments import command_line, directories
 from experiments.settings import as_flag
 
 _NORMALIZATION = flags.DEFINE_string(
@@ -26,7 +29,7 @@ _NORMALIZATION = flags.DEFINE_string(
 )
 # What no weight depends on; a wrong value goes unnoticed until the policy runs.
 _UNTOLD = (
-    *("model.network.activation", "model.diffusion.num_steps"),
+    *("model.network.activation", "model.diffusion.num_denoising_steps"),
     *("model.sampling.ddim_steps", "model.diffusion.predict_noise"),
     *("model.diffusion.x0_clip", "model.gaussian.tanh_output"),
 )
@@ -35,7 +38,7 @@ _UNTOLD = (
 def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -> str:
     """Run the program; returns the run directory."""
     if Path(run_dir).exists() and any(Path(run_dir).iterdir()):
-        raise ValueError(f"{run_dir} is not empty; name another directory.")
+        raise SettingsError(f"{run_dir} is not empty; name another directory.")
     checkpoint = load_reference_checkpoint(path)
     normalizer = load_normalizer(
         normalization or config.data or str(Path("data") / config.name)
@@ -43,7 +46,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
     for name, told in infer_settings(checkpoint, normalizer).items():
         configured = _lookup(config, name)
         if not _same(told, configured):
-            raise ValueError(
+            raise SettingsError(
                 f"{path} has {name}={told!r}, but the config says {configured!r}; "
                 f"pass {as_flag(name, told)}, or the checkpoint that you meant."
             )
@@ -64,7 +67,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
         )
     # The name keeps this directory from being taken for a run to resume.
     origin = {"stage": checkpoint.stage, "imported_from": str(path)}
-    save_config(run_dir, origin | common.as_json(config))
+    save_config(run_dir, origin | directories.as_json(config))
     untold = [
         f"{name}={_lookup(config, name)}"
         for name in _UNTOLD
@@ -103,7 +106,7 @@ def _same(told: Any, configured: Any) -> bool:
 
 
 if __name__ == "__main__":
-    common.run_stage(
+    command_line.run_stage(
         lambda path, run_dir, config: main(path, run_dir, config, _NORMALIZATION.value),
         words=("STATE.pt", "RUN_DIR"),
     )

@@ -6,9 +6,11 @@ from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import clone as pretrain
 from dppo_jax.demonstrations.dataset import summary, windows
+from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import summarize
 from dppo_jax.types import PyTree
-from experiments import common, processes
+from experiments import command_line, directories, inputs, processes
+from experiments.evaluate import make_score
 from experiments.seeds import check_seeds, train_seeds
 
 
@@ -16,22 +18,22 @@ def main(config: ConfigDict) -> list[str]:
     """Run the stage; returns the run directory of every seed."""
     check_seeds(config, steps_env=False)
     processes.stay_on_one_device(config, "pretrain")
-    episodes = common.load_data(config)
+    episodes = inputs.load_data(config)
     assert episodes.normalizer is not None  # What it returns is normalised.
     if config.pretrain.clone_entropy_coef and config.model.kind != "gaussian":
-        raise ValueError(
+        raise SettingsError(
             f"pretrain.clone_entropy_coef={config.pretrain.clone_entropy_coef} rewards "
             f"the entropy of a Gaussian policy, and that of model.kind="
             f"{config.model.kind!r} does not change; use 0."
         )
-    policy = common.build_policy(config, episodes.actions.shape[1])
+    policy = inputs.build_policy(config, episodes.actions.shape[1])
     dataset = windows(episodes, chunk=config.model.chunk, history=config.env.history)
     algorithm = pretrain.make_pretrain(policy, dataset, config.pretrain)
     # Data of a robot may have no simulator to score its policy in.
     score = None
     if config.env.task:
-        score = common.make_score(config, algorithm.act, episodes.normalizer)
-    print(f"{common.data_path(config)}: {summary(episodes)}", flush=True)
+        score = make_score(config, algorithm.act, episodes.normalizer)
+    print(f"{inputs.data_path(config)}: {summary(episodes)}", flush=True)
 
     def evaluate(params: PyTree, run_dir: str, iteration: int) -> Any:
         assert score is not None
@@ -42,7 +44,7 @@ def main(config: ConfigDict) -> list[str]:
         config,
         "pretrain",
         algorithm,
-        origin={"data": common.digest(episodes)},
+        origin={"data": directories.digest(episodes)},
         normalizer=episodes.normalizer,
         evaluate=evaluate if score else None,
         show=("loss", "eval/success", "eval/episode_return"),
@@ -51,4 +53,4 @@ def main(config: ConfigDict) -> list[str]:
 
 
 if __name__ == "__main__":
-    common.run_stage(main)
+    command_line.run_stage(main)

@@ -1,4 +1,4 @@
-"""One process or several, one device or many: what `config.mesh` asks of a stage."""
+"""How programs end, and on which processes and devices they run (`config.mesh`)."""
 
 import contextlib
 import os
@@ -7,9 +7,11 @@ import traceback
 from collections.abc import Iterator
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from dppo_jax.envs.adapters import is_host
+from dppo_jax.errors import SettingsError
 from dppo_jax.training import parallel
 
 # Settings of the mesh that tell the processes apart.
@@ -17,11 +19,39 @@ _PROCESSES = ("num_processes", "process_id")
 
 
 @contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Let one of several processes that fails end without a farewell.
+def errors_in_one_line() -> Iterator[None]:
+    """Print what a user can correct in one line, and end with status 2.
 
-    At its exit JAX would wait for the others, which wait for its part of a reduction.
-    They end when they miss it.
+    With DPPO_JAX_TRACEBACK=1 in the environment the whole traceback is printed, too.
+    Faults of the program pass through, with their traceback.
+    """
+    # Libraries log what they do here; what goes wrong raises.
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what was saved")
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        # What was opened is closed by now. XLA may still be computing: tearing down
+        # the interpreter below one of its callbacks would end in a crash.
+        os._exit(130)
+    except (
+        *(SettingsError, OSError, FloatingPointError, ImportError),
+        jax.errors.JaxRuntimeError,
+    ) as error:
+        if os.environ.get("DPPO_JAX_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """End a process that fails at once where it is one of several.
+
+    At a regular exit JAX waits for the other processes, while these wait for this
+    one's part of a sum. They end when they notice that it is gone.
     """
     try:
         yield
@@ -42,18 +72,18 @@ def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     Nothing may have run in JAX before. Processes but the first print nothing from here.
 
     Raises:
-        ValueError: settings that contradict each other, or what cannot be shared.
+        SettingsError: settings that contradict each other, or what cannot be shared.
     """
     mesh = config.mesh
     several = mesh.distributed or mesh.devices != 1
     if several and config.num_seeds > 1:
-        raise ValueError(
+        raise SettingsError(
             f"num_seeds={config.num_seeds} with mesh.devices={mesh.devices}: many "
             "seeds run on one device; train one seed at a time, or leave "
             "--config.mesh out."
         )
     if several and is_host(config.env.task):
-        raise ValueError(
+        raise SettingsError(
             f"mesh.devices={mesh.devices}: {config.env.task} runs in host processes, "
             "which serve one device; leave --config.mesh out."
         )
@@ -64,7 +94,7 @@ def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
                 **{name: mesh.get(name) for name in _PROCESSES},
             )
         except ValueError as error:
-            raise ValueError(
+            raise SettingsError(
                 f"mesh.distributed=True, but who the processes are cannot be told "
                 f"({error}); pass --config.mesh.coordinator=HOST:PORT, num_processes "
                 "and process_id, or start them by SLURM, MPI or on a TPU slice."
@@ -72,7 +102,7 @@ def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
         if not parallel.is_first_process():
             sys.stdout = open(os.devnull, "w")
     elif mesh.coordinator or {mesh.get(x) for x in _PROCESSES} != {None}:
-        raise ValueError(
+        raise SettingsError(
             "mesh.coordinator, mesh.num_processes and mesh.process_id are of no use "
             "without --config.mesh.distributed=True."
         )
@@ -82,13 +112,13 @@ def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
 def stay_on_one_device(config: ConfigDict, stage: str) -> None:
     """For stages that are not shared: say so, and refuse many processes."""
     if config.num_seeds != 1 and stage in ("collect", "evaluate"):
-        raise ValueError(
+        raise SettingsError(
             f"num_seeds={config.num_seeds}: experiments.{stage} works on one seed; "
             "leave --config.num_seeds out, and name the run of a seed, such as "
             "--config.policy=runs/NAME/finetune_seeds/seed_0."
         )
     if config.mesh.distributed:
-        raise ValueError(
+        raise SettingsError(
             f"experiments.{stage} runs in one process; leave "
             "--config.mesh.distributed out, and start it once."
         )

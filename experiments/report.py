@@ -10,8 +10,9 @@ import numpy as np
 from absl import app, flags
 from matplotlib import pyplot as plt
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.training.metrics import read_metrics
-from experiments import common, plots
+from experiments import plots, processes
 
 _OUTPUT = flags.DEFINE_string("output", "report.png", "picture to write")
 _METRICS = flags.DEFINE_list(
@@ -21,7 +22,7 @@ _METRICS = flags.DEFINE_list(
 
 def main(argv: list[str]) -> None:
     """Plot and tabulate the groups named on the command line."""
-    with common.errors_in_one_line():
+    with processes.errors_in_one_line():
         groups = _groups(argv[1:])
         curves = {
             (label, metric): [_curve(run_dir, metric) for run_dir in dirs]
@@ -29,7 +30,9 @@ def main(argv: list[str]) -> None:
             for metric in _METRICS.value
         }
         if not plots.can_write(Path(_OUTPUT.value)):
-            raise ValueError(f"--output={_OUTPUT.value}: no picture format; try .png.")
+            raise SettingsError(
+                f"--output={_OUTPUT.value}: no picture format; try .png."
+            )
         print("| group | seeds | metric | first | last | each seed |")
         print("|---|---|---|---|---|---|")
         for (label, metric), seeds in curves.items():
@@ -53,12 +56,12 @@ def _groups(words: list[str]) -> dict[str, list[str]]:
     for word in words:
         label, equals, dirs = word.partition("=")
         if not equals or not dirs:
-            raise ValueError(f"{word!r} names no runs; write LABEL=DIR,DIR ...")
+            raise SettingsError(f"{word!r} names no runs; write LABEL=DIR,DIR ...")
         if label in groups:
-            raise ValueError(f"the label {label!r} is given twice; join its runs.")
+            raise SettingsError(f"the label {label!r} is given twice; join its runs.")
         groups[label] = dirs.split(",")
     if not groups:
-        raise ValueError("no runs given; write LABEL=DIR,DIR ...")
+        raise SettingsError("no runs given; write LABEL=DIR,DIR ...")
     return groups
 
 
@@ -67,7 +70,7 @@ def _curve(run_dir: str, metric: str) -> list[float]:
     curve = [row[metric] for row in rows if metric in row]
     if not curve:
         known = sorted({name for row in rows for name in row})
-        raise ValueError(f"{run_dir}: metrics.csv has no {metric!r}, only {known}.")
+        raise SettingsError(f"{run_dir}: metrics.csv has no {metric!r}, only {known}.")
     return curve
 
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dppo_jax.envs.adapters import is_host
+from dppo_jax.errors import SettingsError
 from dppo_jax.training import seeds
-from dppo_jax.training.checkpoint import load_config
+from dppo_jax.training.config_file import load_config
 from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import has_reached
 from dppo_jax.types import Algorithm
-from experiments import common
+from experiments import directories
 
 
 def check_seeds(config: ConfigDict, *, steps_env: bool) -> None:
@@ -24,12 +25,12 @@ def check_seeds(config: ConfigDict, *, steps_env: bool) -> None:
         steps_env: whether training steps environments, which must then be pure.
 
     Raises:
-        ValueError: less than one seed, or many in host environments.
+        SettingsError: less than one seed, or many in host environments.
     """
     if config.num_seeds < 1:
-        raise ValueError(f"num_seeds={config.num_seeds} must be at least 1.")
+        raise SettingsError(f"num_seeds={config.num_seeds} must be at least 1.")
     if config.num_seeds > 1 and steps_env and is_host(config.env.task):
-        raise ValueError(
+        raise SettingsError(
             f"num_seeds={config.num_seeds}: {config.env.task} runs in host processes, "
             "which serve one seed; start one command per seed, with --config.seed and "
             "--config.run_dir."
@@ -50,14 +51,14 @@ def train_seeds(
 
     Args:
         *args: what `algorithm.init` takes beside a key, the same for all seeds.
-        origin: digests of what they start from, see `common.prepare_run`.
+        origin: digests of what they start from, see `directories.prepare_run`.
         **settings: of `training.train`.
 
     Returns:
         Run directory -> final state.
 
     Raises:
-        ValueError: a directory belongs to another run, or settings of the loop that
+        SettingsError: a directory belongs to another run, or settings of the loop that
             contradict each other.
     """
     settings |= loop_settings(config, stage)
@@ -66,14 +67,14 @@ def train_seeds(
         algorithm = seeds.many(algorithm, config.num_seeds)
         keys = jnp.stack([jax.random.key(own.seed) for own in configs])
         state = algorithm.init(keys, *args)
-        run_dirs = common.prepare_runs(configs, stage, origin)
+        run_dirs = directories.prepare_runs(configs, stage, origin)
         where = f"{len(run_dirs)} seeds, {run_dirs[0]} to {Path(run_dirs[-1]).name}"
         print(f"writing to {where}", flush=True)
         return dict(
             zip(run_dirs, train(algorithm, state, run_dir=run_dirs, **settings))
         )
     state = algorithm.init(jax.random.key(config.seed), *args)
-    (run_dir,) = common.prepare_runs(configs, stage, origin)
+    (run_dir,) = directories.prepare_runs(configs, stage, origin)
     print(f"writing to {run_dir}", flush=True)
     return {run_dir: train(algorithm, state, run_dir=run_dir, **settings)}
 
@@ -82,13 +83,13 @@ def seed_configs(config: ConfigDict, stage: str) -> list[ConfigDict]:
     """The configuration of every seed, as it would be if the seed ran alone.
 
     Raises:
-        ValueError: the folder for the seeds is itself a run directory.
+        SettingsError: the folder for the seeds is itself a run directory.
     """
     if config.num_seeds == 1:
         return [config]
     folder = config.run_dir or str(Path("runs") / config.name / f"{stage}_seeds")
     if load_config(folder) is not None:
-        raise ValueError(
+        raise SettingsError(
             f"{folder} is the directory of a single run; pass another --config.run_dir "
             f"for the {config.num_seeds} of num_seeds."
         )
@@ -104,14 +105,14 @@ def loop_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
     """Arguments of `train`; a return to stop at becomes its `stop`.
 
     Raises:
-        ValueError: numbers of iterations that are none, or a `stop` without a look.
+        SettingsError: numbers of iterations that are none, or a `stop` without a look.
     """
     loop = dict(config.loop[stage])
     length = "num_epochs" if "num_epochs" in loop else "num_iterations"
     counts = loop.keys() - {"stop_at_return", "keep_best"}
     for name, least in {name: int(name == length) for name in sorted(counts)}.items():
         if loop[name] < least:
-            raise ValueError(
+            raise SettingsError(
                 f"loop.{stage}.{name}={loop[name]} must be at least {least}."
             )
     loop["num_iterations"] = loop.pop(length)
@@ -119,7 +120,7 @@ def loop_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
     if target is None:
         return loop
     if loop["evaluate_every"] < 1:
-        raise ValueError(
+        raise SettingsError(
             f"stop_at_return={target} looks at evaluations, but evaluate_every="
             f"{loop['evaluate_every']} asks for none on the way; set it in "
             "--config.loop as well."

@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.training.old_settings import flatten, new_name
 from experiments.defaults import default_config
 
@@ -32,14 +33,14 @@ def load_config(spec: str) -> ConfigDict:
     """The configuration of FILE.py:VARIANT.
 
     Raises:
-        ValueError: no such file, no `get_config` in it, or what it sets is refused.
+        SettingsError: no such file, no `get_config` in it, or what it sets is refused.
     """
     path, _, variant = spec.partition(":")
     if not Path(path).is_file():
-        raise ValueError(f"--config={path}: there is no such file.")
+        raise SettingsError(f"--config={path}: there is no such file.")
     module_spec = importlib.util.spec_from_file_location("experiment_config", path)
     if module_spec is None or module_spec.loader is None:
-        raise ValueError(f"--config={path} is no Python file.")
+        raise SettingsError(f"--config={path} is no Python file.")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -47,7 +48,7 @@ def load_config(spec: str) -> ConfigDict:
     except (ValueError, OSError, ImportError):
         raise
     except Exception as error:
-        raise ValueError(_mistake(error, path)) from error
+        raise SettingsError(_mistake(error, path)) from error
     config.lock()
     _check_given(config)
     return config
@@ -63,12 +64,12 @@ def override(config: ConfigDict, settings: Sequence[str], flag: str = "") -> Non
         flag: what stands before KEY on the command line, for messages.
 
     Raises:
-        ValueError: no such key, no value, or one of the wrong type.
+        SettingsError: no such key, no value, or one of the wrong type.
     """
     for setting in settings:
         name, sign, text = setting.partition("=")
         if not sign:
-            raise ValueError(f"{flag}{name} has no value; write {flag}{name}=VALUE.")
+            raise SettingsError(f"{flag}{name} has no value; write {flag}{name}=VALUE.")
         *sections, key = name.split(".")
         node = config
         for section in sections:
@@ -76,7 +77,7 @@ def override(config: ConfigDict, settings: Sequence[str], flag: str = "") -> Non
                 _refuse(config, name, flag)
             node = node[section]
             if not isinstance(node, ConfigDict):
-                raise ValueError(
+                raise SettingsError(
                     f"{flag}{name}: a setting is given a key of its own, but "
                     f"{section} holds a plain value; {_WHERE}"
                 )
@@ -87,7 +88,7 @@ def override(config: ConfigDict, settings: Sequence[str], flag: str = "") -> Non
         if key not in node:
             _refuse(config, name, flag)
         if isinstance(node[key], ConfigDict):
-            raise ValueError(
+            raise SettingsError(
                 f"{flag}{name} is a section; set one of {', '.join(node[key])}."
             )
         node[key] = _parse(node, key, text, f"{flag}{name}")
@@ -126,8 +127,8 @@ _WHERE = "experiments/defaults.py and the config.json of any run list what there
 
 
 def _refuse(config: ConfigDict, name: str, flag: str) -> None:
-    """Raise a ValueError for a setting that does not exist, with what it may mean."""
-    raise ValueError(f"unknown setting {flag}{name}; {_hint(name, config)}{_WHERE}")
+    """Raise SettingsError for an unknown setting, and suggest a known one."""
+    raise SettingsError(f"unknown setting {flag}{name}; {_hint(name, config)}{_WHERE}")
 
 
 def _hint(name: str, config: ConfigDict) -> str:
@@ -160,7 +161,7 @@ def _parse(node: ConfigDict, key: str, text: str, name: str) -> Any:
     except (ValueError, SyntaxError, KeyError):
         optional = isinstance(field, FieldReference)
         wanted = f"{kind.__name__}{' or None' if optional else ''}"
-        raise ValueError(
+        raise SettingsError(
             f"{name}={text}: the value must be of type {wanted}."
         ) from None
 
@@ -176,7 +177,7 @@ def _literal(text: str) -> Any:
 def _tuple(text: str) -> tuple:
     value = _literal(text)
     if value is None:
-        raise ValueError("None is no tuple")
+        raise SettingsError("None is no tuple")
     if isinstance(value, str) and "," in value:
         return tuple(x.strip() for x in value.split(","))
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
@@ -209,7 +210,7 @@ def _check_given(config: ConfigDict) -> None:
     """Refuse None where no setting is optional; ml_collections lets it pass."""
     for name in _missing(config):
         if not name.startswith(_FREE):
-            raise ValueError(f"{name}=None: this setting needs a value.")
+            raise SettingsError(f"{name}=None: this setting needs a value.")
 
 
 def _missing(config: ConfigDict, prefix: str = "") -> Iterator[str]:

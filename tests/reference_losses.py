@@ -136,7 +136,7 @@ def check_chains(case: Case, network, diffusion):
         behaviour_of({name: value[row] for name, value in case.obs().items()}),
         chain[row, step],
         chain[row, step + 1],
-        jnp.asarray(step + diffusion.explore.num_steps - num_tuned),
+        jnp.asarray(step + diffusion.explore.num_denoising_steps - num_tuned),
     )
     assert_close(
         again.reshape(log_prob.shape), log_prob, CHAIN, "log-prob. of moves", scale
@@ -237,7 +237,7 @@ def diffusion_settings(settings: dict, eta=None) -> dict:
     if isinstance(eta, dict):
         eta = eta.get("base_eta", 0.5)
     return dict(
-        num_steps=settings.get("denoising_steps", 100),
+        num_denoising_steps=settings.get("denoising_steps", 100),
         ddim_steps=settings["ddim_steps"] if settings.get("use_ddim") else None,
         eta=1.0 if eta is None else float(eta),
         predict_noise=settings.get("predict_epsilon", True),

@@ -58,7 +58,7 @@ def make(case, **changes):
     """The algorithm of a case, on the devices of `changes` or all."""
     env = tiny.point_env(WORLD["num_envs"], lengths=(3, 99), max_steps=16)
     if case == "sac":
-        return tiny.make_tiny_sac(env, num_steps=2, **SAC)
+        return tiny.make_tiny_sac(env, num_chunks=2, **SAC)
     policy = None
     if case == "gaussian":
         policy = tiny.tiny_gaussian_policy(learn_fixed_std=True)

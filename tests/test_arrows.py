@@ -25,7 +25,10 @@ runtime <- envs, learning
 types <- normalize <- envs <- rollout <- evaluate, learning, demonstrations, algorithms
 types <- replay <- learning <- algorithms
 demonstrations <- algorithms, interop
-normalize, training.old_settings <- training.checkpoint <- training, interop, deploy
+errors <- types, objects, runtime, demonstrations, training.config_file
+training.old_settings <- training.config_file <- training.checkpoint
+types <- training.trees <- training.checkpoint
+normalize <- training.checkpoint <- training, interop, deploy
 """
 
 # Inside these folders files, or folders of files, are on their own: whoever needs two

@@ -34,10 +34,10 @@ def tiny_config(**changes):
     config = default_config()
     config.model.update(chunk=tiny.CHUNK)
     config.model.network.update(hidden_sizes=(16,), residual=False)
-    config.model.diffusion.num_steps = tiny.NUM_STEPS
+    config.model.diffusion.num_denoising_steps = tiny.NUM_STEPS
     config.model.sampling.num_tuned_steps = tiny.NUM_TUNED
     config.critic.update(hidden_sizes=(16,), residual=False)
-    config.rollout.update(num_envs=4, num_steps=4)
+    config.rollout.update(num_envs=4, num_chunks=4)
     config.algorithm.ppo.update(batch_size=16, epochs=1)
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in changes.items()}

@@ -29,6 +29,16 @@ def test_a_constant_entry_becomes_minus_one_and_comes_back(normalizer):
     np.testing.assert_allclose(again, OBSERVATIONS, atol=1e-5)
 
 
+def test_a_policy_sees_nothing_far_outside_of_its_data(normalizer):
+    """A millimetre off in a column that never changed would be 1999."""
+    seen = normalize.policy_obs(normalizer, OBSERVATIONS + [0.0, 1e-3])
+    np.testing.assert_allclose(seen[:, 0], [-1, 1, -0.2], atol=1e-6)
+    np.testing.assert_array_equal(seen[:, 1], 1.0)
+    far = normalize.policy_obs(normalizer, np.array([[1e4, 0.0], [-1e4, 5.0]]))
+    np.testing.assert_array_equal(far, [[10.0, -1.0], [-10.0, -1.0]])
+    assert normalize.constant_columns(normalizer) == [1]
+
+
 def test_actions_of_one_reach_the_exact_bounds(normalizer):
     action = normalize.unnormalize_action(normalizer, np.float32([[-1], [1], [0]]))
     np.testing.assert_array_equal(action[:, 0], [-2, 2, 0])

@@ -56,9 +56,9 @@ def test_agrees_with_reference(path, tmp_path):
 
 def check_schedule(path, tmp_path):
     case = read_case(path)
-    num_steps = case.config["denoising_steps"]
-    ddpm = noise_schedules.ddpm_schedule(num_steps)
-    betas = noise_schedules.cosine_betas(num_steps)
+    num_denoising_steps = case.config["denoising_steps"]
+    ddpm = noise_schedules.ddpm_schedule(num_denoising_steps)
+    betas = noise_schedules.cosine_betas(num_denoising_steps)
     alpha_bars = noise_schedules.alpha_bars_of(betas)
     ours = {
         "betas": betas,
@@ -76,7 +76,7 @@ def check_schedule(path, tmp_path):
     }
     if case.config.get("ddim_steps") is not None:
         ddim = noise_schedules.ddim_schedule(
-            case.config["ddim_steps"], num_training_steps=num_steps, eta=0.0
+            case.config["ddim_steps"], num_training_steps=num_denoising_steps, eta=0.0
         )
         ours |= {
             "ddim_t": ddim.time,

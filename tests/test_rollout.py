@@ -21,10 +21,10 @@ def random(keys, obs):
     return draw(keys), ()
 
 
-def run(act, num_steps=3, lengths=(3,)):
+def run(act, num_chunks=3, lengths=(3,)):
     env = tiny.point_env(2, lengths=lengths)
     start = env.reset(env_keys(KEY, 2))
-    return rollout(env, act, start, env_keys(jax.random.key(1), 2), num_steps)
+    return rollout(env, act, start, env_keys(jax.random.key(1), 2), num_chunks)
 
 
 def test_a_roll_out_executes_the_start_of_every_chunk_and_records_what_follows():
@@ -76,7 +76,7 @@ def test_what_to_keep_of_a_step_is_for_the_caller_to_say():
 
 
 def test_every_step_of_every_environment_draws_from_a_key_of_its_own():
-    action = np.asarray(run(random, num_steps=5)[1].action)
+    action = np.asarray(run(random, num_chunks=5)[1].action)
     assert len(np.unique(action)) == action.size
 
 

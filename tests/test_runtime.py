@@ -41,8 +41,8 @@ def test_a_program_on_one_core_has_a_thread_for_callbacks(given, expected):
 
 def test_an_interrupt_ends_a_program_in_one_line():
     done = run(
-        "from experiments import common\n"
-        "with common.errors_in_one_line():\n    raise KeyboardInterrupt"
+        "from experiments import processes\n"
+        "with processes.errors_in_one_line():\n    raise KeyboardInterrupt"
     )
     assert done.returncode == 130, done.stderr
     assert done.stdout.count("\n") == 1 and "interrupted" in done.stdout

@@ -97,7 +97,7 @@ def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> ChainP
     )
     return diffusion_policy(
         network,
-        denoising.make_diffusion(num_steps=NUM_STEPS, **bounds),
+        denoising.make_diffusion(num_denoising_steps=NUM_STEPS, **bounds),
         chunk=CHUNK,
         action_dim=ACTION_DIM,
         num_tuned_steps=num_tuned,
@@ -140,7 +140,7 @@ def make_tiny_ppo(
     critic: Any = None,
     *,
     num_envs: int = 4,
-    num_steps: int = 4,
+    num_chunks: int = 4,
     num_tuned_steps: int = NUM_TUNED,
     reset_at_iteration: bool = True,
     **changes: Any,
@@ -156,7 +156,7 @@ def make_tiny_ppo(
         tiny_diffusion_policy(num_tuned_steps) if policy is None else policy,
         tiny_critic() if critic is None else critic,
         tiny_ppo_config(**changes),
-        num_steps=num_steps,
+        num_chunks=num_chunks,
         reset_at_iteration=reset_at_iteration,
     )
 
@@ -175,10 +175,10 @@ def tiny_squashed_policy() -> SquashedPolicy:
     return squashed_policy(network)
 
 
-def make_tiny_sac(env: VecEnv | None = None, *, num_steps: int = 4, **changes: Any):
+def make_tiny_sac(env: VecEnv | None = None, *, num_chunks: int = 4, **changes: Any):
     """SAC on `point_env`: 16 transitions and as many updates of 32 an iteration."""
     config = ConfigDict()
-    config.rollout = dict(num_steps=num_steps, reset_at_iteration=False)
+    config.rollout = dict(num_chunks=num_chunks, reset_at_iteration=False)
     config.critic = dict(hidden_sizes=(32,), activation="relu")
     config.algorithm = dict(sac=sac.default_config())
     settings = config.algorithm.sac

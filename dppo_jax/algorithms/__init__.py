@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import ppo, sac
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Algorithm, VecEnv
 
 
@@ -40,9 +41,9 @@ def default_config() -> ConfigDict:
 
 
 def find_algorithm(name: str) -> Entry:
-    """The entry of a name; raises ValueError if there is none."""
+    """The entry of a name; raises SettingsError if there is none."""
     if name not in ALGORITHMS:
-        raise ValueError(
+        raise SettingsError(
             f"algorithm.name={name!r} is unknown; use one of {', '.join(ALGORITHMS)}."
         )
     return ALGORITHMS[name]
@@ -59,6 +60,6 @@ def make_algorithm(
         data: demonstrations, for algorithms that learn from them.
 
     Raises:
-        ValueError: an unknown name, or settings that the algorithm refuses.
+        SettingsError: an unknown name, or settings that the algorithm refuses.
     """
     return find_algorithm(config.algorithm.name).make(env, policy, config, data)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dppo_jax.demonstrations.dataset import Windows, gather
+from dppo_jax.errors import SettingsError
 from dppo_jax.learning import optimizers
 from dppo_jax.learning.minibatch import covering_batches
 from dppo_jax.policies import ChainPolicy, PolicyParams
@@ -39,7 +40,8 @@ def default_config() -> ConfigDict:
     config.weight_decay = 1e-6
     config.ema_decay = 0.995
     config.ema_every = 10  # updates
-    config.ema_start = 20  # epochs during which the average is the network itself
+    # The first epoch, counted from 1, with an average; before it is the network itself.
+    config.ema_start = 20
     config.clone_entropy_coef = 0.0  # Gaussian policies only
     return config
 
@@ -59,21 +61,23 @@ def make_pretrain(
         one is filled up from the epoch's beginning.
 
     Raises:
-        ValueError: settings that cannot work, by name.
+        SettingsError: settings that cannot work, by name.
     """
     if not isinstance(policy, ChainPolicy):
-        raise ValueError(
+        raise SettingsError(
             f"a {type(policy).__name__} cannot be cloned; set model.kind='diffusion' "
             "or 'gaussian'."
         )
     for name in ("batch_size", "ema_every"):
         if config[name] < 1:
-            raise ValueError(f"pretrain.{name}={config[name]} must be at least 1.")
+            raise SettingsError(f"pretrain.{name}={config[name]} must be at least 1.")
     for name in ("ema_start", "weight_decay"):
         if config[name] < 0:
-            raise ValueError(f"pretrain.{name}={config[name]} must not be negative.")
+            raise SettingsError(f"pretrain.{name}={config[name]} must not be negative.")
     if not 0 <= config.ema_decay < 1:
-        raise ValueError(f"pretrain.ema_decay={config.ema_decay} must lie in [0, 1).")
+        raise SettingsError(
+            f"pretrain.ema_decay={config.ema_decay} must lie in [0, 1)."
+        )
     rate = dict(
         peak=config.learning_rate,
         floor=config.min_learning_rate,
@@ -83,9 +87,10 @@ def make_pretrain(
     optimizers.check_cosine_restarts("pretrain", **rate)
     optimizer = optimizers.adamw(weight_decay=config.weight_decay)
 
+    obs, _ = gather(dataset, jnp.zeros(1, jnp.int32))
+
     def init(key: Array) -> PretrainState:
         params_key, key = jax.random.split(key)
-        obs, _ = gather(dataset, jnp.zeros(1, jnp.int32))
         params = policy.init(params_key, obs).tuned
         return PretrainState(
             params=params,
@@ -97,7 +102,7 @@ def make_pretrain(
         )
 
     def average(ema: PyTree, params: PyTree, epoch: Array) -> PyTree:
-        decay = jnp.where(epoch < config.ema_start, 0.0, config.ema_decay)
+        decay = jnp.where(epoch + 1 < config.ema_start, 0.0, config.ema_decay)
         return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
     def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
@@ -142,5 +147,5 @@ def make_pretrain(
         return PolicyParams(base=state.ema, tuned=state.ema)
 
     return Algorithm(
-        init=init, step=step, params=params, act=policy.act, finite=("loss",)
+        init=jax.jit(init), step=step, params=params, act=policy.act, finite=("loss",)
     )

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.learning import off_policy, optimizers
 from dppo_jax.learning.soft_actor_critic import (
     COMBINE,
@@ -61,7 +62,7 @@ def make(
         actor, or from new ones.
 
     Raises:
-        ValueError: settings that contradict each other, by name.
+        SettingsError: settings that contradict each other, by name.
     """
     del data
     settings = config.algorithm.sac
@@ -70,7 +71,7 @@ def make(
     return off_policy.off_policy(
         env,
         make_learner(env, policy, critic, settings),
-        num_steps=config.rollout.num_steps,
+        num_chunks=config.rollout.num_chunks,
         reset_at_iteration=config.rollout.reset_at_iteration,
         **settings.replay,
     )
@@ -119,7 +120,7 @@ def make_updates(
 
 def _check_config(config: ConfigDict, policy: SquashedPolicy) -> None:
     if not isinstance(policy, SquashedPolicy):
-        raise ValueError(
+        raise SettingsError(
             "sac needs log-probabilities of a squashed Gaussian policy; set "
             "model.kind='squashed'."
         )
@@ -136,4 +137,4 @@ def _check_config(config: ConfigDict, policy: SquashedPolicy) -> None:
         ("target_rate", 0 < config.target_rate <= 1, "between 0 and 1, not 0"),
     ):
         if not fits:
-            raise ValueError(f"sac.{name}={config[name]!r} must be {wanted}.")
+            raise SettingsError(f"sac.{name}={config[name]!r} must be {wanted}.")

@@ -7,6 +7,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import (
     Normalizer,
     fit_normalizer,
@@ -70,7 +71,7 @@ def windows(
         image_history: To of the images, at most `history`.
 
     Raises:
-        ValueError: episodes that are not consistent (see `check_episodes`), a chunk
+        SettingsError: episodes that are not consistent (see `check_episodes`), a chunk
             longer than every episode, or a history that is not positive.
     """
     check_episodes(episodes, "episodes")
@@ -78,7 +79,7 @@ def windows(
     lengths = np.asarray(episodes.episode_lengths)
     counts = np.maximum(lengths - chunk + 1, 0)
     if counts.sum() == 0:
-        raise ValueError(
+        raise SettingsError(
             f"chunk={chunk} is longer than every episode (the longest has "
             f"{lengths.max()} steps); shorten the chunk."
         )
@@ -126,10 +127,10 @@ def concatenate(parts: Sequence[Episodes], source: str) -> Episodes:
         source: what to call the data in a message, for example its file.
 
     Raises:
-        ValueError: no parts, or parts of different observations or action sizes.
+        SettingsError: no parts, or parts of different observations or action sizes.
     """
     if not parts:
-        raise ValueError(f"{source} holds no episodes; check the data.")
+        raise SettingsError(f"{source} holds no episodes; check the data.")
 
     def sizes(part: Episodes) -> dict[str, tuple[int, ...]]:
         tables = {**part.observations, "actions": part.actions}
@@ -137,7 +138,7 @@ def concatenate(parts: Sequence[Episodes], source: str) -> Episodes:
 
     for index, part in enumerate(parts):
         if sizes(part) != sizes(parts[0]):
-            raise ValueError(
+            raise SettingsError(
                 f"{source}: episode {index} has sizes {sizes(part)}, but episode 0 has "
                 f"{sizes(parts[0])}; keep data of different tasks apart."
             )
@@ -183,11 +184,11 @@ def split_episodes(
         (train, validation), each in the order of the data.
 
     Raises:
-        ValueError: a fraction outside (0, 1), or fewer than two episodes.
+        SettingsError: a fraction outside (0, 1), or fewer than two episodes.
     """
     total = len(episodes.episode_lengths)
     if not 0 < fraction < 1 or total < 2:
-        raise ValueError(
+        raise SettingsError(
             f"fraction={fraction} of {total} episodes cannot be split off; it "
             "must lie in (0, 1), and there must be at least 2 episodes."
         )
@@ -242,12 +243,12 @@ def check_episodes(episodes: Episodes, source: str) -> None:
         source: what to call the data in a message, for example its file.
 
     Raises:
-        ValueError: no steps, arrays of unequal length, lengths that do not add up,
+        SettingsError: no steps, arrays of unequal length, lengths that do not add up,
             entries of an unknown name, NaN or infinite values.
     """
     named = episodes.observations
     if "state" not in named or set(named) - {"state", "rgb"}:
-        raise ValueError(
+        raise SettingsError(
             f"{source}: observations {sorted(named)} must hold state, and besides "
             "only rgb."
         )
@@ -260,7 +261,7 @@ def check_episodes(episodes: Episodes, source: str) -> None:
     steps = len(episodes.actions)
     for name, array in tables.items():
         if array.ndim != ranks[name] or len(array) != steps:
-            raise ValueError(
+            raise SettingsError(
                 f"{source}: {name} {array.shape} must have {ranks[name]} axes, the "
                 f"first of the {steps} steps that the actions have."
             )
@@ -270,16 +271,16 @@ def check_episodes(episodes: Episodes, source: str) -> None:
             finite = np.isfinite(array.reshape(steps, -1)).all(axis=1)
             rows = np.flatnonzero(~finite)
             if len(rows):
-                raise ValueError(
+                raise SettingsError(
                     f"{source}: {name} has NaN or infinite values in {len(rows)} of "
                     f"{steps} rows, first {rows[:5].tolist()}; drop those episodes."
                 )
 
 
 def check_window(chunk: int, history: int, image_history: int) -> None:
-    """Raises ValueError for a chunk or a history that no sample can have."""
+    """Raises SettingsError for a chunk or a history that no sample can have."""
     if chunk < 1 or history < 1 or not 1 <= image_history <= history:
-        raise ValueError(
+        raise SettingsError(
             f"chunk={chunk}, history={history}, image_history={image_history}: all "
             "must be at least 1, and image_history at most history."
         )
@@ -321,21 +322,21 @@ def summary(episodes: Episodes) -> str:
 
 def _check_lengths(lengths: np.ndarray, steps: int, source: str) -> None:
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
-        raise ValueError(
+        raise SettingsError(
             f"{source}: the episode lengths must be a vector of integers, got "
             f"{lengths.dtype} {lengths.shape}."
         )
     if len(lengths) == 0 or steps == 0:
-        raise ValueError(
+        raise SettingsError(
             f"{source}: the data set is empty ({len(lengths)} episodes, {steps} steps)."
         )
     if lengths.min() < 1:
-        raise ValueError(
+        raise SettingsError(
             f"{source}: episode {int(lengths.argmin())} has length {lengths.min()}; "
             "every episode needs at least one step."
         )
     if lengths.sum() != steps:
-        raise ValueError(
+        raise SettingsError(
             f"{source}: the episode lengths add up to {lengths.sum()} steps, but there "
             f"are {steps}; write the data set again."
         )

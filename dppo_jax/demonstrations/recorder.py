@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppo_jax.demonstrations.dataset import Episodes
+from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import (
     Normalizer,
     fit_normalizer,
-    normalize_obs,
+    policy_obs,
     unnormalize_action,
 )
 from dppo_jax.rollout import env_keys, first_episodes
@@ -32,9 +33,9 @@ def make_recorder(
     env: VecEnv,
     act: Act,
     *,
-    num_steps: int,
+    num_control_steps: int,
 ) -> Callable[[PyTree, Array], Episodes]:
-    """Record whole episodes, until they hold `num_steps` control steps or more.
+    """Record whole episodes, until they hold `num_control_steps` control steps or more.
 
     Every environment gives the first episode of a round, since taking whatever ends
     first would favour short ones; rounds of the same compiled program follow each
@@ -44,19 +45,23 @@ def make_recorder(
         env: at the control rate and in task units, with a time limit.
         act: (params, keys [B], obs {"state": [B, Do]}) -> (action [B, Da], extras),
             the actions that are executed and recorded, in task units.
-        num_steps: N at least.
+        num_control_steps: N at least.
 
     Returns:
         (params, key) -> Episodes in task units with `rewards` and `terminals`; an
         episode without a terminal is one that the time limit cut.
 
     Raises:
-        ValueError: no time limit, or less than one step.
+        SettingsError: no time limit, or less than one step.
     """
     if env.max_steps is None:
-        raise ValueError("recording needs a time limit; wrap the task in time_limit.")
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} to record must be at least 1.")
+        raise SettingsError(
+            "recording needs a time limit; wrap the task in time_limit."
+        )
+    if num_control_steps < 1:
+        raise SettingsError(
+            f"num_control_steps={num_control_steps} to record must be at least 1."
+        )
     max_steps = env.max_steps
 
     def row(transition: Transition, outcome: TimeStep) -> _Rows:
@@ -80,7 +85,7 @@ def make_recorder(
     def record(params: PyTree, key: Array) -> Episodes:
         parts: list[_Rows] = []
         lengths: list[np.ndarray] = []
-        missing = num_steps
+        missing = num_control_steps
         while missing > 0:
             key, round_key = jax.random.split(key)
             length, rows = jax.tree.map(np.asarray, play(params, round_key))
@@ -117,7 +122,7 @@ def in_task_units(act: Act, normalizer: Normalizer) -> Act:
     def act_on_raw(
         params: PyTree, keys: Array, obs: Obs, *, deterministic: bool = False
     ) -> tuple[Array, PyTree]:
-        state = normalize_obs(normalizer, obs["state"])[:, None]
+        state = policy_obs(normalizer, obs["state"])[:, None]
         chunk, extras = act(params, keys, {"state": state}, deterministic=deterministic)
         action = jnp.clip(chunk[:, 0], -1.0, 1.0)
         return unnormalize_action(normalizer, action), extras
@@ -125,7 +130,7 @@ def in_task_units(act: Act, normalizer: Normalizer) -> Act:
     return act_on_raw
 
 
-def random_bounds(env: VecEnv, key: Array, *, num_steps: int) -> Normalizer:
+def random_bounds(env: VecEnv, key: Array, *, num_control_steps: int) -> Normalizer:
     """Bounds for a policy that starts from nothing: what random actions show.
 
     They stay as they are, unlike running moments, so that a checkpoint carries them
@@ -133,7 +138,7 @@ def random_bounds(env: VecEnv, key: Array, *, num_steps: int) -> Normalizer:
 
     Args:
         env: as for `make_recorder`, with actions in [-1, 1].
-        num_steps: of random actions, uniform in [-1, 1]; at least.
+        num_control_steps: of random actions, uniform in [-1, 1]; at least.
 
     Returns:
         The smallest and largest observations; [-1, 1] itself for the actions.
@@ -147,7 +152,7 @@ def random_bounds(env: VecEnv, key: Array, *, num_steps: int) -> Normalizer:
 
         return jax.vmap(one)(keys), ()
 
-    episodes = make_recorder(env, act, num_steps=num_steps)(None, key)
+    episodes = make_recorder(env, act, num_control_steps=num_control_steps)(None, key)
     normalizer = fit_normalizer(episodes.observations["state"], episodes.actions)
     one = np.ones(env.action_shape, np.float32)
     return normalizer._replace(action_min=-one, action_max=one)

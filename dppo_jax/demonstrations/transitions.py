@@ -9,6 +9,7 @@ from dppo_jax.demonstrations.dataset import (
     check_episodes,
     check_window,
 )
+from dppo_jax.errors import SettingsError
 
 
 class Transitions(NamedTuple):
@@ -76,21 +77,21 @@ def chunked_transitions(
         off has nothing after the cut.
 
     Raises:
-        ValueError: no rewards, inconsistent episodes, settings out of range, or no
+        SettingsError: no rewards, inconsistent episodes, settings out of range, or no
             transition left.
     """
     check_episodes(episodes, "episodes")
     check_window(chunk, history, image_history)
     if not 1 <= stride <= chunk:
-        raise ValueError(
+        raise SettingsError(
             f"stride={stride} must lie between 1, for every control step, and "
             f"chunk={chunk}, beyond which actions are skipped."
         )
     for name, value in dict(discount=discount, step_discount=step_discount).items():
         if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} must lie between 0 and 1.")
+            raise SettingsError(f"{name}={value} must lie between 0 and 1.")
     if episodes.rewards is None:
-        raise ValueError(
+        raise SettingsError(
             "these episodes have no rewards, which off-policy training needs; choose a "
             "data set that holds them (`rewards`), or record one with "
             "experiments.collect."
@@ -104,7 +105,7 @@ def chunked_transitions(
     last_acted = end - 1 - (~ended & drop_unfollowed)
     count = last_acted - begin + 1
     if count.sum() == 0:
-        raise ValueError(
+        raise SettingsError(
             "drop_unfollowed=True leaves nothing of episodes of one step that were cut "
             "off; set it to False."
         )

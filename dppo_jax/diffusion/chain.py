@@ -28,7 +28,7 @@ class Chain(NamedTuple):
 
     explore: move of roll-outs and of log-probabilities.
     deterministic: move of evaluation.
-    num_steps: K.
+    num_denoising_steps: K.
     draw_clip: bound of standard-normal draws; the density stays unclipped.
     final_clip: bound of the action that leaves the chain, or None.
     min_log_prob_std: floor of the standard deviation in log-probabilities; 0: none, for
@@ -37,7 +37,7 @@ class Chain(NamedTuple):
 
     explore: Move
     deterministic: Move
-    num_steps: int
+    num_denoising_steps: int
     draw_clip: float
     final_clip: float | None
     min_log_prob_std: float
@@ -116,7 +116,7 @@ def run_moves(
         draw = jnp.clip(draw, -chain.draw_clip, chain.draw_clip)
         x = mean + jnp.maximum(std, min_std) * draw
         if chain.final_clip is not None:
-            is_last = step == chain.num_steps - 1
+            is_last = step == chain.num_denoising_steps - 1
             bound = jnp.where(is_last, chain.final_clip, jnp.inf)
             x = jnp.clip(x, -bound, bound)
         log_prob_std = jnp.maximum(std, chain.min_log_prob_std)
@@ -147,7 +147,7 @@ def sample_chain(
     """
     move = chain.deterministic if deterministic else chain.explore
     floor = 0.0 if deterministic else min_std
-    first_tuned = chain.num_steps - num_tuned
+    first_tuned = chain.num_denoising_steps - num_tuned
     x, draws = draws[0], draws[1:]
     if first_tuned > 0:
         x, _, _ = run_moves(
@@ -167,7 +167,7 @@ def sample_chain(
         x,
         draws,
         first=first_tuned,
-        last=chain.num_steps,
+        last=chain.num_denoising_steps,
         min_std=floor,
     )
     entries = jnp.concatenate([x[None], xs])

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from dppo_jax.diffusion.chain import Chain, Move
 from dppo_jax.diffusion.schedules import Schedule, ddim_schedule, ddpm_schedule
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, PyTree
 
 # (params, x [B, Ta, Da], time [B] or [1], condition) -> output like x.
@@ -52,7 +53,7 @@ class Diffusion(NamedTuple):
 
 def make_diffusion(
     *,
-    num_steps: int,
+    num_denoising_steps: int,
     ddim_steps: int | None = None,
     eta: float = 1.0,
     predict_noise: bool = True,
@@ -65,16 +66,16 @@ def make_diffusion(
     """The schedules and bounds of one diffusion policy.
 
     Args:
-        num_steps: K, or the training steps where `ddim_steps` is given.
+        num_denoising_steps: K, or the training steps where `ddim_steps` is given.
         ddim_steps: K of a sub-sampled DDIM chain; None samples by DDPM.
         eta: DDIM noise while exploring; evaluation always uses 0.
 
     Raises:
-        ValueError: DDIM for a network that predicts the clean action, or a bound
+        SettingsError: DDIM for a network that predicts the clean action, or a bound
             that is not positive.
     """
     if eta < 0:
-        raise ValueError(f"eta={eta} must not be negative; 1 explores as DDPM does.")
+        raise SettingsError(f"eta={eta} must not be negative; 1 explores as DDPM does.")
     optional = ("x0_clip", "noise_clip", "final_clip")
     for name, bound in (
         ("x0_clip", x0_clip),
@@ -85,18 +86,18 @@ def make_diffusion(
     ):
         if bound is not None and bound <= 0:
             cure = "; use None for no bound" if name in optional else ""
-            raise ValueError(f"{name}={bound} must be positive{cure}.")
-    training = ddpm_schedule(num_steps, predict_noise=predict_noise)
+            raise SettingsError(f"{name}={bound} must be positive{cure}.")
+    training = ddpm_schedule(num_denoising_steps, predict_noise=predict_noise)
     if ddim_steps is None:
         explore = training
         deterministic = ddpm_schedule(
-            num_steps, predict_noise=predict_noise, deterministic=True
+            num_denoising_steps, predict_noise=predict_noise, deterministic=True
         )
     else:
         if not predict_noise:
-            raise ValueError("predict_noise=False needs DDPM; set ddim_steps=None.")
+            raise SettingsError("predict_noise=False needs DDPM; set ddim_steps=None.")
         explore, deterministic = (
-            ddim_schedule(ddim_steps, num_training_steps=num_steps, eta=e)
+            ddim_schedule(ddim_steps, num_training_steps=num_denoising_steps, eta=e)
             for e in (eta, 0.0)
         )
     return Diffusion(
@@ -150,7 +151,7 @@ def diffusion_chain(diffusion: Diffusion, denoise: Denoise) -> Chain:
     return Chain(
         explore=move_of(diffusion.explore),
         deterministic=move_of(diffusion.deterministic),
-        num_steps=diffusion.explore.num_steps,
+        num_denoising_steps=diffusion.explore.num_denoising_steps,
         draw_clip=diffusion.draw_clip,
         final_clip=diffusion.final_clip,
         min_log_prob_std=diffusion.min_log_prob_std,
@@ -178,10 +179,10 @@ def diffusion_cloning(diffusion: Diffusion) -> Cloning:
     schedule = diffusion.training
 
     def draw_time(key: Array) -> Array:
-        return jax.random.randint(key, (), 0, schedule.num_steps)
+        return jax.random.randint(key, (), 0, schedule.num_denoising_steps)
 
     def corrupt(action: Array, noise: Array, time: Array) -> tuple[Array, Array, Array]:
-        step = schedule.num_steps - 1 - time
+        step = schedule.num_denoising_steps - 1 - time
         signal, level = (
             _column(table[step], action) for table in (schedule.signal, schedule.noise)
         )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array
 
 # DDPM tables floor the posterior variance; deterministic DDPM floors its std.
@@ -39,26 +40,29 @@ class Schedule(NamedTuple):
     std: Array
 
     @property
-    def num_steps(self) -> int:
+    def num_denoising_steps(self) -> int:
         """K."""
         return self.time.shape[0]
 
 
-def cosine_betas(num_steps: int, *, offset: float = 0.008) -> np.ndarray:
+def cosine_betas(num_denoising_steps: int, *, offset: float = 0.008) -> np.ndarray:
     """Noise rates beta of the cosine schedule (Nichol and Dhariwal 2021, eq. 17).
 
-    alpha_bar(u) = cos^2((u + s) / (1 + s) * pi / 2) is sampled at num_steps + 1
-    points over u in [0, 1], as DPPO's reference code does; beta is capped at 0.999.
+    alpha_bar(u) = cos^2((u + s) / (1 + s) * pi / 2) is sampled at
+    num_denoising_steps + 1 points over u in [0, 1], as DPPO's reference code does; beta
+    is capped at 0.999.
 
     Returns:
-        [num_steps] float32, cleanest first.
+        [num_denoising_steps] float32, cleanest first.
 
     Raises:
-        ValueError: fewer than one step.
+        SettingsError: fewer than one step.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}; a chain needs at least one step.")
-    u = np.linspace(0.0, 1.0, num_steps + 1)
+    if num_denoising_steps < 1:
+        raise SettingsError(
+            f"num_denoising_steps={num_denoising_steps} must be at least 1."
+        )
+    u = np.linspace(0.0, 1.0, num_denoising_steps + 1)
     power = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return np.clip(1 - power[1:] / power[:-1], 0.0, 0.999).astype(np.float32)
 
@@ -72,17 +76,17 @@ def alpha_bars_of(betas: np.ndarray) -> np.ndarray:
 
 
 def ddpm_schedule(
-    num_steps: int, *, predict_noise: bool = True, deterministic: bool = False
+    num_denoising_steps: int, *, predict_noise: bool = True, deterministic: bool = False
 ) -> Schedule:
     """Ancestral sampling over every step (Ho et al. 2020, eqs. 6 and 7).
 
     Args:
-        num_steps: K.
+        num_denoising_steps: K.
         predict_noise: whether the network predicts the noise or the clean action.
         deterministic: keep the posterior noise (at least 1e-3) but add none in the
             last step, as the reference evaluates.
     """
-    betas = cosine_betas(num_steps)
+    betas = cosine_betas(num_denoising_steps)
     alpha_bars = alpha_bars_of(betas)
     previous = np.concatenate([np.ones(1, np.float32), alpha_bars[:-1]])
     variance = betas * (1 - previous) / (1 - alpha_bars)
@@ -91,33 +95,35 @@ def ddpm_schedule(
         std = np.maximum(std, _MIN_DETERMINISTIC_STD)
         std[0] = 0.0
     return _schedule(
-        time=np.arange(num_steps),
+        time=np.arange(num_denoising_steps),
         alpha_bars=alpha_bars,
         predict_noise=predict_noise,
         mean_from_x0=betas * np.sqrt(previous) / (1 - alpha_bars),
         mean_from_x=(1 - previous) * np.sqrt(1 - betas) / (1 - alpha_bars),
-        mean_from_noise=np.zeros(num_steps),
+        mean_from_noise=np.zeros(num_denoising_steps),
         std=std,
     )
 
 
-def ddim_schedule(num_steps: int, *, num_training_steps: int, eta: float) -> Schedule:
+def ddim_schedule(
+    num_denoising_steps: int, *, num_training_steps: int, eta: float
+) -> Schedule:
     """Sub-sampled chain of noise predictions (Song et al. 2021, eqs. 12 and 16).
 
     Args:
-        num_steps: K, steps that are sampled ("leading" spacing).
+        num_denoising_steps: K, steps that are sampled ("leading" spacing).
         num_training_steps: steps of the schedule that the network was trained on.
         eta: 1 gives DDPM-like noise (exploration), 0 none (evaluation).
 
     Raises:
-        ValueError: more sampled than trained steps.
+        SettingsError: more sampled than trained steps.
     """
-    if not 1 <= num_steps <= num_training_steps:
-        raise ValueError(
-            f"ddim_steps={num_steps} must lie between 1 and the "
+    if not 1 <= num_denoising_steps <= num_training_steps:
+        raise SettingsError(
+            f"ddim_steps={num_denoising_steps} must lie between 1 and the "
             f"{num_training_steps} denoising steps of training."
         )
-    time = np.arange(num_steps) * (num_training_steps // num_steps)
+    time = np.arange(num_denoising_steps) * (num_training_steps // num_denoising_steps)
     alpha_bars = alpha_bars_of(cosine_betas(num_training_steps))[time]
     previous = np.concatenate([np.ones(1, np.float32), alpha_bars[:-1]])
     std = eta * np.sqrt((1 - previous) / (1 - alpha_bars) * (1 - alpha_bars / previous))
@@ -131,7 +137,7 @@ def ddim_schedule(num_steps: int, *, num_training_steps: int, eta: float) -> Sch
         - mean_from_noise * np.sqrt(alpha_bars) / np.sqrt(1 - alpha_bars),
         mean_from_x=mean_from_noise / np.sqrt(1 - alpha_bars),
         mean_from_noise=mean_from_noise,
-        std=std if eta > 0 else np.zeros(num_steps),
+        std=std if eta > 0 else np.zeros(num_denoising_steps),
     )
 
 

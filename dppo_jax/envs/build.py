@@ -16,6 +16,7 @@ from dppo_jax.envs.wrappers import (
     stack_observations,
     time_limit,
 )
+from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.types import Env, VecEnv
 
@@ -39,8 +40,8 @@ def make_single(config: ConfigDict) -> Env:
     """The single environment of a configuration, in task units: task and wrappers.
 
     Raises:
-        ValueError: a task that runs in host processes, or one or a wrapper that cannot
-            be made.
+        SettingsError: a task that runs in host processes, or one or a wrapper that
+            cannot be made.
     """
     env = make_task(config.task, engine=config.engine, **config.options)
     for wrapper in config.wrappers:
@@ -63,17 +64,17 @@ def make_env(
         trace: metrics to report at every control step.
 
     Raises:
-        ValueError: settings that cannot work, by name.
+        SettingsError: settings that cannot work, by name.
     """
     executed = chunk if config.executed is None else config.executed
     if not 1 <= executed <= chunk:
-        raise ValueError(
+        raise SettingsError(
             f"env.executed={executed} must lie between 1 and the {chunk} actions that "
             "the policy predicts (model.chunk)."
         )
     if is_host(config.task):
         if config.wrappers:
-            raise ValueError(
+            raise SettingsError(
                 f"env.wrappers={tuple(config.wrappers)}: {config.task} runs in host "
                 "processes, where no wrapper of this project reaches; leave them out, "
                 "and wrap the simulator itself."

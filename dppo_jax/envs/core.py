@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.training import parallel
 from dppo_jax.types import Array, Env, Obs, PyTree, TimeStep, VecEnv
 
@@ -52,10 +53,10 @@ def vectorize(env: Env, num_envs: int) -> VecEnv:
     environment reports itself stays, because it knows steps inside of a chunk.
 
     Raises:
-        ValueError: if `num_envs` is not positive.
+        SettingsError: if `num_envs` is not positive.
     """
     if num_envs < 1:
-        raise ValueError(f"num_envs={num_envs} must be at least 1.")
+        raise SettingsError(f"num_envs={num_envs} must be at least 1.")
 
     def fresh(key: Array) -> VecState:
         key, reset_key = jax.random.split(key)

@@ -6,6 +6,7 @@ See `dppo_jax.objects` for the names: `module:function` or `path/to/file.py:func
 from typing import Any
 
 from dppo_jax.envs.adapters import HOST, PURE
+from dppo_jax.errors import SettingsError
 from dppo_jax.objects import call, load_object, takes
 from dppo_jax.types import Env
 
@@ -20,7 +21,7 @@ def make_outside(reference: str, *, engine: str = "auto", **options: Any) -> Env
         **options: its further arguments.
 
     Raises:
-        ValueError: no such function, arguments that it does not take, or a result
+        SettingsError: no such function, arguments that it does not take, or a result
             that is no Env.
     """
     libraries = ", ".join(f"{library}:" for library in (*PURE, *HOST))
@@ -29,7 +30,7 @@ def make_outside(reference: str, *, engine: str = "auto", **options: Any) -> Env
         hint=f"env.task names it. Libraries known by name are {libraries}.",
     )
     if engine != "auto" and not takes(make, "engine"):
-        raise ValueError(
+        raise SettingsError(
             f"env.engine={engine!r} was asked for, but {reference} takes no argument "
             "'engine'; leave 'auto', or let it take one."
         )
@@ -42,7 +43,7 @@ def apply_wrapper(env: Env, reference: str) -> Env:
     """The environment behind a wrapper `Env -> Env` that is loaded by name.
 
     Raises:
-        ValueError: no such function, or a result that is no Env.
+        SettingsError: no such function, or a result that is no Env.
     """
     wrap = load_object(reference, hint="env.wrappers names it.")
     return _checked(reference, call(reference, wrap, env))
@@ -50,7 +51,7 @@ def apply_wrapper(env: Env, reference: str) -> Env:
 
 def _checked(reference: str, env: Any) -> Env:
     if not isinstance(env, Env):
-        raise ValueError(
+        raise SettingsError(
             f"{reference} returned a {type(env).__name__}; let it return a "
             "dppo_jax.types.Env, a single environment that is not vectorised."
         )

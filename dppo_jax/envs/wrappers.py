@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dppo_jax.envs.core import select
-from dppo_jax.normalize import Normalizer, normalize_obs, unnormalize_action
+from dppo_jax.errors import SettingsError
+from dppo_jax.normalize import Normalizer, policy_obs, unnormalize_action
 from dppo_jax.types import Array, Env, Obs, TimeStep
 
 
@@ -40,29 +41,29 @@ class StackState(NamedTuple):
 
 
 def check_sizes(normalizer: Normalizer, obs_size: int, action_dim: int) -> None:
-    """Raise ValueError if the normalizer was made for other sizes than the task has."""
+    """Raise SettingsError if the normalizer does not fit the sizes of the task."""
     sizes = {
         "observation": (normalizer.obs_min.shape[-1], obs_size),
         "action": (normalizer.action_min.shape[-1], action_dim),
     }
     for name, (given, needed) in sizes.items():
         if given != needed:
-            raise ValueError(
+            raise SettingsError(
                 f"The normalizer has {name} size {given}, but the environment has "
                 f"{needed}; use the normalizer of a data set of this task."
             )
 
 
 def normalize(env: Env, normalizer: Normalizer) -> Env:
-    """Show `obs["state"]` in [-1, 1] and take actions in [-1, 1].
+    """Show `obs["state"]` as `policy_obs` does and take actions in [-1, 1].
 
     Raises:
-        ValueError: if the normalizer was made for other sizes than the task has.
+        SettingsError: if the normalizer was made for other sizes than the task has.
     """
     check_sizes(normalizer, env.obs_shape["state"][-1], env.action_shape[-1])
 
     def normalized(obs: Obs) -> Obs:
-        return {**obs, "state": normalize_obs(normalizer, obs["state"])}
+        return {**obs, "state": policy_obs(normalizer, obs["state"])}
 
     def reset(key: Array) -> NormalizeState:
         state = env.reset(key)
@@ -84,10 +85,10 @@ def time_limit(env: Env, max_steps: int) -> Env:
     Metrics gain `episode_length`, the steps so far, also behind `chunk_actions`.
 
     Raises:
-        ValueError: if `max_steps` is not positive.
+        SettingsError: if `max_steps` is not positive.
     """
     if max_steps < 1:
-        raise ValueError(f"max_steps={max_steps} must be at least 1.")
+        raise SettingsError(f"max_steps={max_steps} must be at least 1.")
 
     def reset(key: Array) -> TimeLimitState:
         return TimeLimitState(env.reset(key), jnp.int32(0))
@@ -111,10 +112,10 @@ def stack_observations(env: Env, num: int) -> Env:
     The first observation of an episode is repeated to fill the history.
 
     Raises:
-        ValueError: if `num` is not positive.
+        SettingsError: if `num` is not positive.
     """
     if num < 1:
-        raise ValueError(f"num={num} stacked observations must be at least 1.")
+        raise SettingsError(f"num={num} stacked observations must be at least 1.")
 
     def reset(key: Array) -> StackState:
         state = env.reset(key)
@@ -148,17 +149,17 @@ def chunk_actions(env: Env, chunk: int, trace: Sequence[str] = ()) -> Env:
             every control step, [Ta, ...]; after an end the last value is repeated.
 
     Raises:
-        ValueError: if `chunk` is not positive or `trace` names an unknown metric.
+        SettingsError: if `chunk` is not positive or `trace` names an unknown metric.
     """
     if chunk < 1:
-        raise ValueError(f"chunk={chunk} actions must be at least 1.")
+        raise SettingsError(f"chunk={chunk} actions must be at least 1.")
     if trace:
         state = jax.eval_shape(env.reset, jax.random.key(0))
         action = jax.ShapeDtypeStruct(env.action_shape, jnp.float32)
         known = _traceable(jax.eval_shape(env.step, state, action)[1])
         unknown = sorted(set(trace) - set(known))
         if unknown:
-            raise ValueError(f"Cannot trace {unknown}; there are {sorted(known)}.")
+            raise SettingsError(f"Cannot trace {unknown}; there are {sorted(known)}.")
 
     def step(state: Any, action: Array) -> tuple[Any, TimeStep]:
         chex.assert_shape(action, (chunk, *env.action_shape))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.interop.reference_params import params_from_reference, params_to_reference
 from dppo_jax.interop.torch_file import load_torch_file, save_torch_file
 from dppo_jax.normalize import Normalizer
@@ -43,7 +44,7 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
     """Read a `state_<n>.pt`; of a pre-trained policy its moving average, if any.
 
     Raises:
-        ValueError: a file that cannot be read, that is no such checkpoint, or that
+        SettingsError: a file that cannot be read, that is no such checkpoint, or that
             holds networks other than perceptrons.
     """
     tree = load_torch_file(path)
@@ -56,7 +57,7 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
         or not all(isinstance(array, np.ndarray) for array in weights.values())
         or not isinstance(iteration, int)
     ):
-        raise ValueError(
+        raise SettingsError(
             f"{path} is no checkpoint of the reference's pre-training (epoch, model, "
             "ema) or fine-tuning (itr, model); pass a state_<n>.pt that it saved."
         )
@@ -70,7 +71,7 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
         if _has_state_critic(weights):
             critic = params_from_reference(weights, prefix="critic.")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise SettingsError(f"{path}: {error}") from None
     log_bounds = [weights.get(f"{prefixes[1]}logvar_{end}") for end in ("min", "max")]
     low, high = (
         None if bound is None else float(np.exp(0.5 * bound)) for bound in log_bounds
@@ -100,7 +101,7 @@ def save_reference_checkpoint(
         eta: noise level of a DDIM policy; the reference keeps it among the weights.
 
     Raises:
-        ValueError: parameters that have no name in the reference.
+        SettingsError: parameters that have no name in the reference.
     """
     constants = {}
     if checkpoint.std_bounds is not None:
@@ -144,7 +145,7 @@ def infer_settings(
         A setting without an effect on the weights is missing.
 
     Raises:
-        ValueError: a normalizer of other sizes, or networks with layers missing.
+        SettingsError: a normalizer of other sizes, or networks with layers missing.
     """
     net, critic = checkpoint.params.base["params"], {}
     try:
@@ -155,7 +156,7 @@ def infer_settings(
         if checkpoint.critic is not None:
             critic = _perceptron(checkpoint.critic["params"]["value"])
     except KeyError as error:
-        raise ValueError(
+        raise SettingsError(
             f"the policy lacks the weights {error}, which a denoiser, a Gaussian "
             "policy or V(s) has; nothing else can be imported."
         ) from None
@@ -166,7 +167,7 @@ def infer_settings(
     ):
         settings[name], rest = divmod(size, len(vector))
         if rest or not settings[name]:
-            raise ValueError(
+            raise SettingsError(
                 f"the policy has {size} {what}, which is no multiple of the "
                 f"{len(vector)} in the normalization; pass the --normalization that "
                 "the policy was trained with."
@@ -257,7 +258,7 @@ def _eta_logit(eta: float) -> np.ndarray:
     """The number that the reference squashes by tanh into the bounds of eta."""
     low, high = _ETA_BOUNDS
     if not low <= eta <= high:
-        raise ValueError(
+        raise SettingsError(
             f"eta={eta} lies outside of [{low}, {high}], where the reference keeps it; "
             "its configurations use 1 in training and 0, always, in evaluation."
         )

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import PyTree
 
 _NETWORKS = {
@@ -66,7 +67,7 @@ def params_from_reference(
         `stack_critics`.
 
     Raises:
-        ValueError: names that belong to no network here (they are listed), no name
+        SettingsError: names that belong to no network here (they are listed), no name
             with the prefix, or a weight of the wrong rank.
     """
     state_dict = {
@@ -75,7 +76,7 @@ def params_from_reference(
         if name.startswith(prefix) and name[len(prefix) :] not in _CONSTANTS
     }
     if not state_dict:
-        raise ValueError(f"No weights whose names start with {prefix!r}.")
+        raise SettingsError(f"No weights whose names start with {prefix!r}.")
     members = _members(state_dict)
     if len(members) > 1:
         return stack_critics([params_from_reference(member) for member in members])
@@ -87,7 +88,7 @@ def params_from_reference(
         else:
             flat[path] = array.T if path.endswith("/kernel") else array
     if unknown:
-        raise ValueError(
+        raise SettingsError(
             f"No network here has weights named {', '.join(sorted(unknown))}; known "
             f"are perceptrons called {', '.join(sorted(_NETWORKS))} and time_embedding."
         )
@@ -115,7 +116,7 @@ def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
     members in front.
 
     Raises:
-        ValueError: parameters without a torch name (they are listed).
+        SettingsError: parameters without a torch name (they are listed).
     """
     if _MEMBERS in params["params"]:
         return _critics_to_reference(params["params"][_MEMBERS])
@@ -130,7 +131,7 @@ def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
             array = np.asarray(array)
             state_dict[name] = array.T if path.endswith("/kernel") else array
     if unknown:
-        raise ValueError(f"No torch name for the parameters {', '.join(unknown)}.")
+        raise SettingsError(f"No torch name for the parameters {', '.join(unknown)}.")
     return state_dict
 
 
@@ -181,7 +182,7 @@ def _path_from_reference(name: str, state_dict: Mapping) -> str | None:
         return None
     is_norm = path.rpartition("/")[2].startswith("norm")
     if weight.ndim != (1 if is_norm else 2):
-        raise ValueError(
+        raise SettingsError(
             f"{module}.weight has shape {weight.shape}, which does not suit "
             f"a {'normalisation' if is_norm else 'linear'} layer."
         )

@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from dppo_jax.errors import SettingsError
+
 _STORAGES = {
     "torch FloatStorage": "f4",
     "torch DoubleStorage": "f8",
@@ -65,17 +67,17 @@ def load_torch_file(path: str | os.PathLike) -> Any:
     storage in the file share it here.
 
     Raises:
-        ValueError: a file that is missing, damaged, older than torch 1.6, or that
+        SettingsError: a file that is missing, damaged, older than torch 1.6, or that
             holds anything else than containers, numbers, strings and tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; check the path.")
+        raise SettingsError(f"{path} does not exist; check the path.")
     try:
         with zipfile.ZipFile(path) as archive:
             return _load(archive, path)
     except _UNREADABLE as error:
-        raise ValueError(
+        raise SettingsError(
             f"{path} is not a readable file of torch.save ({error}); copy it again, "
             "or, if torch older than 1.6 wrote it, load and save it with a newer one."
         ) from error
@@ -88,7 +90,7 @@ def _load(archive: zipfile.ZipFile, path: Path) -> Any:
         if name.endswith("/data.pkl")
     ]
     if len(folders) != 1:
-        raise ValueError(f"{path} is a zip file, but not one of torch.save.")
+        raise SettingsError(f"{path} is a zip file, but not one of torch.save.")
     records = {
         name.removeprefix(f"{folders[0]}/"): archive.getinfo(name)
         for name in archive.namelist()
@@ -101,12 +103,12 @@ def _load(archive: zipfile.ZipFile, path: Path) -> Any:
 
     version, byte_order = text("version", "3"), text("byteorder", "little")
     if not version.isdecimal() or int(version) not in _VERSIONS:
-        raise ValueError(
+        raise SettingsError(
             f"{path} has format version {version!r}, which is not known here; "
             f"{_SAVE_AGAIN} of 2.x."
         )
     if byte_order not in _BYTE_ORDERS:
-        raise ValueError(f"{path} has byte order {byte_order!r}; {_SAVE_AGAIN}.")
+        raise SettingsError(f"{path} has byte order {byte_order!r}; {_SAVE_AGAIN}.")
     storages: dict[str, np.ndarray] = {}
 
     def storage(kind: str, type_: _Name, key: str, device: str, size: int) -> Any:
@@ -114,20 +116,20 @@ def _load(archive: zipfile.ZipFile, path: Path) -> Any:
         info = records[f"data/{key}"]
         # Checked before reading, so that a false size costs no memory.
         if kind != "storage" or info.file_size != size * dtype.itemsize:
-            raise ValueError(f"storage {key} has {info.file_size} bytes")
+            raise SettingsError(f"storage {key} has {info.file_size} bytes")
         if key not in storages:
             storages[key] = np.frombuffer(archive.read(info), dtype)
         if storages[key].dtype != dtype:
-            raise ValueError(f"storage {key} has two types")
+            raise SettingsError(f"storage {key} has two types")
         return storages[key]
 
     instructions = archive.read(records["data.pkl"])
     try:
         return _interpret(instructions, storage)
     except _Refused as error:
-        raise ValueError(f"{path} holds {error}; {_SAVE_AGAIN}.") from error
+        raise SettingsError(f"{path} holds {error}; {_SAVE_AGAIN}.") from error
     except _MALFORMED as error:
-        raise ValueError(
+        raise SettingsError(
             f"{path} is damaged ({error or type(error).__name__}); copy it again."
         ) from error
 
@@ -156,7 +158,7 @@ def _interpret(instructions: bytes, storage: Callable[..., Any]) -> Any:
 
     def pop(size: int) -> list[Any]:
         if size > len(stack):
-            raise ValueError("instructions without their arguments")
+            raise SettingsError("instructions without their arguments")
         items = stack[len(stack) - size :]
         del stack[len(stack) - size :]
         return items
@@ -211,7 +213,7 @@ def _interpret(instructions: bytes, storage: Callable[..., Any]) -> Any:
             return stack.pop()
         elif name != "PROTO":
             raise _Refused(f"the instruction {name}")
-    raise ValueError("instructions without an end")
+    raise SettingsError("instructions without an end")
 
 
 def _call(name: str, arguments: tuple) -> Any:
@@ -221,7 +223,7 @@ def _call(name: str, arguments: tuple) -> Any:
         return arguments[0]
     if name == _TENSOR:
         return _tensor(*arguments[:4])
-    raise ValueError(f"{name} is not a function")
+    raise SettingsError(f"{name} is not a function")
 
 
 def _tensor(
@@ -229,10 +231,10 @@ def _tensor(
 ) -> np.ndarray:
     """A view of the storage; shape and strides count elements, as in torch."""
     if len(shape) != len(strides) or min((offset, *shape, *strides), default=0) < 0:
-        raise ValueError(f"a tensor {shape} with strides {strides}")
+        raise SettingsError(f"a tensor {shape} with strides {strides}")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
     if 0 not in shape and last >= storage.size:
-        raise ValueError(f"a tensor {shape} beyond the end of its storage")
+        raise SettingsError(f"a tensor {shape} beyond the end of its storage")
     return np.lib.stride_tricks.as_strided(
         storage[offset:],
         shape,
@@ -250,7 +252,7 @@ def save_torch_file(path: str | os.PathLike, tree: Any) -> None:
             the two tensors share their memory.
 
     Raises:
-        ValueError: anything else in the tree, or an array of another type than torch
+        SettingsError: anything else in the tree, or an array of another type than torch
             has.
     """
     path = Path(path)
@@ -308,7 +310,9 @@ def _encode(tree: Any, storages: dict[int, np.ndarray]) -> bytes:
         layout = encode(0, tree.shape, tuple(strides), False)
         hooks = _name(_ORDERED_DICT) + b")R"
         return _name(_TENSOR) + b"(" + place + layout + hooks + b"tR"
-    raise ValueError(f"a file of torch.save cannot hold a {type(tree).__name__} here.")
+    raise SettingsError(
+        f"a file of torch.save cannot hold a {type(tree).__name__} here."
+    )
 
 
 def _name(name: str) -> bytes:
@@ -319,4 +323,6 @@ def _storage_of(dtype: np.dtype) -> str:
     for name, code in _STORAGES.items():
         if np.dtype(code) == dtype.newbyteorder("="):
             return name
-    raise ValueError(f"torch has no tensors of type {dtype}; convert them to float32.")
+    raise SettingsError(
+        f"torch has no tensors of type {dtype}; convert them to float32."
+    )

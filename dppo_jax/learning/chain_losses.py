@@ -76,7 +76,7 @@ def policy_loss(
     advantage = move_advantage(
         advantage,
         step,
-        num_steps=policy.num_steps,
+        num_tuned_steps=policy.num_tuned_steps,
         denoising_discount=denoising_discount,
         normalize=normalize,
         quantiles=quantiles,
@@ -87,7 +87,7 @@ def policy_loss(
         step,
         old_log_prob,
         advantage,
-        num_steps=policy.num_steps,
+        num_tuned_steps=policy.num_tuned_steps,
         clip_top=clip_top,
         clip_base=clip_base,
         clip_rate=clip_rate,
@@ -99,7 +99,7 @@ def move_advantage(
     advantage: Array,
     step: Array,
     *,
-    num_steps: int,
+    num_tuned_steps: int,
     denoising_discount: float,
     normalize: bool = True,
     quantiles: tuple[float, float] = (0.0, 1.0),
@@ -109,14 +109,14 @@ def move_advantage(
 
     All that looks at the minibatch as a whole happens here, so that `surrogate_loss`
     is a plain mean over moves. Arguments as in `policy_loss`, `advantage` and `step` of
-    any one shape; num_steps is K'.
+    any one shape; num_tuned_steps is K'.
     """
-    weight = move_weight(step, num_steps, num_active)
+    weight = move_weight(step, num_tuned_steps, num_active)
     if normalize:
         advantage = losses.normalize_advantage(advantage, weight)
     advantage = losses.clip_quantiles(advantage, *quantiles, weight)
     return advantage * losses.denoising_discount(
-        step, num_steps=num_steps, discount=denoising_discount
+        step, num_tuned_steps=num_tuned_steps, discount=denoising_discount
     )
 
 
@@ -126,7 +126,7 @@ def surrogate_loss(
     old_log_prob: Array,
     advantage: Array,
     *,
-    num_steps: int,
+    num_tuned_steps: int,
     clip_top: float,
     clip_base: float,
     clip_rate: float,
@@ -137,21 +137,27 @@ def surrogate_loss(
     Args:
         log_prob: of the moves, now; like `step`, `old_log_prob` and `advantage` of any
             one shape.
-        num_steps: K'.
+        num_tuned_steps: K'.
     """
-    active_step, active = step, jnp.asarray(num_steps)
+    active_step, active = step, jnp.asarray(num_tuned_steps)
     if num_active is not None:
-        active_step, active = step - (num_steps - num_active), num_active
+        active_step, active = step - (num_tuned_steps - num_active), num_active
     clip = losses.clip_range(
-        active_step, num_steps=active, base=clip_base, top=clip_top, rate=clip_rate
+        active_step,
+        num_tuned_steps=active,
+        base=clip_base,
+        top=clip_top,
+        rate=clip_rate,
     )
-    weight = move_weight(step, num_steps, num_active)
+    weight = move_weight(step, num_tuned_steps, num_active)
     return losses.clipped_surrogate(log_prob, old_log_prob, advantage, clip, weight)
 
 
-def move_weight(step: Array, num_steps: int, num_active: Array | None) -> Array | None:
+def move_weight(
+    step: Array, num_tuned_steps: int, num_active: Array | None
+) -> Array | None:
     """1 for moves that are still tuned, 0 for others; None where all K' are."""
-    return None if num_active is None else 1.0 * (step >= num_steps - num_active)
+    return None if num_active is None else 1.0 * (step >= num_tuned_steps - num_active)
 
 
 def cloning_penalty(
@@ -175,6 +181,6 @@ def cloning_penalty(
     """
     chain = policy.sample(PolicyParams(base, base), keys, obs).chain
     log_prob = mean(policy.chain_log_prob(params, jax.lax.stop_gradient(chain), obs))
-    step = jnp.broadcast_to(jnp.arange(policy.num_steps), log_prob.shape)
-    weight = move_weight(step, policy.num_steps, num_active)
+    step = jnp.broadcast_to(jnp.arange(policy.num_tuned_steps), log_prob.shape)
+    weight = move_weight(step, policy.num_tuned_steps, num_active)
     return -losses.weighted_mean(log_prob, weight)

@@ -109,18 +109,18 @@ def clip_quantiles(
     return jnp.clip(advantage, bounds[0], bounds[1])
 
 
-def denoising_discount(step: Array, *, num_steps: int, discount: float) -> Array:
+def denoising_discount(step: Array, *, num_tuned_steps: int, discount: float) -> Array:
     """discount^(moves left): noisier moves earn less (paper eq. 4.6).
 
     Args:
         step: [B] index of the tuned move, 0 the noisiest.
-        num_steps: K'.
+        num_tuned_steps: K'.
     """
-    return discount ** (num_steps - 1 - step)
+    return discount ** (num_tuned_steps - 1 - step)
 
 
 def clip_range(
-    step: Array, *, num_steps: Array | int, base: float, top: float, rate: float
+    step: Array, *, num_tuned_steps: Array | int, base: float, top: float, rate: float
 ) -> Array:
     """Clip range that grows exponentially from `base` to `top` along the chain.
 
@@ -128,8 +128,8 @@ def clip_range(
     (paper Sec. 4.3). A chain of one move has the full range. The reference gives
     such a chain a range of 0/0 there, so nothing is copied from it.
     """
-    last = jnp.maximum(num_steps - 1, 1)
-    t = jnp.where(num_steps > 1, step / last, 1.0)
+    last = jnp.maximum(num_tuned_steps - 1, 1)
+    t = jnp.where(num_tuned_steps > 1, step / last, 1.0)
     return base + (top - base) * jnp.expm1(rate * t) / jnp.expm1(rate)
 
 

@@ -1,4 +1,4 @@
-"""Shuffled minibatches of array indices, and means over minibatches in parts."""
+"""Shuffled minibatches of array indices, and means over their micro-batches."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dppo_jax import runtime
+from dppo_jax.errors import SettingsError
 from dppo_jax.training import parallel
 from dppo_jax.types import Array, PyTree
 
@@ -16,7 +17,7 @@ Result = TypeVar("Result")
 # Rows for each core. Of 500 to 20,000 rows at a time, through a network 512 wide on an
 # AMD EPYC, 1250 were fastest on one core and 2500 on two: a third less time per row
 # than with all 20,000. `benchmarks.train_step` measures what is reached.
-CPU_PART = 1250
+CPU_ROWS = 1250
 
 
 def shuffled_batches(key: Array, size: int, batch_size: int) -> Array:
@@ -30,10 +31,10 @@ def shuffled_batches(key: Array, size: int, batch_size: int) -> Array:
         [size // batch_size, batch_size] indices.
 
     Raises:
-        ValueError: a minibatch larger than the data.
+        SettingsError: a minibatch larger than the data.
     """
     if not 1 <= batch_size <= size:
-        raise ValueError(
+        raise SettingsError(
             f"batch_size={batch_size} must lie between 1 and the {size} items of an "
             "iteration; lower it or collect more."
         )
@@ -58,13 +59,13 @@ def grouped_batches(
     Returns:
         [number of minibatches, items of this device] indices into T * B * M.
     """
-    num_steps, num_envs, moves = shape
+    num_chunks, num_envs, moves = shape
     if num_groups == 1:
-        return shuffled_batches(key, num_steps * num_envs * moves, batch_size)
+        return shuffled_batches(key, num_chunks * num_envs * moves, batch_size)
     keys = parallel.local_part(jax.random.split(key, num_groups))
     group = num_envs * moves // keys.shape[0]  # Items of a step.
     index = jax.vmap(
-        lambda key: shuffled_batches(key, num_steps * group, batch_size // num_groups)
+        lambda key: shuffled_batches(key, num_chunks * group, batch_size // num_groups)
     )(keys)
     step, item = jnp.divmod(index, group)
     first = jnp.arange(keys.shape[0])[:, None, None] * group
@@ -105,72 +106,76 @@ def drawn_rows(data: PyTree, row: Array) -> tuple[PyTree, Array | None]:
     return data, jnp.zeros(num_rows).at[row].add(1.0)
 
 
-def part_size(size: int, wanted: int | None = None, *, moves: int = 1) -> int:
-    """Items of the equal parts that a minibatch of `size` items is computed in.
+def micro_batch_size(size: int, wanted: int | None = None, *, moves: int = 1) -> int:
+    """Items of each micro-batch of a minibatch of `size` items.
 
-    On a CPU the activations of many rows at once leave the caches; parts of at most
-    `CPU_PART` rows per core are faster and give the same mean. Accelerators take all at
-    once, and so do sizes without a divisor near that.
+    On a CPU the activations of many rows do not fit into the caches. Micro-batches of
+    at most `CPU_ROWS` rows per core are faster and give the same mean. Accelerators
+    compute the whole minibatch at once, and so does a CPU if no divisor of `size` is
+    near that number.
 
     Args:
-        wanted: rows of a part, if that fits; None chooses.
-        moves: rows of an item, as a chain has one for each of its moves.
+        wanted: rows of a micro-batch; None chooses.
+        moves: rows of an item: K' if items are whole chains, else 1.
 
     Raises:
-        ValueError: parts of `wanted` rows do not fit.
+        SettingsError: micro-batches of `wanted` rows do not divide the minibatch.
     """
     if wanted is not None:
         if wanted < 1 or wanted % moves or size * moves % wanted:
-            raise ValueError(
+            raise SettingsError(
                 f"micro_batch_size={wanted} must divide the {size * moves} rows of a "
                 f"minibatch and hold whole items of {moves}; change one of them, or "
                 "leave it unset."
             )
         return wanted // moves
-    at_most = CPU_PART * runtime.num_cores() // moves
+    at_most = CPU_ROWS * runtime.num_cores() // moves
     if jax.default_backend() != "cpu" or size <= at_most:
         return size
     largest = max(x for x in range(1, at_most + 1) if size % x == 0)
-    # A size with no divisor near would fall into crumbs.
+    # Without a divisor near `at_most`, micro-batches would be too small to be fast.
     return largest if largest >= at_most // 4 else size
 
 
-def mean_over_parts(
+def mean_over_micro_batches(
     function: Callable[[PyTree], Result],
     batch: PyTree,
     size: int,
     weight: Array | None = None,
 ) -> Result:
-    """What `function(batch)` gives, computed part by part.
+    """`function(batch)`, computed from one micro-batch after another.
 
     Args:
-        function: part of the batch -> arrays, each a mean over the rows of the part,
+        function: micro-batch -> arrays, each a mean over the rows of the micro-batch,
             weighted by `weight` where there is one.
         batch: leaves [B, ...].
-        size: rows of a part; divides B.
-        weight: [B]; a part counts by the sum of its weights. None: all count alike.
+        size: rows of a micro-batch; divides B.
+        weight: [B]; a micro-batch counts by the sum of its weights. None: all count
+            alike.
 
     Returns:
         The same as `function(batch)` but for rounding.
     """
     num_rows = jax.tree.leaves(batch)[0].shape[0]
     chex.assert_tree_shape_prefix(batch, (num_rows,))
-    num_parts = num_rows // size
-    assert num_parts * size == num_rows, "parts must be equal"
-    if num_parts == 1:
+    num_micro = num_rows // size
+    assert num_micro * size == num_rows, "micro-batches must be equal"
+    if num_micro == 1:
         return function(batch)
     if weight is None:
-        share = jnp.full(num_parts, 1 / num_parts)
+        share = jnp.full(num_micro, 1 / num_micro)
     else:
-        share = weight.reshape(num_parts, size).sum(1)
+        share = weight.reshape(num_micro, size).sum(1)
         share /= jnp.maximum(share.sum(), 1.0)
-    parts = jax.tree.map(lambda x: x.reshape(num_parts, size, *x.shape[1:]), batch)
+    micro_batches = jax.tree.map(
+        lambda x: x.reshape(num_micro, size, *x.shape[1:]), batch
+    )
 
     def add(total: Result, inputs: tuple[PyTree, Array]) -> tuple[Result, None]:
-        part, share = inputs
-        result = function(part)
+        micro_batch, share = inputs
+        result = function(micro_batch)
         return jax.tree.map(lambda t, r: t + share * r, total, result), None
 
-    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], micro_batches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, (parts, share))[0]
+    return jax.lax.scan(add, zeros, (micro_batches, share))[0]

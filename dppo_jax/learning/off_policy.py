@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dppo_jax import replay as buffers
+from dppo_jax.errors import SettingsError
 from dppo_jax.replay import Replay
 from dppo_jax.rollout import env_keys, episode_means, rollout
 from dppo_jax.training import parallel
@@ -76,7 +77,7 @@ def off_policy(
     env: VecEnv,
     learner: Learner,
     *,
-    num_steps: int,
+    num_chunks: int,
     reset_at_iteration: bool = False,
     capacity: int,
     batch_size: int,
@@ -90,7 +91,7 @@ def off_policy(
 ) -> Algorithm:
     """An Algorithm that learns from a replay buffer.
 
-    One `step` collects `num_steps` chunks in every environment, stores them, and makes
+    One `step` collects `num_chunks` chunks in every environment, stores them, and makes
     as many updates as the ratio says, each on a batch of its own. Counts are
     transitions, one per chunk, of all environments together.
 
@@ -114,32 +115,32 @@ def off_policy(
         An Algorithm; what `update` reports are means over the rounds of an iteration.
 
     Raises:
-        ValueError: settings that contradict each other, by name.
+        SettingsError: settings that contradict each other, by name.
     """
     num_envs = env.num_envs
-    per_iteration = num_envs * num_steps
+    per_iteration = num_envs * num_chunks
     num_rounds = _num_rounds(per_iteration, updates_per_transition, updates_per_round)
     if len(env.action_shape) != 2:
-        raise ValueError(
+        raise SettingsError(
             f"the environment takes actions of shape {env.action_shape}, but policies "
             "act in chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), Ta = 1 for "
             "single actions."
         )
     if batch_size < 1 or batch_size % num_groups or num_envs % num_groups:
-        raise ValueError(
+        raise SettingsError(
             f"replay.num_groups={num_groups} must divide replay.batch_size={batch_size}"
             f" and the {num_envs} environments; change one of them."
         )
     if min_fill > capacity:
-        raise ValueError(
+        raise SettingsError(
             f"replay.min_fill={min_fill} transitions never fit replay.capacity="
             f"{capacity}; change one of them."
         )
-    if reset_at_iteration and env.max_steps is not None and num_steps < env.max_steps:
-        raise ValueError(
-            f"rollout.reset_at_iteration=True with num_steps={num_steps} never sees "
+    if reset_at_iteration and env.max_steps is not None and num_chunks < env.max_steps:
+        raise SettingsError(
+            f"rollout.reset_at_iteration=True with num_chunks={num_chunks} never sees "
             f"the end of an episode of {env.max_steps} chunks; set it to False, or "
-            f"num_steps to at least {env.max_steps}."
+            f"num_chunks to at least {env.max_steps}."
         )
 
     def random_action(keys: Array) -> Array:
@@ -162,14 +163,15 @@ def off_policy(
             )
             return action, ()
 
-        return rollout(env, act, env_state, keys, num_steps)
+        return rollout(env, act, env_state, keys, num_chunks)
 
     def init(key: Array, *args: Any) -> OffPolicyState:
         env_key, learner_key, key = jax.random.split(key, 3)
         keys = env_keys(env_key, num_envs)
-        env_state = env.reset(keys)
+        # Not compiled as a whole: offline data would become constants of the program.
+        env_state = jax.jit(env.reset)(keys)
         obs = jax.tree.map(lambda x: x[:1], env_state.obs)
-        learner_state = learner.init(learner_key, obs, *args)
+        learner_state = jax.jit(learner.init)(learner_key, obs, *args)
         iteration = jnp.zeros((), jnp.int32)
         _, transitions, _ = jax.eval_shape(
             collect, learner_state, env_state, keys, iteration
@@ -269,7 +271,7 @@ def off_policy(
     def split(state: OffPolicyState, num_devices: int) -> OffPolicyState:
         """Environments and what they collected are split, the learner is not."""
         if num_groups % num_devices:
-            raise ValueError(
+            raise SettingsError(
                 f"replay.num_groups={num_groups} must be a multiple of the "
                 f"{num_devices} devices, each of which draws from its own "
                 f"environments; set it to {num_devices}, or use fewer devices."
@@ -307,7 +309,7 @@ def _num_rounds(
 ) -> int:
     rounds = updates_per_transition * num_transitions / max(updates_per_round, 1)
     if updates_per_round < 1 or rounds < 1 or abs(rounds - round(rounds)) > 1e-6:
-        raise ValueError(
+        raise SettingsError(
             f"replay.updates_per_transition={updates_per_transition} for the "
             f"{num_transitions} transitions of an iteration must be a whole number of "
             f"rounds of updates_per_round={updates_per_round}, at least one; change "

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, PyTree
 
 
@@ -60,10 +61,10 @@ def trainer(
     """AdamW at one learning rate throughout.
 
     Raises:
-        ValueError: a negative learning rate.
+        SettingsError: a negative learning rate.
     """
     if learning_rate < 0:
-        raise ValueError(f"learning_rate={learning_rate} must not be negative.")
+        raise SettingsError(f"learning_rate={learning_rate} must not be negative.")
     optimizer = adamw(weight_decay=weight_decay, max_grad_norm=max_grad_norm)
 
     def init(params: PyTree) -> Trained:
@@ -110,14 +111,14 @@ def cosine_restarts(
 def check_cosine_restarts(
     name: str, *, peak: float, floor: float, cycle_steps: int, warmup_steps: int
 ) -> None:
-    """Raise a ValueError for settings that `cosine_restarts` cannot follow."""
+    """Raise a SettingsError for settings that `cosine_restarts` cannot follow."""
     if not 0 <= warmup_steps < cycle_steps:
-        raise ValueError(
+        raise SettingsError(
             f"{name}: warmup_steps={warmup_steps} must be at least 0 and less than "
             f"cycle_steps={cycle_steps}."
         )
     if not (math.isfinite(peak) and 0 <= floor <= peak):
-        raise ValueError(
+        raise SettingsError(
             f"{name}: 0 <= min_learning_rate <= learning_rate must hold, got "
             f"min_learning_rate={floor}, learning_rate={peak}."
         )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.learning import optimizers, q_losses
 from dppo_jax.learning.off_policy import Learner, row_keys
 from dppo_jax.learning.optimizers import Trained, Trainer
@@ -165,7 +166,7 @@ def soft_actor_critic(
 
     Returns:
         A Learner; `init(key, obs, params=None)` starts from given parameters of the
-        actor, or from new ones. It raises ValueError for a policy whose chunk is not
+        actor, or from new ones. It raises SettingsError for a policy whose chunk is not
         what is executed.
     """
 
@@ -174,7 +175,7 @@ def soft_actor_critic(
         params = policy.init(actor_key, obs) if params is None else params
         action, _ = policy.act(params, jnp.stack(act_keys), obs)
         if action.shape[1:] != action_shape:
-            raise ValueError(
+            raise SettingsError(
                 f"the policy's chunk [Ta, Da] is {action.shape[1:]}, but the "
                 f"environment executes {action_shape}; make model.chunk the number "
                 "of executed actions, because Q is of what was executed."

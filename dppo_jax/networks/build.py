@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import DiffusionMLP
@@ -99,10 +100,10 @@ def make_network(
         A module that has not been initialised.
 
     Raises:
-        ValueError: settings that no network can be built from, by name.
+        SettingsError: settings that no network can be built from, by name.
     """
     if role not in ROLES:
-        raise ValueError(f"role={role!r} is unknown; use one of {', '.join(ROLES)}.")
+        raise SettingsError(f"role={role!r} is unknown; use one of {', '.join(ROLES)}.")
     kind = config.kind
     _check_kind(kind)
     settings = {name: value for name, value in config.items()}
@@ -122,19 +123,19 @@ def make_network(
         _check_role(kind, network, role)
         return network
     if options:
-        raise ValueError(
+        raise SettingsError(
             f"network.options={options} are for networks from outside of the package; "
             f"{kind!r} has the settings {sorted(NETWORKS[kind].settings())}."
         )
     unknown = sorted(settings.keys() - NETWORKS[kind].settings().keys())
     if unknown:
-        raise ValueError(
+        raise SettingsError(
             f"network.kind={kind!r} has no settings {unknown}; start from "
             f"default_config({kind!r})."
         )
     if role not in NETWORKS[kind].roles:
         known = [name for name, other in NETWORKS.items() if role in other.roles]
-        raise ValueError(
+        raise SettingsError(
             f"network.kind={kind!r} cannot be a {role}; use one of {', '.join(known)}."
         )
     return call(kind, NETWORKS[kind].roles[role], offered=offered)
@@ -151,8 +152,8 @@ def check_outputs(
         obs: observations [B, ...], or their shapes.
 
     Raises:
-        ValueError: naming the output, its shape and the shape that it should have, or
-            the shape of a time that a denoiser does not take.
+        SettingsError: naming the output, its shape and the shape that it should have,
+            or the shape of a time that a denoiser does not take.
     """
     key, shape = jax.random.key(0), (_ROWS, chunk, action_dim)
     obs = jax.tree.map(lambda x: _like((_ROWS, *x.shape[1:]), x.dtype), obs)
@@ -169,7 +170,7 @@ def check_outputs(
         try:
             output = jax.eval_shape(denoise, params, x, time, condition)
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise SettingsError(
                 f"{type(network).__name__}.denoise fails for x of shape {shape} and a "
                 f"time of shape {time.shape}; it must take a time of every row, [B], "
                 f"and one of all rows, [1]: {error}"
@@ -187,7 +188,7 @@ def _check_shapes(
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = [getattr(output, "shape", output) for output in outputs]
     if len(found) != len(names) or any(other != shape for other in found):
-        raise ValueError(
+        raise SettingsError(
             f"{type(network).__name__} returns outputs of the shapes {found}; as a "
             f"{role} it must return {' and '.join(names)} of shape [B, Ta, Da], here "
             f"{shape}."
@@ -200,7 +201,7 @@ def _like(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStr
 
 def _check_kind(kind: str) -> None:
     if kind not in NETWORKS and not is_reference(kind):
-        raise ValueError(
+        raise SettingsError(
             f"network.kind={kind!r} is unknown; use one of {', '.join(NETWORKS)}, or "
             "a function of your own, module:function or path/to/file.py:function."
         )
@@ -208,7 +209,7 @@ def _check_kind(kind: str) -> None:
 
 def _check_role(kind: str, network: Any, role: str) -> None:
     if not isinstance(network, nn.Module):
-        raise ValueError(
+        raise SettingsError(
             f"network.kind={kind} returned a {type(network).__name__}; let it return a "
             "flax.linen.Module."
         )
@@ -218,7 +219,7 @@ def _check_role(kind: str, network: Any, role: str) -> None:
         if role == "denoiser" and not callable(getattr(network, name, None))
     ]
     if missing:
-        raise ValueError(
+        raise SettingsError(
             f"network.kind={kind} returned a {type(network).__name__} without "
             f"{' and '.join(missing)}; a denoiser has the methods encode(obs) -> "
             "condition and denoise(x, time, condition)."

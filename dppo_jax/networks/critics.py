@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.mlp import (
     MLP,
@@ -30,7 +31,7 @@ class StateCritic(nn.Module):
     encoder: obs -> features [B, F], see `networks.encoders`.
 
     Raises:
-        ValueError: for sizes or names that no such network can be built from.
+        SettingsError: for sizes or names that no such network can be built from.
     """
 
     hidden_sizes: Sequence[int] = (256, 256, 256)
@@ -71,7 +72,7 @@ class StateActionCritic(nn.Module):
         (Fujimoto et al. 2018), 1 a single network.
 
     Raises:
-        ValueError: for sizes or names that no such network can be built from.
+        SettingsError: for sizes or names that no such network can be built from.
     """
 
     hidden_sizes: Sequence[int] = (256, 256, 256)
@@ -85,7 +86,7 @@ class StateActionCritic(nn.Module):
     def __post_init__(self):
         _check_options(self)
         if self.num_critics < 1:
-            raise ValueError(f"num_critics={self.num_critics} must be at least 1.")
+            raise SettingsError(f"num_critics={self.num_critics} must be at least 1.")
         super().__post_init__()
 
     @nn.compact

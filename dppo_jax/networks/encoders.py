@@ -8,6 +8,7 @@ encoder that has parameters keeps them under the name `encoder` of its network.
 import chex
 import flax.linen as nn
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, Obs
 
 
@@ -17,13 +18,13 @@ class StateEncoder(nn.Module):
     It has no parameters, and other entries of the observation are not read.
 
     Raises:
-        ValueError: an observation without a state.
+        SettingsError: an observation without a state.
     """
 
     @nn.compact
     def __call__(self, obs: Obs) -> Array:
         if "state" not in obs:
-            raise ValueError(
+            raise SettingsError(
                 f"StateEncoder reads obs['state'], but the observation has "
                 f"{sorted(obs)}; give the network an encoder that reads those."
             )

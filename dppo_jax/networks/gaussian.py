@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.mlp import (
     MLP,
@@ -35,7 +36,7 @@ class GaussianMLP(nn.Module):
     encoder: obs -> features [B, F], see `networks.encoders`.
 
     Raises:
-        ValueError: for sizes, names or standard deviations that do not fit together.
+        SettingsError: for sizes, names or standard deviations that do not fit together.
     """
 
     action_dim: int
@@ -62,7 +63,7 @@ class GaussianMLP(nn.Module):
         elif self.residual and (
             len(self.hidden_sizes) % 2 or len(set(self.hidden_sizes[:-1])) != 1
         ):
-            raise ValueError(
+            raise SettingsError(
                 f"hidden_sizes={tuple(self.hidden_sizes)} do not suit a residual "
                 "network with a predicted standard deviation: give 2, 4, 6, ... sizes "
                 "that are equal but for the last, or set fixed_std."
@@ -71,16 +72,16 @@ class GaussianMLP(nn.Module):
 
     def _check_std(self):
         if not 0 < self.std_min <= self.std_max:
-            raise ValueError(
+            raise SettingsError(
                 f"std_min={self.std_min} and std_max={self.std_max} must satisfy "
                 "0 < std_min <= std_max."
             )
         if self.fixed_std is not None and self.fixed_std <= 0:
-            raise ValueError(
+            raise SettingsError(
                 f"fixed_std={self.fixed_std} must be positive; None predicts it."
             )
         if self.learn_fixed_std and self.fixed_std is None:
-            raise ValueError(
+            raise SettingsError(
                 "learn_fixed_std=True starts from fixed_std, which is None; set "
                 "fixed_std, for example 0.1."
             )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.types import Array, Obs
 
@@ -37,18 +38,18 @@ def activation_function(name: str) -> Callable[[Array], Array]:
     """The activation called `name`, in any capitalisation.
 
     Raises:
-        ValueError: for a name that is not in `ACTIVATIONS`.
+        SettingsError: for a name that is not in `ACTIVATIONS`.
     """
     if str(name).lower() not in ACTIVATIONS:
         known = ", ".join(sorted(ACTIVATIONS))
-        raise ValueError(f"activation={name!r} is not known; choose one of {known}.")
+        raise SettingsError(f"activation={name!r} is not known; choose one of {known}.")
     return ACTIVATIONS[name.lower()]
 
 
 def check_sizes(option: str, sizes: Sequence[int]) -> None:
     """Refuse layer sizes that are empty or not positive."""
     if isinstance(sizes, (int, str)) or len(sizes) == 0 or min(sizes) < 1:
-        raise ValueError(
+        raise SettingsError(
             f"{option}={sizes!r} must be a non-empty sequence of positive layer "
             "sizes, for example (256, 256, 256)."
         )
@@ -57,7 +58,7 @@ def check_sizes(option: str, sizes: Sequence[int]) -> None:
 def check_compute_dtype(name: str) -> None:
     """Refuse what is not in `COMPUTE_DTYPES`."""
     if name not in COMPUTE_DTYPES:
-        raise ValueError(
+        raise SettingsError(
             f"compute_dtype={name!r} is not known; choose one of "
             f"{', '.join(COMPUTE_DTYPES)}."
         )
@@ -66,7 +67,7 @@ def check_compute_dtype(name: str) -> None:
 def check_residual_sizes(sizes: Sequence[int]) -> None:
     """Refuse hidden sizes that residual blocks of two layers cannot be made of."""
     if len(sizes) % 2 == 0 or len(set(sizes)) != 1:
-        raise ValueError(
+        raise SettingsError(
             f"hidden_sizes={tuple(sizes)} do not suit a residual network: after the "
             "first hidden layer come blocks of two layers of the same width, so give "
             "1, 3, 5, ... equal sizes, for example (256, 256, 256), or residual=False."
@@ -177,7 +178,7 @@ class ResidualMLP(nn.Module):
     compute_dtype: of all layers but the last, see `COMPUTE_DTYPES`.
 
     Raises:
-        ValueError: for hidden sizes that are not an odd number of equal sizes.
+        SettingsError: for hidden sizes that are not an odd number of equal sizes.
     """
 
     features: int
@@ -214,14 +215,14 @@ class SinusoidalEmbedding(nn.Module):
     The position code of Vaswani et al. (2017, section 3.5) with all sines first.
 
     Raises:
-        ValueError: for a `dim` that is odd or below 4.
+        SettingsError: for a `dim` that is odd or below 4.
     """
 
     dim: int
 
     def __post_init__(self):
         if self.dim < 4 or self.dim % 2:
-            raise ValueError(
+            raise SettingsError(
                 f"time_dim={self.dim} must be an even number of at least 4, because "
                 "it holds a sine and a cosine of two or more frequencies."
             )
@@ -266,7 +267,7 @@ class DiffusionMLP(nn.Module):
     encoder: obs -> features [B, F], see `networks.encoders`.
 
     Raises:
-        ValueError: for sizes or names that no such network can be built from.
+        SettingsError: for sizes or names that no such network can be built from.
     """
 
     action_dim: int

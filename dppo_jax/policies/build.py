@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.diffusion import denoising
+from dppo_jax.errors import SettingsError
 from dppo_jax.networks import build as networks
 from dppo_jax.policies.chain import ChainPolicy, diffusion_policy
 from dppo_jax.policies.gaussian import gaussian_policy
@@ -23,7 +24,7 @@ def default_config() -> ConfigDict:
     config.network = networks.default_config()
     config.diffusion = ConfigDict(
         dict(
-            num_steps=20,  # K of training, and of sampling unless by DDIM
+            num_denoising_steps=20,  # K of training, and of sampling unless by DDIM
             predict_noise=True,
             x0_clip=FieldReference(1.0, field_type=float),  # None: no bound
         )
@@ -63,15 +64,15 @@ def make_policy(config: ConfigDict, *, action_dim: int) -> ChainPolicy | Squashe
         action_dim: Da.
 
     Returns:
-        A policy; its `init` raises a ValueError for a network, from outside of the
+        A policy; its `init` raises a SettingsError for a network, from outside of the
         package perhaps, whose outputs have another shape than [B, Ta, Da].
 
     Raises:
-        ValueError: settings that contradict each other, by name.
+        SettingsError: settings that contradict each other, by name.
     """
     sampling = config.sampling
     if not sampling.draw_clip > 0:
-        raise ValueError(f"draw_clip={sampling.draw_clip} must be positive.")
+        raise SettingsError(f"draw_clip={sampling.draw_clip} must be positive.")
     sizes = dict(action_dim=action_dim, chunk=config.chunk)
     role, head = _role(config)
     network = networks.make_network(config.network, role=role, head=head, **sizes)
@@ -93,7 +94,7 @@ def _role(config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
             fixed_std=None, tanh_output=False
         )
     if config.kind != "diffusion":
-        raise ValueError(
+        raise SettingsError(
             f"model.kind={config.kind!r} is unknown; use 'diffusion', 'gaussian' or "
             "'squashed'."
         )

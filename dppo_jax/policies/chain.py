@@ -12,6 +12,7 @@ from dppo_jax.diffusion import chain as chains
 from dppo_jax.diffusion import denoising
 from dppo_jax.diffusion.chain import Chain, Encoded, Sample
 from dppo_jax.diffusion.denoising import Cloning, Diffusion
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Act, Array, Obs, PyTree
 
 
@@ -41,7 +42,7 @@ class ChainPolicy(NamedTuple):
     clone_loss: (network parameters, keys [B], obs, action [B, Ta, Da]) -> [B], the
         behaviour-cloning loss of every row
     entropy: (network parameters, obs) -> [B], mean over moves and entries
-    num_steps: K', tuned moves in a chain
+    num_tuned_steps: K', tuned moves in a chain
     min_std: the floor of the exploring standard deviation that `sample` uses when
         none is passed; 0: none
     denoises: whether the chain starts from noise; False for a Gaussian policy, whose
@@ -55,7 +56,7 @@ class ChainPolicy(NamedTuple):
     chain_log_prob: Callable[..., Array]
     clone_loss: Callable[..., Array]
     entropy: Callable[..., Array]
-    num_steps: int
+    num_tuned_steps: int
     min_std: float
     denoises: bool
 
@@ -79,9 +80,9 @@ def diffusion_policy(
         min_std: floor of the sampling standard deviation while exploring.
 
     Raises:
-        ValueError: K' outside [1, K], or a negative floor.
+        SettingsError: K' outside [1, K], or a negative floor.
     """
-    first_tuned = diffusion.explore.num_steps - num_tuned_steps
+    first_tuned = diffusion.explore.num_denoising_steps - num_tuned_steps
     std = jnp.maximum(diffusion.explore.std[first_tuned:], diffusion.min_log_prob_std)
 
     def entropy(params: PyTree, obs: Obs) -> Array:
@@ -122,7 +123,7 @@ def chain_policy(
         entropy: (params, obs) -> [B].
 
     Raises:
-        ValueError: as `diffusion_policy`.
+        SettingsError: as `diffusion_policy`.
     """
     apply: Callable[..., Any] = network.apply
 
@@ -133,14 +134,14 @@ def chain_policy(
         return apply(params, x, time, condition, method="denoise")
 
     chain = make_chain(denoise)
-    if not 1 <= num_tuned_steps <= chain.num_steps:
-        raise ValueError(
+    if not 1 <= num_tuned_steps <= chain.num_denoising_steps:
+        raise SettingsError(
             f"num_tuned_steps={num_tuned_steps} must lie between 1 and the "
-            f"schedule's {chain.num_steps} denoising steps; change one of them."
+            f"{chain.num_denoising_steps} denoising steps of the schedule; change one."
         )
     if min_std < 0:
-        raise ValueError(f"min_std={min_std} must not be negative.")
-    first_tuned = chain.num_steps - num_tuned_steps
+        raise SettingsError(f"min_std={min_std} must not be negative.")
+    first_tuned = chain.num_denoising_steps - num_tuned_steps
 
     def init(key: Array, obs: Obs) -> PolicyParams:
         x = jnp.zeros((_batch(obs), chunk, action_dim))
@@ -160,10 +161,10 @@ def chain_policy(
         def network_of(step: Array) -> Encoded:
             if params.num_active is None:
                 return tuned
-            owned = step >= chain.num_steps - params.num_active
+            owned = step >= chain.num_denoising_steps - params.num_active
             return jax.tree.map(functools.partial(jnp.where, owned), tuned, base)
 
-        draws = row_normal(keys, (chain.num_steps + 1, chunk, action_dim))
+        draws = row_normal(keys, (chain.num_denoising_steps + 1, chunk, action_dim))
         return chains.sample_chain(
             chain,
             base,
@@ -215,7 +216,7 @@ def chain_policy(
         chain_log_prob=chain_log_prob,
         clone_loss=clone_loss,
         entropy=entropy,
-        num_steps=num_tuned_steps,
+        num_tuned_steps=num_tuned_steps,
         min_std=min_std,
         denoises=True,
     )

@@ -70,7 +70,7 @@ def gaussian_policy(network: nn.Module, *, draw_clip: float = 3.0) -> ChainPolic
         chain_log_prob=chain_log_prob,
         clone_loss=clone_loss,
         entropy=entropy,
-        num_steps=1,
+        num_tuned_steps=1,
         min_std=0.0,
         denoises=False,
     )

@@ -7,9 +7,8 @@ policy that was trained elsewhere has no `state`, but may have a `critic`. Besid
 """
 
 import contextlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +16,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
-from dppo_jax.training.old_settings import updated
+from dppo_jax.training.config_file import CONFIG_FILE, load_config
+from dppo_jax.training.trees import check_matches, plain, storable
 from dppo_jax.types import PyTree
 
-CONFIG_FILE = "config.json"
 _CHECKPOINTS, _BEST = "checkpoints", "best"
 _ITEMS = ("policy", "state", "critic")
 
@@ -89,7 +89,7 @@ class Checkpoints:
             iteration,
             args=ocp.args.Composite(
                 policy=_policy_item(params, normalizer),
-                state=ocp.args.StandardSave(_storable(state)),
+                state=ocp.args.StandardSave(storable(state)),
             ),
         )
 
@@ -119,28 +119,28 @@ class Checkpoints:
         """A training state, the newest if no other, in the structure of `like`.
 
         Raises:
-            ValueError: a state of other shapes, naming the first that differs, or a
+            SettingsError: a state of other shapes, naming the first that differs, or a
                 damaged checkpoint.
         """
         step = self.latest if iteration is None else iteration
         if step is None:
-            raise ValueError("there is no checkpoint to restore; start afresh.")
+            raise SettingsError("there is no checkpoint to restore; start afresh.")
         with _named(self._manager, step):
             saved = self._manager.item_metadata(step)["state"]
             if saved is None:
                 raise KeyError("no state")
         check_matches(
             saved,
-            _storable(like),
+            storable(like),
             what="the saved training state",
             cure="use the settings of the interrupted run, or another run directory.",
         )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, storable(like))
         with _named(self._manager, step):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )
-        return _restored(restored["state"], like)
+        return restored(restored["state"], like)
 
 
 def has_checkpoint(run_dir: str | os.PathLike) -> bool:
@@ -209,13 +209,13 @@ def read_policy(
         checkpoint: an iteration, "latest" or "best".
 
     Raises:
-        ValueError: no such run, nothing saved yet, no such checkpoint, or a damaged
+        SettingsError: no such run, nothing saved yet, no such checkpoint, or a damaged
             one.
     """
     run_dir = Path(run_dir).absolute()
     config = load_config(run_dir)
     if config is None:
-        raise ValueError(
+        raise SettingsError(
             f"{run_dir} is not a run directory (no {CONFIG_FILE}); pass the directory "
             "that experiments.pretrain, experiments.finetune or dppo_jax.train wrote."
         )
@@ -228,43 +228,6 @@ def read_policy(
     )
 
 
-def with_types(saved: PyTree, like: Any) -> PyTree:
-    """Give nested dictionaries the types of `like`, named tuples above all.
-
-    A field that `like` leaves at None may be there or not.
-    """
-    if isinstance(like, tuple) and hasattr(like, "_fields"):
-        fields = {k: with_types(saved[k], getattr(like, k)) for k in saved}
-        return type(like)(**fields)
-    if isinstance(like, Mapping):
-        return {k: with_types(saved[k], like[k]) for k in saved}
-    if isinstance(like, (tuple, list)):
-        return type(like)(with_types(s, x) for s, x in zip(saved, like, strict=True))
-    return saved
-
-
-def optional_as(like: PyTree, saved: PyTree) -> PyTree:
-    """`like` with those of its parts that are None taken from `saved`.
-
-    Such a part may be there or not, as the number of steps left where K' is annealed.
-    Other differences stay, for `check_matches` to refuse.
-    """
-    if like is None:
-        return saved
-    fields = getattr(like, "_fields", None)
-    if fields is not None:
-        parts = (optional_as(getattr(like, k), _part(saved, k)) for k in fields)
-        return type(like)(*parts)
-    if isinstance(like, Mapping):
-        return {k: optional_as(x, _part(saved, k)) for k, x in like.items()}
-    return like
-
-
-def _part(tree: PyTree, name: str) -> PyTree:
-    """The part of a mapping or a named tuple; None where there is none."""
-    return tree.get(name) if isinstance(tree, Mapping) else getattr(tree, name, None)
-
-
 def load_critic(
     run_dir: str | os.PathLike, checkpoint: int | str = "latest"
 ) -> PyTree | None:
@@ -274,7 +237,7 @@ def load_critic(
     state.
 
     Raises:
-        ValueError: as `read_policy`.
+        SettingsError: as `read_policy`.
     """
     critic, _ = _load_item(run_dir, "critic", checkpoint)
     if critic is None:
@@ -285,70 +248,9 @@ def load_critic(
     return critic
 
 
-def check_matches(params: PyTree, expected: PyTree, *, what: str, cure: str) -> None:
-    """Refuse parameters whose names or shapes differ from `expected`.
-
-    Raises:
-        ValueError: naming the first that differs, what it belongs to and the cure.
-    """
-    found, wanted = _shapes(params), _shapes(expected)
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{what} does not match the configured one: {name} has shape "
-                f"{found.get(name, 'none')}, expected {wanted.get(name, 'none')}; "
-                f"{cure}"
-            )
-
-
-def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """The configuration of a run with the names of today; None where there is none."""
-    path = Path(run_dir) / CONFIG_FILE
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore it.") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no settings; restore it.")
-    return updated(config)
-
-
-def save_config(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Write `config.json`, whole or not at all.
-
-    Raises:
-        ValueError: settings that are not plain.
-    """
-    try:
-        text = json.dumps(config, indent=2, sort_keys=True)
-    except TypeError as error:
-        raise ValueError(
-            f"the configuration of {run_dir} cannot be written as JSON ({error}); pass "
-            "plain dictionaries, such as config.to_dict()."
-        ) from None
-    path = Path(run_dir) / CONFIG_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
-
-
 def _policy_item(params: PyTree, normalizer: Normalizer, **more: Any) -> Any:
     policy = {"params": params, "normalizer": normalizer} | more
-    return ocp.args.StandardSave(_plain(_storable(policy)))
-
-
-def _plain(tree: PyTree) -> PyTree:
-    """Nested dictionaries and lists of NumPy arrays, without fields that are None."""
-    if isinstance(tree, tuple) and hasattr(tree, "_asdict"):
-        tree = tree._asdict()
-    if isinstance(tree, Mapping):
-        return {name: _plain(x) for name, x in tree.items() if x is not None}
-    if isinstance(tree, (tuple, list)):
-        return [_plain(x) for x in tree]
-    return np.asarray(tree)
+    return ocp.args.StandardSave(plain(storable(policy)))
 
 
 def _load_item(
@@ -366,15 +268,15 @@ def _load_item(
             "made on the way. Take 'latest' or an iteration."
         )
     if not (Path(run_dir) / folder).is_dir():
-        raise ValueError(nothing)
+        raise SettingsError(nothing)
     with _manager(run_dir, folder) as manager:
         steps = sorted(manager.all_steps())
         if not steps:
-            raise ValueError(nothing)
+            raise SettingsError(nothing)
         named = checkpoint in ("latest", "best")
         step = steps[-1] if named else _as_int(checkpoint)
         if step not in steps:
-            raise ValueError(
+            raise SettingsError(
                 f"{run_dir} has no checkpoint {checkpoint!r}; it has {steps}, 'latest' "
                 "and perhaps 'best'."
             )
@@ -412,21 +314,10 @@ def _named(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
     try:
         yield
     except (KeyError, ValueError, OSError) as error:
-        raise ValueError(
+        raise SettingsError(
             f"{manager.directory / str(step)} is damaged, remove it to go back to the "
             f"checkpoint before it: {error}"
         ) from error
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        "/".join(_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves
-    }
-
-
-def _name(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 
 
 def _manager(
@@ -438,31 +329,3 @@ def _manager(
         # Named in advance, so that a fresh process knows how to read them.
         item_handlers={name: ocp.StandardCheckpointHandler() for name in _ITEMS},
     )
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
-        leaf.dtype, jax.dtypes.prng_key
-    )
-
-
-def _storable(tree: PyTree) -> PyTree:
-    """What every file format knows: random keys as integers, nothing empty."""
-
-    def store(leaf: Any) -> Any:
-        if _is_key(leaf):
-            return jax.random.key_data(leaf)
-        return leaf if leaf.size else np.zeros(1, leaf.dtype)
-
-    return jax.tree.map(store, tree)
-
-
-def _restored(tree: PyTree, like: PyTree) -> PyTree:
-    """Undo `_storable`, with the leaves of `like` for what it could not keep."""
-
-    def restore(leaf: Any, like: Any) -> Any:
-        if _is_key(like):
-            return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
-        return leaf if like.size else like
-
-    return jax.tree.map(restore, tree, like)

@@ -75,7 +75,7 @@ def train(
     Raises:
         FloatingPointError: a number in `algorithm.finite` stopped being finite; the
             last checkpoint stays.
-        ValueError: the checkpoints of the seeds have no iteration in common.
+        SettingsError: the checkpoints of the seeds have no iteration in common.
     """
     step = compiled_step(algorithm)
     on_cpu = jax.default_backend() == "cpu"

@@ -19,10 +19,23 @@ RENAMED = {
     "finetune.num_iterations": "loop.finetune.num_iterations",
     "collect.ppo.num_iterations": "loop.collect.num_iterations",
     "collect.random_steps": "collect.rollout.random_steps",
+    "collect.num_steps": "collect.num_control_steps",
     **{
-        f"{old}.{name}": f"{new}rollout.{name}"
+        f"{section}{old}": f"{section}{new}"
+        for section in ("", "collect.")
+        for old, new in (
+            ("model.diffusion.num_steps", "model.diffusion.num_denoising_steps"),
+            ("rollout.num_steps", "rollout.num_chunks"),
+        )
+    },
+    **{
+        f"{old}.{name}": f"{new}rollout.{today}"
         for old, new in (("finetune", ""), ("collect.ppo", "collect."))
-        for name in ("num_envs", "num_steps", "reset_at_iteration")
+        for name, today in (
+            ("num_envs", "num_envs"),
+            ("num_steps", "num_chunks"),
+            ("reset_at_iteration", "reset_at_iteration"),
+        )
     },
     **{
         f"{old}.{name}": f"{new}model.sampling.{name}"

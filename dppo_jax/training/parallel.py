@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Algorithm, Array, Metrics
 
 Tree = TypeVar("Tree")
@@ -32,17 +33,17 @@ def make_mesh(num_devices: int = 0) -> Mesh:
         num_devices: how many; 0: all there are.
 
     Raises:
-        ValueError: more devices than there are, or some processes left without.
+        SettingsError: more devices than there are, or some processes left without.
     """
     there = jax.device_count()
     wanted = num_devices or there
     if not 1 <= wanted <= there:
-        raise ValueError(
+        raise SettingsError(
             f"mesh.devices={num_devices}, but JAX sees {there} ({jax.default_backend()}"
             "); lower it, or 0 for all."
         )
     if jax.process_count() > 1 and wanted != there:
-        raise ValueError(
+        raise SettingsError(
             f"mesh.devices={num_devices}, but the {jax.process_count()} processes have "
             f"{there} devices, and each must take part; use 0 for all."
         )
@@ -67,14 +68,14 @@ def shard(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
         of one device it is `algorithm` itself.
 
     Raises:
-        ValueError: an algorithm or settings that cannot be split so.
+        SettingsError: an algorithm or settings that cannot be split so.
     """
     num_devices = mesh.size
     if num_devices == 1:
         return algorithm
     split = algorithm.split
     if split is None:
-        raise ValueError(
+        raise SettingsError(
             f"mesh.devices={num_devices}: this algorithm runs on one device; use 1."
         )
 

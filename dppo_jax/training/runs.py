@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel, seeds
-from dppo_jax.training.checkpoint import Best, Checkpoints, load_config, save_config
+from dppo_jax.training.checkpoint import Best, Checkpoints
+from dppo_jax.training.config_file import load_config, save_config
 from dppo_jax.training.metrics import MetricsWriter, read_metrics
 from dppo_jax.types import Algorithm, Metrics, PyTree
 
@@ -117,7 +119,7 @@ class Runs:
         all of them have.
 
         Raises:
-            ValueError: some seeds have checkpoints, but not all have the same.
+            SettingsError: some seeds have checkpoints, but not all have the same.
         """
         states = self._split(state)
         starts = []
@@ -262,7 +264,7 @@ class Runs:
         ahead = {name: steps for name, steps in ahead.items() if steps}
         if not shared or (ahead and any(len(steps) > 1 for steps in ahead.values())):
             newest = ", ".join(f"{k}: {max(v, default=0)}" for k, v in saved.items())
-            raise ValueError(
+            raise SettingsError(
                 f"these seeds have come too far apart to go on as one ({newest}); "
                 "resume those behind by commands of their own, with --config.seed, "
                 "--config.num_seeds=1 and --config.run_dir, or remove the checkpoints "

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Algorithm, Array, PyTree
 
 
@@ -31,16 +32,16 @@ def many(
         leading axis [N]; `params` and `act` are those of one seed.
 
     Raises:
-        ValueError: less than one seed, or another number of keys.
+        SettingsError: less than one seed, or another number of keys.
     """
     if num_seeds < 1:
-        raise ValueError(f"num_seeds={num_seeds} must be at least 1.")
+        raise SettingsError(f"num_seeds={num_seeds} must be at least 1.")
     if vectorize is None:
         vectorize = jax.default_backend() != "cpu"
 
     def init(keys: Array, *args: Any) -> Any:
         if keys.shape[0] != num_seeds:
-            raise ValueError(f"{keys.shape[0]} keys for num_seeds={num_seeds}.")
+            raise SettingsError(f"{keys.shape[0]} keys for num_seeds={num_seeds}.")
         # One after the other, so that every seed starts as a single run does.
         return stack([algorithm.init(key, *args) for key in keys])
 

@@ -8,12 +8,13 @@ is m1 cut down to a few minutes on two CPU cores.
 from ml_collections import ConfigDict
 
 from dppo_jax.demonstrations.scripts.avoid import SUBSETS
+from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config
 
 
 def get_config(variant: str = "m1") -> ConfigDict:
     if variant not in (*SUBSETS, "demo"):
-        raise ValueError(
+        raise SettingsError(
             f"avoid.py:{variant} is unknown; use {', '.join(SUBSETS)} or demo."
         )
     config = default_config()
@@ -35,7 +36,7 @@ def get_config(variant: str = "m1") -> ConfigDict:
 
     config.loop.finetune.num_iterations = 51
     config.rollout.num_envs = 50
-    config.rollout.num_steps = 25  # one episode of 100 control steps
+    config.rollout.num_chunks = 25  # one episode of 100 control steps
     ppo = config.algorithm.ppo
     ppo.batch_size = 6250  # half of the 50 x 25 x 10 pairs
     ppo.epochs = 10

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.env.max_steps = 1000  # as in Brax's own training
 
     config.rollout.num_envs = 64
-    config.rollout.num_steps = 50
+    config.rollout.num_chunks = 50
     # Starting afresh would show the policy the beginnings of episodes only.
     config.rollout.reset_at_iteration = False
     ppo = config.algorithm.ppo

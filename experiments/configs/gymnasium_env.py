@@ -22,7 +22,7 @@ def get_config(variant: str = "Hopper-v5") -> ConfigDict:
     # A simulator in Python is the slow part: few of them, and many updates on what
     # they give.
     config.rollout.num_envs = 16
-    config.rollout.num_steps = 100
+    config.rollout.num_chunks = 100
     ppo = config.algorithm.ppo
     ppo.batch_size = 4000  # a quarter of the 16 x 100 x 10 pairs
     # An iteration is less than an episode.

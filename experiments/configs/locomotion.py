@@ -19,6 +19,7 @@ up to a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
 from ml_collections import ConfigDict
 
 from dppo_jax.envs.tasks.locomotion import MAX_STEPS
+from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config, demonstrator_config
 
 VARIANTS = ("v0_8", "v0_6", "cpu", "fast", "sac")
@@ -32,7 +33,7 @@ _MOTORS = {"hopper": 3, "walker2d": 6, "halfcheetah": 6}
 def make_config(task: str, variant: str) -> ConfigDict:
     """The configuration of a task in one of `VARIANTS`."""
     if variant not in VARIANTS:
-        raise ValueError(
+        raise SettingsError(
             f"{task}.py:{variant} is unknown; use one of {', '.join(VARIANTS)}."
         )
     config = default_config()
@@ -42,7 +43,7 @@ def make_config(task: str, variant: str) -> ConfigDict:
 
     config.collect = demonstrator_config()
     config.collect.target_return = _TARGETS[task]
-    config.collect.num_steps = 1_000_000  # as many as a medium data set has
+    config.collect.num_control_steps = 1_000_000  # as many as a medium data set has
     # Log-probabilities are means over the motors, so the usual 0.2 is shared out.
     clip = 0.2 / _MOTORS[task]
     config.collect.ppo.clip_top = config.collect.ppo.clip_base = clip
@@ -51,7 +52,7 @@ def make_config(task: str, variant: str) -> ConfigDict:
 
     config.loop.finetune.num_iterations = 1000
     config.rollout.num_envs = 40
-    config.rollout.num_steps = 500  # two episodes of full length
+    config.rollout.num_chunks = 500  # two episodes of full length
     # Starting afresh would show the policy the beginnings of episodes too often.
     config.rollout.reset_at_iteration = False
     ppo = config.algorithm.ppo
@@ -75,7 +76,7 @@ def _hasten(config: ConfigDict) -> None:
     """As many updates per iteration, 20, on a quarter of the steps."""
     # What an iteration learns hardly depends on how many steps it is estimated from,
     # but the next ones are taken by a better policy.
-    config.rollout.num_steps = 125
+    config.rollout.num_chunks = 125
     ppo = config.algorithm.ppo
     # A minibatch of a tenth of the pairs points nearly the same way; Adam's steps are
     # as long.
@@ -90,13 +91,13 @@ def _hasten(config: ConfigDict) -> None:
 
 def _shrink(config: ConfigDict) -> None:
     """A smaller network, and iterations of a fifth of the size."""
-    config.collect.num_steps = 100_000
+    config.collect.num_control_steps = 100_000
     config.model.network.hidden_sizes = (256, 256, 256)
     # Larger minibatches cost two cores hardly more, fewer epochs save the rest.
     config.loop.pretrain.num_epochs = config.pretrain.cycle_epochs = 100
     config.pretrain.batch_size = 512
     config.loop.finetune.num_iterations = 200
-    config.rollout.num_steps = 100
+    config.rollout.num_chunks = 100
     ppo = config.algorithm.ppo
     ppo.batch_size = 10_000  # still a quarter of the pairs
     # The policy changes as often per iteration, on a fifth of the data.
@@ -114,7 +115,7 @@ def _use_sac(config: ConfigDict) -> None:
     # One update per transition follows the policy closely only if an iteration is
     # short: 256 transitions, a quarter of an episode of full length.
     config.rollout.num_envs = 8
-    config.rollout.num_steps = 32
+    config.rollout.num_chunks = 32
     # Updates take nearly all of the time; half of the paper's batch halves it.
     config.algorithm.sac.replay.batch_size = 128
     loop = config.loop.finetune

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.model.network.hidden_sizes = (64, 64, 64)
 
     config.rollout.num_envs = 64
-    config.rollout.num_steps = 100
+    config.rollout.num_chunks = 100
     # An iteration is a tenth of an episode.
     config.rollout.reset_at_iteration = False
     ppo = config.algorithm.ppo

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.env.max_steps = 300
 
     config.rollout.num_envs = 16
-    config.rollout.num_steps = 75  # one episode of 300 control steps
+    config.rollout.num_chunks = 75  # one episode of 300 control steps
     ppo = config.algorithm.ppo
     ppo.batch_size = 3000  # a quarter of the 16 x 75 x 10 pairs
     # 1 for every step with the cube up, so what counts is far ahead.

@@ -87,7 +87,7 @@ def test_the_first_update_finds_the_policy_that_sampled(single_update):
 @pytest.mark.slow
 def test_jit_changes_nothing():
     """Without jit a long scan is slow, so: one environment, one chunk, two updates."""
-    changes = dict(num_envs=1, num_steps=2, batch_size=4, epochs=1)
+    changes = dict(num_envs=1, num_chunks=2, batch_size=4, epochs=1)
     small = tiny.make_tiny_ppo(normalize_advantage=False, **changes)
     state = small.init(jax.random.key(0))
     jitted, metrics = jax.jit(small.step)(state)
@@ -110,7 +110,7 @@ def test_parts_of_a_minibatch_change_nothing_but_rounding(annealed):
         changes = dict(tuned_steps_drop=1, tuned_steps_every=1)
     else:
         policy = tiny.tiny_gaussian_policy(learn_fixed_std=True)
-        changes = dict(entropy_coef=0.5, num_steps=8)
+        changes = dict(entropy_coef=0.5, num_chunks=8)
     changes |= dict(batch_size=32, epochs=1, value_clip=0.1)
     # Adam divides by the size of a gradient: where that is rounding alone, so is the
     # step. Its first moment is the gradient itself.

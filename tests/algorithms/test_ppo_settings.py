@@ -16,7 +16,7 @@ from tests import tiny
         (dict(minibatch="rows"), "minibatch='rows'.*pair, chain"),
         (dict(minibatch="chain", batch_size=15), "batch_size=15 .* 2 moves"),
         (dict(minibatch="chain", micro_batch_size=1), "micro_batch_size=1 .* of 2"),
-        (dict(num_steps=0), "num_steps=0"),
+        (dict(num_chunks=0), "num_chunks=0"),
         (dict(epochs=0), "epochs=0"),
         (dict(reward_horizon=0), "reward_horizon=0 .* 2 executed"),
         (dict(reward_horizon=3), "reward_horizon=3 .* 2 executed"),

@@ -83,7 +83,7 @@ def updated(iteration=0, num_active=None, **changes):
         TableCritic(),
         tiny.tiny_ppo_config(**changes),
         num_envs=2,
-        num_steps=2,
+        num_chunks=2,
         mean=lambda log_prob: log_prob.mean((-2, -1)),
     )
     tuned, values = jnp.ones((4, MOVES)), jnp.ones(4)
@@ -200,7 +200,7 @@ def test_minibatches_that_devices_cannot_share_in_whole_parts_are_refused():
     """Four pairs in parts of four rows: one device can, two cannot."""
     config = tiny.tiny_ppo_config(batch_size=4, micro_batch_size=4)
     updates = make_updates(
-        table_policy(), TableCritic(), config, num_envs=2, num_steps=2, mean=jnp.mean
+        table_policy(), TableCritic(), config, num_envs=2, num_chunks=2, mean=jnp.mean
     )
     updates.check_devices(1)
     with pytest.raises(ValueError, match="micro_batch_size=4 must divide the 2 rows"):

@@ -12,7 +12,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(floors, "CALL_SECONDS", 1e-4)
     config = load_config(setups.AVOID)
     config.model.network.hidden_sizes = config.critic.hidden_sizes = (16, 16, 16)
-    config.rollout.update(num_envs=4, num_steps=2)
+    config.rollout.update(num_envs=4, num_chunks=2)
     config.algorithm.ppo.update(batch_size=20, epochs=3)
     config.pretrain.batch_size = 8
     return config
@@ -24,7 +24,7 @@ def tiny_sac(monkeypatch):
     monkeypatch.setattr(floors, "CALL_SECONDS", 1e-4)
     config = load_config(setups.HOPPER_SAC)
     config.model.network.hidden_sizes = config.critic.hidden_sizes = (16, 16)
-    config.rollout.update(num_envs=4, num_steps=2)
+    config.rollout.update(num_envs=4, num_chunks=2)
     config.algorithm.sac.replay.update(capacity=40, batch_size=8)
     config.algorithm.sac.replay.update(min_fill=10, random_steps=10)
     return config

@@ -6,7 +6,7 @@ from benchmarks import compile_time, setups
 from experiments.settings import load_config, override
 
 TINY = (
-    *("rollout.num_envs=4", "rollout.num_steps=2", "algorithm.ppo.epochs=1"),
+    *("rollout.num_envs=4", "rollout.num_chunks=2", "algorithm.ppo.epochs=1"),
     *("algorithm.ppo.batch_size=20", "model.network.hidden_sizes=(16,16,16)"),
 )
 

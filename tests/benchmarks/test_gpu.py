@@ -3,24 +3,29 @@
 import json
 import threading
 
+import jax
 import pytest
 
-from benchmarks import gpu
+from benchmarks import timing
+from benchmarks.gpu import jobs, program, sizes, target
+from dppo_jax.errors import SettingsError
 
 
 def jobs_of(*runs):
-    return [gpu.Job("matmul", {"width": i}, run) for i, run in enumerate(runs)]
+    return [jobs.Job("matmul", {"width": i}, run) for i, run in enumerate(runs)]
 
 
 def raise_(error):
     raise error
 
 
-def run(jobs, **settings):
+def run(measurements, **settings):
     """All rows, and how many had been kept after each."""
     kept = []
     settings = {"max_minutes": 1} | settings
-    rows = gpu.run_jobs(jobs, keep=lambda rows: kept.append(len(rows)), **settings)
+    rows = jobs.run_jobs(
+        measurements, keep=lambda rows: kept.append(len(rows)), **settings
+    )
     return rows, kept
 
 
@@ -29,7 +34,7 @@ def test_a_row_that_fails_loses_no_other_and_all_are_kept_at_once():
         jobs_of(
             lambda: [{"TFLOP/s": 1.0}],
             lambda: raise_(MemoryError("all\nfull")),
-            lambda: raise_(ValueError("needs a GPU")),
+            lambda: raise_(SettingsError("needs a GPU")),
             lambda: [{"TFLOP/s": 2.0}, {"TFLOP/s": 3.0}],
         )
     )
@@ -54,7 +59,7 @@ def test_what_is_not_done_in_time_is_cut_off_and_its_first_rows_stay():
     rows, _ = run(jobs_of(compile_for_ever), max_minutes=0.5 / 60)
     never.set()
     assert rows[0] == {"table": "matmul", "width": 0, "TFLOP/s": 1.0}
-    assert rows[1]["skipped"].startswith(gpu.CUT_OFF) and len(rows) == 2
+    assert rows[1]["skipped"].startswith(jobs.CUT_OFF) and len(rows) == 2
 
 
 def test_nothing_is_started_when_the_time_is_over():
@@ -70,70 +75,70 @@ def test_nothing_is_started_when_the_time_is_over():
 
 
 def test_the_most_telling_rows_come_first():
-    jobs = gpu.make_jobs(gpu.FULL)
-    assert {job.table for job in jobs} == set(gpu.TABLES)
-    first = [job.about for job in jobs if job.table == "end_to_end"]
-    assert [job.about for job in jobs[: len(first)]] == first
+    ordered = program.make_jobs(sizes.FULL)
+    assert {job.table for job in ordered} == set(sizes.TABLES)
+    first = [job.about for job in ordered if job.table == "end_to_end"]
+    assert [job.about for job in ordered[: len(first)]] == first
     assert first[0] == {"task": "hopper", "engine": "mjx", "envs": 4096}
     measured = {(x["task"], x["engine"], x["envs"]) for x in first}
     assert len(measured) == len(first) == 2 * 2 * 2
-    assert jobs[len(first)].table == "time_to_target"
+    assert ordered[len(first)].table == "time_to_target"
     for table in ("denoising", "update", "pretrain", "matmul"):
-        precisions = {x.about["precision"] for x in jobs if x.table == table}
-        assert precisions == set(gpu.PRECISIONS)
+        precisions = {x.about["precision"] for x in ordered if x.table == table}
+        assert precisions == set(sizes.PRECISIONS)
     # No job twice, which would waste what little time there is.
-    names = [str((job.table, job.about)) for job in jobs]
+    names = [str((job.table, job.about)) for job in ordered]
     assert len(names) == len(set(names))
 
 
 def test_an_iteration_has_twenty_updates_at_any_size():
-    config = gpu.make_config("hopper", gpu.FULL, envs=1024)
+    config = sizes.make_config("hopper", sizes.FULL, envs=1024)
     rollout, ppo = config.rollout, config.algorithm.ppo
     num_tuned = config.model.sampling.num_tuned_steps
-    pairs = rollout.num_envs * rollout.num_steps * num_tuned
+    pairs = rollout.num_envs * rollout.num_chunks * num_tuned
     assert rollout.num_envs == 1024 and ppo.epochs == 2
     assert pairs // ppo.batch_size == 10
     # Whole chains.
     assert ppo.batch_size % num_tuned == 0
-    small = gpu.make_config("avoid", gpu.SMALL, precision="bfloat16")
+    small = sizes.make_config("avoid", sizes.SMALL, precision="bfloat16")
     assert small.model.network.hidden_sizes == small.critic.hidden_sizes == (16,) * 3
     assert small.model.network.compute_dtype == small.critic.compute_dtype == "bfloat16"
 
 
 def test_only_avoid_makes_its_own_demonstrations():
     with pytest.raises(ValueError, match="--data"):
-        next(gpu.measure_target(gpu.FULL, None, "hopper", "float32"))
+        next(target.measure_target(sizes.FULL, None, "hopper", "float32"))
 
 
 def test_files_are_called_after_device_and_date():
     report = {"device": "NVIDIA H100", "platform": "gpu", "date": "2026-01-31T12"}
-    path = gpu.result_path(report, small=False)
+    path = program.result_path(report, small=False)
     assert path.name == "nvidia-h100-2026-01-31.json"
-    assert gpu.result_path(report, small=True).name.startswith("small-")
+    assert program.result_path(report, small=True).name.startswith("small-")
 
 
 def test_without_a_gpu_only_a_trial_is_run(capsys):
-    if gpu.jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu":
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit):
-        gpu.main([])
+        program.main([])
     assert "--small" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_trial_runs_from_end_to_end(tmp_path, monkeypatch):
     # `start` changes settings of JAX that other tests rely on.
-    report = gpu.timing.device_report()
-    monkeypatch.setattr(gpu.timing, "start", lambda: report)
+    report = timing.device_report()
+    monkeypatch.setattr(timing, "start", lambda: report)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     path = tmp_path / "small.json"
-    gpu.main(["--small", "--json", str(path)])
+    program.main(["--small", "--json", str(path)])
     rows = json.loads(path.read_text())["rows"]
-    assert {row["table"] for row in rows} == set(gpu.TABLES)
+    assert {row["table"] for row in rows} == set(sizes.TABLES)
     failed = [row for row in rows if "error" in row]
     assert not failed, failed
     measured = {row["table"] for row in rows if "skipped" not in row}
-    assert measured == set(gpu.TABLES)
+    assert measured == set(sizes.TABLES)
     for row in rows:
         if row.get("part") == "policy update":
             assert row["TFLOP/s"] > 0

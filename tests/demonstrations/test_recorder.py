@@ -33,17 +33,21 @@ def noise(params, keys, obs):
     return jax.vmap(draw)(keys), ()
 
 
-def record(num_steps=50, *, seed=0, env=None):
-    recorder = make_recorder(env or raw_env(), noise, num_steps=num_steps)
+def record(num_control_steps=50, *, seed=0, env=None):
+    recorder = make_recorder(
+        env or raw_env(), noise, num_control_steps=num_control_steps
+    )
     return recorder(jnp.float32(1.0), jax.random.key(seed))
 
 
-@pytest.mark.parametrize("num_steps", [1, 8, 9, 50])
-def test_episodes_are_whole_and_hold_at_least_the_steps_that_were_asked_for(num_steps):
-    episodes = record(num_steps)
+@pytest.mark.parametrize("num_control_steps", [1, 8, 9, 50])
+def test_episodes_are_whole_and_hold_at_least_the_steps_that_were_asked_for(
+    num_control_steps,
+):
+    episodes = record(num_control_steps)
     lengths = episodes.episode_lengths
     assert set(lengths) <= {3, MAX_STEPS}
-    assert num_steps <= lengths.sum() < num_steps + MAX_STEPS
+    assert num_control_steps <= lengths.sum() < num_control_steps + MAX_STEPS
     assert len(episodes.actions) == len(episodes.rewards) == lengths.sum()
 
 
@@ -89,7 +93,9 @@ def test_rounds_share_one_program():
         traces.append(1)
         return noise(params, keys, obs)
 
-    recorder = make_recorder(raw_env(), act, num_steps=100)  # several rounds of 4
+    recorder = make_recorder(
+        raw_env(), act, num_control_steps=100
+    )  # several rounds of 4
     recorder(jnp.float32(1.0), jax.random.key(0))
     once = len(traces)
     recorder(jnp.float32(0.5), jax.random.key(1))
@@ -126,7 +132,7 @@ def test_a_policy_sees_normalised_observations():
 
 
 def test_random_bounds_are_what_random_actions_show():
-    bounds = random_bounds(raw_env(), jax.random.key(0), num_steps=500)
+    bounds = random_bounds(raw_env(), jax.random.key(0), num_control_steps=500)
     np.testing.assert_array_equal(bounds.obs_min[1], 0)
     np.testing.assert_array_equal(bounds.obs_max[1], MAX_STEPS - 1)
     assert -1 <= bounds.obs_min[0] < -0.9 and 0.9 < bounds.obs_max[0] <= 1
@@ -137,6 +143,8 @@ def test_random_bounds_are_what_random_actions_show():
 def test_what_cannot_be_recorded_is_refused():
     endless = vectorize(tiny.point_task(), 4)
     with pytest.raises(ValueError, match="needs a time limit"):
-        make_recorder(endless, noise, num_steps=10)
-    with pytest.raises(ValueError, match="num_steps=0 to record must be at least 1"):
-        make_recorder(raw_env(), noise, num_steps=0)
+        make_recorder(endless, noise, num_control_steps=10)
+    with pytest.raises(
+        ValueError, match="num_control_steps=0 to record must be at least 1"
+    ):
+        make_recorder(raw_env(), noise, num_control_steps=0)

@@ -152,24 +152,24 @@ def test_deterministic_ddpm_keeps_the_posterior_noise_but_for_the_last_move():
     ids=["ddpm", "x0", "ddim"],
 )
 def test_a_chain_with_a_perfect_network_ends_at_the_action(settings, deterministic):
-    diffusion = make_diffusion(num_steps=K, **settings)
-    num_steps = diffusion.explore.num_steps
+    diffusion = make_diffusion(num_denoising_steps=K, **settings)
+    num_denoising_steps = diffusion.explore.num_denoising_steps
     apply = oracle(diffusion.explore, predict_noise=settings.get("predict_noise", True))
     chain, _ = chain_of(
         diffusion,
         apply,
-        draws=DRAWS[: num_steps + 1],
-        num_tuned=num_steps,
+        draws=DRAWS[: num_denoising_steps + 1],
+        num_tuned=num_denoising_steps,
         deterministic=deterministic,
     )
-    assert chain.shape == (B, num_steps + 1, TA, DA)
+    assert chain.shape == (B, num_denoising_steps + 1, TA, DA)
     np.testing.assert_array_equal(chain[:, 0], DRAWS[0])
     np.testing.assert_allclose(chain[:, -1], ACTION, atol=1e-4)
 
 
 def test_the_floor_of_the_std_spreads_the_last_action():
     """Without a floor the last move of DDPM is exact; with one it explores."""
-    diffusion = make_diffusion(num_steps=K)
+    diffusion = make_diffusion(num_denoising_steps=K)
     chain, _ = chain_of(diffusion, oracle(diffusion.explore), min_std=0.2)
     np.testing.assert_allclose(chain[:, -1] - ACTION, 0.2 * DRAWS[-1], atol=1e-4)
     calm, _ = chain_of(
@@ -180,7 +180,7 @@ def test_the_floor_of_the_std_spreads_the_last_action():
 
 @pytest.mark.parametrize("num_tuned", [1, 3, K])
 def test_log_probs_of_a_sample_are_those_of_its_moves(num_tuned):
-    diffusion = make_diffusion(num_steps=K)
+    diffusion = make_diffusion(num_denoising_steps=K)
     chain, log_prob = chain_of(diffusion, num_tuned=num_tuned, min_std=0.1)
     assert log_prob.shape == (B, num_tuned, TA, DA)
     for k in range(num_tuned):
@@ -191,7 +191,7 @@ def test_log_probs_of_a_sample_are_those_of_its_moves(num_tuned):
 
 def test_steps_of_a_batch_may_differ():
     """step [B] gives every row what a scalar step gives it alone."""
-    diffusion = make_diffusion(num_steps=K)
+    diffusion = make_diffusion(num_denoising_steps=K)
     x, next_x, steps = DRAWS[0], DRAWS[1], jnp.array([0, 2, 4])
     mixed = log_prob_of(diffusion, x, next_x, steps)
     for row, step in enumerate(steps):
@@ -200,7 +200,9 @@ def test_steps_of_a_batch_may_differ():
 
 
 def test_draws_are_clipped_and_the_density_is_not():
-    diffusion = make_diffusion(num_steps=1, draw_clip=2.0, min_log_prob_std=0.1)
+    diffusion = make_diffusion(
+        num_denoising_steps=1, draw_clip=2.0, min_log_prob_std=0.1
+    )
     draws = jnp.concatenate([jnp.zeros((1, B, TA, DA)), jnp.full((1, B, TA, DA), 9.0)])
     chain, log_prob = chain_of(
         diffusion,
@@ -216,8 +218,8 @@ def test_draws_are_clipped_and_the_density_is_not():
 
 
 def test_only_the_action_that_leaves_the_chain_is_clipped():
-    diffusion = make_diffusion(num_steps=K, final_clip=0.05)
-    free, _ = chain_of(make_diffusion(num_steps=K))
+    diffusion = make_diffusion(num_denoising_steps=K, final_clip=0.05)
+    free, _ = chain_of(make_diffusion(num_denoising_steps=K))
     chain, _ = chain_of(diffusion)
     np.testing.assert_array_equal(chain[:, :-1], free[:, :-1])
     assert abs(free[:, -1]).max() > 0.05
@@ -226,7 +228,7 @@ def test_only_the_action_that_leaves_the_chain_is_clipped():
 
 @pytest.mark.parametrize("num_tuned", [1, 3])
 def test_the_number_of_tuned_steps_only_cuts_the_chain(num_tuned):
-    diffusion = make_diffusion(num_steps=K)
+    diffusion = make_diffusion(num_denoising_steps=K)
     whole, whole_log_prob = chain_of(diffusion, num_tuned=K)
     part, log_prob = chain_of(diffusion, num_tuned=num_tuned)
     np.testing.assert_allclose(part, whole[:, -num_tuned - 1 :], atol=1e-5)
@@ -234,7 +236,7 @@ def test_the_number_of_tuned_steps_only_cuts_the_chain(num_tuned):
 
 
 def test_the_frozen_network_owns_the_early_steps_and_no_others():
-    diffusion = make_diffusion(num_steps=K, x0_clip=None)
+    diffusion = make_diffusion(num_denoising_steps=K, x0_clip=None)
     first = chain_of(diffusion, num_tuned=2).chain
     other_tuned = chain_of(diffusion, num_tuned=2, tuned=0.1).chain
     other_base = chain_of(diffusion, num_tuned=2, base=0.1).chain
@@ -244,14 +246,14 @@ def test_the_frozen_network_owns_the_early_steps_and_no_others():
 
 
 def test_with_every_step_tuned_the_frozen_network_is_never_evaluated():
-    diffusion = make_diffusion(num_steps=K)
+    diffusion = make_diffusion(num_denoising_steps=K)
     chain, _ = chain_of(diffusion, base=jnp.nan)
     np.testing.assert_array_equal(chain, chain_of(diffusion).chain)
     assert jnp.isfinite(chain).all()
 
 
 def test_the_predicted_action_is_clipped_before_it_becomes_a_mean():
-    diffusion = make_diffusion(num_steps=K, x0_clip=0.5)
+    diffusion = make_diffusion(num_denoising_steps=K, x0_clip=0.5)
     x, out = jnp.full((1, 1, 1), 0.2), jnp.full((1, 1, 1), -1000.0)
     for step in range(K):
         s = jax.tree.map(lambda table: float(table[step]), diffusion.explore)
@@ -262,7 +264,7 @@ def test_the_predicted_action_is_clipped_before_it_becomes_a_mean():
 
 def test_the_noise_in_a_ddim_mean_is_clipped():
     """The move keeps x0 in full, and of the noise what the bound lets through."""
-    settings = dict(num_steps=10, ddim_steps=K, x0_clip=None)
+    settings = dict(num_denoising_steps=10, ddim_steps=K, x0_clip=None)
     free, bounded = (make_diffusion(**settings, noise_clip=c) for c in (None, 0.5))
     s = free.deterministic
     x0, step = 0.3, 1
@@ -277,7 +279,7 @@ def test_the_noise_in_a_ddim_mean_is_clipped():
 
 @pytest.mark.parametrize("predict_noise", [True, False])
 def test_the_cloning_loss_is_zero_for_a_perfect_network(predict_noise):
-    diffusion = make_diffusion(num_steps=K, predict_noise=predict_noise)
+    diffusion = make_diffusion(num_denoising_steps=K, predict_noise=predict_noise)
     apply = oracle(diffusion.training, predict_noise=predict_noise)
     time, noise = jnp.array([0, 2, 4]), DRAWS[0]
 
@@ -301,7 +303,7 @@ def test_the_density_is_that_of_a_gaussian():
 
 
 def test_jit_changes_nothing():
-    diffusion = make_diffusion(num_steps=K)
+    diffusion = make_diffusion(num_denoising_steps=K)
     plain = chain_of(diffusion, num_tuned=2, min_std=0.1)
     jitted = jax.jit(
         lambda draws: chain_of(diffusion, num_tuned=2, min_std=0.1, draws=draws)
@@ -313,15 +315,18 @@ def test_jit_changes_nothing():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(num_steps=0), "num_steps=0"),
-        (dict(num_steps=5, ddim_steps=6), "ddim_steps=6 .* 5"),
-        (dict(num_steps=5, ddim_steps=0), "ddim_steps=0"),
-        (dict(num_steps=5, ddim_steps=2, predict_noise=False), "set ddim_steps=None"),
-        (dict(num_steps=5, x0_clip=0.0), "x0_clip=0.0"),
-        (dict(num_steps=5, noise_clip=-1.0), "noise_clip=-1.0"),
-        (dict(num_steps=5, draw_clip=0.0), "draw_clip=0.0"),
-        (dict(num_steps=5, final_clip=0.0), "final_clip=0.0"),
-        (dict(num_steps=5, min_log_prob_std=0.0), "min_log_prob_std=0.0"),
+        (dict(num_denoising_steps=0), "num_denoising_steps=0"),
+        (dict(num_denoising_steps=5, ddim_steps=6), "ddim_steps=6 .* 5"),
+        (dict(num_denoising_steps=5, ddim_steps=0), "ddim_steps=0"),
+        (
+            dict(num_denoising_steps=5, ddim_steps=2, predict_noise=False),
+            "set ddim_steps=None",
+        ),
+        (dict(num_denoising_steps=5, x0_clip=0.0), "x0_clip=0.0"),
+        (dict(num_denoising_steps=5, noise_clip=-1.0), "noise_clip=-1.0"),
+        (dict(num_denoising_steps=5, draw_clip=0.0), "draw_clip=0.0"),
+        (dict(num_denoising_steps=5, final_clip=0.0), "final_clip=0.0"),
+        (dict(num_denoising_steps=5, min_log_prob_std=0.0), "min_log_prob_std=0.0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(settings, message):
@@ -331,23 +336,23 @@ def test_settings_that_cannot_work_are_refused_by_name(settings, message):
 
 def test_a_schedule_of_one_step_is_one_exact_move():
     schedule = ddpm_schedule(1)
-    assert schedule.num_steps == 1
+    assert schedule.num_denoising_steps == 1
     np.testing.assert_allclose(schedule.mean_from_x0, 1, rtol=1e-6)
 
 
-def euler_flow(num_steps, log_std):
+def euler_flow(num_denoising_steps, log_std):
     """A flow from noise at t = 0 to the action at t = 1 in Euler steps, whose noise a
     network learns: params are (velocity weight, noise weight)."""
 
     def move(params, x, step, condition):
         velocity = params[0] * (condition - x)
         std = jnp.exp(log_std + params[1] * jnp.abs(condition))
-        return x + velocity / num_steps, std
+        return x + velocity / num_denoising_steps, std
 
     return Chain(
         explore=move,
         deterministic=lambda *args: (move(*args)[0], jnp.zeros((1, 1, 1))),
-        num_steps=num_steps,
+        num_denoising_steps=num_denoising_steps,
         draw_clip=jnp.inf,
         final_clip=None,
         min_log_prob_std=0.0,
@@ -356,21 +361,21 @@ def euler_flow(num_steps, log_std):
 
 def test_a_chain_takes_any_move_and_a_learned_standard_deviation():
     """x' = x + v / K + std draw, std differing by row; scored as it was drawn."""
-    num_steps, params = 4, (2.0, 0.5)
-    chain, network = euler_flow(num_steps, -2.0), Encoded((2.0, 0.5), OBS)
-    settings = dict(num_tuned=num_steps, min_std=0.0)
+    num_denoising_steps, params = 4, (2.0, 0.5)
+    chain, network = euler_flow(num_denoising_steps, -2.0), Encoded((2.0, 0.5), OBS)
+    settings = dict(num_tuned=num_denoising_steps, min_std=0.0)
     entries, log_prob = sample_chain(
         chain,
         network,
         lambda step: network,
-        DRAWS[: num_steps + 1],
+        DRAWS[: num_denoising_steps + 1],
         deterministic=False,
         **settings,
     )
     std = np.exp(-2.0 + params[1] * np.abs(np.asarray(OBS)))
     x = np.asarray(DRAWS[0])
-    for k in range(num_steps):
-        x = x + params[0] * (OBS - x) / num_steps + std * DRAWS[k + 1]
+    for k in range(num_denoising_steps):
+        x = x + params[0] * (OBS - x) / num_denoising_steps + std * DRAWS[k + 1]
         np.testing.assert_allclose(entries[:, k + 1], x, rtol=1e-4, atol=1e-5)
         expected = -0.5 * DRAWS[k + 1] ** 2 - np.log(std * np.sqrt(2 * np.pi))
         np.testing.assert_allclose(log_prob[:, k], expected, rtol=1e-3, atol=1e-3)
@@ -390,11 +395,11 @@ def test_a_chain_takes_any_move_and_a_learned_standard_deviation():
         chain,
         network,
         lambda step: network,
-        DRAWS[: num_steps + 1],
+        DRAWS[: num_denoising_steps + 1],
         deterministic=True,
         **settings,
     )
-    gap = (1 - params[0] / num_steps) ** num_steps
+    gap = (1 - params[0] / num_denoising_steps) ** num_denoising_steps
     np.testing.assert_allclose(
         calm.chain[:, -1], OBS + gap * (DRAWS[0] - OBS), rtol=1e-4, atol=1e-5
     )

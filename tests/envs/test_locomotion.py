@@ -318,7 +318,9 @@ def test_configurations_make_their_task(task, variant):
     env = make_task(config.env.task, **config.env.options)
     assert env.obs_shape["state"] == (11 if task == "hopper" else 17,)
     settings, rollout = config.algorithm.ppo, config.rollout
-    pairs = rollout.num_envs * rollout.num_steps * config.model.sampling.num_tuned_steps
+    pairs = (
+        rollout.num_envs * rollout.num_chunks * config.model.sampling.num_tuned_steps
+    )
     # All variants make as many updates per iteration, with every pair in an epoch.
     assert pairs % settings.batch_size == 0
     assert settings.epochs * pairs // settings.batch_size == 20

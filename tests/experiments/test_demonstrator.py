@@ -8,7 +8,7 @@ import pytest
 from dppo_jax.demonstrations import load_demonstrations
 from dppo_jax.policies import make_policy
 from dppo_jax.training.metrics import read_metrics
-from experiments import collect, common, pretrain
+from experiments import collect, inputs, pretrain
 from experiments.configs import avoid, halfcheetah, hopper, walker2d
 from experiments.configs.locomotion import VARIANTS
 
@@ -16,16 +16,16 @@ from experiments.configs.locomotion import VARIANTS
 TINY = {
     "env.max_steps": 20,
     "model.network.hidden_sizes": (16,),
-    "model.diffusion.num_steps": 4,
+    "model.diffusion.num_denoising_steps": 4,
     "model.sampling.num_tuned_steps": 2,
     "collect.target_return": 9.0,
-    "collect.num_steps": 90,
+    "collect.num_control_steps": 90,
     "collect.rollout.random_steps": 60,
     "collect.model.network.hidden_sizes": (8,),
     "collect.critic.hidden_sizes": (8,),
     "loop.collect.num_iterations": 20,
     "collect.rollout.num_envs": 4,
-    "collect.rollout.num_steps": 20,
+    "collect.rollout.num_chunks": 20,
     "collect.ppo.batch_size": 40,
     "collect.ppo.epochs": 2,
     "loop.pretrain.num_epochs": 2,
@@ -88,7 +88,7 @@ def test_training_stopped_at_the_target_and_left_a_run(world):
 def test_a_demonstrator_is_not_taken_for_the_policy_to_be_trained(world):
     config = make_config(policy=str(world / "runs" / "hopper_cpu" / "collect"))
     with pytest.raises(ValueError, match="was trained with model.*--config.model"):
-        common.find_policy(config, "pretrain")
+        inputs.find_policy(config, "pretrain")
 
 
 def test_a_target_out_of_reach_leaves_no_data_but_a_run_that_goes_on(
@@ -117,8 +117,8 @@ def test_a_run_directory_belongs_to_the_settings_of_its_demonstrator(world):
 
 def test_a_wrong_number_of_steps_is_found_before_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="num_steps=0 to record"):
-        collect.main(make_config(collect__num_steps=0))
+    with pytest.raises(ValueError, match="num_control_steps=0 to record"):
+        collect.main(make_config(collect__num_control_steps=0))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,9 +132,9 @@ def test_data_are_neither_overwritten_nor_trained_for_in_vain(world):
 def test_every_variant_describes_a_demonstrator(task, variant):
     settings = task.get_config(variant).collect
     policy = make_policy(settings.model, action_dim=3)
-    assert policy.num_steps == 1 and settings.model.chunk == 1
+    assert policy.num_tuned_steps == 1 and settings.model.chunk == 1
     assert settings.target_return >= 1500
-    assert settings.num_steps == (100_000 if variant == "cpu" else 1_000_000)
+    assert settings.num_control_steps == (100_000 if variant == "cpu" else 1_000_000)
 
 
 def test_a_demonstrator_belongs_to_its_task(tmp_path):

@@ -15,12 +15,15 @@ from dppo_jax.interop import load_reference_checkpoint, load_torch_file
 from dppo_jax.networks import StateCritic
 from dppo_jax.normalize import Normalizer, load_normalizer, save_normalizer
 from dppo_jax.policies import PolicyParams, make_policy
-from dppo_jax.training.checkpoint import (
-    Checkpoints,
-    load_critic,
-    save_config,
+from dppo_jax.training.checkpoint import Checkpoints, load_critic
+from dppo_jax.training.config_file import save_config
+from experiments import (
+    directories,
+    evaluate,
+    export_reference,
+    import_reference,
+    inputs,
 )
-from experiments import common, evaluate, export_reference, import_reference
 from experiments.configs import avoid
 from tests import tiny
 from tests.conftest import REPOSITORY
@@ -29,7 +32,7 @@ TINY = {
     "env.engine": "mujoco",
     "env.max_steps": 8,
     "model.network.hidden_sizes": (16,),
-    "model.diffusion.num_steps": 4,
+    "model.diffusion.num_denoising_steps": 4,
     "critic.hidden_sizes": (16,),
     "model.sampling.num_tuned_steps": 2,
     "evaluate.num_episodes": 4,
@@ -69,7 +72,7 @@ def make_run(run_dir, stage, critic=True, num_active=None, **changes):
     if critic:
         network = StateCritic(**config.critic)
         state["critic_params"] = network.init(jax.random.key(2), obs)
-    save_config(run_dir, {"stage": stage} | common.as_json(config))
+    save_config(run_dir, {"stage": stage} | directories.as_json(config))
     with Checkpoints(run_dir) as checkpoints:
         checkpoints.save(5, state, params, BOUNDS)
     return str(run_dir)
@@ -119,7 +122,9 @@ def test_an_imported_policy_scores_as_the_original(exported, tmp_path, capsys):
     )
     said = capsys.readouterr().out
     assert "stage finetune, iteration 5, with its critic" in said
-    assert "model.diffusion.num_steps=4" in said and "num_tuned_steps=2" in said
+    assert (
+        "model.diffusion.num_denoising_steps=4" in said and "num_tuned_steps=2" in said
+    )
     scores = [
         evaluate.main(make_config(policy=str(run)))
         for run in (exported / "run", tmp_path / "run")
@@ -186,7 +191,7 @@ def test_nothing_is_overwritten_and_an_import_is_no_run_to_resume(exported, tmp_
         import_reference.main(path, str(exported / "run"), make_config(), bounds)
     import_reference.main(path, run_dir, make_config(), bounds)
     with pytest.raises(ValueError, match="another --config.run_dir"):
-        common.prepare_run(make_config(run_dir=run_dir), "finetune")
+        directories.prepare_run(make_config(run_dir=run_dir), "finetune")
 
 
 def test_without_a_critic_an_export_says_so(tmp_path, capsys):
@@ -222,7 +227,10 @@ def test_checkpoints_of_the_reference_itself_are_imported(golden_dir, tmp_path, 
     save_normalizer(tmp_path / "bounds.npz", bounds)
     config = make_config(
         **{"env.task": "hopper", "env.options": {}, "critic.hidden_sizes": (32,) * 3},
-        **{"model.network.hidden_sizes": (32,) * 3, "model.diffusion.num_steps": 20},
+        **{
+            "model.network.hidden_sizes": (32,) * 3,
+            "model.diffusion.num_denoising_steps": 20,
+        },
     )
     run = import_reference.main(
         str(golden_dir / path[stage]),
@@ -257,5 +265,5 @@ def test_what_is_imported_can_be_read_as_plain_json(exported, tmp_path):
     )
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["stage"] == "finetune" and config["model"]["chunk"] == 4
-    assert common.find_policy(make_config(policy=run), "finetune").iteration == 5
+    assert inputs.find_policy(make_config(policy=run), "finetune").iteration == 5
     assert load_normalizer(bounds)._fields == BOUNDS._fields

@@ -13,7 +13,7 @@ import pytest
 from dppo_jax.demonstrations.dataset import unnormalize_episodes
 from dppo_jax.demonstrations.formats.dppo_npz import load_dppo_npz
 from dppo_jax.deploy import load_policy
-from experiments import collect, common, evaluate, finetune, pretrain
+from experiments import collect, directories, evaluate, finetune, inputs, pretrain
 from experiments.settings import load_config, override
 from tests.conftest import REPOSITORY
 
@@ -22,15 +22,19 @@ BONUS, MAX_STEPS, GOAL = 1.0, 8, 0.4
 
 # All of it in seconds.
 TINY = (
-    *("model.chunk=2", "model.diffusion.num_steps=4", "critic.hidden_sizes=8"),
+    *(
+        "model.chunk=2",
+        "model.diffusion.num_denoising_steps=4",
+        "critic.hidden_sizes=8",
+    ),
     *("model.sampling.num_tuned_steps=2", "model.network.options.width=8"),
-    *("collect.target_return=1.0", "collect.num_steps=80"),
+    *("collect.target_return=1.0", "collect.num_control_steps=80"),
     *("collect.rollout.random_steps=64", "collect.rollout.num_envs=8"),
-    *("collect.rollout.num_steps=16", "collect.ppo.batch_size=64"),
+    *("collect.rollout.num_chunks=16", "collect.ppo.batch_size=64"),
     *("collect.ppo.epochs=2", "collect.model.network.hidden_sizes=8"),
     *("collect.critic.hidden_sizes=8", "loop.collect.num_iterations=20"),
     *("loop.pretrain.num_epochs=2", "pretrain.warmup_epochs=1"),
-    *("rollout.num_envs=4", "rollout.num_steps=4", "loop.finetune.num_iterations=1"),
+    *("rollout.num_envs=4", "rollout.num_chunks=4", "loop.finetune.num_iterations=1"),
     *("algorithm.ppo.batch_size=16", "algorithm.ppo.epochs=1"),
     *("evaluate.num_episodes=4", "evaluate.num_envs=4"),
 )
@@ -65,7 +69,7 @@ def here(world, monkeypatch):
 
 
 def score(run_dir, *changes):
-    config = common.config_of_run(str(run_dir))
+    config = directories.config_of_run(str(run_dir))
     override(config, changes)
     return evaluate.main(config)
 
@@ -120,7 +124,7 @@ def test_bounds_of_random_actions_are_those_behind_the_wrappers(here):
         "name=new",
         "rollout.random_steps=16",
     )
-    bounds, _ = common.find_bounds(config, "new")
+    bounds, _ = inputs.find_bounds(config, "new")
     assert bounds.obs_min.shape == (1,)
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from dppo_jax.algorithms import ALGORITHMS, make_algorithm
 from dppo_jax.training.old_settings import RENAMED, flatten, updated
-from experiments import common
+from experiments import directories
 from experiments.configs import avoid, gymnasium_env, hopper
 from experiments.defaults import default_config
 from experiments.settings import as_flag, load_config, override
@@ -69,12 +69,12 @@ def test_what_only_tasks_and_demonstrators_know_is_open(tmp_path):
 @pytest.mark.parametrize("make", [avoid.get_config, hopper.get_config])
 def test_every_setting_can_be_set_as_a_message_says(make):
     """A shell passes on what `as_flag` says, and it sets the very same value."""
-    before = flatten(common.as_json(make()))
+    before = flatten(directories.as_json(make()))
     config = make()
     for name, value in before.items():
         (word,) = shlex.split(as_flag(name, value)) if value != {} else ("",)
         override(config, [word.removeprefix("--config.")] if word else [])
-    assert flatten(common.as_json(config)) == before
+    assert flatten(directories.as_json(config)) == before
 
 
 def optional(config, prefix=""):
@@ -160,7 +160,7 @@ def test_old_runs_read_as_new_ones():
     assert old.pop("stage") == "finetune"
     # What came later has a default that no old run could differ from, or may change
     # when a run is resumed.
-    assert common._differences(old, common.as_json(config)).keys() <= {
+    assert directories.differences(old, directories.as_json(config)).keys() <= {
         "loop.collect.num_iterations",
         "loop.pretrain.keep_best",
         "loop.finetune.keep_best",
@@ -168,7 +168,7 @@ def test_old_runs_read_as_new_ones():
 
 
 def test_a_configuration_of_today_is_left_as_it_is():
-    today = common.as_json(hopper.get_config())
+    today = directories.as_json(hopper.get_config())
     assert updated(today) == today
     assert not any(
         name == old or name.startswith(f"{old}.") for old in RENAMED for name in today
@@ -179,7 +179,7 @@ def test_a_run_keeps_the_settings_of_its_algorithm_only(monkeypatch):
     monkeypatch.setitem(ALGORITHMS, "other", ALGORITHMS["ppo"])
     config = default_config()
     assert {"name", "ppo", "sac", "other"} == set(config.algorithm)
-    assert set(common.as_json(config)["algorithm"]) == {"name", "ppo"}
+    assert set(directories.as_json(config)["algorithm"]) == {"name", "ppo"}
 
 
 def test_an_unknown_algorithm_is_refused_by_name():

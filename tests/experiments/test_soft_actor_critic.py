@@ -6,8 +6,9 @@ import pytest
 
 from dppo_jax.algorithms import make_algorithm
 from dppo_jax.deploy import load_policy
+from dppo_jax.envs.build import make_env
 from dppo_jax.training.metrics import read_metrics
-from experiments import common, evaluate, finetune
+from experiments import directories, evaluate, finetune, inputs
 from experiments.settings import load_config
 from tests import tiny
 
@@ -17,7 +18,7 @@ TINY = {
     "model.network.hidden_sizes": (8, 8),
     "critic.hidden_sizes": (8,),
     "rollout.num_envs": 4,
-    "rollout.num_steps": 6,
+    "rollout.num_chunks": 6,
     "rollout.random_steps": 60,
     "algorithm.sac.replay.capacity": 400,
     "algorithm.sac.replay.batch_size": 8,
@@ -50,7 +51,7 @@ def test_a_run_starts_from_nothing_is_resumed_and_is_all_that_scoring_needs(tmp_
     returns = [row["eval/episode_return"] for row in rows]
     best = int(np.argmax(returns))
     for checkpoint, expected in (("latest", returns[-1]), ("best", returns[best])):
-        scored = evaluate.main(common.config_of_run(whole), checkpoint)
+        scored = evaluate.main(directories.config_of_run(whole), checkpoint)
         np.testing.assert_allclose(scored["episode_return"], expected, rtol=1e-5)
 
 
@@ -61,11 +62,9 @@ def test_the_other_tasks_differ_in_their_sizes_alone(task, sizes, tmp_path):
     config = load_config(f"experiments/configs/{task}.py:sac")
     config.rollout.random_steps = config.env.max_steps = 20
     obs_size, action_size = sizes
-    bounds, _ = common.find_bounds(config, str(tmp_path / "none"))
+    bounds, _ = inputs.find_bounds(config, str(tmp_path / "none"))
     assert bounds.obs_min.shape == (obs_size,)
-    env = common.make_env(
-        config.env, normalizer=bounds, chunk=config.model.chunk, num_envs=8
-    )
-    policy = common.build_policy(config, action_size)
+    env = make_env(config.env, normalizer=bounds, chunk=config.model.chunk, num_envs=8)
+    policy = inputs.build_policy(config, action_size)
     state = jax.eval_shape(make_algorithm(env, policy, config).init, jax.random.key(0))
     assert state.replay.items.action.shape == (8, 125_000, 1, action_size)

@@ -10,10 +10,21 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dppo_jax.deploy import load_policy
+from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import load_normalizer
 from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.metrics import read_metrics
-from experiments import collect, common, evaluate, finetune, pretrain, report
+from experiments import (
+    collect,
+    command_line,
+    directories,
+    evaluate,
+    finetune,
+    inputs,
+    pretrain,
+    processes,
+    report,
+)
 from experiments.configs import avoid
 from experiments.seeds import loop_settings
 from tests import tiny
@@ -24,7 +35,7 @@ TINY = {
     "env.engine": "mujoco",
     "env.max_steps": 8,
     "model.network.hidden_sizes": (16,),
-    "model.diffusion.num_steps": 4,
+    "model.diffusion.num_denoising_steps": 4,
     "critic.hidden_sizes": (16,),
     "collect.modes": [(1, 3, 5)],
     "collect.episodes_per_mode": 2,
@@ -32,7 +43,7 @@ TINY = {
     "pretrain.warmup_epochs": 1,
     "loop.finetune.num_iterations": 2,
     "rollout.num_envs": 4,
-    "rollout.num_steps": 2,
+    "rollout.num_chunks": 2,
     "model.sampling.num_tuned_steps": 2,
     "algorithm.ppo.batch_size": 8,
     "algorithm.ppo.epochs": 1,
@@ -220,7 +231,7 @@ def test_evaluation_alone_agrees_with_evaluation_in_training(world, capsys):
 def parse(*arguments, **settings):
     """What a command line means; flags are forgotten again."""
     try:
-        return common._parse(["program", *arguments], (), **settings)[0]
+        return command_line._parse(["program", *arguments], (), **settings)[0]
     finally:
         flags.FLAGS.unparse_flags()
 
@@ -253,7 +264,7 @@ def test_checkpoints_are_chosen_by_iteration_or_score(world):
     finetune.main(make_config(world, "finetune", **changes))
     scores = evaluations(world / "kept")
     best = max(scores, key=scores.get)
-    config = common.config_of_run(str(world / "kept"))
+    config = directories.config_of_run(str(world / "kept"))
     for checkpoint, iteration in (("best", best), (1, 1), ("latest", 2)):
         result = evaluate.main(config, checkpoint)
         assert result["episode_return"] == pytest.approx(scores[iteration], rel=1e-4)
@@ -276,7 +287,7 @@ def test_the_same_command_goes_on_where_it_stopped(world, tmp_path, capsys):
     "name, value",
     [
         ("model.chunk", 2),
-        ("model.diffusion.num_steps", 5),
+        ("model.diffusion.num_denoising_steps", 5),
         ("model.network.hidden_sizes", (16, 16, 16)),
         ("model.network.condition_sizes", (8,)),
         ("env.history", 2),
@@ -291,15 +302,15 @@ def test_a_policy_other_than_the_configured_one_is_refused_by_name(
         world, "evaluate", **{name: value, "policy": str(world / stage)}
     )
     with pytest.raises(ValueError, match=f"was trained with {name}=.*--config.{name}="):
-        common.find_policy(config, stage)
+        inputs.find_policy(config, stage)
 
 
 def test_a_fine_tuned_policy_keeps_its_split_and_a_cloned_one_has_none(world):
     """With another K' a fine-tuned chain would be another policy."""
     changes = dict(model__sampling__num_tuned_steps=3)
     with pytest.raises(ValueError, match="with model.sampling.num_tuned_steps=2"):
-        common.find_policy(make_config(world, "evaluate", **changes), "finetune")
-    common.find_policy(make_config(world, "finetune", **changes), "pretrain")
+        inputs.find_policy(make_config(world, "evaluate", **changes), "finetune")
+    inputs.find_policy(make_config(world, "finetune", **changes), "pretrain")
 
 
 def test_a_fine_tuned_chain_is_not_sampled_another_way(world):
@@ -307,7 +318,7 @@ def test_a_fine_tuned_chain_is_not_sampled_another_way(world):
     config = make_config(world, "evaluate", model__sampling__ddim_steps=2)
     message = "was trained with model.sampling.ddim_steps=None.*ddim_steps=None"
     with pytest.raises(ValueError, match=message):
-        common.find_policy(config, "finetune")
+        inputs.find_policy(config, "finetune")
 
 
 def test_a_policy_cloned_with_ddpm_acts_and_is_tuned_with_ddim(world, tmp_path, capsys):
@@ -334,7 +345,7 @@ def test_the_tuned_steps_of_a_cloned_policy_may_be_annealed(world, tmp_path):
     changes |= dict(algorithm__ppo__tuned_steps_every=1)
     (run_dir,) = finetune.main(make_config(world, "finetune", **changes))
     assert int(load_policy(run_dir).params.num_active) == 1
-    evaluate.main(common.config_of_run(run_dir))
+    evaluate.main(directories.config_of_run(run_dir))
 
 
 def test_a_run_that_was_moved_goes_on(world, tmp_path, monkeypatch, capsys):
@@ -346,19 +357,19 @@ def test_a_run_that_was_moved_goes_on(world, tmp_path, monkeypatch, capsys):
     finetune.main(make_config(tmp_path, "finetune", **moved))
     assert "resuming at iteration 2 of 2" in capsys.readouterr().out
     config = make_config(tmp_path, "pretrain", **moved | dict(run_dir="pretrain"))
-    data = common.digest(common.load_data(config))
-    common.prepare_run(config, "pretrain", {"data": data})
+    data = directories.digest(inputs.load_data(config))
+    directories.prepare_run(config, "pretrain", {"data": data})
     for stage, source in (("finetune", "policy"), ("pretrain", "data")):
         config = make_config(tmp_path, stage, **moved | dict(run_dir=stage))
         with pytest.raises(ValueError, match=f"started from another {source}, "):
-            common.prepare_run(config, stage, {source: "0123456789abcdef"})
+            directories.prepare_run(config, stage, {source: "0123456789abcdef"})
 
 
 def test_a_digest_tells_arrays_and_nothing_else():
     a, b = np.arange(3.0), np.zeros((2, 2))
-    assert common.digest({"x": a, "y": b}) == common.digest((b.copy(), a))
+    assert directories.digest({"x": a, "y": b}) == directories.digest((b.copy(), a))
     for other in ((b, a + 1), (b.ravel(), a), (b, a.astype(np.float32)), (b,)):
-        assert common.digest(other) != common.digest((b, a))
+        assert directories.digest(other) != directories.digest((b, a))
 
 
 def test_cloning_needs_no_simulator_and_what_it_leaves_finds_one(world, tmp_path):
@@ -366,7 +377,7 @@ def test_cloning_needs_no_simulator_and_what_it_leaves_finds_one(world, tmp_path
     (run_dir,) = pretrain.main(make_config(world, "pretrain", **changes))
     assert [row["iteration"] for row in read_metrics(run_dir)] == [1, 3]
     assert evaluations(run_dir) == {}
-    found = common.find_policy(make_config(world, "finetune", policy=run_dir), "")
+    found = inputs.find_policy(make_config(world, "finetune", policy=run_dir), "")
     assert found.iteration == 3
     for stage in (collect, finetune, evaluate):
         name = stage.__name__.split(".")[1]
@@ -394,16 +405,16 @@ def test_without_data_bounds_are_those_of_random_actions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = dict(data="", env__task="hopper", rollout__random_steps=20)
     config = make_config(tmp_path, "new", **changes, env__options=ConfigDict())
-    bounds, origin = common.find_bounds(config, "new")
+    bounds, origin = inputs.find_bounds(config, "new")
     assert origin == {} and bounds.obs_min.shape == (11,)
     assert (bounds.obs_min <= bounds.obs_max).all()
     np.testing.assert_array_equal(bounds.action_max, np.ones(3))
-    assert tiny.same(bounds, common.find_bounds(config, "new")[0])
+    assert tiny.same(bounds, inputs.find_bounds(config, "new")[0])
     config = make_config(tmp_path, "new", data="", env__task="gymnasium:Hopper-v5")
     with pytest.raises(
         ValueError, match="bounds of gymnasium:Hopper-v5.*--config.data"
     ):
-        common.find_bounds(config, "new")
+        inputs.find_bounds(config, "new")
 
 
 @pytest.mark.parametrize(
@@ -445,21 +456,23 @@ def test_a_run_directory_belongs_to_its_settings(world):
         ("env.executed", 2),
     ]:
         with pytest.raises(ValueError, match=f"holds a run with {name}="):
-            common.prepare_run(
+            directories.prepare_run(
                 make_config(world, "finetune", **{name: value}), "finetune"
             )
     assert (world / "finetune" / "config.json").read_bytes() == before
     changes = {"loop.finetune.num_iterations": 9, "evaluate.seed": 3}
     changes |= {"loop.finetune.log_every": 2}
-    common.prepare_run(make_config(world, "finetune", **changes), "finetune", origin)
-    common.prepare_run(make_config(world, "finetune"), "finetune", origin)
+    directories.prepare_run(
+        make_config(world, "finetune", **changes), "finetune", origin
+    )
+    directories.prepare_run(make_config(world, "finetune"), "finetune", origin)
     assert (world / "finetune" / "config.json").read_bytes() == before
 
 
 def test_a_run_directory_belongs_to_its_stage(world):
     config = make_config(world, "finetune", run_dir=str(world / "pretrain"))
     with pytest.raises(ValueError, match="holds a .*pretrain.*--config.run_dir"):
-        common.prepare_run(config, "finetune")
+        directories.prepare_run(config, "finetune")
 
 
 def test_demonstrations_are_not_overwritten(world):
@@ -515,6 +528,7 @@ def test_a_report_of_nothing_is_refused(argument, capsys):
         (["config.seed=1"], "'config.seed=1' is no flag"),
         (["--config.policy.seed=1"], "setting is given a key of its own"),
         (["--config.seed=one"], "one"),
+        (["--checkpoint=best"], "reads no policy"),
     ],
 )
 def test_a_wrong_command_ends_in_one_line_and_harms_nothing(
@@ -540,13 +554,16 @@ def test_a_wrong_command_ends_in_one_line_and_harms_nothing(
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("a setting\nis wrong"), OSError("no file"), FloatingPointError("nan")],
+    [
+        SettingsError("a setting\nis wrong"),
+        *(OSError("no file"), FloatingPointError("nan")),
+    ],
 )
 def test_an_error_ends_in_one_line_and_a_traceback_only_on_request(
     monkeypatch, capsys, error
 ):
     def fail():
-        with pytest.raises(SystemExit, match="2"), common.errors_in_one_line():
+        with pytest.raises(SystemExit, match="2"), processes.errors_in_one_line():
             raise error
         return capsys.readouterr().err
 
@@ -556,6 +573,11 @@ def test_an_error_ends_in_one_line_and_a_traceback_only_on_request(
     monkeypatch.setenv("DPPO_JAX_TRACEBACK", "1")
     told = fail()
     assert told.startswith("Traceback") and told.endswith(line)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    with pytest.raises(ValueError, match="shapes"), processes.errors_in_one_line():
+        raise ValueError("incompatible shapes, found by a library")
 
 
 def test_tasks_are_in_the_units_of_the_simulator(world):

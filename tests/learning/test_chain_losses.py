@@ -70,7 +70,11 @@ def test_only_the_last_moves_of_a_chain_count(num_active, weight):
 def test_noisier_moves_have_a_smaller_advantage():
     """Half as much for every move that is left."""
     advantage = chain_losses.move_advantage(
-        jnp.full(3, 8.0), STEP, num_steps=3, denoising_discount=0.5, normalize=False
+        jnp.full(3, 8.0),
+        STEP,
+        num_tuned_steps=3,
+        denoising_discount=0.5,
+        normalize=False,
     )
     assert advantage.tolist() == [2.0, 4.0, 8.0]
 
@@ -78,14 +82,14 @@ def test_noisier_moves_have_a_smaller_advantage():
 def test_advantages_are_normalised_unless_told_otherwise():
     """1, 2, 3 have a mean of 2 and a standard deviation of 1."""
     advantage = chain_losses.move_advantage(
-        jnp.array([1.0, 2.0, 3.0]), STEP, num_steps=3, denoising_discount=1.0
+        jnp.array([1.0, 2.0, 3.0]), STEP, num_tuned_steps=3, denoising_discount=1.0
     )
     np.testing.assert_allclose(advantage, [-1, 0, 1], atol=1e-6)
 
 
 def test_moves_that_do_not_count_have_no_share_in_the_statistics_of_the_others():
     """1 and 3 alone: a median of 2, a mean of 2, a standard deviation of sqrt 2."""
-    settings = dict(num_steps=3, denoising_discount=1.0, num_active=jnp.array(2))
+    settings = dict(num_tuned_steps=3, denoising_discount=1.0, num_active=jnp.array(2))
     advantage = jnp.array([1e6, 1.0, 3.0])
     normal = chain_losses.move_advantage(advantage, STEP, **settings)
     np.testing.assert_allclose(normal[1:], [-(0.5**0.5), 0.5**0.5], rtol=1e-5)
@@ -106,7 +110,7 @@ def test_the_clip_range_widens_along_the_moves_that_count(num_active, kept):
         STEP,
         jnp.zeros(3),
         jnp.ones(3),
-        num_steps=3,
+        num_tuned_steps=3,
         clip_base=0.1,
         clip_top=0.3,
         clip_rate=2 * np.log(3.0),

@@ -130,13 +130,13 @@ def test_a_single_row_with_weight_is_its_own_quantile():
 
 
 def test_noisier_moves_earn_less():
-    weights = denoising_discount(jnp.arange(3), num_steps=3, discount=0.9)
+    weights = denoising_discount(jnp.arange(3), num_tuned_steps=3, discount=0.9)
     np.testing.assert_allclose(weights, [0.81, 0.9, 1.0], rtol=1e-6)
 
 
 def test_the_clip_range_grows_from_base_to_top():
     steps = jnp.arange(5)
-    widths = clip_range(steps, num_steps=5, **RANGE)
+    widths = clip_range(steps, num_tuned_steps=5, **RANGE)
     np.testing.assert_allclose(widths[0], 0.001, rtol=1e-5)
     np.testing.assert_allclose(widths[-1], 0.01, rtol=1e-5)
     half = 0.001 + 0.009 * (np.exp(1.5) - 1) / (np.exp(3.0) - 1)
@@ -145,14 +145,16 @@ def test_the_clip_range_grows_from_base_to_top():
 
 
 def test_two_moves_have_the_two_ends_of_the_clip_range():
-    widths = clip_range(jnp.arange(2), num_steps=2, **RANGE)
+    widths = clip_range(jnp.arange(2), num_tuned_steps=2, **RANGE)
     np.testing.assert_allclose(widths, [0.001, 0.01], rtol=1e-5)
 
 
 def test_a_chain_of_one_move_has_the_full_clip_range():
-    width = clip_range(jnp.array([0]), num_steps=1, **RANGE)
+    width = clip_range(jnp.array([0]), num_tuned_steps=1, **RANGE)
     np.testing.assert_allclose(width, 0.01, rtol=1e-6)
-    traced = jax.jit(lambda n: clip_range(jnp.array([0]), num_steps=n, **RANGE))(1)
+    traced = jax.jit(lambda n: clip_range(jnp.array([0]), num_tuned_steps=n, **RANGE))(
+        1
+    )
     np.testing.assert_allclose(traced, 0.01, rtol=1e-6)
 
 

@@ -9,8 +9,8 @@ from dppo_jax.learning.minibatch import (
     covering_batches,
     drawn_rows,
     grouped_batches,
-    mean_over_parts,
-    part_size,
+    mean_over_micro_batches,
+    micro_batch_size,
     shuffled_batches,
 )
 
@@ -55,8 +55,8 @@ def test_evaluating_drawn_rows_once_gives_the_mean_over_the_draws(drawn):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 6])
-def test_parts_give_the_mean_and_the_gradient_of_the_whole(size, weighted):
-    """The parts of the weighted case hold 0, 1 and 2 rows that count."""
+def test_micro_batches_give_the_mean_and_the_gradient_of_the_whole(size, weighted):
+    """The micro-batches of the weighted case hold 0, 1 and 2 rows that count."""
     x = jnp.array([1.0, -2.0, 3.0, 0.5, 4.0, -1.0])
     weight = jnp.array([0.0, 0.0, 1.0, 0.0, 1.0, 1.0]) if weighted else None
 
@@ -68,34 +68,36 @@ def test_parts_give_the_mean_and_the_gradient_of_the_whole(size, weighted):
     def gradient(part):
         return jax.grad(mean, has_aux=True)(2.0, part)
 
-    found = jax.jit(lambda: mean_over_parts(gradient, (x, weight), size, weight))()
+    found = jax.jit(
+        lambda: mean_over_micro_batches(gradient, (x, weight), size, weight)
+    )()
     np.testing.assert_allclose(found, gradient((x, weight)), rtol=1e-6)
 
 
-def test_parts_of_which_none_counts_have_no_gradient():
-    found = mean_over_parts(jnp.mean, jnp.ones(4), 2, jnp.zeros(4))
+def test_micro_batches_of_which_none_counts_have_no_gradient():
+    found = mean_over_micro_batches(jnp.mean, jnp.ones(4), 2, jnp.zeros(4))
     assert found == 0.0
 
 
-def test_the_size_of_parts_divides_the_minibatch(monkeypatch):
+def test_the_size_of_micro_batches_divides_the_minibatch(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     for cores, sizes in (
         (1, [100, 1250, 1250, 1250, 5003]),
         (2, [100, 2500, 2500, 1250, 5003]),
     ):
         monkeypatch.setattr(runtime, "num_cores", lambda: cores)
-        # A prime number has no parts worth having.
-        assert [part_size(x) for x in (100, 2500, 50_000, 6250, 5003)] == sizes
-    assert part_size(5000, moves=10) == 250
-    assert part_size(50_000, 500) == 500
+        # A prime number has no divisor that is worth using.
+        assert [micro_batch_size(x) for x in (100, 2500, 50_000, 6250, 5003)] == sizes
+    assert micro_batch_size(5000, moves=10) == 250
+    assert micro_batch_size(50_000, 500) == 500
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert part_size(50_000) == 50_000
+    assert micro_batch_size(50_000) == 50_000
 
 
 @pytest.mark.parametrize("wanted", [0, 3])
-def test_parts_that_do_not_divide_a_minibatch_are_refused(wanted):
+def test_micro_batches_that_do_not_divide_a_minibatch_are_refused(wanted):
     with pytest.raises(ValueError, match=f"micro_batch_size={wanted} .* 10 rows"):
-        part_size(10, wanted)
+        micro_batch_size(10, wanted)
 
 
 def test_groups_of_environments_give_every_minibatch_the_same():

@@ -39,7 +39,7 @@ def counter() -> Learner:
 def make(env=None, **settings):
     """4 environments x 3 chunks, 2 batches of 6 a round, 2 updates a transition."""
     settings = {
-        "num_steps": 3,
+        "num_chunks": 3,
         "capacity": 40,
         "batch_size": 6,
         "updates_per_transition": 2.0,
@@ -121,12 +121,12 @@ def test_a_batch_takes_its_share_from_what_was_given():
 
 
 def test_new_episodes_every_iteration_leave_a_cut_in_the_store():
-    algorithm = make(tiny.point_env(4, lengths=(99,), max_steps=6), num_steps=4)
+    algorithm = make(tiny.point_env(4, lengths=(99,), max_steps=6), num_chunks=4)
     state, _ = algorithm.step(algorithm.init(jax.random.key(0)))
     assert not state.replay.items.truncated[:, 3].any()
     algorithm = make(
         tiny.point_env(4, lengths=(99,), max_steps=6),
-        num_steps=4,
+        num_chunks=4,
         reset_at_iteration=True,
     )
     state, _ = algorithm.step(algorithm.init(jax.random.key(0)))
@@ -143,7 +143,7 @@ def test_new_episodes_every_iteration_leave_a_cut_in_the_store():
         ({"min_fill": 41}, "min_fill=41 .* replay.capacity=40"),
         ({"capacity": 3}, "capacity=3"),
         ({"num_groups": 4}, "num_groups=4 must divide replay.batch_size=6"),
-        ({"reset_at_iteration": True, "num_steps": 2}, "episode of 3 chunks"),
+        ({"reset_at_iteration": True, "num_chunks": 2}, "episode of 3 chunks"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

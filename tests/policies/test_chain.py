@@ -35,7 +35,7 @@ def params(policy):
 
 def moves(policy, sample):
     """All moves of all chains as one batch, chain by chain."""
-    chain, num = sample.chain, policy.num_steps
+    chain, num = sample.chain, policy.num_tuned_steps
     return (
         chain[:, :-1].reshape(-1, *chain.shape[2:]),
         chain[:, 1:].reshape(-1, *chain.shape[2:]),
@@ -46,9 +46,9 @@ def moves(policy, sample):
 
 def test_log_prob_of_a_move_is_what_sampling_said(policy, params):
     sample = policy.sample(params, KEY, OBS)
-    assert sample.chain.shape == (B, policy.num_steps + 1, tiny.CHUNK, 1)
+    assert sample.chain.shape == (B, policy.num_tuned_steps + 1, tiny.CHUNK, 1)
     again = policy.log_prob(params.tuned, *moves(policy, sample))
-    assert again.shape == (B * policy.num_steps, tiny.CHUNK, 1)
+    assert again.shape == (B * policy.num_tuned_steps, tiny.CHUNK, 1)
     said = sample.log_prob.reshape(again.shape)
     np.testing.assert_allclose(said, again, rtol=1e-4, atol=1e-5)
 
@@ -56,7 +56,7 @@ def test_log_prob_of_a_move_is_what_sampling_said(policy, params):
 def test_log_probs_of_whole_chains_are_those_of_their_moves(policy, params):
     chain, log_prob = policy.sample(params, KEY, OBS)
     again = policy.chain_log_prob(params.tuned, chain, OBS)
-    assert again.shape == (B, policy.num_steps, tiny.CHUNK, 1)
+    assert again.shape == (B, policy.num_tuned_steps, tiny.CHUNK, 1)
     np.testing.assert_allclose(log_prob, again, rtol=1e-4, atol=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_observations_are_encoded_once_per_chain():
             hidden_sizes=(16,),
             condition_sizes=(8,),
         ),
-        make_diffusion(num_steps=tiny.NUM_STEPS),
+        make_diffusion(num_denoising_steps=tiny.NUM_STEPS),
         chunk=tiny.CHUNK,
         action_dim=tiny.ACTION_DIM,
         num_tuned_steps=tiny.NUM_TUNED,
@@ -188,7 +188,7 @@ def test_a_diffusion_policy_clones_standard_noise_at_every_time_of_training(ddim
 
     policy = diffusion_policy(
         Clock(),
-        make_diffusion(num_steps=tiny.NUM_STEPS, ddim_steps=ddim_steps),
+        make_diffusion(num_denoising_steps=tiny.NUM_STEPS, ddim_steps=ddim_steps),
         chunk=tiny.CHUNK,
         action_dim=tiny.ACTION_DIM,
         num_tuned_steps=tiny.NUM_TUNED,
@@ -200,7 +200,7 @@ def test_a_diffusion_policy_clones_standard_noise_at_every_time_of_training(ddim
 def test_a_gaussian_policy_is_a_chain_of_one_move_from_zero():
     policy = tiny.tiny_gaussian_policy(fixed_std=0.2)
     params = policy.init(jax.random.key(0), OBS)
-    assert policy.num_steps == 1
+    assert policy.num_tuned_steps == 1
     sample = policy.sample(params, KEY, OBS)
     np.testing.assert_array_equal(sample.chain[:, 0], 0)
     calm = policy.sample(params, KEY, OBS, deterministic=True).chain[:, -1]
@@ -268,19 +268,19 @@ def model_config(**changes) -> ConfigDict:
     model = policies.default_config()
     model.network.update(hidden_sizes=(8,))
     model.network.time_dim = 4
-    model.diffusion.num_steps = tiny.NUM_STEPS
+    model.diffusion.num_denoising_steps = tiny.NUM_STEPS
     model.sampling.num_tuned_steps = tiny.NUM_TUNED
     model.update_from_flattened_dict(changes)
     return model
 
 
-@pytest.mark.parametrize("kind, num_steps", [("diffusion", 2), ("gaussian", 1)])
-def test_a_configuration_makes_either_policy(kind, num_steps):
+@pytest.mark.parametrize("kind, num_tuned_steps", [("diffusion", 2), ("gaussian", 1)])
+def test_a_configuration_makes_either_policy(kind, num_tuned_steps):
     policy = make_policy(model_config(kind=kind), action_dim=2)
-    assert policy.num_steps == num_steps
+    assert policy.num_tuned_steps == num_tuned_steps
     params = jax.eval_shape(policy.init, jax.random.key(0), OBS)
     sample = jax.eval_shape(policy.sample, params, KEY, OBS)
-    assert sample.chain.shape == (B, num_steps + 1, 4, 2)
+    assert sample.chain.shape == (B, num_tuned_steps + 1, 4, 2)
 
 
 def test_an_unknown_kind_of_policy_is_refused():

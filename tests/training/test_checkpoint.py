@@ -10,14 +10,12 @@ from dppo_jax.policies import PolicyParams
 from dppo_jax.training.checkpoint import (
     Best,
     Checkpoints,
-    check_matches,
     has_checkpoint,
-    load_config,
     load_critic,
     read_policy,
-    save_config,
-    with_types,
 )
+from dppo_jax.training.config_file import load_config, save_config
+from dppo_jax.training.trees import check_matches, with_types
 from tests import tiny
 
 PARAMS = PolicyParams(base={"w": jnp.arange(3.0)}, tuned={"w": jnp.ones(3)})

@@ -3,9 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.training.checkpoint import read_policy, save_config, with_types
+from dppo_jax.training.checkpoint import read_policy
+from dppo_jax.training.config_file import save_config
 from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import MetricsWriter, has_reached, read_metrics
+from dppo_jax.training.trees import with_types
 from dppo_jax.types import Algorithm
 from tests import tiny
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from dppo_jax.deploy import load_policy
+from dppo_jax.errors import SettingsError
 from dppo_jax.training import parallel
 from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.metrics import read_metrics
-from experiments import collect, common, finetune, pretrain, processes
+from experiments import collect, finetune, pretrain, processes
 from experiments.configs import avoid
 from tests import tiny
 from tests.conftest import REPOSITORY
@@ -26,7 +27,7 @@ TINY = {
     "env.engine": "mujoco",
     "env.max_steps": 8,
     "model.network.hidden_sizes": (16,),
-    "model.diffusion.num_steps": 4,
+    "model.diffusion.num_denoising_steps": 4,
     "critic.hidden_sizes": (16,),
     "collect.modes": [(1, 3, 5)],
     "collect.episodes_per_mode": 2,
@@ -34,7 +35,7 @@ TINY = {
     "pretrain.warmup_epochs": 0,
     "loop.finetune.num_iterations": 5,
     "rollout.num_envs": 8,
-    "rollout.num_steps": 2,
+    "rollout.num_chunks": 2,
     "model.sampling.num_tuned_steps": 2,
     "algorithm.ppo.batch_size": 16,
     "algorithm.ppo.epochs": 2,
@@ -208,17 +209,17 @@ def test_one_of_several_processes_that_fails_waits_for_no_other(monkeypatch, cap
 
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(os, "_exit", leave)
-    for error, code in ((ValueError("wrong"), 2), (RuntimeError("broken"), 1)):
+    for error, code in ((SettingsError("wrong"), 2), (RuntimeError("broken"), 1)):
         with pytest.raises(Left) as left:
-            with processes.leaving_at_once(), common.errors_in_one_line():
+            with processes.leaving_at_once(), processes.errors_in_one_line():
                 raise error
         assert left.value.args == (code,)
     said = capsys.readouterr().err
     assert "error: wrong" in said and "RuntimeError: broken" in said
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
     with pytest.raises(SystemExit, match="2"):
-        with processes.leaving_at_once(), common.errors_in_one_line():
-            raise ValueError("wrong")
+        with processes.leaving_at_once(), processes.errors_in_one_line():
+            raise SettingsError("wrong")
 
 
 def test_pretraining_stays_on_one_device(capsys):

@@ -22,6 +22,7 @@ from dppo_jax.algorithms.ppo.settings import (
     log_prob_mean,
 )
 from dppo_jax.algorithms.ppo.update import PPOState, make_updates
+from dppo_jax.errors import SettingsError
 from dppo_jax.learning import returns
 from dppo_jax.networks.critics import StateCritic
 from dppo_jax.policies import ChainPolicy, PolicyParams
@@ -36,7 +37,7 @@ def make_ppo(
     critic: Any,
     config: ConfigDict,
     *,
-    num_steps: int,
+    num_chunks: int,
     reset_at_iteration: bool = True,
 ) -> Algorithm:
     """PPO over (t, k) with the settings of `default_config`.
@@ -45,7 +46,7 @@ def make_ppo(
         env: whose action is a chunk, [Ta, Da].
         policy: a chain of K' moves.
         critic: a module, `apply(params, obs) -> [B]`.
-        num_steps: action chunks per environment and iteration.
+        num_chunks: action chunks per environment and iteration.
         reset_at_iteration: start every iteration with new episodes.
 
     Returns:
@@ -53,36 +54,36 @@ def make_ppo(
         parameters, or from new ones. One `step` is roll-out, returns and all updates.
 
     Raises:
-        ValueError: settings that contradict each other, by name.
+        SettingsError: settings that contradict each other, by name.
     """
     check_config(config, policy)
     if len(env.action_shape) != 2:
-        raise ValueError(
+        raise SettingsError(
             f"the environment takes actions of shape {env.action_shape}, but policies "
             "act in chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), Ta = 1 for "
             "single actions."
         )
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1.")
+    if num_chunks < 1:
+        raise SettingsError(f"num_chunks={num_chunks} must be at least 1.")
     num_envs = env.num_envs
-    num_pairs = num_envs * num_steps * policy.num_steps
+    num_pairs = num_envs * num_chunks * policy.num_tuned_steps
     if not 1 <= config.batch_size <= num_pairs:
-        raise ValueError(
+        raise SettingsError(
             f"batch_size={config.batch_size} must lie between 1 and the {num_pairs} "
-            f"pairs of an iteration ({num_envs} environments x {num_steps} chunks x "
-            f"{policy.num_steps} moves); lower it or collect more."
+            f"pairs of an iteration ({num_envs} environments x {num_chunks} chunks x "
+            f"{policy.num_tuned_steps} moves); lower it or collect more."
         )
     check_groups(config, policy, num_envs=num_envs)
     mean = log_prob_mean(config, policy, executed=env.action_shape[0])
     updates = make_updates(
-        policy, critic, config, num_envs=num_envs, num_steps=num_steps, mean=mean
+        policy, critic, config, num_envs=num_envs, num_chunks=num_chunks, mean=mean
     )
     collector = make_collector(
         env,
         policy,
         critic,
         config,
-        num_steps=num_steps,
+        num_chunks=num_chunks,
         reset_at_iteration=reset_at_iteration,
         mean=mean,
     )
@@ -93,7 +94,9 @@ def make_ppo(
         if not anneals_steps:
             return params
         drops = iteration // config.tuned_steps_every
-        active = jnp.maximum(policy.num_steps - drops * config.tuned_steps_drop, 1)
+        active = jnp.maximum(
+            policy.num_tuned_steps - drops * config.tuned_steps_drop, 1
+        )
         if params.num_active is None:
             return params._replace(num_active=active)
         active = jnp.minimum(params.num_active, active)
@@ -153,7 +156,7 @@ def make_ppo(
         )
         counts = {
             "params_change": change,
-            "env_steps": iteration * float(num_envs * num_steps * env.action_shape[0]),
+            "env_steps": iteration * float(num_envs * num_chunks * env.action_shape[0]),
         }
         return state, metrics | losses | counts
 
@@ -172,7 +175,7 @@ def make_ppo(
         )
 
     return Algorithm(
-        init=init,
+        init=jax.jit(init),
         step=step,
         params=lambda state: state.params,
         act=policy.act,
@@ -196,6 +199,6 @@ def make(
         policy,
         StateCritic(**config.critic),
         config.algorithm.ppo,
-        num_steps=config.rollout.num_steps,
+        num_chunks=config.rollout.num_chunks,
         reset_at_iteration=config.rollout.reset_at_iteration,
     )

@@ -58,11 +58,11 @@ def make_collector(
     critic: Any,
     config: ConfigDict,
     *,
-    num_steps: int,
+    num_chunks: int,
     reset_at_iteration: bool,
     mean: Callable[[Array], Array],
 ) -> Collector:
-    """Roll-outs of `num_steps` chunks in every environment, and their advantages.
+    """Roll-outs of `num_chunks` chunks in every environment, and their advantages.
 
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
@@ -113,7 +113,7 @@ def make_collector(
             )
 
         env_state, collected, metrics = rollout(
-            env, act, state.env, env_keys(act_key, num_envs), num_steps, record
+            env, act, state.env, env_keys(act_key, num_envs), num_chunks, record
         )
         done = jnp.maximum(collected.terminated, collected.truncated)
         metrics = episode_means(done, collected.reward, metrics) | settings

@@ -8,7 +8,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dppo_jax.learning import chain_losses, losses
-from dppo_jax.learning.minibatch import drawn_rows, mean_over_parts, part_size
+from dppo_jax.learning.minibatch import (
+    drawn_rows,
+    mean_over_micro_batches,
+    micro_batch_size,
+)
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.training import parallel
 from dppo_jax.types import Array, Metrics, Obs, PyTree
@@ -53,19 +57,19 @@ class Gradients(NamedTuple):
 def minibatch_sizes(
     config: ConfigDict, policy: ChainPolicy, num_devices: int = 1
 ) -> tuple[int, int, int]:
-    """Moves of an item (a pair or a chain), items of a minibatch and of a part of it.
+    """Moves of an item (a pair or a chain), items of a minibatch, of a micro-batch.
 
     Args:
-        num_devices: that share a minibatch, and compute their shares part by part.
+        num_devices: that share a minibatch; each divides its share into micro-batches.
 
     Raises:
-        ValueError: micro-batches that do not divide a minibatch.
+        SettingsError: micro-batches that do not divide a minibatch.
     """
-    moves_each = policy.num_steps if config.minibatch == "chain" else 1
+    moves_each = policy.num_tuned_steps if config.minibatch == "chain" else 1
     num_items = config.batch_size // moves_each
     wanted = config.get("micro_batch_size")
-    part_items = part_size(num_items // num_devices, wanted, moves=moves_each)
-    return moves_each, num_items, part_items
+    micro_items = micro_batch_size(num_items // num_devices, wanted, moves=moves_each)
+    return moves_each, num_items, micro_items
 
 
 def log_prob_of_moves(policy: ChainPolicy, params: PyTree, moves: Moves) -> Array:
@@ -73,7 +77,7 @@ def log_prob_of_moves(policy: ChainPolicy, params: PyTree, moves: Moves) -> Arra
 
     They are of whole chains if M = K', else of single moves.
     """
-    if moves.step.shape[1] == policy.num_steps:
+    if moves.step.shape[1] == policy.num_tuned_steps:
         return policy.chain_log_prob(params, moves.chain, moves.obs)
     x, next_x = moves.chain[:, 0], moves.chain[:, 1]
     return policy.log_prob(params, x, next_x, moves.obs, moves.step[:, 0])[:, None]
@@ -86,7 +90,7 @@ def make_gradients(
     *,
     mean: Callable[[Array], Array],
 ) -> Gradients:
-    """Gradients of both losses, over minibatches in parts and over all devices.
+    """Gradients of both losses, averaged over micro-batches and over all devices.
 
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
@@ -94,11 +98,11 @@ def make_gradients(
         mean: of the log-probabilities of a move's entries, [..., Ta, Da] -> [...].
 
     Raises:
-        ValueError: micro-batches that do not divide a minibatch.
+        SettingsError: micro-batches that do not divide a minibatch.
     """
     _, num_items, _ = minibatch_sizes(config, policy)
 
-    def part_items() -> int:
+    def micro_items() -> int:
         return minibatch_sizes(config, policy, parallel.num_shards())[2]
 
     def surrogate(
@@ -109,7 +113,7 @@ def make_gradients(
             moves.step,
             moves.old_log_prob,
             moves.advantage,
-            num_steps=policy.num_steps,
+            num_tuned_steps=policy.num_tuned_steps,
             clip_top=config.clip_top,
             clip_base=config.clip_base,
             clip_rate=config.clip_rate,
@@ -140,11 +144,11 @@ def make_gradients(
     def actor_gradient(
         params: PolicyParams, moves: Moves, key: Array
     ) -> tuple[PyTree, Metrics]:
-        """Mean gradient over a minibatch, its parts one after the other."""
+        """Mean gradient over a minibatch, from one micro-batch after another."""
         advantage = chain_losses.move_advantage(
             moves.advantage,
             moves.step,
-            num_steps=policy.num_steps,
+            num_tuned_steps=policy.num_tuned_steps,
             denoising_discount=config.denoising_discount,
             normalize=config.normalize_advantage,
             quantiles=tuple(config.advantage_quantiles),
@@ -152,12 +156,14 @@ def make_gradients(
         )
 
         weight = chain_losses.move_weight(
-            moves.step, policy.num_steps, params.num_active
+            moves.step, policy.num_tuned_steps, params.num_active
         )
-        grads, metrics = mean_over_parts(
-            lambda part: jax.grad(surrogate, has_aux=True)(params.tuned, params, part),
+        grads, metrics = mean_over_micro_batches(
+            lambda batch: jax.grad(surrogate, has_aux=True)(
+                params.tuned, params, batch
+            ),
             moves._replace(advantage=advantage),
-            part_items(),
+            micro_items(),
             None if weight is None else weight.sum(1),
         )
         grads, metrics = parallel.mean(
@@ -166,15 +172,15 @@ def make_gradients(
         if not (config.entropy_coef or config.clone_coef):
             return grads, metrics
 
-        def penalty_gradient(part: tuple[Obs, Array]) -> tuple[PyTree, Metrics]:
-            obs, keys = part
+        def penalty_gradient(batch: tuple[Obs, Array]) -> tuple[PyTree, Metrics]:
+            obs, keys = batch
             return jax.grad(penalties, has_aux=True)(params.tuned, params, obs, keys)
 
-        # Every row has its share in these, also one whose move is no longer tuned, and
-        # a key of its own, whatever part and device it is computed in.
+        # These terms count every row, also one whose move is no longer tuned. A row has
+        # its own key, so its draws depend neither on micro-batches nor on devices.
         keys = parallel.local_part(jax.random.split(key, num_items))
-        more, reported = mean_over_parts(
-            penalty_gradient, (moves.obs, keys), part_items()
+        more, reported = mean_over_micro_batches(
+            penalty_gradient, (moves.obs, keys), micro_items()
         )
         more, reported = parallel.mean((more, reported))
         return jax.tree.map(jnp.add, grads, more), metrics | reported
@@ -189,8 +195,8 @@ def make_gradients(
         """
         drawn, weight = drawn_rows((steps.obs, steps.target, steps.value), row)
 
-        def loss(critic_params: PyTree, part: Any) -> tuple[Array, Array]:
-            (obs, target, old_value), weight = part
+        def loss(critic_params: PyTree, batch: Any) -> tuple[Array, Array]:
+            (obs, target, old_value), weight = batch
             value = critic.apply(critic_params, obs)
             loss = losses.value_loss(
                 value,
@@ -203,10 +209,10 @@ def make_gradients(
 
         # Devices draw equally many rows, and count alike.
         return parallel.mean(
-            mean_over_parts(
-                lambda part: jax.grad(loss, has_aux=True)(critic_params, part),
+            mean_over_micro_batches(
+                lambda batch: jax.grad(loss, has_aux=True)(critic_params, batch),
                 (drawn, weight),
-                part_size(drawn[1].shape[0]),
+                micro_batch_size(drawn[1].shape[0]),
                 weight,
             )
         )

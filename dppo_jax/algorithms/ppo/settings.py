@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.learning import chain_losses, optimizers
 from dppo_jax.policies import ChainPolicy
 from dppo_jax.types import Array
@@ -78,62 +79,63 @@ def default_config() -> ConfigDict:
 
 
 def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
-    """Refuse settings that contradict each other; raises ValueError by name."""
+    """Refuse settings that contradict each other; raises SettingsError by name."""
     if not isinstance(policy, ChainPolicy):
-        raise ValueError(
+        raise SettingsError(
             f"ppo needs the moves of a chain, not a {type(policy).__name__}; set "
             "model.kind='diffusion' or 'gaussian'."
         )
     if config.minibatch not in MINIBATCHES:
-        raise ValueError(
+        raise SettingsError(
             f"minibatch={config.minibatch!r} is unknown; use one of "
             f"{', '.join(MINIBATCHES)}."
         )
-    if config.minibatch == "chain" and config.batch_size % policy.num_steps:
-        raise ValueError(
+    if config.minibatch == "chain" and config.batch_size % policy.num_tuned_steps:
+        raise SettingsError(
             f"batch_size={config.batch_size} must be a multiple of the "
-            f"{policy.num_steps} moves of a chain with minibatch='chain'; change one."
+            f"{policy.num_tuned_steps} moves of a chain with minibatch='chain'; change "
+            "one."
         )
     for name, cure in (
         ("target_kl", "None never stops an iteration early"),
         ("value_clip", "None leaves values free"),
     ):
         if config[name] is not None and not config[name] > 0:
-            raise ValueError(f"{name}={config[name]} must be positive; {cure}.")
+            raise SettingsError(f"{name}={config[name]} must be positive; {cure}.")
     if config.reward_scale <= 0:
-        raise ValueError(f"reward_scale={config.reward_scale} must be positive.")
+        raise SettingsError(f"reward_scale={config.reward_scale} must be positive.")
     for name in (
         *("value_coef", "entropy_coef", "clone_coef", "critic_warmup"),
         *("min_std_end", "min_std_steps", "tuned_steps_drop", "tuned_steps_every"),
     ):
         if config[name] < 0:
-            raise ValueError(f"{name}={config[name]} must not be negative.")
+            raise SettingsError(f"{name}={config[name]} must not be negative.")
     for name in ("epochs", "shuffle_groups"):
         if config[name] < 1:
-            raise ValueError(f"{name}={config[name]} must be at least 1.")
+            raise SettingsError(f"{name}={config[name]} must be at least 1.")
     if config.min_std_steps > 0 and not policy.denoises:
-        raise ValueError(
+        raise SettingsError(
             f"min_std_steps={config.min_std_steps} anneals the sampling floor of a "
             "denoising chain, but this policy is a Gaussian, whose standard deviation "
             "is scored as it is; use 0, and set its standard deviation instead."
         )
     if (config.tuned_steps_drop > 0) != (config.tuned_steps_every > 0):
-        raise ValueError(
+        raise SettingsError(
             f"tuned_steps_drop={config.tuned_steps_drop} and "
             f"tuned_steps_every={config.tuned_steps_every} anneal K' together; set "
             "both or none."
         )
     for name in ("discount", "gae_lambda", "denoising_discount"):
         if not 0 <= config[name] <= 1:
-            raise ValueError(f"{name}={config[name]} must lie in [0, 1].")
+            raise SettingsError(f"{name}={config[name]} must lie in [0, 1].")
     lower, upper = config.advantage_quantiles
     if not 0 <= lower < upper <= 1:
-        raise ValueError(
+        raise SettingsError(
             f"advantage_quantiles={(lower, upper)} must satisfy "
             "0 <= lower < upper <= 1."
         )
     if not 0 < config.clip_base <= config.clip_top or config.clip_rate <= 0:
-        raise ValueError(
+        raise SettingsError(
             f"the clip range needs 0 < clip_base <= clip_top and clip_rate > 0, got "
             f"clip_base={config.clip_base}, clip_top={config.clip_top}, "
             f"clip_rate={config.clip_rate}."
@@ -141,36 +143,36 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     for name in ("actor", "critic"):
         optimizers.check_cosine_restarts(name, **_rate_settings(config[name]))
         if config[name].weight_decay < 0:
-            raise ValueError(
+            raise SettingsError(
                 f"{name}: weight_decay={config[name].weight_decay} must not be "
                 "negative."
             )
         norm = config[name].max_grad_norm
         if norm is not None and not norm > 0:
-            raise ValueError(
+            raise SettingsError(
                 f"{name}: max_grad_norm={norm} must be positive; None clips nothing."
             )
 
 
 def check_groups(config: ConfigDict, policy: ChainPolicy, *, num_envs: int) -> None:
-    """Refuse groups of environments that are not equal; raises ValueError by name."""
+    """Raise SettingsError if groups of environments are not equal."""
     chains = config.minibatch == "chain"
-    items = config.batch_size // (policy.num_steps if chains else 1)
+    items = config.batch_size // (policy.num_tuned_steps if chains else 1)
     for size, what in (
         (num_envs, "environments"),
         (items, f"{'chains' if chains else 'pairs'} of a minibatch"),
     ):
         if size % config.shuffle_groups:
-            raise ValueError(
+            raise SettingsError(
                 f"shuffle_groups={config.shuffle_groups} must divide the {size} {what};"
                 " change one of them."
             )
 
 
 def check_devices(config: ConfigDict, num_devices: int) -> None:
-    """Refuse what cannot be computed on many devices; raises ValueError by name."""
+    """Refuse what cannot be computed on many devices; raises SettingsError by name."""
     if config.shuffle_groups % num_devices:
-        raise ValueError(
+        raise SettingsError(
             f"algorithm.ppo.shuffle_groups={config.shuffle_groups} must be a multiple "
             f"of the {num_devices} devices, each of which shuffles its own "
             "environments; "
@@ -178,7 +180,7 @@ def check_devices(config: ConfigDict, num_devices: int) -> None:
         )
     if tuple(config.advantage_quantiles) != (0.0, 1.0):
         quantiles = tuple(config.advantage_quantiles)
-        raise ValueError(
+        raise SettingsError(
             f"algorithm.ppo.advantage_quantiles={quantiles} look at a whole minibatch, "
             f"which is spread over {num_devices} devices; use one "
             "device, or (0.0, 1.0)."
@@ -195,12 +197,12 @@ def log_prob_mean(
             `reward_horizon` says otherwise.
 
     Raises:
-        ValueError: a reward horizon that is no number of executed actions.
+        SettingsError: a reward horizon that is no number of executed actions.
     """
     horizon = config.get("reward_horizon")
     horizon = executed if horizon is None else horizon
     if not 1 <= horizon <= executed:
-        raise ValueError(
+        raise SettingsError(
             f"reward_horizon={horizon} must lie between 1 and the {executed} executed "
             "actions of a chunk; None counts all of these."
         )

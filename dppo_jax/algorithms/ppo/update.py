@@ -41,7 +41,7 @@ class Updates(NamedTuple):
     """init: (tuned, critic parameters) -> optimizer states of both.
 
     run: (state, steps [N, ...], key) -> (state, metrics), all epochs of an iteration.
-    check_devices: (number of devices) -> None; ValueError if minibatches do not fit.
+    check_devices: (number of devices) -> None; SettingsError if minibatches do not fit.
     gradients: of one minibatch.
     """
 
@@ -57,10 +57,10 @@ def make_updates(
     config: ConfigDict,
     *,
     num_envs: int,
-    num_steps: int,
+    num_chunks: int,
     mean: Callable[[Array], Array],
 ) -> Updates:
-    """Minibatches over `num_steps` steps of `num_envs` environments, K' moves each.
+    """Minibatches over `num_chunks` steps of `num_envs` environments, K' moves each.
 
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
@@ -68,7 +68,7 @@ def make_updates(
         mean: of the log-probabilities of a move's entries, [..., Ta, Da] -> [...].
 
     Raises:
-        ValueError: micro-batches that do not divide a minibatch.
+        SettingsError: micro-batches that do not divide a minibatch.
     """
     moves_each, num_items, _ = minibatch_sizes(config, policy)
     gradients = make_gradients(policy, critic, config, mean=mean)
@@ -84,7 +84,7 @@ def make_updates(
 
     def minibatch(steps: Steps, index: Array) -> tuple[Array, Moves]:
         """Rows of `steps` and their moves, [R] and [R, M], for indices of items."""
-        row, first = jnp.divmod(index, policy.num_steps // moves_each)
+        row, first = jnp.divmod(index, policy.num_tuned_steps // moves_each)
         step = first[:, None] + jnp.arange(moves_each)
         entry = first[:, None] + jnp.arange(moves_each + 1)
         each = row[:, None]
@@ -102,9 +102,9 @@ def make_updates(
         actor_rate, critic_rate = learning_rates(config, it)
         shuffle_key, clone_key = jax.random.split(key)
         shape = (
-            num_steps,
+            num_chunks,
             num_envs // parallel.num_shards(),
-            policy.num_steps // moves_each,
+            policy.num_tuned_steps // moves_each,
         )
         index = jax.vmap(
             lambda key: grouped_batches(

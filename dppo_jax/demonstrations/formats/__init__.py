@@ -24,6 +24,7 @@ from dppo_jax.demonstrations.formats.minari import (
 )
 from dppo_jax.demonstrations.formats.robomimic import load_robomimic
 from dppo_jax.demonstrations.formats.tables import open_hdf5
+from dppo_jax.errors import SettingsError
 
 # Rounding of the normalisation is far below, units that were not normalised far above.
 _ACTION_SLACK = 1e-3
@@ -48,14 +49,14 @@ def _load_checked_npz(path: Path, max_episodes: int | None) -> Episodes:
     episodes = load_dppo_npz(path, max_episodes)
     if episodes.normalizer is None:
         beside = path if path.is_dir() else path.parent
-        raise ValueError(
+        raise SettingsError(
             f"{beside} holds no normalization.npz, so the policy could not run in "
             f"the simulator; put it beside {DATA_FILE}."
         )
     largest = np.abs(episodes.actions).max(axis=1)
     rows = np.flatnonzero(largest > 1 + _ACTION_SLACK)
     if len(rows):
-        raise ValueError(
+        raise SettingsError(
             f"{path}: actions reach {largest.max():.4g}, outside the [-1, 1] of the "
             f"format, in {len(rows)} of {len(largest)} rows, first "
             f"{rows[:5].tolist()}; write them with dppo_jax.save_dppo_npz."
@@ -106,17 +107,17 @@ def load_demonstrations(
         normalised here, by bounds fitted to the episodes that were read.
 
     Raises:
-        ValueError: one line that names the file, what is wrong with it and the cure.
+        SettingsError: one line that names the file, what is wrong with it and the cure.
     """
     path = Path(path)
     name = _known(format) if format is not None else detect_format(path)
     if not path.exists():
-        raise ValueError(f"{path} does not exist; check the path.")
+        raise SettingsError(f"{path} does not exist; check the path.")
     chosen = {"obs_keys": obs_keys, "filter_key": filter_key}
     given = {option: value for option, value in chosen.items() if value is not None}
     for option, value in given.items():
         if option not in FORMATS[name].options:
-            raise ValueError(
+            raise SettingsError(
                 f"{path} is of the format {name}, where {option}={value!r} has no "
                 "meaning; leave it out."
             )
@@ -138,8 +139,8 @@ def save_demonstrations(
         The format written.
 
     Raises:
-        ValueError: the path exists, the format is unknown or cannot be written, or the
-            episodes do not fit into it.
+        SettingsError: the path exists, the format is unknown or cannot be written, or
+            the episodes do not fit into it.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -147,13 +148,15 @@ def save_demonstrations(
     save = FORMATS[name].save
     if save is None:
         writable = [known for known, entry in FORMATS.items() if entry.save is not None]
-        raise ValueError(
+        raise SettingsError(
             f"format={name!r} can only be read; write one of {', '.join(writable)}."
         )
     if name != "d4rl" and suffix in (".npz", ".hdf5", ".h5"):
-        raise ValueError(f"{path}: {name} is a folder; give a name without {suffix}.")
+        raise SettingsError(
+            f"{path}: {name} is a folder; give a name without {suffix}."
+        )
     if path.exists():
-        raise ValueError(f"{path} exists; remove it, or give another name.")
+        raise SettingsError(f"{path} exists; remove it, or give another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
         save(Path(folder) / path.name, episodes)
@@ -165,11 +168,11 @@ def detect_format(path: str | os.PathLike) -> str:
     """The key of `FORMATS` that the content of a file or folder speaks for.
 
     Raises:
-        ValueError: nothing there, or none of the known formats.
+        SettingsError: nothing there, or none of the known formats.
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{path} does not exist; check the path.")
+        raise SettingsError(f"{path} does not exist; check the path.")
     if path.is_dir():
         if (path / DATA_FILE).is_file():
             return "dppo_npz"
@@ -193,7 +196,7 @@ def detect_format(path: str | os.PathLike) -> str:
         content = []
     known = "; ".join(f"{name}: {entry.looks}" for name, entry in FORMATS.items())
     shown = ", ".join(content[:5]) + (", ..." if len(content) > 5 else "")
-    raise ValueError(
+    raise SettingsError(
         f"{path}{f' (with {shown})' if shown else ''} is of no known format. Known are "
         f"{known}."
     )
@@ -201,7 +204,7 @@ def detect_format(path: str | os.PathLike) -> str:
 
 def _known(name: str) -> str:
     if name not in FORMATS:
-        raise ValueError(
+        raise SettingsError(
             f"format={name!r} is unknown; use one of {', '.join(FORMATS)}."
         )
     return name

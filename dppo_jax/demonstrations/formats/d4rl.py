@@ -23,6 +23,7 @@ from dppo_jax.demonstrations.formats.tables import (
     read_optional_rows,
     read_rows,
 )
+from dppo_jax.errors import SettingsError
 
 
 def load_d4rl(path: str | os.PathLike, max_episodes: int | None = None) -> Episodes:
@@ -35,7 +36,7 @@ def load_d4rl(path: str | os.PathLike, max_episodes: int | None = None) -> Episo
         Episodes in task units, float32; no rewards where the file has none.
 
     Raises:
-        ValueError: one line that names the file and what is wrong with it: missing,
+        SettingsError: one line that names the file and what is wrong with it: missing,
             unreadable, a missing table, tables of unequal length, no finished episode,
             NaN or infinite values.
     """
@@ -70,20 +71,22 @@ def save_d4rl(path: str | os.PathLike, episodes: Episodes) -> None:
     Every episode that did not end by itself gets a timeout at its last step.
 
     Raises:
-        ValueError: the file exists, the episodes are not consistent, have images, or
+        SettingsError: the file exists, the episodes are not consistent, have images, or
             a terminal before their last step, which every reader would cut them at.
     """
     path = Path(path)
     check_episodes(episodes, "episodes")
     if "rgb" in episodes.observations:
-        raise ValueError(f"{path}: D4RL files hold no images; write dppo_npz instead.")
+        raise SettingsError(
+            f"{path}: D4RL files hold no images; write dppo_npz instead."
+        )
     raw = unnormalize_episodes(episodes)
     ends = np.zeros(len(raw.actions), bool)
     ends[np.cumsum(raw.episode_lengths) - 1] = True
     terminals = np.zeros_like(ends) if raw.terminals is None else raw.terminals
     early = np.flatnonzero(terminals & ~ends)
     if len(early):
-        raise ValueError(
+        raise SettingsError(
             f"{path}: terminals are set within episodes in {len(early)} rows, first "
             f"{early[:5].tolist()}; D4RL would cut the episodes there."
         )
@@ -100,7 +103,9 @@ def save_d4rl(path: str | os.PathLike, episodes: Episodes) -> None:
                 if table is not None:
                     file.create_dataset(name, data=table, compression="gzip")
     except FileExistsError:
-        raise ValueError(f"{path} exists; remove it, or give another name.") from None
+        raise SettingsError(
+            f"{path} exists; remove it, or give another name."
+        ) from None
 
 
 def _check_lengths(file: h5py.File, steps: int, path: Path) -> None:
@@ -109,7 +114,7 @@ def _check_lengths(file: h5py.File, steps: int, path: Path) -> None:
         table = file.get(name)
         rows = steps if getattr(table, "ndim", 0) == 0 else len(table)
         if rows != steps:
-            raise ValueError(
+            raise SettingsError(
                 f"{path}: {name} has {rows} rows, but terminals has {steps}; write the "
                 "data set again."
             )
@@ -119,7 +124,7 @@ def _episode_lengths(end: np.ndarray, path: Path) -> np.ndarray:
     """Steps per finished episode [E] from the flags [N] of last steps."""
     last = np.flatnonzero(end)
     if len(last) == 0:
-        raise ValueError(
+        raise SettingsError(
             f"{path}: none of the {len(end)} steps has terminals or timeouts set, so "
             "there is no finished episode; set timeouts where episodes end."
         )

@@ -16,6 +16,7 @@ from dppo_jax.demonstrations.dataset import (
     check_episodes,
     normalize_episodes,
 )
+from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import (
     Normalizer,
     load_normalizer,
@@ -42,17 +43,17 @@ def load_dppo_npz(
         Normalised episodes; images have become [N, H, W, C].
 
     Raises:
-        ValueError: one line that names the file and what is wrong with it: missing,
+        SettingsError: one line that names the file and what is wrong with it: missing,
             unreadable, a missing key, object arrays, lengths that do not add up,
             NaN or infinite values, no steps, bounds of another size.
     """
     path = _data_path(Path(path))
     if max_episodes is not None and max_episodes < 1:
-        raise ValueError(f"max_episodes={max_episodes} must be at least 1, or None.")
+        raise SettingsError(f"max_episodes={max_episodes} must be at least 1, or None.")
     optional = ("rewards", "terminals") + (("images",) if images else ())
     arrays = read_npz(path, ("states", "actions", "traj_lengths"), optional)
     if "images" in arrays and arrays["images"].dtype != np.uint8:
-        raise ValueError(
+        raise SettingsError(
             f"{path}: images have type {arrays['images'].dtype}; uint8 is needed."
         )
     episodes = _to_episodes(arrays)
@@ -78,14 +79,14 @@ def save_dppo_npz(
         The normaliser that was written.
 
     Raises:
-        ValueError: a data set is there already and `overwrite` is false, or the
+        SettingsError: a data set is there already and `overwrite` is false, or the
             episodes are not consistent.
     """
     folder = Path(folder)
     target = folder / DATA_FILE
     taken = [p for p in (target, folder / NORMALIZER_FILE) if p.exists()]
     if taken and not overwrite:
-        raise ValueError(f"{taken[0]} exists; pass overwrite=True to replace it.")
+        raise SettingsError(f"{taken[0]} exists; pass overwrite=True to replace it.")
     check_episodes(episodes, "episodes")
     episodes = normalize_episodes(episodes)
     normalizer = episodes.normalizer
@@ -119,10 +120,12 @@ def save_dppo_npz(
 def _data_path(path: Path) -> Path:
     if path.is_dir():
         if not (path / DATA_FILE).is_file():
-            raise ValueError(f"{path} holds no {DATA_FILE}; give a folder that does.")
+            raise SettingsError(
+                f"{path} holds no {DATA_FILE}; give a folder that does."
+            )
         return path / DATA_FILE
     if path.suffix != ".npz":
-        raise ValueError(
+        raise SettingsError(
             f"{path} is neither a folder nor an .npz file; give a folder that holds "
             f"{DATA_FILE}, or such a file."
         )
@@ -162,7 +165,7 @@ def _check_sizes(episodes: Episodes, normalizer: Normalizer, problem: str) -> No
     sizes = (episodes.observations["state"].shape[1], episodes.actions.shape[1])
     bounds = (len(normalizer.obs_min), len(normalizer.action_min))
     if sizes != bounds:
-        raise ValueError(
+        raise SettingsError(
             f"{problem}: the bounds are for {bounds[0]} observation and {bounds[1]} "
             f"action entries, the data has {sizes[0]} and {sizes[1]}."
         )

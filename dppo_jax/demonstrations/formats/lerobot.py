@@ -20,6 +20,7 @@ from dppo_jax.demonstrations.formats.tables import (
     import_extra,
     require_key,
 )
+from dppo_jax.errors import SettingsError
 
 _STATE = "observation.state"
 _ACTION = "action"
@@ -51,7 +52,7 @@ def load_lerobot(
         the last frame and `next.truncated`, if there is one, is not.
 
     Raises:
-        ValueError: one line that names the folder or file and what is wrong with it.
+        SettingsError: one line that names the folder or file and what is wrong with it.
     """
     folder = Path(folder)
     check_max_episodes(max_episodes)
@@ -62,7 +63,7 @@ def load_lerobot(
         require_key(key, list(info["features"]), "column", f"{folder}/meta/info.json")
         kind = info["features"][key].get("dtype", "")
         if kind in ("video", "image", "string"):
-            raise ValueError(
+            raise SettingsError(
                 f"{folder}: {key} is of the kind {kind}; only columns of numbers can "
                 "make the state, choose others with obs_keys."
             )
@@ -76,7 +77,9 @@ def load_lerobot(
         if max_episodes is not None and len(seen) > max_episodes:
             break
     if not seen:
-        raise ValueError(f"{folder} holds no episodes; check data/ and the filter_key.")
+        raise SettingsError(
+            f"{folder} holds no episodes; check data/ and the filter_key."
+        )
     common = set.intersection(*(set(batch) for batch in batches))
     columns = {k: np.concatenate([batch[k] for batch in batches]) for k in common}
     return _to_episodes(columns, keys, max_episodes, folder)
@@ -91,7 +94,7 @@ def _to_episodes(
     number = columns[_EPISODE]
     begin = np.flatnonzero(np.diff(number, prepend=number[0] - 1))
     if len(np.unique(number[begin])) != len(begin):
-        raise ValueError(
+        raise SettingsError(
             f"{folder}: the frames of an episode are not in one piece; sort the data "
             f"by {_EPISODE} and frame_index."
         )
@@ -123,11 +126,11 @@ def _read_info(folder: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise SettingsError(
             f"{path} cannot be read ({error}); a LeRobot data set needs it."
         ) from error
     if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
-        raise ValueError(f"{path} lacks features; it must list the columns.")
+        raise SettingsError(f"{path} lacks features; it must list the columns.")
     return info
 
 
@@ -141,7 +144,7 @@ def _split(
     require_key(filter_key, list(splits), "split", str(folder))
     bounds = re.fullmatch(r"(\d+):(\d+)", str(splits[filter_key]))
     if not bounds:
-        raise ValueError(
+        raise SettingsError(
             f"{folder}: the split {filter_key} is {splits[filter_key]!r}; it must read "
             "begin:end, for example 0:50."
         )
@@ -162,7 +165,9 @@ def _read_batches(
 
     paths = sorted(folder.glob("data/chunk-*/*.parquet"), key=numbers)
     if not paths:
-        raise ValueError(f"{folder} holds no data/chunk-*/*.parquet; fetch the data.")
+        raise SettingsError(
+            f"{folder} holds no data/chunk-*/*.parquet; fetch the data."
+        )
     for path in paths:
         try:
             with parquet.ParquetFile(path) as file:
@@ -177,7 +182,7 @@ def _read_batches(
                         columns = {n: _table(batch.column(n), n, path) for n in names}
                         yield {_EPISODE: episode.astype(np.int64), **columns}
         except (OSError, arrow.ArrowException) as error:
-            raise ValueError(
+            raise SettingsError(
                 f"{path} is not a readable Parquet file ({error}); fetch it again."
             ) from error
 
@@ -193,12 +198,12 @@ def _table(column: Any, name: str, path: Path) -> np.ndarray:
     else:
         sizes = np.unique(len(flat) / rows)
     if column.null_count or len(sizes) != 1 or len(flat) != rows * sizes[0]:
-        raise ValueError(
+        raise SettingsError(
             f"{path}: {name} has rows that are missing or of different sizes; every "
             "frame needs one vector of the same size."
         )
     if flat.dtype.kind not in "fiub":
-        raise ValueError(
+        raise SettingsError(
             f"{path}: {name} has type {column.type}; it must hold numbers."
         )
     return flat.reshape(rows, -1).astype(np.float32)

@@ -26,6 +26,7 @@ from dppo_jax.demonstrations.formats.tables import (
     one_episode,
     require_key,
 )
+from dppo_jax.errors import SettingsError
 
 _METADATA = "metadata.json"
 # Our own entry in the metadata: Minari wants rewards, and we had none.
@@ -53,7 +54,7 @@ def load_minari(
         Episodes in task units, float32.
 
     Raises:
-        ValueError: one line that names the folder and what is wrong with it: not a
+        SettingsError: one line that names the folder and what is wrong with it: not a
             data set, the package is not installed, actions outside their space, NaN or
             infinite values, a missing entry.
     """
@@ -73,7 +74,7 @@ def load_minari(
             for episode in dataset.iterate_episodes(indices)
         ]
     except (OSError, KeyError, AssertionError, ImportError, RuntimeError) as error:
-        raise ValueError(
+        raise SettingsError(
             f"{folder} is not a readable Minari data set ({error!r}); fetch it again."
         ) from error
     return concatenate(parts, str(folder))
@@ -87,15 +88,15 @@ def save_minari(folder: str | os.PathLike, episodes: Episodes) -> None:
     no rewards, zeros stand in for them and the metadata says so.
 
     Raises:
-        ValueError: the folder exists, the package is not installed, the episodes are
+        SettingsError: the folder exists, the package is not installed, the episodes are
             not consistent, or have images.
     """
     folder = Path(folder)
     if folder.exists():
-        raise ValueError(f"{folder} exists; remove it, or give another name.")
+        raise SettingsError(f"{folder} exists; remove it, or give another name.")
     check_episodes(episodes, "episodes")
     if "rgb" in episodes.observations:
-        raise ValueError(f"{folder}: images can only be written as dppo_npz.")
+        raise SettingsError(f"{folder}: images can only be written as dppo_npz.")
     minari = import_extra("minari", "minari", "writing a Minari data set")
     storages = import_extra("minari.dataset.minari_storage", "minari", "writing Minari")
     Box = import_extra("gymnasium.spaces", "minari", "writing Minari").Box
@@ -149,12 +150,12 @@ def _check_metadata(folder: Path) -> None:
     try:
         metadata = json.loads((folder / _METADATA).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise SettingsError(
             f"{folder} is not a Minari data set: {_METADATA} cannot be read ({error})."
         ) from error
     for name in ("observation_space", "action_space"):
         if not isinstance(metadata, dict) or not isinstance(metadata.get(name), str):
-            raise ValueError(
+            raise SettingsError(
                 f"{folder / _METADATA} lacks {name}; write the data set again with a "
                 "recent version of minari."
             )
@@ -169,7 +170,7 @@ def _read(
 ) -> Episodes:
     actions = np.asarray(episode.actions)
     if actions.dtype.kind not in "fiu" or actions.ndim != 2:
-        raise ValueError(
+        raise SettingsError(
             f"{source}: actions {actions.dtype} {actions.shape} must be a table of "
             "vectors; discrete or structured actions cannot be cloned."
         )
@@ -177,7 +178,7 @@ def _read(
     parts = _chosen(_entries(episode.observations), obs_keys, source)
     for name, part in parts.items():
         if len(part) != len(actions) + 1:
-            raise ValueError(
+            raise SettingsError(
                 f"{source}: {name} has {len(part)} rows; {len(actions)} actions need "
                 f"{len(actions) + 1}; write the data set again."
             )
@@ -203,7 +204,7 @@ def _chosen(
     entries: dict[str, np.ndarray], obs_keys: Sequence[str] | None, source: str
 ) -> dict[str, np.ndarray]:
     if obs_keys is None and len(entries) > 1:
-        raise ValueError(
+        raise SettingsError(
             f"{source} has several observations; choose what makes the state with "
             f"obs_keys, among {', '.join(entries)}."
         )
@@ -223,7 +224,7 @@ def _check_range(actions: np.ndarray, space: Any, source: str) -> None:
         slack = np.nan_to_num(1e-3 * (high - low), nan=0.0, posinf=0.0)
     rows = np.flatnonzero(((actions < low - slack) | (actions > high + slack)).any(1))
     if len(rows):
-        raise ValueError(
+        raise SettingsError(
             f"{source}: actions reach {np.abs(actions[rows]).max():.4g}, outside the "
             f"declared {space}, in {len(rows)} of {len(actions)} rows, first "
             f"{rows[:5].tolist()}; clip them, or drop the episode."

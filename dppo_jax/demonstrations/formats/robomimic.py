@@ -23,6 +23,7 @@ from dppo_jax.demonstrations.formats.tables import (
     read_rows,
     require_key,
 )
+from dppo_jax.errors import SettingsError
 
 # What a policy sees of each arm, and then of the task; the order that DPPO's robomimic
 # policies were trained with.
@@ -55,7 +56,8 @@ def load_robomimic(
         last step; an earlier one did not end the episode.
 
     Raises:
-        ValueError: one line that names the file, the episode and what is wrong with it.
+        SettingsError: one line that names the file, the episode and what is wrong with
+            it.
     """
     path = Path(path)
     check_max_episodes(max_episodes)
@@ -101,13 +103,13 @@ def _episode_names(file: h5py.File, path: Path, filter_key: str | None) -> list[
         ]
         missing = [name for name in chosen if name not in names]
         if missing:
-            raise ValueError(
+            raise SettingsError(
                 f"{path}: mask/{filter_key} lists {missing[0]}, which is not among the "
                 f"{len(names)} episodes in data; repair the mask."
             )
         names = chosen
     if not names:
-        raise ValueError(
+        raise SettingsError(
             f"{path} holds no episodes (data/demo_*"
             + (f" in mask/{filter_key})" if filter_key else ")")
             + "; check the file."
@@ -123,7 +125,7 @@ def _episode_names(file: h5py.File, path: Path, filter_key: str | None) -> list[
 def _observations(demo: h5py.Group, source: str) -> h5py.Group:
     group = demo.get("obs")
     if not isinstance(group, h5py.Group):
-        raise ValueError(
+        raise SettingsError(
             f"{source} lacks obs; it holds {', '.join(demo)}. Extract them with "
             "robomimic's dataset_states_to_obs.py, or use obs_keys=states."
         )
@@ -138,7 +140,7 @@ def _default_keys(demo: h5py.Group, source: str) -> tuple[str, ...]:
     keys = (*(f"{arm}_{key}" for arm in arms for key in _ARM_KEYS), _OBJECT_KEY)
     missing = [key for key in keys if key not in there]
     if missing:
-        raise ValueError(
+        raise SettingsError(
             f"{source}/obs lacks {', '.join(missing)}; choose the state's parts with "
             f"obs_keys, among {', '.join(there)}."
         )

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from dppo_jax.demonstrations.dataset import Episodes, check_episodes
+from dppo_jax.errors import SettingsError
 
 
 @contextmanager
@@ -17,18 +18,20 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """The file, for reading.
 
     Raises:
-        ValueError: it is missing, no HDF5 file, or damaged, also where only reading
+        SettingsError: it is missing, no HDF5 file, or damaged, also where only reading
             finds that out.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, not an HDF5 file; name the file in it.")
+        raise SettingsError(
+            f"{path} is a folder, not an HDF5 file; name the file in it."
+        )
     if not path.exists():
-        raise ValueError(f"{path} does not exist; check the path.")
+        raise SettingsError(f"{path} does not exist; check the path.")
     try:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError) as error:
-        raise ValueError(
+        raise SettingsError(
             f"{path} is not a readable HDF5 file ({error}); fetch or write it again."
         ) from error
 
@@ -39,15 +42,15 @@ def read_rows(
     """Rows [:stop] of a table of numbers; the rest stays on disk.
 
     Raises:
-        ValueError: the table is missing, holds no numbers, or has no rows.
+        SettingsError: the table is missing, holds no numbers, or has no rows.
     """
     table = group.get(name)
     if not isinstance(table, h5py.Dataset):
-        raise ValueError(
+        raise SettingsError(
             f"{source} lacks {name}; it holds {', '.join(group) or 'nothing'}."
         )
     if table.ndim == 0 or table.dtype.kind not in "fiub":
-        raise ValueError(
+        raise SettingsError(
             f"{source}: {name} has type {table.dtype} and shape {table.shape}; it must "
             "hold numbers, one row per step."
         )
@@ -80,16 +83,16 @@ def one_episode(
         ended: whether the task ended with the last step.
 
     Raises:
-        ValueError: a part that is neither vector nor image, images alone, images of
+        SettingsError: a part that is neither vector nor image, images alone, images of
             different sizes, and what `check_episodes` refuses.
     """
     steps = len(actions)
     if steps == 0:
-        raise ValueError(f"{source} is empty; drop this episode.")
+        raise SettingsError(f"{source} is empty; drop this episode.")
     vectors, images = [], []
     for name, part in parts.items():
         if len(part) != steps:
-            raise ValueError(
+            raise SettingsError(
                 f"{source}: {name} has {len(part)} rows, but actions has {steps}; "
                 "write the episode again, or drop it."
             )
@@ -99,12 +102,12 @@ def one_episode(
             table = part if part.ndim == 2 else part[:, None]
             vectors.append(table.astype(np.float32))
         else:
-            raise ValueError(
+            raise SettingsError(
                 f"{source}: {name} {part.dtype} {part.shape} is neither a table of "
                 "vectors nor of uint8 images [T, H, W, C]; leave it out of obs_keys."
             )
     if not vectors or len({image.shape[1:3] for image in images}) > 1:
-        raise ValueError(
+        raise SettingsError(
             f"{source}: {', '.join(parts)} must hold a vector at least, and images "
             "of one size; choose others with obs_keys."
         )
@@ -128,20 +131,22 @@ def one_episode(
 def flat(column: np.ndarray, name: str, source: str) -> np.ndarray:
     """A column [N] or [N, 1] as [N] float32."""
     if column.shape not in ((len(column),), (len(column), 1)):
-        raise ValueError(f"{source}: {name} {column.shape} must have one entry a step.")
+        raise SettingsError(
+            f"{source}: {name} {column.shape} must have one entry a step."
+        )
     return column.reshape(-1).astype(np.float32)
 
 
 def check_max_episodes(max_episodes: int | None) -> None:
-    """Raises ValueError for a number of episodes below one."""
+    """Raises SettingsError for a number of episodes below one."""
     if max_episodes is not None and max_episodes < 1:
-        raise ValueError(f"max_episodes={max_episodes} must be at least 1, or None.")
+        raise SettingsError(f"max_episodes={max_episodes} must be at least 1, or None.")
 
 
 def require_key(key: str, known: Sequence[str], kind: str, source: str) -> None:
-    """Raises ValueError where `key` is not one of the `known` ones."""
+    """Raises SettingsError where `key` is not one of the `known` ones."""
     if key not in known:
-        raise ValueError(
+        raise SettingsError(
             f"{source} has no {kind} {key!r}; it has {', '.join(known) or 'none'}."
         )
 
@@ -150,12 +155,12 @@ def import_extra(module: str, extra: str, purpose: str) -> ModuleType:
     """A package that only some formats need.
 
     Raises:
-        ValueError: it is not installed; says how to install it.
+        SettingsError: it is not installed; says how to install it.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(
+        raise SettingsError(
             f"{purpose} needs the package {error.name or module}, which is not "
             f"installed; run: pip install 'dppo_jax[{extra}]'"
         ) from error

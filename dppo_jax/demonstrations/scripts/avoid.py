@@ -23,6 +23,7 @@ from dppo_jax.envs.tasks.avoid import (
     START,
     make_avoid,
 )
+from dppo_jax.errors import SettingsError
 
 Mode = tuple[int, int, int]
 
@@ -80,17 +81,17 @@ def scripted_episodes(
     """Demonstrate `modes`, `episodes_per_mode` times each, in the order given.
 
     Raises:
-        ValueError: for no modes, an impossible one, or less than one episode.
+        SettingsError: for no modes, an impossible one, or less than one episode.
         RuntimeError: if a mode yields too few valid episodes.
     """
     for mode in modes:
         if len(mode) != 3 or any(g not in row for g, row in zip(mode, ROW_CODES)):
-            raise ValueError(
+            raise SettingsError(
                 f"Unknown mode {tuple(mode)}; a mode takes one gap out of each row, "
                 f"{ROW_CODES}, e.g. (1, 2, 5)."
             )
     if not modes or episodes_per_mode < 1:
-        raise ValueError(
+        raise SettingsError(
             f"{len(modes)} modes and episodes_per_mode={episodes_per_mode}: both must "
             "be at least 1."
         )

@@ -14,6 +14,7 @@ import importlib
 from typing import Any
 
 from dppo_jax.envs.adapters.host import HostTask
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Env
 
 PURE = ("brax", "playground")
@@ -39,12 +40,12 @@ def make_adapted(name: str, *, engine: str = "auto", **options: Any) -> Env:
         **options: further arguments, see `make_brax` and `make_playground`.
 
     Raises:
-        ValueError: an unknown library or task, a missing package, an engine, or the
+        SettingsError: an unknown library or task, a missing package, an engine, or the
             name of a task that runs in host processes.
     """
     _check(name, engine)
     if is_host(name):
-        raise ValueError(
+        raise SettingsError(
             f"{name!r} runs in host processes, which are a VecEnv and no Env; make it "
             "with dppo_jax.envs.build.make_env, or with host_vec_env."
         )
@@ -60,24 +61,24 @@ def make_host_task(name: str, *, engine: str = "auto", **options: Any) -> HostTa
         **options: further arguments, see `make_gymnasium` and `make_robosuite`.
 
     Raises:
-        ValueError: an unknown library or task, a missing package, or an engine.
+        SettingsError: an unknown library or task, a missing package, or an engine.
     """
     _check(name, engine)
     if not is_host(name):
-        raise ValueError(f"{name!r} is a pure task; make it with make_task.")
+        raise SettingsError(f"{name!r} is a pure task; make it with make_task.")
     return _maker(name)(name.partition(":")[2], **options)
 
 
 def _check(name: str, engine: str) -> None:
     library = name.partition(":")[0]
     if library not in (*PURE, *HOST):
-        raise ValueError(
+        raise SettingsError(
             f"Unknown library {library!r} in the task {name!r}; known ones are "
             f"{', '.join(f'{known}:' for known in (*PURE, *HOST))}. A task of your own "
             "is module:function or path/to/file.py:function."
         )
     if engine != "auto":
-        raise ValueError(
+        raise SettingsError(
             f"env.engine={engine!r} is for the tasks of dppo_jax; {name!r} brings its "
             "own physics, so leave 'auto' and see the options of its library."
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from dppo_jax.envs.adapters.functional import from_functional
 from dppo_jax.envs.adapters.packages import require
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Env
 
 BACKENDS = ("generalized", "mjx", "positional", "spring")
@@ -30,25 +31,25 @@ def make_brax(
             `terminate_when_unhealthy=False`.
 
     Raises:
-        ValueError: an unknown environment or backend, options that it does not take.
+        SettingsError: an unknown environment or backend, options that it does not take.
     """
     require("brax", task=f"brax:{name}", extra="dev")
     from brax import envs
 
     if backend not in BACKENDS:
-        raise ValueError(
+        raise SettingsError(
             f"env.options.backend={backend!r} is unknown; choose one of "
             f"{', '.join(BACKENDS)}."
         )
     if name not in envs._envs:
-        raise ValueError(
+        raise SettingsError(
             f"Brax has no environment {name!r}; it has {', '.join(sorted(envs._envs))}."
         )
     try:
         env = envs.get_environment(name, backend=backend, **options)
     except (TypeError, AttributeError, KeyError) as error:
         # Options go through several constructors, and a backend may not fit a model.
-        raise ValueError(
+        raise SettingsError(
             f"brax:{name} cannot be made with backend={backend!r} and {options}: "
             f"{error}."
         ) from error

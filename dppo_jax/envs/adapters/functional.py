@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, Env, Obs, PyTree, TimeStep
 
 
@@ -34,7 +35,7 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
         obs_key: which entry is observed, where observations are dictionaries.
 
     Raises:
-        ValueError: an `obs_key` that is not there, or observations of other shape
+        SettingsError: an `obs_key` that is not there, or observations of other shape
             than [Do].
     """
     types = _lasting_types(env)
@@ -43,7 +44,7 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
         obs = state.obs
         if isinstance(obs, Mapping):
             if obs_key not in obs:
-                raise ValueError(
+                raise SettingsError(
                     f"{task} has no observation {obs_key!r}; set env.options.obs_key "
                     f"to one of {sorted(obs)}."
                 )
@@ -74,7 +75,7 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
 
     shape = jax.eval_shape(reset, jax.random.key(0)).obs["state"].shape
     if len(shape) != 1:
-        raise ValueError(
+        raise SettingsError(
             f"{task} observes {shape}, not a vector [Do]; choose another entry with "
             "env.options.obs_key."
         )

@@ -37,7 +37,7 @@ def make_gymnasium(
         **options: further arguments of `gymnasium.make`.
 
     Raises:
-        ValueError: Gymnasium is missing. What cannot be made is refused by
+        SettingsError: Gymnasium is missing. What cannot be made is refused by
             `host_vec_env`, which makes one.
     """
     name = source if isinstance(source, str) else getattr(source, "__name__", "factory")

@@ -28,7 +28,8 @@ import numpy as np
 from jax.experimental import io_callback
 
 from dppo_jax.envs.wrappers import check_sizes
-from dppo_jax.normalize import Normalizer, normalize_obs, unnormalize_action
+from dppo_jax.errors import SettingsError
+from dppo_jax.normalize import Normalizer, policy_obs, unnormalize_action
 from dppo_jax.runtime import num_cores
 from dppo_jax.types import Array, Metrics, Obs, PyTree, TimeStep, VecEnv
 
@@ -98,7 +99,7 @@ def host_vec_env(
         metrics gain `episode_return` and, in control steps, `episode_length`.
 
     Raises:
-        ValueError: a task that cannot be made, spaces that are not boxes, numbers
+        SettingsError: a task that cannot be made, spaces that are not boxes, numbers
             below one, sizes that the normalizer does not have, an unknown `trace`.
     """
     # Gymnasium is imported where it is needed, as all simulators are.
@@ -108,14 +109,16 @@ def host_vec_env(
         num_envs=num_envs, chunk=chunk, history=history, max_steps=max_steps
     ).items():
         if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
+            raise SettingsError(f"{name}={value} must be at least 1.")
     processes = num_cores() if task.processes is None else task.processes
     if processes < 0:
-        raise ValueError(f"processes={processes} must be 0, for none, or more.")
+        raise SettingsError(f"processes={processes} must be 0, for none, or more.")
     plan = _look_at(task)._replace(chunk=chunk, history=history, max_steps=max_steps)
     unknown = sorted(set(trace) - set(plan.metrics))
     if unknown:
-        raise ValueError(f"Cannot trace {unknown}; metrics are {sorted(plan.metrics)}.")
+        raise SettingsError(
+            f"Cannot trace {unknown}; metrics are {sorted(plan.metrics)}."
+        )
     plan = plan._replace(trace=tuple(trace))
     (action_dim,) = plan.action_shape
     if normalizer is not None:
@@ -126,7 +129,7 @@ def host_vec_env(
     alone = _refuse_batches(task.name, num_envs)
 
     def normalized(obs: Array) -> Obs:
-        return {"state": obs if normalizer is None else normalize_obs(normalizer, obs)}
+        return {"state": obs if normalizer is None else policy_obs(normalizer, obs)}
 
     def reset(keys: Array) -> HostState:
         keys = alone(keys)
@@ -220,7 +223,7 @@ class Host:
             nothing["truncated"][:] = nothing["begun_anew"][...] = 1
             return nothing | self.reset(seeds.generate_state(len(action)))
         if count != self.count:
-            raise ValueError(
+            raise SettingsError(
                 f"{self.name}: this state is {self.count - count} calls old, but "
                 "simulators on the host cannot go back; step the latest state only, "
                 "or reset."
@@ -259,7 +262,11 @@ def _results(plan: Any, num_envs: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _look_at(task: HostTask) -> Any:
-    """The plan of a task, from one step of an environment of it; raises ValueError."""
+    """The plan of a task, from one step of its environment.
+
+    Raises:
+        SettingsError: spaces or observations that cannot be used.
+    """
     import gymnasium
 
     from dppo_jax.envs.adapters.workers import Plan, flat_observation, scalars
@@ -267,7 +274,7 @@ def _look_at(task: HostTask) -> Any:
     try:
         env = task.make()
     except (gymnasium.error.Error, ImportError, TypeError) as error:
-        raise ValueError(f"{task.name} cannot be made: {error}") from error
+        raise SettingsError(f"{task.name} cannot be made: {error}") from error
     try:
         _check_spaces(task, env)
         env.action_space.seed(0)
@@ -296,7 +303,7 @@ def _check_spaces(task: HostTask, env: Any) -> None:
     parts = dict(seen.spaces) if isinstance(seen, spaces.Dict) else {"": seen}
     unknown = sorted(set(task.obs_keys) - set(parts))
     if unknown:
-        raise ValueError(
+        raise SettingsError(
             f"{task.name} has no observation {', '.join(unknown)}; "
             "config.env.options.obs_keys, in the configuration file, may name "
             f"{', '.join(filter(None, parts)) or 'none: it is no dictionary'}."
@@ -304,20 +311,20 @@ def _check_spaces(task: HostTask, env: Any) -> None:
     for name in task.obs_keys or parts:
         space = parts[name]
         if not isinstance(space, spaces.Box) or len(space.shape) > 1:
-            raise ValueError(
+            raise SettingsError(
                 f"{task.name} observes {name or 'a'} {space}; only vectors become a "
                 "state, so choose others with env.options.obs_keys, or wrap the "
                 "environment in a factory of your own."
             )
     if not isinstance(env.action_space, spaces.Box):
-        raise ValueError(
+        raise SettingsError(
             f"{task.name} takes actions from {env.action_space}; policies here are "
             "continuous, so take an environment with a Box of actions."
         )
 
 
 def _refuse_batches(name: str, num_envs: int) -> Callable[[PyTree], PyTree]:
-    """The identity, which raises ValueError inside vmap and shard_map."""
+    """The identity, which raises SettingsError inside vmap and shard_map."""
     cure = (
         f"{name} runs in host processes, one batch of num_envs={num_envs} simulators "
         "for one program; raise num_envs instead, and run other seeds as programs of "
@@ -330,11 +337,11 @@ def _refuse_batches(name: str, num_envs: int) -> Callable[[PyTree], PyTree]:
 
     @single.def_vmap
     def _(axis_size: int, in_batched: Any, x: PyTree) -> Any:
-        raise ValueError(f"No vmap over host environments: {cure}")
+        raise SettingsError(f"No vmap over host environments: {cure}")
 
     def alone(x: PyTree) -> PyTree:
         if jax.sharding.get_abstract_mesh().manual_axes:
-            raise ValueError(f"No shard_map over host environments: {cure}")
+            raise SettingsError(f"No shard_map over host environments: {cure}")
         return single(x)
 
     return alone

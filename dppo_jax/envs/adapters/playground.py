@@ -10,6 +10,7 @@ from typing import Any
 
 from dppo_jax.envs.adapters.functional import from_functional
 from dppo_jax.envs.adapters.packages import require
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Env
 
 
@@ -33,15 +34,15 @@ def make_playground(
         **overrides: entries of the environment's configuration, e.g. `sim_dt=0.005`.
 
     Raises:
-        ValueError: the package is missing, an unknown environment or entry, or models
-            that could not be fetched.
+        SettingsError: the package is missing, an unknown environment or entry, or
+            models that could not be fetched.
     """
     task = f"playground:{name}"
     require("mujoco_playground", task=task, extra="playground")
     from mujoco_playground import registry
 
     if name not in registry.ALL_ENVS:
-        raise ValueError(
+        raise SettingsError(
             f"MuJoCo Playground has no environment {name!r}; it has "
             f"{', '.join(sorted(registry.ALL_ENVS))}."
         )
@@ -50,14 +51,14 @@ def make_playground(
     changes = {**({"impl": impl} if "impl" in known else {}), **overrides}
     unknown = sorted(set(changes) - set(known))
     if unknown:
-        raise ValueError(
+        raise SettingsError(
             f"{task} has no setting {', '.join(unknown)}; env.options may hold "
             f"{', '.join(sorted(known))}."
         )
     try:
         env = registry.load(name, config_overrides=changes)
     except (subprocess.CalledProcessError, OSError) as error:
-        raise ValueError(
+        raise SettingsError(
             f"{task} needs the models of MuJoCo Menagerie, which Playground fetches "
             f"with git ({error}); connect this machine once, or take an environment "
             "of the control suite such as CartpoleBalance."

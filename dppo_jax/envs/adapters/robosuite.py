@@ -18,6 +18,7 @@ from gymnasium import spaces
 
 from dppo_jax.envs.adapters.host import HostTask
 from dppo_jax.envs.adapters.packages import require
+from dppo_jax.errors import SettingsError
 
 # What robomimic's low-dimensional data sets hold per arm, in their order; the object
 # follows.
@@ -54,7 +55,7 @@ def make_robosuite(
             `reward_shaping=True`, `controller_configs`.
 
     Raises:
-        ValueError: robosuite is missing. What cannot be made is refused by
+        SettingsError: robosuite is missing. What cannot be made is refused by
             `host_vec_env`, which makes one.
     """
     require("robosuite", task=f"robosuite:{name}", extra="robosuite")
@@ -81,7 +82,7 @@ class RobosuiteEnv(gymnasium.Env):
     ) -> None:
         robosuite = _import_robosuite()
         if name not in robosuite.ALL_ENVIRONMENTS:
-            raise ValueError(
+            raise SettingsError(
                 f"robosuite has no task {name!r}; it has "
                 f"{', '.join(sorted(robosuite.ALL_ENVIRONMENTS))}."
             )
@@ -102,7 +103,7 @@ class RobosuiteEnv(gymnasium.Env):
         )
         unknown = [key for key in self.obs_keys if key not in observed]
         if unknown:
-            raise ValueError(
+            raise SettingsError(
                 f"robosuite:{name} has no observation {', '.join(unknown)}; "
                 f"env.options.obs_keys may name {', '.join(observed)}."
             )

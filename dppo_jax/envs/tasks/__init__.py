@@ -9,6 +9,7 @@ from dppo_jax.envs.adapters import PURE, is_library, make_adapted
 from dppo_jax.envs.outside import make_outside
 from dppo_jax.envs.tasks.avoid import make_avoid
 from dppo_jax.envs.tasks.locomotion import RUNNERS, make_runner
+from dppo_jax.errors import SettingsError
 from dppo_jax.objects import is_reference
 from dppo_jax.types import Env
 
@@ -30,15 +31,15 @@ def make_task(name: str, *, engine: str = "auto", **options: Any) -> Env:
         **options: further arguments of the task, e.g. `rewarded_gap` of "avoid".
 
     Raises:
-        ValueError: for an unknown name, one of a task that runs in host processes, or a
-            function that makes no task.
+        SettingsError: for an unknown name, one of a task that runs in host processes,
+            or a function that makes no task.
     """
     if is_reference(name) and not is_library(name):
         return make_outside(name, engine=engine, **options)
     if ":" in name:
         return make_adapted(name, engine=engine, **options)
     if name not in TASKS:
-        raise ValueError(
+        raise SettingsError(
             f"Unknown task {name!r}; known tasks are {sorted(TASKS)}, and those of "
             f"other libraries, {', '.join(f'{library}:NAME' for library in PURE)}; "
             "a task of your own is module:function or path/to/file.py:function."
@@ -46,7 +47,7 @@ def make_task(name: str, *, engine: str = "auto", **options: Any) -> Env:
     known = list(inspect.signature(TASKS[name]).parameters)
     for option in options:
         if option not in known:
-            raise ValueError(
+            raise SettingsError(
                 f"env.options.{option} is no option of {name}; it has "
                 f"{', '.join(x for x in known if x != 'engine') or 'none'}."
             )

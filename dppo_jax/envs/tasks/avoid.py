@@ -16,6 +16,7 @@ import mujoco
 import numpy as np
 
 from dppo_jax.envs.physics import PhysicsState, make_physics, resolve_engine
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, Env, Obs, TimeStep
 
 # x, y, radius of the cylinders in metres, row by row.
@@ -194,10 +195,10 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
         rewarded_gap: code of the rewarded gap in row 3, 5 to 8.
 
     Raises:
-        ValueError: for a gap that row 3 does not have or an unusable engine.
+        SettingsError: for a gap that row 3 does not have or an unusable engine.
     """
     if rewarded_gap not in ROW_CODES[2]:
-        raise ValueError(
+        raise SettingsError(
             f"rewarded_gap={rewarded_gap} is not in row 3, which has the gaps "
             f"{list(ROW_CODES[2])}."
         )

@@ -22,6 +22,7 @@ from dppo_jax.envs.physics import (
     make_physics,
     resolve_engine,
 )
+from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, Env, Obs, TimeStep
 
 VERSIONS = ("v4", "v5")
@@ -154,22 +155,22 @@ def mjcf(name: str, *, version: str = "v4", margins: str = "sum") -> str:
             of old. Hopper only.
 
     Raises:
-        ValueError: for an unknown version or treatment of margins, or "max" where no
+        SettingsError: for an unknown version or treatment of margins, or "max" where no
             geom has a margin of 1 mm.
     """
     if version not in VERSIONS:
-        raise ValueError(
+        raise SettingsError(
             f"version={version!r} is unknown; choose one of {list(VERSIONS)}, "
             "Gymnasium's versions of the task."
         )
     if margins not in MARGINS:
-        raise ValueError(f"margins={margins!r} is unknown; use one of {MARGINS}.")
+        raise SettingsError(f"margins={margins!r} is unknown; use one of {MARGINS}.")
     xml = gymnasium_xml(RUNNERS[name].files[version])
     if margins == "sum":
         return xml
     margin = 'margin="0.001"'
     if margin not in xml:
-        raise ValueError(
+        raise SettingsError(
             f"margins='max' halves margins of 1 mm, but {name} has none; leave "
             "'sum'."
         )
@@ -200,7 +201,7 @@ def make_runner(
         margins: see `mjcf`.
 
     Raises:
-        ValueError: for an unusable engine or what `mjcf` does not know.
+        SettingsError: for an unusable engine or what `mjcf` does not know.
     """
     runner = RUNNERS[name]
     engine = resolve_engine(engine, cpu_engine="mujoco")

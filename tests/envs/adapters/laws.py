@@ -29,7 +29,7 @@ def trains_and_evaluates(env: VecEnv) -> dict[str, float]:
         action_dim=action_dim, chunk=chunk, hidden_sizes=(16,), fixed_std=0.2
     )
     policy = gaussian_policy(network)
-    algorithm = tiny.make_tiny_ppo(policy, env, num_steps=3, batch_size=3, epochs=1)
+    algorithm = tiny.make_tiny_ppo(policy, env, num_chunks=3, batch_size=3, epochs=1)
     state, (metrics,) = tiny.run(algorithm, 1)
     assert metrics["params_change"] > 0 and np.isfinite(metrics["value_loss"])
     evaluate = make_evaluate(env, policy.act, num_episodes=env.num_envs + 1)

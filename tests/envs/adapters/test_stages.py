@@ -19,11 +19,11 @@ from experiments.configs import (
 TINY = {
     "env.max_steps": 8,
     "model.network.hidden_sizes": (16,),
-    "model.diffusion.num_steps": 4,
+    "model.diffusion.num_denoising_steps": 4,
     "critic.hidden_sizes": (16,),
     "loop.pretrain.num_epochs": 2,
     "rollout.num_envs": 2,
-    "rollout.num_steps": 3,
+    "rollout.num_chunks": 3,
     "loop.finetune.num_iterations": 1,
     "model.sampling.num_tuned_steps": 2,
     "algorithm.ppo.batch_size": 6,

@@ -1,0 +1,193 @@
+"""One MuJoCo model, three engines behind one pure interface.
+
+| engine     | where          | how                                                  |
+|------------|----------------|------------------------------------------------------|
+| `mjx`      | CPU, GPU, TPU  | MuJoCo XLA (`impl="jax"`) inside the jitted program  |
+| `mjx-warp` | NVIDIA GPU     | MJX with `impl="warp"`                               |
+| `mujoco`   | CPU            | C MuJoCo on all cores, behind one batched callback   |
+
+A task is written once, as pure functions of `qpos`, `qvel`, `displacement` and
+`sensordata`. Every simulation may have a model of its own, and a step may change what
+acts on it, in the same way on every engine:
+
+    state = physics.reset(qpos, qvel, overrides={"body_mass": mass})
+    state = physics.step(state, ctrl, eq_active=grasped)
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from dppo_jax.envs.physics.c_engine import make_c_mujoco
+from dppo_jax.envs.physics.mjx_engine import make_mjx
+from dppo_jax.envs.physics.state import (
+    LASTING,
+    PhysicsState,
+    change_names,
+    model_field,
+    override_names,
+)
+from dppo_jax.errors import SettingsError
+from dppo_jax.types import Array
+
+ENGINES = ("mjx", "mjx-warp", "mujoco")
+
+
+class Physics(NamedTuple):
+    """Steps one simulation; vmap it for many, each with a model of its own if need be.
+
+    reset: (qpos [nq], qvel [nv], *, overrides={}, **changes) -> PhysicsState at time 0.
+        `overrides` are fields of the model by name (`override_names`), in the model's
+        shapes. What MuJoCo derives from masses, inertias and places of bodies when it
+        compiles follows them, but for `stat` (the scale of the solver's tolerance),
+        `eq_data` (what equality constraints hold where) and where mocap bodies start.
+        `changes` are `eq_active`, `mocap_pos` and `mocap_quat`.
+    step: (state, ctrl [nu], **changes) -> PhysicsState after `num_substeps` substeps.
+        `changes` are fields of MjData by name (`change_names`), in its shapes:
+        `eq_active`, `mocap_pos` and `mocap_quat` stay until they are changed again,
+        `qpos` and `qvel` are where the step begins, `xfrc_applied` and `qfrc_applied`
+        hold for all of this step and are zero in the next.
+
+    Both raise SettingsError for a name that is not possible or a wrong shape. C MuJoCo
+    keeps float64: an entry of an override, `qpos` or `qvel` that equals the model's
+    or the state's own rounded to float32 leaves that as it is.
+    """
+
+    model: mujoco.MjModel
+    reset: Callable[..., PhysicsState]
+    step: Callable[..., PhysicsState]
+    engine: str
+    num_substeps: int
+
+
+def resolve_engine(engine: str, cpu_engine: str) -> str:
+    """Turn `"auto"` into an engine and refuse what cannot run here.
+
+    Args:
+        engine: "auto" or one of `ENGINES`.
+        cpu_engine: the engine that is faster on CPU for the task at hand;
+            accelerators take "mjx".
+
+    Raises:
+        SettingsError: for an unknown engine, or "mjx-warp" without NVIDIA GPU or Warp.
+    """
+    backend = jax.default_backend()
+    if engine == "auto":
+        return cpu_engine if backend == "cpu" else "mjx"
+    if engine not in ENGINES:
+        raise SettingsError(
+            f"Unknown engine {engine!r}; choose 'auto' or one of {list(ENGINES)}."
+        )
+    if engine == "mjx-warp":
+        if backend != "gpu":
+            raise SettingsError(
+                f"engine='mjx-warp' needs an NVIDIA GPU, but JAX runs on {backend!r}; "
+                "choose 'mjx', 'mujoco' or 'auto'."
+            )
+        if importlib.util.find_spec("warp") is None:
+            raise SettingsError(
+                "engine='mjx-warp' needs the package `warp-lang`; install it or "
+                "choose 'mjx'."
+            )
+    return engine
+
+
+def compile_model(xml: str) -> mujoco.MjModel:
+    """Compile an MJCF text without a word about what is deprecated in it.
+
+    `MjModel.from_xml_string` prints such warnings and leaves a log file in the working
+    directory; users can change neither the files that packages ship nor their age.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
+        return mujoco.MjSpec.from_string(xml).compile()
+
+
+def make_physics(
+    model: mujoco.MjModel,
+    num_substeps: int,
+    engine: str,
+    *,
+    max_contacts: int | None = None,
+    max_constraints: int | None = None,
+) -> Physics:
+    """Step `model` by `engine`, `num_substeps` simulator steps per control step.
+
+    Args:
+        model: the compiled model; its options (solver, timestep) hold everywhere.
+        num_substeps: simulator steps with constant ctrl in one `step`.
+        engine: one of `ENGINES`, see `resolve_engine`.
+        max_contacts: "mjx-warp" only, contacts to make room for.
+        max_constraints: "mjx-warp" only, constraint rows to make room for.
+
+    Raises:
+        SettingsError: for fewer than one substep or an engine that cannot run here.
+    """
+    if num_substeps < 1:
+        raise SettingsError(f"num_substeps={num_substeps} must be at least 1.")
+    engine = resolve_engine(engine, engine)
+    if engine == "mujoco":
+        engine_reset, engine_step = make_c_mujoco(model, num_substeps)
+    else:
+        engine_reset, engine_step = make_mjx(
+            model,
+            num_substeps,
+            impl="jax" if engine == "mjx" else "warp",
+            max_contacts=max_contacts,
+            max_constraints=max_constraints,
+        )
+    overridable, changeable = override_names(model), change_names(model)
+    lasting = [name for name in changeable if name in LASTING]
+    own_data = mujoco.MjData(model)
+
+    def changed(values: Mapping[str, Any], possible: list[str]) -> dict[str, Array]:
+        shapes = {name: getattr(own_data, name).shape for name in possible}
+        return _checked(values, shapes, "change")
+
+    def reset(
+        qpos: Array,
+        qvel: Array,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> PhysicsState:
+        shapes = {name: model_field(model, name).shape for name in overridable}
+        return engine_reset(
+            jnp.asarray(qpos),
+            jnp.asarray(qvel),
+            _checked(overrides or {}, shapes, "override"),
+            changed(changes, lasting),
+        )
+
+    def step(state: PhysicsState, ctrl: Array, **changes: Any) -> PhysicsState:
+        chex.assert_shape(ctrl, (model.nu,))
+        return engine_step(state, ctrl, changed(changes, changeable))
+
+    return Physics(model, reset, step, engine, num_substeps)
+
+
+def _checked(
+    values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], verb: str
+) -> dict[str, Array]:
+    """`values` as arrays of floats, `eq_active` as one of bools."""
+    arrays = {}
+    for name, value in values.items():
+        if name not in shapes:
+            raise SettingsError(
+                f"{name!r} is nothing to {verb} here; possible are {list(shapes)}."
+            )
+        if np.shape(value) != shapes[name]:
+            raise SettingsError(
+                f"{name} has the shape {np.shape(value)}, but the model's is "
+                f"{shapes[name]}; give one simulation's value and use vmap for many."
+            )
+        array = jnp.asarray(value, dtype=float)
+        arrays[name] = array != 0 if name == "eq_active" else array
+    return arrays

@@ -1,0 +1,206 @@
+"""The engine `mjx`, and `mjx-warp`: MuJoCo inside the jitted program."""
+
+import contextlib
+import copy
+import functools
+import io
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from dppo_jax.envs.physics.state import INERTIAL, LASTING, MOMENTARY, PhysicsState
+from dppo_jax.types import Array
+
+# On import, MJX prints to the screen which optional packages are absent.
+with contextlib.redirect_stdout(io.StringIO()):
+    from mujoco import mjx
+
+# What MJX carries from one step to the next besides qpos and qvel. Everything else
+# in its Data is recomputed from these, so it need not live in an environment state.
+_MJX_FIELDS = (
+    "time",
+    "act",
+    "history",
+    "qacc_warmstart",
+    "eq_active",
+    "mocap_pos",
+    "mocap_quat",
+)
+
+# What MJX takes for no friction in a joint, in N or Nm.
+_LEAST_FRICTION = 1e-9
+
+
+def make_mjx(
+    model: mujoco.MjModel,
+    num_substeps: int,
+    *,
+    impl: str,
+    max_contacts: int | None = None,
+    max_constraints: int | None = None,
+) -> tuple[Callable[..., PhysicsState], Callable[..., PhysicsState]]:
+    """`reset` and `step` of `Physics`, with every argument given.
+
+    Args:
+        impl: "jax" or "warp", which alone reads the two that follow.
+    """
+    room = {}
+    if impl == "warp":
+        room = {"naconmax": max_contacts, "njmax": max_constraints}
+    template = mjx.make_data(model, impl=impl, device=_own_device(), **room)
+    mjx_model = mjx.put_model(model, impl=impl, device=_own_device())
+    names = [name for name in _MJX_FIELDS if getattr(template, name).size]
+
+    @functools.cache
+    def with_friction() -> tuple[Any, Any]:
+        """Model and data with rows for friction in every joint.
+
+        MJX makes them where it finds some in the model that it is given first.
+        """
+        everywhere = copy.copy(model)
+        everywhere.dof_frictionloss[...] = 1.0
+        device = _own_device()
+        with jax.ensure_compile_time_eval():
+            return (
+                mjx.put_model(everywhere, impl=impl, device=device),
+                mjx.make_data(everywhere, impl=impl, device=device),
+            )
+
+    def of(overrides: dict[str, Array]) -> tuple[Any, Any]:
+        """The model of one simulation, and its data before anything is known."""
+        if impl == "jax" and "dof_frictionloss" in overrides:
+            base, data = with_friction()
+        else:
+            base, data = mjx_model, template
+        return (base.tree_replace(overrides) if overrides else base), data
+
+    def outcome(
+        data: Any, displacement: Array, overrides: dict[str, Array]
+    ) -> PhysicsState:
+        raw = {name: getattr(data, name) for name in names}
+        sensordata = data.sensordata
+        if model.nsensor:
+            # XLA drops the stages that no sensor reads.
+            sensordata = mjx.forward(of(overrides)[0], data).sensordata
+        return PhysicsState(
+            data.qpos, data.qvel, sensordata, displacement, raw, overrides
+        )
+
+    def typed(changes: dict[str, Array]) -> dict[str, Array]:
+        return {
+            name: value.astype(getattr(template, name).dtype)
+            for name, value in changes.items()
+        }
+
+    def reset(
+        qpos: Array, qvel: Array, overrides: dict[str, Array], changes: dict[str, Array]
+    ) -> PhysicsState:
+        if "dof_frictionloss" in overrides:
+            # A row without any friction would hold the joint instead.
+            friction = jnp.maximum(overrides["dof_frictionloss"], _LEAST_FRICTION)
+            overrides = overrides | {"dof_frictionloss": friction}
+        own, fresh = of(overrides)
+        if INERTIAL & overrides.keys():
+            own_data = fresh
+            if impl == "warp":
+                # Its stages cannot be run one by one.
+                own = mjx.put_model(model, impl="jax", device=_own_device())
+                own = own.tree_replace(overrides)
+                own_data = mjx.make_data(model, impl="jax", device=_own_device())
+            overrides = overrides | _derive_constants(own, own_data)
+        data = fresh.replace(qpos=qpos, qvel=qvel, **typed(changes))
+        return outcome(data, jnp.zeros_like(data.qpos), overrides)
+
+    def step(
+        state: PhysicsState, ctrl: Array, changes: dict[str, Array]
+    ) -> PhysicsState:
+        given = typed(changes)
+        qpos, qvel = given.get("qpos", state.qpos), given.get("qvel", state.qvel)
+        raw = state.raw | {name: given[name] for name in LASTING if name in given}
+        acting = {name: given[name] for name in MOMENTARY if name in given}
+        acting["ctrl"] = ctrl
+        own_model, fresh = of(state.overrides)
+
+        def finish(data: Any) -> PhysicsState:
+            return outcome(data, data.qpos - qpos, state.overrides)
+
+        if impl == "warp":
+            data = fresh.replace(qpos=qpos, qvel=qvel, **raw, **acting)
+            data = jax.lax.fori_loop(
+                0, num_substeps, lambda _, data: mjx.step(own_model, data), data
+            )
+            return finish(data)
+
+        def substep(carry, _):
+            qpos, qvel, raw = carry
+            data = fresh.replace(qpos=qpos, qvel=qvel, **acting, **raw)
+            data = mjx.step(own_model, data)
+            raw = {name: getattr(data, name) for name in names}
+            return (data.qpos, data.qvel, raw), None
+
+        # Carrying only the state through the loop lets XLA keep the rest of Data in
+        # registers and temporaries instead of copying it every substep.
+        carry, _ = jax.lax.scan(substep, (qpos, qvel, raw), length=num_substeps)
+        last_qpos, last_qvel, raw = carry
+        return finish(fresh.replace(qpos=last_qpos, qvel=last_qvel, **acting, **raw))
+
+    return reset, step
+
+
+def _derive_constants(model: Any, data: Any) -> dict[str, Array]:
+    """What MuJoCo's mj_setConst derives from inertias and MJX reads.
+
+    The inverse weights are diagonals of J M^-1 J^T at qpos0, averaged over the three
+    directions of a translation or rotation; constraints scale with them. For a body
+    that only slides, alone, MuJoCo takes 1 / mass instead.
+    """
+    data = data.replace(qpos=model.qpos0)
+    for stage in (mjx.kinematics, mjx.com_pos, mjx.camlight, mjx.tendon, mjx.crb):
+        data = stage(model, data)
+    data = mjx.transmission(model, mjx.tendon_armature(model, data))
+    inverse = jnp.linalg.inv(mjx.full_m(model, data))
+
+    def weights(jacobian: Array) -> Array:
+        return jnp.einsum("iv,vw,iw->i", jacobian, inverse, jacobian)
+
+    def body_weight(body: Array) -> Array:
+        both = mjx.jac(model, data, data.xipos[body], body)
+        return jnp.stack([weights(jacobian.T).mean() for jacobian in both])
+
+    body_weights = jax.vmap(body_weight)(jnp.arange(model.nbody))
+    sliding, fixed = model.body_simple == 2, model.body_weldid == 0
+    of_mass = jnp.stack([1 / model.body_mass, jnp.zeros(model.nbody)], axis=1)
+    body_weights = jnp.where(sliding[:, None], of_mass, body_weights)
+    dof_weights = jnp.diag(inverse)
+    # All rotations or translations of one joint share their mean.
+    block = np.arange(model.nv)
+    for kind, adr in zip(model.jnt_type, model.jnt_dofadr):
+        if kind == mujoco.mjtJoint.mjJNT_FREE:
+            block[adr : adr + 3], block[adr + 3 : adr + 6] = adr, adr + 3
+        elif kind == mujoco.mjtJoint.mjJNT_BALL:
+            block[adr : adr + 3] = adr
+    same = jnp.asarray(block[:, None] == block, dof_weights.dtype)
+    below = np.eye(model.nbody)
+    for body in range(model.nbody - 1, 0, -1):
+        below[model.body_parentid[body]] += below[body]
+    constants = {
+        "body_subtreemass": jnp.asarray(below, model.body_mass.dtype) @ model.body_mass,
+        "body_invweight0": jnp.where(fixed[:, None], 0.0, body_weights),
+        "dof_invweight0": same @ dof_weights / same.sum(1),
+    }
+    if model.ntendon:
+        constants["tendon_invweight0"] = weights(data._impl.ten_J)
+    if model.nu:
+        moments = data._impl.actuator_moment
+        constants["actuator_acc0"] = jnp.linalg.norm(moments @ inverse, axis=1)
+    return constants
+
+
+def _own_device() -> jax.Device:
+    """Where MJX keeps its constants; by itself it takes the first device of all
+    processes, whose arrays the other processes cannot read."""
+    return jax.local_devices()[0]

@@ -1,0 +1,113 @@
+"""Pytrees on their way to a file and back: what a file keeps, and what must match."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dppo_jax.errors import SettingsError
+from dppo_jax.types import PyTree
+
+
+def with_types(saved: PyTree, like: Any) -> PyTree:
+    """Give nested dictionaries the types of `like`, named tuples above all.
+
+    A field that `like` leaves at None may be there or not.
+    """
+    if isinstance(like, tuple) and hasattr(like, "_fields"):
+        fields = {k: with_types(saved[k], getattr(like, k)) for k in saved}
+        return type(like)(**fields)
+    if isinstance(like, Mapping):
+        return {k: with_types(saved[k], like[k]) for k in saved}
+    if isinstance(like, (tuple, list)):
+        return type(like)(with_types(s, x) for s, x in zip(saved, like, strict=True))
+    return saved
+
+
+def optional_as(like: PyTree, saved: PyTree) -> PyTree:
+    """`like` with those of its parts that are None taken from `saved`.
+
+    Such a part may be there or not, as the number of steps left where K' is annealed.
+    Other differences stay, for `check_matches` to refuse.
+    """
+    if like is None:
+        return saved
+    fields = getattr(like, "_fields", None)
+    if fields is not None:
+        parts = (optional_as(getattr(like, k), _part(saved, k)) for k in fields)
+        return type(like)(*parts)
+    if isinstance(like, Mapping):
+        return {k: optional_as(x, _part(saved, k)) for k, x in like.items()}
+    return like
+
+
+def _part(tree: PyTree, name: str) -> PyTree:
+    """The part of a mapping or a named tuple; None where there is none."""
+    return tree.get(name) if isinstance(tree, Mapping) else getattr(tree, name, None)
+
+
+def check_matches(params: PyTree, expected: PyTree, *, what: str, cure: str) -> None:
+    """Refuse parameters whose names or shapes differ from `expected`.
+
+    Raises:
+        SettingsError: naming the first that differs, what it belongs to and the cure.
+    """
+    found, wanted = _shapes(params), _shapes(expected)
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise SettingsError(
+                f"{what} does not match the configured one: {name} has shape "
+                f"{found.get(name, 'none')}, expected {wanted.get(name, 'none')}; "
+                f"{cure}"
+            )
+
+
+def plain(tree: PyTree) -> PyTree:
+    """Nested dictionaries and lists of NumPy arrays, without fields that are None."""
+    if isinstance(tree, tuple) and hasattr(tree, "_asdict"):
+        tree = tree._asdict()
+    if isinstance(tree, Mapping):
+        return {name: plain(x) for name, x in tree.items() if x is not None}
+    if isinstance(tree, (tuple, list)):
+        return [plain(x) for x in tree]
+    return np.asarray(tree)
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        "/".join(_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves
+    }
+
+
+def _name(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key
+    )
+
+
+def storable(tree: PyTree) -> PyTree:
+    """What every file format knows: random keys as integers, nothing empty."""
+
+    def store(leaf: Any) -> Any:
+        if _is_key(leaf):
+            return jax.random.key_data(leaf)
+        return leaf if leaf.size else np.zeros(1, leaf.dtype)
+
+    return jax.tree.map(store, tree)
+
+
+def restored(tree: PyTree, like: PyTree) -> PyTree:
+    """Undo `storable`, with the leaves of `like` for what it could not keep."""
+
+    def restore(leaf: Any, like: Any) -> Any:
+        if _is_key(like):
+            return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
+        return leaf if like.size else like
+
+    return jax.tree.map(restore, tree, like)

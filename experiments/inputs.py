@@ -1,0 +1,166 @@
+"""What a stage starts from: demonstrations, bounds and policies that it finds."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dppo_jax.demonstrations.dataset import Episodes
+from dppo_jax.demonstrations.formats import load_demonstrations
+from dppo_jax.demonstrations.recorder import random_bounds
+from dppo_jax.deploy import LoadedPolicy, load_policy
+from dppo_jax.envs import time_limit, vectorize
+from dppo_jax.envs.adapters import is_host
+from dppo_jax.envs.build import make_single
+from dppo_jax.errors import SettingsError
+from dppo_jax.normalize import Normalizer, constant_columns
+from dppo_jax.policies import make_policy
+from dppo_jax.training.checkpoint import has_checkpoint, read_policy
+from dppo_jax.training.config_file import load_config
+from dppo_jax.types import VecEnv
+from experiments.directories import as_json, differences, digest
+from experiments.settings import as_flag
+
+# What fine-tuning and evaluation must find as pre-training left it.
+_MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
+# Of these, what parameters do not depend on.
+_MAY_DIFFER = ("model.network.compute_dtype", "model.sampling.")
+# Of a fine-tuned policy the frozen and the tuned network differ, and these say which
+# one makes which move.
+_TUNED_MUST_MATCH = ("model.sampling.num_tuned_steps", "model.sampling.ddim_steps")
+# Instead of a policy to start from.
+NO_POLICY = "none"
+# What also decides how a policy scores; a difference is legitimate, but worth a line.
+_WORTH_A_LINE = (
+    *("env.", "model.network.compute_dtype"),
+    *(
+        f"model.sampling.{x}"
+        for x in ("ddim_steps", "eta", "draw_clip", "final_clip", "noise_clip")
+    ),
+)
+
+
+def check_task(config: ConfigDict, stage: str) -> None:
+    """Refuse a stage that needs a simulator where none is named."""
+    if not config.env.task:
+        raise SettingsError(
+            f"env.task is empty, and experiments.{stage} needs a simulator; pass "
+            "--config.env.task=NAME, see docs/environments.md."
+        )
+
+
+def data_path(config: ConfigDict) -> str:
+    """Where demonstrations are."""
+    return config.data or str(Path("data") / config.name)
+
+
+def load_data(config: ConfigDict) -> Episodes:
+    """Demonstrations, normalised.
+
+    Raises:
+        SettingsError: there are none, or they cannot be read.
+    """
+    data = data_path(config)
+    if not config.data and not Path(data).exists():
+        raise SettingsError(
+            f"no demonstrations at {data}; run experiments.collect first, or pass "
+            "--config.data=<file or folder>, see docs/data.md."
+        )
+    episodes = load_demonstrations(data)
+    if episodes.normalizer is not None:
+        constant = constant_columns(episodes.normalizer)
+        if constant:
+            print(
+                f"note: columns {constant} of the observations never change in {data}; "
+                "policies see them clipped to their value there"
+            )
+    return episodes
+
+
+def make_raw_env(config: ConfigDict) -> VecEnv:
+    """The environments of `config.rollout` in task units, one action a step."""
+    env = time_limit(make_single(config.env), config.env.max_steps)
+    return vectorize(env, config.rollout.num_envs)
+
+
+def find_bounds(config: ConfigDict, run_dir: str) -> tuple[Normalizer, dict[str, str]]:
+    """Bounds for a policy that starts from nothing, and the digest of their origin.
+
+    Those of a run that goes on, or of the data if there are any, or of random actions
+    in [-1, 1].
+
+    Raises:
+        SettingsError: no data, for a task in host processes.
+    """
+    data, origin = None, {}
+    if config.data or Path(data_path(config)).exists():
+        data = load_data(config)
+        origin["data"] = digest(data)
+    if has_checkpoint(run_dir):
+        return read_policy(run_dir).normalizer, origin
+    if data is not None and data.normalizer is not None:
+        print(f"bounds of observations and actions: those of {data_path(config)}")
+        return data.normalizer, origin
+    if is_host(config.env.task):
+        raise SettingsError(
+            f"policy={NO_POLICY}: bounds of {config.env.task} can only be those of "
+            "demonstrations; pass --config.data=<file or folder>."
+        )
+    steps = config.rollout.random_steps
+    print(f"bounds of observations and actions: those of {steps} random steps in +-1")
+    # The same for every seed, so that many seeds in one program are what each is alone.
+    key = jax.random.key(0)
+    return random_bounds(make_raw_env(config), key, num_control_steps=steps), origin
+
+
+def policy_path(config: ConfigDict, stage: str) -> str:
+    """Where the policy is that the config names, or that of an earlier stage."""
+    return config.policy or str(Path("runs") / config.name / stage)
+
+
+def find_policy(
+    config: ConfigDict, stage: str, checkpoint: int | str = "latest"
+) -> LoadedPolicy:
+    """Load the policy that the config names, or that of an earlier stage.
+
+    Args:
+        checkpoint: an iteration, "latest" or "best".
+
+    Raises:
+        SettingsError: none there, or a policy other than the configured one.
+    """
+    run_dir = policy_path(config, stage)
+    if not config.policy and load_config(run_dir) is None:
+        raise SettingsError(
+            f"no policy at {run_dir}; run experiments.{stage} first, or pass "
+            "--config.policy=<run directory>."
+        )
+    trained = load_config(run_dir) or {}
+    if "model" not in trained:
+        read_policy(run_dir, checkpoint)  # Refuses what is no run.
+        raise SettingsError(
+            f"{run_dir} was written without a configuration; read it by "
+            "dppo_jax.load_policy, or pass one to dppo_jax.train when it is trained."
+        )
+    is_tuned = trained.get("stage") == "finetune"
+    found = differences(trained, as_json(config))
+    for name, (saved, now) in sorted(found.items()):
+        must_match = name.startswith(_MUST_MATCH) and not name.startswith(_MAY_DIFFER)
+        if name == "env.task" and not saved:
+            continue  # Cloned without a simulator.
+        if must_match or (is_tuned and name in _TUNED_MUST_MATCH):
+            raise SettingsError(
+                f"{run_dir} was trained with {name}={saved!r}, but the config says "
+                f"{now!r}; pass {as_flag(name, saved)}, or train a policy that "
+                "matches."
+            )
+        if name.startswith(_WORTH_A_LINE):
+            print(f"note: the policy was trained with {name}={saved!r}, not {now!r}")
+    # As the configuration says now, of which no weight depends on the differences.
+    return load_policy(run_dir, checkpoint, model=config.model)
+
+
+def build_policy(config: ConfigDict, action_dim: int) -> Any:
+    """The policy that all stages share."""
+    return make_policy(config.model, action_dim=action_dim)
