@@ -46,6 +46,7 @@ LOG_PROB = jnp.array([[[3.0, -9.0], [1.0, 0.0]]])  # [B, Ta, Da]
     [
         (dict(bounds=None), -1.25),
         (dict(bounds=None, horizon=1), -3.0),
+        (dict(bounds=None, bound_entries=False), -1.25),
         (dict(), (2.0 - 5.0 + 1.0 + 0.0) / 4),  # entries are clamped to [-5, 2]
         (dict(horizon=1), (2.0 - 5.0) / 2),
         (dict(bound_entries=False), -1.25),
