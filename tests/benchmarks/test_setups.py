@@ -56,7 +56,7 @@ def test_a_part_may_bring_its_floor_or_have_none():
 def test_configurations_are_found_by_file_and_variant():
     assert load_config(setups.HOPPER).env.task == "hopper"
     assert load_config("experiments/configs/avoid.py:m2").name == "avoid_m2"
-    with pytest.raises(ValueError, match="no Python file"):
+    with pytest.raises(ValueError, match="not a Python file"):
         load_config("README.md")
 
 

@@ -197,7 +197,7 @@ def test_nothing_is_overwritten_and_an_import_is_no_run_to_resume(exported, tmp_
 def test_without_a_critic_an_export_says_so(tmp_path, capsys):
     run = make_run(tmp_path / "run", "finetune", critic=False)
     export_reference.main(run, str(tmp_path / "a.pt"))
-    assert "there is no critic" in capsys.readouterr().out
+    assert "it has no critic" in capsys.readouterr().out
     assert load_reference_checkpoint(tmp_path / "a.pt").critic is None
 
 

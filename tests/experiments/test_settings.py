@@ -144,7 +144,7 @@ def test_a_wrong_setting_is_refused_by_name(setting, message):
 
 @pytest.mark.parametrize("spec", ["absent.py", "README.md"])
 def test_a_configuration_is_a_python_file(spec):
-    message = "there is no such file" if spec == "absent.py" else "is no Python file"
+    message = "there is no such file" if spec == "absent.py" else "is not a Python file"
     with pytest.raises(ValueError, match=message):
         load_config(spec if spec == "absent.py" else str(REPOSITORY / spec))
 

@@ -247,9 +247,9 @@ def test_a_run_directory_is_all_that_evaluation_needs(world, capsys):
     config = parse(run_dir, "--config.evaluate.num_episodes=3", takes_run=True)
     evaluate.main(config)
     assert "3 episodes" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="nowhere is no directory of experiments"):
+    with pytest.raises(ValueError, match="nowhere holds no run of experiments"):
         parse("nowhere", takes_run=True)
-    with pytest.raises(ValueError, match="is no flag"):
+    with pytest.raises(ValueError, match="is not a flag"):
         parse(run_dir)
 
 
@@ -361,7 +361,7 @@ def test_a_run_that_was_moved_goes_on(world, tmp_path, monkeypatch, capsys):
     directories.prepare_run(config, "pretrain", {"data": data})
     for stage, source in (("finetune", "policy"), ("pretrain", "data")):
         config = make_config(tmp_path, stage, **moved | dict(run_dir=stage))
-        with pytest.raises(ValueError, match=f"started from another {source}, "):
+        with pytest.raises(ValueError, match=f"started from another {source}: "):
             directories.prepare_run(config, stage, {source: "0123456789abcdef"})
 
 
@@ -525,8 +525,8 @@ def test_a_report_of_nothing_is_refused(argument, capsys):
             ["--config.algorithm.ppo.clip_tpo=1"],
             "--config.algorithm.ppo.clip_tpo; did you mean algorithm.ppo.clip_top?",
         ),
-        (["config.seed=1"], "'config.seed=1' is no flag"),
-        (["--config.policy.seed=1"], "setting is given a key of its own"),
+        (["config.seed=1"], "'config.seed=1' is not a flag"),
+        (["--config.policy.seed=1"], "policy holds a plain value"),
         (["--config.seed=one"], "one"),
         (["--checkpoint=best"], "reads no policy"),
     ],

@@ -168,7 +168,7 @@ def test_what_cannot_be_shared_is_refused_before_anything_runs():
     [
         ({"mesh.devices": 2, "num_seeds": 2}, "num_seeds=2 with mesh.devices=2"),
         ({"mesh.devices": 2, "env.task": "gymnasium:Hopper-v5"}, "in host processes"),
-        ({"mesh.coordinator": "localhost:1"}, "of no use .*distributed=True"),
+        ({"mesh.coordinator": "localhost:1"}, "need .*distributed=True"),
         ({"mesh.devices": -1}, "mesh.devices=-1, but JAX sees"),
     ],
 )
