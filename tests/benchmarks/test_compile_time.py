@@ -1,4 +1,4 @@
-"""Two starts of a process, and the settings they are given."""
+"""The two starts that are timed, and their settings."""
 
 import pytest
 

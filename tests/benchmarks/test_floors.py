@@ -1,4 +1,4 @@
-"""What a floor counts, and that what it measures is what it counted."""
+"""The operations that floors count, and the programs that they time."""
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def test_a_gradient_costs_three_products_a_layer_but_for_the_first():
     apply, params, x = network()
     forward = floors.flops(apply, params, x)
     backward = floors.flops(jax.grad(lambda *a: apply(*a).sum()), params, x)
-    # No gradient goes to the sinusoids that the time embedding starts with.
+    # The sinusoids of the time embedding need no gradient.
     spared = 2 * ROWS * params["params"]["time_embedding"]["linear_1"]["kernel"].size
     assert backward == 3 * forward - spared
 
@@ -88,9 +88,9 @@ def test_replays_run_exactly_the_products_of_the_function():
     assert sum(product.flops for product, _ in replay.products) == replay.flops
     for name, call in replay.calls().items():
         compiled = call.function.lower(*call.args).compile().as_text()
-        # None was merged with another, moved or cut down; they are those of XLA too.
+        # XLA merged, moved or reduced none of them.
         assert compiled.count(" dot(") == len(replay.products), name
-        # The loop copies nothing that takes time.
+        # The loop has few copies, which would take time.
         assert compiled.count(" copy(") < len(replay.products) / 2, name
 
 
@@ -103,7 +103,7 @@ def test_weights_stay_apart_where_activations_share_an_array():
     for weight in weights:
         same = [w for w in weights if w.shape == weight.shape]
         assert shapes.count(weight.shape) == len(same)
-    # Two of the layers read activations of one shape.
+    # Two of the layers read activations of equal shape.
     assert shapes.count((ROWS, WIDTH)) == 1
 
 

@@ -1,4 +1,4 @@
-"""The program for a GPU, as far as it can be tried without one."""
+"""The benchmark for a GPU, as far as a CPU can run it."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ def raise_(error):
 
 
 def run(measurements, **settings):
-    """All rows, and how many had been kept after each."""
+    """All rows, and the number of rows at each call of `keep`."""
     kept = []
     settings = {"max_minutes": 1} | settings
     rows = jobs.run_jobs(
@@ -86,7 +86,7 @@ def test_the_most_telling_rows_come_first():
     for table in ("denoising", "update", "pretrain", "matmul"):
         precisions = {x.about["precision"] for x in ordered if x.table == table}
         assert precisions == set(sizes.PRECISIONS)
-    # No job twice, which would waste what little time there is.
+    # No job occurs twice.
     names = [str((job.table, job.about)) for job in ordered]
     assert len(names) == len(set(names))
 
@@ -98,7 +98,7 @@ def test_an_iteration_has_twenty_updates_at_any_size():
     pairs = rollout.num_envs * rollout.num_chunks * num_tuned
     assert rollout.num_envs == 1024 and ppo.epochs == 2
     assert pairs // ppo.batch_size == 10
-    # Whole chains.
+    # Minibatches hold whole chains.
     assert ppo.batch_size % num_tuned == 0
     small = sizes.make_config("avoid", sizes.SMALL, precision="bfloat16")
     assert small.model.network.hidden_sizes == small.critic.hidden_sizes == (16,) * 3

@@ -15,12 +15,12 @@ def test_c_mujoco_makes_the_steps_of_the_environments_again(name):
     model = recorded.model
     assert recorded.raw.shape[:2] == (3, 2)
     assert recorded.ctrl.shape == (3, 2, model.nu)
-    # A state begins with the time; one control step lies between two of them.
+    # The first entry of a state is the time, which grows by one control step.
     period = recorded.num_substeps * model.opt.timestep
     np.testing.assert_allclose(recorded.raw[:, 0, 0], period * np.arange(3), rtol=1e-9)
     assert np.any(recorded.ctrl)
 
-    # From its recorded state and control, a step leads to the state recorded next.
+    # A step from a recorded state with its control gives the next recorded state.
     batch = mujoco_batch.Batch(model, 2)
     ctrl = batch.bind("ctrl")
     batch.state[...] = recorded.raw[1]
@@ -32,7 +32,7 @@ def test_c_mujoco_makes_the_steps_of_the_environments_again(name):
 def test_the_engine_is_the_one_that_the_task_made():
     hopper = physics.engine_of("hopper", "mjx")
     assert hopper.engine == "mjx" and hopper.num_substeps == 4
-    # The task gives MJX fewer iterations than C MuJoCo, and margins of its own.
+    # The task gives MJX fewer iterations than C MuJoCo, and sets the margins.
     assert hopper.model.opt.iterations == 4
     assert physics.engine_of("hopper", "mujoco").model.opt.iterations > 4
     wider = physics.engine_of("hopper", "mujoco", margins="max").model
@@ -41,7 +41,7 @@ def test_the_engine_is_the_one_that_the_task_made():
 
 @pytest.fixture
 def calls_take_a_quarter_second(monkeypatch):
-    """As the stopwatch of the benchmarks sees it; returns the functions it timed."""
+    """Replaces `timing.measure`; returns the functions that were timed."""
     timed = []
 
     def measure(function, *args, max_seconds):
@@ -57,7 +57,7 @@ def calls_take_a_quarter_second(monkeypatch):
 def test_an_engine_makes_as_many_steps_a_second_as_it_was_timed(
     engine, calls_take_a_quarter_second
 ):
-    """3 environments of 2 control steps in a quarter of a second."""
+    """3 environments make 2 control steps each in a quarter of a second."""
     assert physics.engine_rate("avoid", engine, 3, 2) == 24
     assert len(calls_take_a_quarter_second) == 1
 

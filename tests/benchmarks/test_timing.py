@@ -1,4 +1,4 @@
-"""The stopwatch itself: what is counted, what is kept apart, what is written."""
+"""Timing: what is timed, what is excluded, what is written."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Laws of the windows that training draws from."""
+"""Properties of the windows that training draws from, and of data sets."""
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +142,7 @@ def test_laying_end_to_end_undoes_selecting():
 
 
 def split_ids(fraction, seed, total=10):
-    """Ten episodes of 1 to 10 steps, told apart by their lengths."""
+    """Ten episodes of 1 to 10 steps, identified by their lengths."""
     lengths = np.arange(1, total + 1)
     steps = np.repeat(lengths, lengths).astype(np.float32)[:, None]
     parts = split_episodes(Episodes({"state": steps}, steps, lengths), fraction, seed)

@@ -1,4 +1,4 @@
-"""Laws of recording: what was done stands there, in whole episodes, without favour."""
+"""Properties of recordings: true rewards and ends, whole episodes, no bias."""
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def test_actions_differ_and_the_same_key_gives_the_same_data():
 
 
 def test_short_episodes_are_not_favoured():
-    """Half of all episodes are drawn short; what ends first would be 8 of 9."""
+    """Half of all episodes are short. Of the first to end, 8 of 9 would be short."""
     lengths = record(4000, env=raw_env(16, lengths=(1, 8))).episode_lengths
     assert abs((lengths == 1).mean() - 0.5) < 4 * 0.5 / np.sqrt(len(lengths))
 
@@ -108,7 +108,7 @@ def test_recorded_episodes_can_be_joined():
 
 
 def test_exploring_actions_keep_to_the_bounds_and_reach_them():
-    """Noise far beyond the bounds of [-2, 6] ends at them, in task units."""
+    """Noise far beyond the bounds of [-2, 6] is clipped to them, in task units."""
     normalizer = Normalizer(*map(np.float32, ([0, 0], [4, 4], [-2], [6])))
     policy = tiny.tiny_gaussian_policy(fixed_std=5.0)
     params = policy.init(jax.random.key(0), tiny.OBS)
@@ -121,7 +121,7 @@ def test_exploring_actions_keep_to_the_bounds_and_reach_them():
 
 
 def test_a_policy_sees_normalised_observations():
-    """The middle of the bounds is what the policy calls zero."""
+    """The policy observes the middle of the bounds as zero."""
     normalizer = Normalizer(*map(np.float32, ([0, 10], [4, 30], [-1], [1])))
     policy = tiny.tiny_gaussian_policy(fixed_std=0.1)
     params, keys = policy.init(jax.random.key(0), tiny.OBS), jax.random.key(1)[None]

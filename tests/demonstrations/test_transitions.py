@@ -1,4 +1,4 @@
-"""Laws of chunked transitions, by hand and against loops of Python."""
+"""Chunked transitions, compared with hand-made ones and with loops in Python."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from dppo_jax import load_demonstrations
 from dppo_jax.demonstrations import Episodes, chunked_transitions, windows
 from tests.demonstrations.raw import RAW
 
-# The task ended the first episode of 3 steps; the second, of 2, was cut off. Step i saw
-# [i], did [10 i] and earned 1, 2, 4, 8, 16.
+# The task ended the first episode of 3 steps; the second, of 2, was cut off. Step i has
+# the observation [i] and the action [10 i]. The rewards are 1, 2, 4, 8, 16.
 STEPS = np.arange(5, dtype=np.float32)[:, None]
 EPISODES = Episodes(
     {"state": STEPS},
@@ -22,7 +22,7 @@ EPISODES = Episodes(
 
 
 def columns(episodes=EPISODES, **settings):
-    """The fields as lists; of states and actions the only entry."""
+    """The fields as lists; states and actions as their only entry."""
     made = chunked_transitions(episodes, **{"discount": 0.5} | settings)
     return {
         "obs": made.obs["state"][..., 0].tolist(),

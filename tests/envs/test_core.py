@@ -15,7 +15,7 @@ def test_auto_reset_keeps_the_terminal_observation(counter):
     state, step = jax.jit(env.step)(state, action)
     np.testing.assert_array_equal(step.obs["state"], [[2.0], [1.0]])
     np.testing.assert_array_equal(step.terminated, [1.0, 0.0])
-    # Environment 0 starts anew, environment 1 goes on.
+    # Environment 0 is reset, environment 1 continues.
     np.testing.assert_array_equal(state.obs["state"], [[0.0], [1.0]])
 
 

@@ -53,7 +53,7 @@ def test_the_last_unfinished_episode_is_left_out(tmp_path):
 
 
 def test_only_rows_that_are_kept_are_read(tmp_path):
-    """NaN in the second episode are no error as long as nobody asks for it."""
+    """NaN in the second episode is no error if only the first one is read."""
     path = write(tmp_path / "data.hdf5", observations=NOT_A_NUMBER)
     assert load_d4rl(path, 1).episode_lengths.tolist() == [3]
     with pytest.raises(ValueError, match=r"state has NaN .* 1 of 5 rows, first \[4\]"):
@@ -129,7 +129,7 @@ def test_what_the_format_cannot_say_is_not_written(tmp_path):
 
 
 def test_a_recorded_file_gives_the_windows_of_its_published_conversion(demos_dir):
-    """Both were written by others from the same roll-outs."""
+    """Other programs wrote both files from the same roll-outs."""
     ours = load_demonstrations(demos_dir / "locomotion" / "hopper_sac.hdf5")
     theirs = load_dppo_npz(demos_dir / "locomotion" / "hopper_sac")
     a, b = (windows(episodes, chunk=4, history=2) for episodes in (ours, theirs))

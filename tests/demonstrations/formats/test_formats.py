@@ -1,4 +1,4 @@
-"""One entry for all formats."""
+"""Reading and writing through the functions for all formats."""
 
 import json
 
@@ -23,7 +23,7 @@ from tests.demonstrations.raw import ACTIONS, LENGTHS, RAW, STATE, assert_same
 
 
 def write(folder, name):
-    """RAW in a format, at a path that does not give it away."""
+    """Write RAW in a format, at a path whose name does not show the format."""
     path = folder / "demonstrations"
     if name == "dppo_npz":
         save_dppo_npz(path, RAW)
@@ -95,7 +95,7 @@ def test_round_trips_lose_nothing(tmp_path, source, target):
     end = load_demonstrations(back)
     assert_same(end, RAW)
     np.testing.assert_allclose(end.actions, start.actions, atol=1e-6)
-    # Nothing temporary stays behind.
+    # No temporary files remain.
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"demonstrations", "there", "back"}
 
@@ -160,7 +160,7 @@ def test_options_without_a_meaning_are_refused(tmp_path):
 
 
 def test_actions_of_the_stitched_format_keep_to_its_range(tmp_path):
-    """Whoever forgets to normalise is told; rounding is forgiven."""
+    """Actions that are not normalised are refused; rounding errors are accepted."""
     bounds = normalize.fit_normalizer(STATE, ACTIONS)
     normalize.save_normalizer(tmp_path / "normalization.npz", bounds)
     arrays = dict(states=STATE, traj_lengths=LENGTHS)

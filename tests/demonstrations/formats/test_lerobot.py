@@ -24,7 +24,7 @@ FIRST, SECOND = "data/chunk-000/file-000.parquet", "data/chunk-000/file-001.parq
 
 
 def write(folder, files=((FIRST, slice(0, 4)), (SECOND, slice(4, 5))), **changes):
-    """Two files, the second episode being cut in two by their border."""
+    """Write two files; the second episode is split between them."""
     columns = {k: v for k, v in (COLUMNS | changes).items() if v is not None}
     for name, rows in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ ACTION = Box(-4.0, 4.0, (1,), np.float32)
 
 
 def write(folder, space=UNBOUNDED, action_space=ACTION, *, observe=None, act=ACTIONS):
-    """A data set made by the package itself; `observe` maps [T, 2] to observations."""
+    """Write a data set with the package; `observe` maps [T, 2] to observations."""
     folder.mkdir()
     storage = MinariStorage.new(folder / "data", space, action_space)
     storage.update_metadata(
@@ -28,7 +28,7 @@ def write(folder, space=UNBOUNDED, action_space=ACTION, *, observe=None, act=ACT
     ends = np.cumsum(LENGTHS)
     buffers = []
     for begin, end in zip(ends - LENGTHS, ends):
-        # What follows the last action: a value that must not be read.
+        # The observation after the last action, which must not be read.
         seen = np.concatenate([STATE[begin:end], np.full((1, 2), 99, np.float32)])
         last = np.arange(begin, end) == end - 1
         buffers.append(
@@ -126,7 +126,7 @@ def test_damage_is_named_in_one_line_with_the_folder(tmp_path):
 
 
 def test_nothing_that_a_file_names_is_imported(tmp_path):
-    """Without its spaces the package would build the environment of the file."""
+    """Without spaces in a file the package would build the environment it names."""
     folder = write(tmp_path / "tiny")
     path = folder / "data" / "metadata.json"
     metadata = json.loads(path.read_text())

@@ -86,7 +86,7 @@ def test_images_are_read_where_they_are_named_only(tmp_path):
 
 
 def test_only_the_last_row_can_end_an_episode(tmp_path):
-    """Some recorders set dones at every success, and the episode goes on."""
+    """Some recorders set dones at every success, although the episode continues."""
     dones = dict(dones=np.array([0, 1, 0]))
     path = write(tmp_path / "a.hdf5", {"demo_0": demo(FIRST, **dones)})
     assert not load_robomimic(path, **KEYS).terminals.any()

@@ -21,7 +21,7 @@ def test_every_mode_is_demonstrated_as_often_as_asked(episodes):
 
 
 def test_replaying_the_actions_gives_the_states_and_the_mode(episodes):
-    """The recorded actions alone lead through the gaps without a touch."""
+    """The recorded actions alone lead through the gaps without a collision."""
     env = make_avoid(engine=ENGINE)
     longest = max(len(e.actions) for e in episodes)
     actions = np.zeros((longest, len(episodes), 2), np.float32)

@@ -19,7 +19,7 @@ class State(NamedTuple):
 
 
 class Careless:
-    """As careless as the libraries are: counts in place, and forgets types."""
+    """Like the libraries, it changes metrics in place and does not keep their types."""
 
     action_size = 1
 
@@ -48,7 +48,7 @@ def test_types_stay_so_that_loops_and_one_program_will_do():
     for _ in range(3):
         state, outcome = step(state, jnp.ones((2, 2, 1)))
         counts.append(float(outcome.metrics["count"][0]))
-    # The second chunk is cut by an end, after which nothing counts on.
+    # An end cuts the second chunk, and counting stops there.
     assert step._cache_size() == 1 and counts == [3.0, 4.5, 3.0]
     np.testing.assert_array_equal(outcome.reward, [2.0, 2.0])
 

@@ -54,7 +54,7 @@ def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
     actions = jax.random.uniform(KEY, (12, num_envs, chunk, 1), minval=-1.0)
     expected, found = (run_env(env, actions) for env in (pure, host))
     ends = expected[1].terminated.sum(), expected[1].truncated.sum()
-    assert min(ends) > 1  # The comparison has met both kinds of ends.
+    assert min(ends) > 1  # Both kinds of ends occurred.
     assert jax.tree.structure(expected) == jax.tree.structure(found)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
@@ -134,7 +134,7 @@ def test_an_old_state_is_refused():
     state, _ = env.step(old, ONE)
     with pytest.raises(jax.errors.JaxRuntimeError, match="1 calls old.*or reset"):
         jax.block_until_ready(env.step(old, ONE))
-    state, step = env.step(state, ONE)  # The latest is as good as before.
+    state, step = env.step(state, ONE)  # The latest state still works.
     np.testing.assert_array_equal(step.obs["state"], [[[2.0]]])
 
 
@@ -155,7 +155,7 @@ def test_episodes_of_simulators_that_are_gone_count_as_truncated():
 
 
 def test_where_iterations_restart_all_episodes_resuming_is_exact():
-    """Iteration 2 is the same with the simulators of iteration 1 and with others."""
+    """Iteration 2 is the same with the simulators of iteration 1 and with new ones."""
 
     def algorithm():
         env = counters(
@@ -181,7 +181,7 @@ def test_metrics_are_the_numbers_in_info_or_those_named():
     task = make_gymnasium(Counter, processes=0, metrics=("total", "success"))
     env = host_vec_env(task, 1)
     _, step = env.step(tiny.start(env, KEY), ONE)
-    assert float(step.metrics["success"][0]) == 0  # what never came is 0
+    assert float(step.metrics["success"][0]) == 0  # a missing metric is 0
     assert float(step.metrics["total"][0]) == 1
 
 
@@ -211,7 +211,7 @@ def test_a_simulator_that_breaks_says_so(processes):
 
 
 def test_processes_end_with_the_program():
-    """Even where it fails, and at once."""
+    """They end at once, even if the program fails."""
     source = """
         import multiprocessing, jax
         from tests import tiny
