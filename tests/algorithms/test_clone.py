@@ -65,7 +65,7 @@ def test_an_epoch_sees_every_window_and_fills_the_last_minibatch(
     np.testing.assert_array_equal(moved, starts)
 
 
-def test_the_average_is_one_of_networks_every_so_many_updates():
+def test_the_average_is_updated_every_ema_every_updates():
     """e <- decay e + (1 - decay) p, after updates 1, 4, 7, ... for every = 3."""
     algorithm = make(ema_decay=0.7, ema_every=3, batch_size=NUM_WINDOWS)
     step = jax.jit(algorithm.step)

@@ -75,7 +75,7 @@ def single_update():
     return state, row
 
 
-def test_the_first_update_finds_the_policy_that_sampled(single_update):
+def test_ratios_are_one_in_the_first_update(single_update):
     """Before any optimizer step all ratios are one and nothing is clipped."""
     row = single_update[1]
     assert row["num_updates"] == 1
@@ -102,7 +102,7 @@ def test_jit_changes_nothing():
 
 
 @pytest.mark.parametrize("annealed", [False, True])
-def test_parts_of_a_minibatch_change_nothing_but_rounding(annealed):
+def test_micro_batches_change_only_rounding(annealed):
     """With annealed K' some micro-batches hold more pairs that count than others. The
     other case is a Gaussian policy, because its entropy changes."""
     policy = None
@@ -147,9 +147,7 @@ def gradients(state):
     ids=str,
 )
 @pytest.mark.parametrize("annealed", [False, True])
-def test_all_pairs_at_once_give_one_gradient_however_they_are_arranged(
-    annealed, changes
-):
+def test_pairs_and_chains_in_one_minibatch_give_the_same_gradient(annealed, changes):
     """With all 32 pairs in one minibatch both modes compute the same mean."""
     common = dict(batch_size=32, epochs=1, advantage_quantiles=(0.1, 0.9))
     if annealed:
@@ -200,7 +198,7 @@ def test_a_nan_in_one_update_shows_in_the_metrics():
     assert not np.isfinite(rows[0]["policy_loss"])
 
 
-def test_annealing_hands_moves_to_a_copy_of_the_tuned_network(annealed):
+def test_annealing_freezes_a_copy_of_the_tuned_network(annealed):
     """After two iterations one of two moves is dropped; the other stays tuned."""
     states, _ = annealed
     assert [int(s.params.num_active) for s in states] == [2, 2, 1, 1, 1, 1, 1]
@@ -339,7 +337,7 @@ def run_table(lengths, **changes):
     )
 
 
-def test_every_pair_of_step_and_move_has_its_share_in_the_update():
+def test_every_pair_of_step_and_move_enters_the_update():
     """A parameter changes only if its pair was in a minibatch."""
     state, (row,) = run_table((99,))
     assert row["num_updates"] == 2
@@ -347,7 +345,7 @@ def test_every_pair_of_step_and_move_has_its_share_in_the_update():
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_values_of_what_followed_enter_the_advantages(ends):
+def test_advantages_bootstrap_from_the_next_observation(ends):
     """With lambda = 0 an advantage is r + discount V(s') - V(s), and the critic's
     loss is half its mean square. V(s') counts 0 only where the task itself ended."""
     _, (row,) = run_table((8 if ends else 99,), gae_lambda=0.0, discount=0.5)

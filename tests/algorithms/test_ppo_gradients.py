@@ -90,13 +90,13 @@ def assert_gradient(gradient, expected):
         )
 
 
-def test_log_probs_that_the_tests_of_this_file_expect_are_within_their_bounds():
+def test_the_log_probs_in_this_file_are_not_clamped():
     """A clamped log-probability would have a gradient of zero."""
     for action in (ACTION, TEACHER_W * STATE):
         assert (-5 < log_prob(action)).all() and (log_prob(action) < 2).all()
 
 
-def test_the_surrogate_climbs_the_advantage():
+def test_the_surrogate_has_the_policy_gradient():
     """At ratios of one it is -E[A d log pi]."""
     gradient, metrics = actor_gradient()
     expected = {k: -(ADVANTAGE * x).mean() for k, x in slopes(ACTION).items()}
@@ -104,7 +104,7 @@ def test_the_surrogate_climbs_the_advantage():
     assert metrics["policy_loss"] == pytest.approx(-ADVANTAGE.mean())
 
 
-def test_the_surrogate_follows_only_ratios_that_may_still_move():
+def test_clipped_ratios_have_no_gradient():
     """Ratios outside the clip range have no gradient if they moved with the advantage.
     All others have a gradient in proportion to the ratio."""
     ratio = np.array([1.3, 0.7, 0.7, 1.05])
@@ -193,7 +193,7 @@ def test_the_critic_descends_half_the_squared_error(row):
     assert loss == pytest.approx(0.5 * (error**2).mean(), rel=1e-5)
 
 
-def test_a_clipped_value_that_moved_towards_its_target_is_left_alone():
+def test_a_clipped_value_has_no_gradient_towards_its_target():
     """Values are 0.8, -1.6, 0.4 and 1.2. From its old value the first moved by 0.8
     towards its target, the second by 0.1, the third away from it, and the fourth past
     the clip range but away from it."""

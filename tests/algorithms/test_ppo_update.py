@@ -112,7 +112,7 @@ def updated(iteration=0, num_active=None, **changes):
 
 
 @pytest.mark.parametrize("mode", ["pair", "chain"])
-def test_all_that_belongs_to_a_move_meets_in_a_minibatch(mode):
+def test_minibatches_keep_the_data_of_a_move_together(mode):
     """Two minibatches of four pairs. Ratios are one only if a move is scored with its
     own observation and compared with its own log-probability. The loss of a pair is
     then minus its advantage, halved for the first move."""
@@ -127,7 +127,7 @@ def test_all_that_belongs_to_a_move_meets_in_a_minibatch(mode):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_the_first_step_of_adam_is_the_learning_rate_downhill(decay):
+def test_the_first_step_of_adam_has_the_size_of_the_rate(decay):
     """With all pairs in one minibatch there is only one step. Weight decay is
     proportional to the parameter, which is 1."""
     decays = dict(actor__weight_decay=decay, critic__weight_decay=decay)
@@ -153,7 +153,7 @@ def test_the_actor_waits_until_the_critic_is_warm(iteration):
 
 
 @pytest.mark.parametrize("target_kl, num_updates", [(None, 3), (1e-6, 2)])
-def test_a_kl_beyond_its_target_is_the_last_of_an_iteration(target_kl, num_updates):
+def test_updates_stop_after_the_kl_exceeds_its_target(target_kl, num_updates):
     """With all pairs in each update the KL is zero in the first one and not later."""
     _, _, metrics = updated(
         iteration=1, batch_size=8, epochs=3, target_kl=target_kl, clip_top=0.1
@@ -168,9 +168,7 @@ def test_a_kl_beyond_its_target_is_the_last_of_an_iteration(target_kl, num_updat
 
 @pytest.mark.parametrize("mode", ["pair", "chain"])
 @pytest.mark.parametrize("micro_batch_size", [8, 2])
-def test_moves_that_are_no_longer_tuned_have_no_share_in_anything(
-    mode, micro_batch_size
-):
+def test_moves_that_are_no_longer_tuned_have_no_effect(mode, micro_batch_size):
     """Only the last moves count, with advantages 1, -2, 3 and -4: the lower decile is
     -3.4, three tenths of the way from -4 to -2."""
     _, after, metrics = updated(
@@ -196,7 +194,7 @@ def test_the_cloning_penalty_counts_the_moves_that_are_tuned():
         assert metrics["cloning_penalty"] == pytest.approx(-counted.mean(), rel=1e-5)
 
 
-def test_minibatches_that_devices_cannot_share_in_whole_parts_are_refused():
+def test_micro_batches_must_divide_the_share_of_a_device():
     """Micro-batches of four rows fit four pairs on one device, but not on two."""
     config = tiny.tiny_ppo_config(batch_size=4, micro_batch_size=4)
     updates = make_updates(
@@ -208,7 +206,7 @@ def test_minibatches_that_devices_cannot_share_in_whole_parts_are_refused():
 
 
 @pytest.mark.parametrize("name", ["actor", "critic"])
-def test_the_gradients_of_one_network_are_cut_to_its_own_norm(name):
+def test_the_gradients_of_each_network_are_clipped_alone(name):
     """Adam's first moment is a tenth of the gradient."""
     _, after, _ = updated(batch_size=8, **{f"{name}__max_grad_norm": 1e-3})
     for other in ("actor", "critic"):

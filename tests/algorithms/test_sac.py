@@ -68,7 +68,7 @@ def gradient(trained):
     return jax.tree.map(lambda x: x / 0.1, trained.optimizer[0].mu)
 
 
-def test_targets_bootstrap_where_a_time_limit_cut_in_and_not_where_the_task_ended():
+def test_targets_bootstrap_after_a_time_limit_but_not_after_a_termination():
     subject = learner(discount=0.5, reward_scale=3.0)
     # The target network differs from the trained one.
     other = jax.tree.map(lambda x: 1.5 * x, start(subject).target)
@@ -167,7 +167,7 @@ def test_it_solves_the_point_task():
     assert all(np.isfinite(row[name]) for row in rows for name in algorithm.finite)
 
 
-def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     """Buffer, episodes, keys and moments all continue; only the actor is what acts."""
     env = tiny.point_env(4, lengths=(3, 99), max_steps=16)
     algorithm = tiny.make_tiny_sac(env, replay__random_steps=40)

@@ -30,7 +30,7 @@ def test_a_product_takes_two_operations_for_each_of_its_terms():
     assert floors.flops(lambda x: jnp.einsum("ij,ik->jk", x, x), x) == 2 * 5 * 3 * 5
 
 
-def test_loops_count_as_often_as_they_go_round_and_branches_once():
+def test_loops_count_every_iteration_and_branches_once():
     weight = jnp.ones((5, 5))
     one = 2 * 5**3
 
@@ -60,7 +60,7 @@ def test_a_network_costs_two_operations_per_weight_and_row():
     assert floors.flops(apply, params, x) == 2 * ROWS * weights
 
 
-def test_a_gradient_costs_three_products_a_layer_but_for_the_first():
+def test_a_gradient_costs_three_products_per_layer_except_the_first():
     apply, params, x = network()
     forward = floors.flops(apply, params, x)
     backward = floors.flops(jax.grad(lambda *a: apply(*a).sum()), params, x)
@@ -70,7 +70,7 @@ def test_a_gradient_costs_three_products_a_layer_but_for_the_first():
 
 
 @pytest.mark.parametrize("differentiate", [False, True])
-def test_xla_counts_alike_and_elementwise_arithmetic_besides(differentiate):
+def test_xla_counts_the_same_plus_elementwise_arithmetic(differentiate):
     apply, params, x = network(width=256)
     if differentiate:
         function = jax.grad(lambda *a: (apply(*a) ** 2).sum())
@@ -107,7 +107,7 @@ def test_weights_stay_apart_where_activations_share_an_array():
     assert shapes.count((ROWS, WIDTH)) == 1
 
 
-def test_replays_stay_finite_and_do_as_many_rounds_as_they_say():
+def test_replays_stay_finite_and_run_all_rounds():
     replay = floors.Replay(jnp.matmul, jnp.ones((4, 4)), jnp.ones((4, 4)))
     replay.count = 1000
     for name in ("apart", "in turn"):
@@ -128,7 +128,7 @@ def test_a_rate_is_all_rounds_of_a_call_over_its_median():
     assert rates == {"apart": 10 * one, "in turn": 20 * one, "straight": one}
 
 
-def test_nothing_to_multiply_is_refused():
+def test_a_function_without_products_is_refused():
     with pytest.raises(ValueError, match="no matrix product"):
         floors.Replay(jnp.sin, jnp.ones(3))
 
@@ -140,7 +140,7 @@ def test_a_stream_reads_four_arrays_and_writes_three():
     assert stream.rate(timing.Timing(0.5, 0.5, 0.5, 0.0, 3)) == 10 * 7 * 4 * 110
 
 
-def test_rates_are_ones_that_hardware_can_have():
+def test_rates_are_plausible_for_hardware():
     assert 1e7 < floors.matmul_rate(64, 64) < 1e16
     stream = floors.Stream(jnp.ones((64, 64)))
     (timed,) = timing.measure_together([stream.call()], repeats=3)

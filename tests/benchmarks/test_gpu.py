@@ -29,7 +29,7 @@ def run(measurements, **settings):
     return rows, kept
 
 
-def test_a_row_that_fails_loses_no_other_and_all_are_kept_at_once():
+def test_a_failure_keeps_all_other_rows_and_saves_each_at_once():
     rows, kept = run(
         jobs_of(
             lambda: [{"TFLOP/s": 1.0}],
@@ -49,7 +49,7 @@ def test_a_row_that_fails_loses_no_other_and_all_are_kept_at_once():
     assert kept == [1, 2, 3, 4, 5]
 
 
-def test_what_is_not_done_in_time_is_cut_off_and_its_first_rows_stay():
+def test_a_job_out_of_time_is_cut_off_and_keeps_its_rows():
     never = threading.Event()
 
     def compile_for_ever():
@@ -74,7 +74,7 @@ def test_nothing_is_started_when_the_time_is_over():
     assert now == [60.0]
 
 
-def test_the_most_telling_rows_come_first():
+def test_the_most_important_rows_come_first():
     ordered = program.make_jobs(sizes.FULL)
     assert {job.table for job in ordered} == set(sizes.TABLES)
     first = [job.about for job in ordered if job.table == "end_to_end"]

@@ -119,7 +119,7 @@ def test_the_replay_part_moves_what_is_stored_and_drawn(tiny_sac):
     np.testing.assert_array_equal(replay.items.reward[:, :2], reward.T)
 
 
-def test_the_step_of_an_off_policy_iteration_learns(tiny_sac):
+def test_the_timed_off_policy_iteration_makes_updates(tiny_sac):
     """The timed iteration comes after the random actions and has a full buffer."""
     part = off_policy.step_part(setups.make_off_policy_setup(tiny_sac))
     (state,) = part.call.args
@@ -141,7 +141,7 @@ def test_the_split_of_an_off_policy_iteration_adds_up(tiny_sac):
         off_policy.measure_all(load_config(setups.HOPPER))
 
 
-def test_cloning_moves_the_optimizer_and_sometimes_the_average(tiny):
+def test_cloning_counts_bytes_of_the_optimizer_and_the_average(tiny):
     assert pretrain.update_bytes(100, ema_every=10) == 700 + 30
     row = pretrain.measure_batch(tiny, batch=8, num_updates=3, max_seconds=0.1)
     assert row["samples/s"] == pytest.approx(24 / row["median s"])

@@ -10,7 +10,7 @@ from dppo_jax.envs import TASKS
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_c_mujoco_makes_the_steps_of_the_environments_again(name):
+def test_c_mujoco_repeats_the_steps_of_the_environments(name):
     recorded = physics.record_simulations(name, batch=2, num_steps=3)
     model = recorded.model
     assert recorded.raw.shape[:2] == (3, 2)
@@ -29,7 +29,7 @@ def test_c_mujoco_makes_the_steps_of_the_environments_again(name):
     np.testing.assert_array_equal(batch.state, recorded.raw[2])
 
 
-def test_the_engine_is_the_one_that_the_task_made():
+def test_engine_of_returns_the_physics_of_the_task():
     hopper = physics.engine_of("hopper", "mjx")
     assert hopper.engine == "mjx" and hopper.num_substeps == 4
     # The task gives MJX fewer iterations than C MuJoCo, and sets the margins.
@@ -54,7 +54,7 @@ def calls_take_a_quarter_second(monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ["mjx", "mujoco"])
-def test_an_engine_makes_as_many_steps_a_second_as_it_was_timed(
+def test_the_rate_of_an_engine_is_steps_per_timed_second(
     engine, calls_take_a_quarter_second
 ):
     """3 environments make 2 control steps each in a quarter of a second."""
@@ -77,7 +77,7 @@ def test_engines_that_cannot_run_here_are_left_out():
     assert "mjx" in engines and "mujoco" in engines
 
 
-def test_options_have_defaults_for_everything():
+def test_every_option_has_a_default():
     options = physics.parse_arguments([])
     assert options.tasks == sorted(TASKS)
     assert options.json is None

@@ -128,7 +128,7 @@ def test_selected_episodes_keep_their_rows_together():
     assert_same(select_episodes(back, np.array([1, 0])), RAW)
 
 
-def test_laying_end_to_end_undoes_selecting():
+def test_concatenating_undoes_selecting():
     parts = [select_episodes(RAW, np.array([i])) for i in range(2)]
     assert_same(concatenate(parts, "parts"), RAW)
     without = [parts[0], parts[1]._replace(rewards=None)]

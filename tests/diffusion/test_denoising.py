@@ -119,7 +119,7 @@ def test_ddim_with_eta_1_and_every_step_is_ddpm():
         )
 
 
-def test_ddim_with_eta_0_has_no_noise_and_carries_one_level_to_the_next():
+def test_ddim_with_eta_0_moves_without_noise_between_noise_levels():
     """x = signal x0 + noise eps keeps this form with the same x0 and eps."""
     s = ddim_schedule(4, num_training_steps=20, eta=0.0)
     assert (s.std == 0).all()
@@ -199,7 +199,7 @@ def test_steps_of_a_batch_may_differ():
         np.testing.assert_allclose(mixed[row], alone[row], rtol=1e-5)
 
 
-def test_draws_are_clipped_and_the_density_is_not():
+def test_draws_are_clipped_but_the_density_is_not():
     diffusion = make_diffusion(
         num_denoising_steps=1, draw_clip=2.0, min_log_prob_std=0.1
     )
@@ -227,7 +227,7 @@ def test_only_the_action_that_leaves_the_chain_is_clipped():
 
 
 @pytest.mark.parametrize("num_tuned", [1, 3])
-def test_the_number_of_tuned_steps_only_cuts_the_chain(num_tuned):
+def test_the_number_of_tuned_steps_only_shortens_the_recorded_chain(num_tuned):
     diffusion = make_diffusion(num_denoising_steps=K)
     whole, whole_log_prob = chain_of(diffusion, num_tuned=K)
     part, log_prob = chain_of(diffusion, num_tuned=num_tuned)
@@ -235,7 +235,7 @@ def test_the_number_of_tuned_steps_only_cuts_the_chain(num_tuned):
     np.testing.assert_allclose(log_prob, whole_log_prob[:, -num_tuned:], rtol=1e-4)
 
 
-def test_the_frozen_network_owns_the_early_steps_and_no_others():
+def test_the_frozen_network_runs_only_the_early_steps():
     diffusion = make_diffusion(num_denoising_steps=K, x0_clip=None)
     first = chain_of(diffusion, num_tuned=2).chain
     other_tuned = chain_of(diffusion, num_tuned=2, tuned=0.1).chain
@@ -405,7 +405,7 @@ def test_a_chain_takes_any_move_and_a_learned_standard_deviation():
     )
 
 
-def test_cloning_may_look_at_continuous_times():
+def test_cloning_works_with_continuous_times():
     """x_t = (1 - t) noise + t action with the velocity action - noise as target."""
 
     def corrupt(action, noise, time):

@@ -86,7 +86,7 @@ def test_the_rod_touches_within_the_sum_of_the_radii():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_cylinder_stops_the_rod_and_is_never_forgiven(engine):
+def test_a_cylinder_stops_the_rod_and_the_collision_is_kept(engine):
     """The rod moves straight at the first cylinder from below, then back."""
     forward = np.tile(np.array([[-0.0025, 0.01]], np.float32), (10, 1))
     push = np.tile(np.array([[0.0, 0.0125]], np.float32), (15, 1))
@@ -203,7 +203,7 @@ def test_wrong_settings_are_named():
         make_task("maze")
 
 
-def test_commands_stay_in_the_workspace_whatever_is_asked_for():
+def test_commands_are_limited_to_the_workspace():
     """100 steps to the left end at the edge of the table, where the servo follows."""
     steps = run(make_task("avoid", engine="mujoco"), np.full((100, 1, 2), [-1.0, 0.0]))
     desired = steps.obs["state"][-1, 0, :2]

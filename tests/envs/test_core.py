@@ -38,7 +38,7 @@ def test_truncation_also_resets(counter):
         assert step.truncated[0] == expected and step.terminated[0] == 0.0
 
 
-def test_an_environment_does_not_know_how_many_others_there_are(counter):
+def test_an_environment_does_not_depend_on_the_number_of_others(counter):
     """Environment i of 3 is environment i of 5, across resets."""
 
     def starts(num_envs):

@@ -192,7 +192,7 @@ def test_c_mujoco_does_what_gymnasium_does_for_long(task, version):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_mjx_is_as_near_as_contacts_allow(task):
+def test_mjx_is_as_close_to_gymnasium_as_contacts_allow(task):
     """Within 1e-4 over 10 control steps, or as far as C MuJoCo with errors of 1e-6.
 
     The latter is larger where a foot is about to touch the ground: contacts of the
@@ -211,7 +211,7 @@ def test_mjx_is_as_near_as_contacts_allow(task):
 
 
 @pytest.mark.slow
-def test_keeping_the_state_in_float32_is_too_much_for_the_cheetah():
+def test_a_state_in_float32_is_too_coarse_for_the_cheetah():
     """C MuJoCo, which computes in float64, departs by more than 1e-4 if only its state
     is rounded."""
     for task, share in (("hopper", 0.0), ("walker2d", 0.0), ("halfcheetah", 0.1)):
@@ -222,7 +222,7 @@ def test_keeping_the_state_in_float32_is_too_much_for_the_cheetah():
 
 
 @pytest.mark.slow
-def test_all_that_sets_mjx_apart_is_float32():
+def test_mjx_differs_from_gymnasium_only_by_float32():
     """In float64, which needs its own process, only rounding errors remain."""
     printed = subprocess.run(
         [sys.executable, "-m", "tests.envs.float64"],
@@ -303,7 +303,7 @@ def test_unknown_options_are_named():
         make_task("walker2d", margins="max")
 
 
-def test_models_compile_without_a_word(capfd, tmp_path, monkeypatch):
+def test_models_compile_without_a_warning(capfd, tmp_path, monkeypatch):
     """One of Gymnasium's files holds a deprecated attribute."""
     monkeypatch.chdir(tmp_path)
     make_task("halfcheetah", engine="mujoco")

@@ -173,7 +173,7 @@ def batch_of(models, names):
         pytest.param("mjx", False, marks=pytest.mark.slow),
     ],
 )
-def test_every_override_is_a_model_that_has_it(engine, pair):
+def test_an_override_equals_a_model_with_the_changed_field(engine, pair):
     """In this batch each simulation overrides another field, and one none."""
     model = bench(pair=pair)
     names = override_names(model)
@@ -194,7 +194,7 @@ def test_every_override_is_a_model_that_has_it(engine, pair):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_compiling_with_a_value_is_overriding_by_it(engine):
+def test_an_override_equals_a_model_compiled_with_the_value(engine):
     """Mass and friction of the puck, written into the file."""
     model = bench(pair=False)
     compiled = [bench(mass=1.0, pair=False), bench(friction=0.25, pair=False)]
@@ -223,7 +223,7 @@ def test_mjx_derives_the_constants_that_c_mujoco_derives():
         )
 
 
-def test_a_state_goes_on_wherever_it_is_restored(tmp_path):
+def test_a_restored_state_continues_in_any_engine(tmp_path):
     """It holds overrides and switched-off welds; the engine keeps nothing of them."""
     model = bench()
     masses = batch_of([model, altered(model, "body_mass")], ["body_mass"])["body_mass"]
@@ -265,7 +265,7 @@ def fallen(num_steps, dt=0.01, gravity=-9.81):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_weld_that_is_switched_off_lets_go_and_switched_on_holds(engine):
+def test_welds_can_be_switched_off_and_on(engine):
     """It keeps its setting until it is switched; every simulation has its own."""
     model = bench()
     physics = make_physics(model, 1, engine)
@@ -298,7 +298,7 @@ def test_a_weld_that_is_switched_off_lets_go_and_switched_on_holds(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_inputs_act_for_as_long_as_they_should(engine):
+def test_inputs_act_for_one_step_or_permanently(engine):
     """Forces act for one step, mocap poses stay; the step starts at a given qpos."""
     model = bench()
     physics = make_physics(model, 1, engine)
@@ -339,7 +339,7 @@ def test_inputs_act_for_as_long_as_they_should(engine):
     np.testing.assert_allclose(state.qpos[carried], 0.05, atol=5e-3)
 
 
-def test_c_mujoco_keeps_what_is_given_back_to_it_in_float64():
+def test_c_mujoco_keeps_float64_values_that_are_passed_back():
     model = bench()
     physics = make_physics(model, NUM_SUBSTEPS, "mujoco")
     ctrl = jnp.ones(model.nu)
@@ -356,7 +356,7 @@ def test_c_mujoco_keeps_what_is_given_back_to_it_in_float64():
     )
 
 
-def test_what_nobody_overrides_costs_nothing():
+def test_without_overrides_nothing_is_added():
     """The callback gets only a row and controls; the state has no further arrays."""
     model = bench()
     physics = make_physics(model, NUM_SUBSTEPS, "mujoco")
@@ -369,7 +369,7 @@ def test_what_nobody_overrides_costs_nothing():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_is_not_possible_is_named(engine):
+def test_unknown_overrides_and_inputs_are_named(engine):
     model = bench()
     physics = make_physics(model, NUM_SUBSTEPS, engine)
     qpos, qvel = start(model)
@@ -387,7 +387,7 @@ def test_what_is_not_possible_is_named(engine):
         physics.step(state, ctrl, eq_active=jnp.ones(3))
 
 
-def test_a_model_without_a_thing_has_nothing_of_it_to_change():
+def test_a_model_offers_only_changes_of_what_it_has():
     model = mujoco.MjModel.from_xml_string(
         """<mujoco><worldbody><body name="a"><joint name="a"/><geom size="1"/></body>
         <body name="b"><joint name="b"/><geom size="1"/></body></worldbody>

@@ -103,7 +103,7 @@ def test_engines_agree():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_displacement_is_what_positions_changed_by(engine):
+def test_displacement_is_the_change_of_positions(engine):
     states = roll(make_physics(arm(), 2, engine), controls(5, 2))
     changed = np.diff(states.qpos, axis=0)
     np.testing.assert_allclose(states.displacement[1:], changed, atol=1e-6)
@@ -135,7 +135,7 @@ def test_two_control_steps_are_one_with_twice_the_substeps(engine):
         np.testing.assert_array_equal(short.raw[1::2], long.raw)
 
 
-def test_nested_vmaps_are_one_call():
+def test_nested_vmaps_make_one_call():
     """Leading axes of any number become one flat batch."""
     physics = make_physics(arm(), 2, "mujoco")
     qpos = jnp.linspace(-1, 1, 12).reshape(2, 3, 2)
@@ -209,7 +209,7 @@ def test_a_frictionless_arm_keeps_its_energy(engine):
     )
 
 
-def test_an_error_behind_the_callback_becomes_an_exception():
+def test_an_error_inside_the_callback_becomes_an_exception():
     physics = make_physics(arm(), 1, "mujoco")
     state = physics.reset(jnp.zeros(2), jnp.zeros(2))
     wrong = state._replace(raw=state.raw[:-2])

@@ -95,7 +95,7 @@ def test_damage_is_named_in_one_line_with_the_file(tmp_path, change, message):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_files_that_are_none_are_refused(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="absent.hdf5 does not exist"):
         load_d4rl(tmp_path / "absent.hdf5")
     with pytest.raises(ValueError, match="is a folder, not an HDF5 file"):
@@ -108,7 +108,7 @@ def test_files_that_are_none_are_refused(tmp_path):
         load_d4rl(tmp_path / "data.hdf5", 0)
 
 
-def test_what_is_written_reads_the_same(tmp_path):
+def test_written_data_read_back_the_same(tmp_path):
     save_d4rl(tmp_path / "data.hdf5", RAW)
     assert_same(load_d4rl(tmp_path / "data.hdf5"), RAW)
     with h5py.File(tmp_path / "data.hdf5") as file:
@@ -118,7 +118,7 @@ def test_what_is_written_reads_the_same(tmp_path):
         save_d4rl(tmp_path / "data.hdf5", RAW)
 
 
-def test_what_the_format_cannot_say_is_not_written(tmp_path):
+def test_data_that_the_format_cannot_hold_are_not_written(tmp_path):
     early = RAW._replace(terminals=np.arange(5) == 1)
     with pytest.raises(ValueError, match=r"within episodes in 1 rows, first \[1\]"):
         save_d4rl(tmp_path / "data.hdf5", early)

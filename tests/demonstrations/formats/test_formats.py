@@ -100,7 +100,7 @@ def test_round_trips_lose_nothing(tmp_path, source, target):
     assert names == {"demonstrations", "there", "back"}
 
 
-def test_the_name_chooses_what_is_written(tmp_path):
+def test_the_name_chooses_the_format_that_is_written(tmp_path):
     assert save_demonstrations(tmp_path / "new" / "a.hdf5", RAW) == "d4rl"
     assert save_demonstrations(tmp_path / "new" / "b.H5", RAW) == "d4rl"
     assert save_demonstrations(tmp_path / "new" / "c", RAW) == "dppo_npz"
@@ -159,7 +159,7 @@ def test_options_without_a_meaning_are_refused(tmp_path):
         load_demonstrations(path, filter_key="train")
 
 
-def test_actions_of_the_stitched_format_keep_to_its_range(tmp_path):
+def test_actions_of_the_stitched_format_must_be_in_its_range(tmp_path):
     """Actions that are not normalised are refused; rounding errors are accepted."""
     bounds = normalize.fit_normalizer(STATE, ACTIONS)
     normalize.save_normalizer(tmp_path / "normalization.npz", bounds)
@@ -181,7 +181,7 @@ def test_normalised_data_need_their_bounds(tmp_path):
         load_demonstrations(tmp_path)
 
 
-def test_a_real_data_set_survives_the_way_through_every_format(demos_dir, tmp_path):
+def test_a_real_data_set_survives_conversion_to_every_format(demos_dir, tmp_path):
     start = load_demonstrations(demos_dir / "avoid" / "avoid_m1")
     names = [name for name in WRITABLE if name != "minari" or _has_minari()]
     path = demos_dir / "avoid" / "avoid_m1"

@@ -78,7 +78,7 @@ def test_wrong_requests_are_named():
         scripted_episodes([], 1, seed=0)
 
 
-def test_hopeless_modes_are_reported(monkeypatch):
+def test_modes_that_never_succeed_are_reported(monkeypatch):
     monkeypatch.setattr(avoid_script, "MIN_STEPS", 1000)
     monkeypatch.setattr(avoid_script, "MAX_ROUNDS", 2)
     with pytest.raises(RuntimeError, match=r"\(1, 2, 5\).*2 attempts"):

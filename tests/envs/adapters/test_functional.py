@@ -34,14 +34,14 @@ class Careless:
         return State(state.obs + action, 1.0, done, state.metrics)
 
 
-def test_a_state_stays_what_it_was_when_it_is_stepped():
+def test_a_step_does_not_change_its_input_state():
     env = from_functional(Careless(), task="careless")
     state = env.reset(KEY)
     _, step = env.step(state, jnp.ones(1))
     assert state.inner.metrics["count"] == 0 and step.metrics["count"] == 1.5
 
 
-def test_types_stay_so_that_loops_and_one_program_will_do():
+def test_types_stay_the_same_for_scan_and_jit():
     env = vectorize(chunk_actions(from_functional(Careless(), task="x"), 2), 2)
     step, state = jax.jit(env.step), env.reset(jax.random.split(KEY))
     counts = []

@@ -68,7 +68,7 @@ def test_a_chunk_sums_rewards_and_stops_at_an_end():
 
 
 @pytest.mark.parametrize("limit, own", [(5, 100), (100, 5)])
-def test_a_time_limit_truncates_be_it_ours_or_its_own(limit, own):
+def test_our_time_limit_and_that_of_gymnasium_truncate(limit, own):
     env = make("Pendulum-v1", max_steps=limit, options=dict(max_episode_steps=own))
     step = run_env(env, np.zeros((11, 1, 1, 1)))[1]
     np.testing.assert_array_equal(step.truncated[:, 0], [0, 0, 0, 0, 1] * 2 + [0])

@@ -36,7 +36,7 @@ def counters(num_envs=1, *, processes=0, end=1e9, random_start=False, **settings
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
+def test_a_host_environment_equals_the_same_pure_one(counter, processes):
     """Chunks, history, normaliser, time limit, resets, metrics and traces."""
     num_envs, chunk, history, max_steps = 3, 2, 3, 5
     normalizer = Normalizer(*(np.array([x], np.float32) for x in (-2.0, 8.0, 0.0, 4.0)))
@@ -63,7 +63,7 @@ def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
     )
 
 
-def test_what_ended_an_episode_is_told_and_the_next_one_is_acted_on():
+def test_the_last_observation_is_returned_and_the_next_one_acted_on():
     env = counters(2, end=2.0)
     state, step = env.step(tiny.start(env, KEY), jnp.array([[[2.0]], [[1.0]]]))
     np.testing.assert_array_equal(step.obs["state"][:, 0], [[2.0], [1.0]])
@@ -71,7 +71,7 @@ def test_what_ended_an_episode_is_told_and_the_next_one_is_acted_on():
     np.testing.assert_array_equal(state.obs["state"][:, 0], [[0.0], [1.0]])
 
 
-def test_an_environment_does_not_know_how_many_others_there_are():
+def test_an_environment_does_not_depend_on_the_number_of_others():
     """Environment i of 2, in this process, is environment i of 5 in two others."""
 
     def starts(num_envs, processes):
@@ -138,7 +138,7 @@ def test_an_old_state_is_refused():
     np.testing.assert_array_equal(step.obs["state"], [[[2.0]]])
 
 
-def test_episodes_of_simulators_that_are_gone_count_as_truncated():
+def test_episodes_of_closed_simulators_count_as_truncated():
     env = counters(2, random_start=True)
     state, _ = env.step(tiny.start(env, KEY), jnp.ones((2, 1, 1)))
     other = counters(2, random_start=True)
@@ -154,7 +154,7 @@ def test_episodes_of_simulators_that_are_gone_count_as_truncated():
     np.testing.assert_array_equal(step.metrics["episode_return"], [1.0, 1.0])
 
 
-def test_where_iterations_restart_all_episodes_resuming_is_exact():
+def test_resuming_is_exact_if_iterations_restart_all_episodes():
     """Iteration 2 is the same with the simulators of iteration 1 and with new ones."""
 
     def algorithm():
@@ -170,7 +170,7 @@ def test_where_iterations_restart_all_episodes_resuming_is_exact():
     assert metrics["num_episodes"] > 0 and metrics["params_change"] > 0
 
 
-def test_entries_of_a_dictionary_stand_side_by_side_in_the_order_named():
+def test_entries_of_a_dictionary_are_concatenated_in_the_given_order():
     task = make_gymnasium(Mixed, processes=0, obs_keys=("b", "a"))
     state = tiny.start(host_vec_env(task, 1), KEY)
     np.testing.assert_array_equal(state.obs["state"], [[[2.0, 2.0, 1.0, 1.0]]])
@@ -204,7 +204,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 @pytest.mark.filterwarnings("ignore:.*ERROR")  # Gymnasium says it three times.
 @pytest.mark.parametrize("processes", [0, 1])
-def test_a_simulator_that_breaks_says_so(processes):
+def test_an_error_in_a_simulator_is_raised(processes):
     env = counters(processes=processes)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the counter broke"):
         jax.block_until_ready(env.step(tiny.start(env, KEY), 1e3 * ONE))

@@ -128,7 +128,7 @@ def test_what_cannot_be_made_is_refused(stand, name, options, message):
         host_vec_env(make_host_task(f"robosuite:{name}", **options), 1)
 
 
-def test_its_remarks_are_not_repeated(stand):
+def test_log_records_of_robosuite_are_dropped(stand):
     from logging import getLogger
 
     adapter._import_robosuite()
@@ -165,7 +165,7 @@ def test_trajectories_are_those_of_the_library():
 
 @installed
 @pytest.mark.slow
-def test_its_controllers_know_the_mass_matrix():
+def test_controllers_get_the_mass_matrix():
     """The adapter makes this part of robosuite work with the present MuJoCo."""
     import mujoco
 
