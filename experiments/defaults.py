@@ -49,7 +49,7 @@ def default_config() -> ConfigDict:
     config.evaluate = ConfigDict(
         dict(num_episodes=200, num_envs=200, deterministic=True, seed=0)
     )
-    config.collect = ConfigDict()  # each demonstrator has settings of its own
+    config.collect = ConfigDict()  # each demonstrator has its own settings
     # Host loops: how many iterations (epochs), and how many of them between rows,
     # evaluations and checkpoints. With evaluate_every=0 there is one evaluation before
     # and one after.

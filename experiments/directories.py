@@ -118,7 +118,7 @@ def _check_run(run_dir: str, new: dict[str, Any], stage: str) -> None:
             raise SettingsError(
                 f"{run_dir} holds a run with {name}={before!r}, not {now!r}; "
                 f"pass {as_flag(name, before)} to resume it, or another "
-                "--config.run_dir to start afresh."
+                "--config.run_dir to start a new run."
             )
 
 
