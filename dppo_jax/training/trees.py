@@ -102,7 +102,7 @@ def storable(tree: PyTree) -> PyTree:
     return jax.tree.map(store, tree)
 
 
-def restored(tree: PyTree, like: PyTree) -> PyTree:
+def from_storable(tree: PyTree, like: PyTree) -> PyTree:
     """Undo `storable`, with the leaves of `like` for what it could not keep."""
 
     def restore(leaf: Any, like: Any) -> Any:
