@@ -1,4 +1,4 @@
-"""The wheel holds all that its programs need, without the repository beside it."""
+"""The wheel holds all that its programs need, so they run without the repository."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ print(env.obs_shape["state"], env.action_shape)
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder that holds what the wheel installs, and nothing else."""
+    """A folder that holds only what the wheel installs."""
     pytest.importorskip("setuptools", reason="building a wheel needs setuptools")
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
@@ -36,7 +36,7 @@ def installed(tmp_path_factory):
 
 
 def run(installed, *arguments):
-    # The folder comes before the repository, which this environment can import too.
+    # This environment can also import the repository, so the folder must come first.
     env = os.environ | {"PYTHONPATH": str(installed)}
     command = [sys.executable, *arguments]
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Settings of PPO that contradict each other, and what cannot be tuned."""
+"""PPO refuses settings that contradict each other, and what it cannot tune."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_an_environment_without_chunks_is_refused():
 
 
 def test_a_gaussian_policy_has_no_sampling_floor_to_anneal():
-    """It would act with one standard deviation and be scored with another."""
+    """Sampling and log-probabilities would use different standard deviations."""
     policy = tiny.tiny_gaussian_policy()
     with pytest.raises(ValueError, match="min_std_steps=5 .* Gaussian"):
         tiny.make_tiny_ppo(policy, min_std_steps=5)

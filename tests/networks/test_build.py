@@ -1,4 +1,4 @@
-"""A configuration becomes the network of its kind, from inside or outside."""
+"""Networks made from configurations, from this package or from a user's file."""
 
 import jax
 import jax.numpy as jnp
@@ -203,8 +203,8 @@ def test_outputs_of_another_shape_are_refused(file):
         )
 
 
-def test_a_denoiser_that_takes_no_common_time_is_refused(file):
-    """One row has the time of all rows, so that is told from two."""
+def test_a_denoiser_must_accept_one_time_for_all_rows(file):
+    """The network must accept a time with one entry for all rows."""
     network = make_network(
         default_config(f"{file}:make_of_rows"), role="denoiser", **SIZES
     )
