@@ -340,6 +340,23 @@ def test_a_schedule_of_one_step_is_one_exact_move():
     np.testing.assert_allclose(schedule.mean_from_x0, 1, rtol=1e-6)
 
 
+def test_defaults_are_the_settings_of_the_paper():
+    """Eta 1 explores as DDPM does; clean actions lie in [-1, 1], draws within 3."""
+    given = make_diffusion(
+        num_denoising_steps=10,
+        ddim_steps=K,
+        eta=1.0,
+        predict_noise=True,
+        x0_clip=1.0,
+        noise_clip=None,
+        draw_clip=3.0,
+        final_clip=None,
+        min_log_prob_std=0.1,
+    )
+    default = make_diffusion(num_denoising_steps=10, ddim_steps=K)
+    jax.tree.map(np.testing.assert_array_equal, default, given)
+
+
 def euler_flow(num_denoising_steps, log_std):
     """A flow from noise at t = 0 to the action at t = 1 in Euler steps with learned
     noise: params are (velocity weight, noise weight)."""

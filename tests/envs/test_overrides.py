@@ -60,6 +60,8 @@ BENCH = """
   <sensor><jointpos joint="elbow"/><subtreecom body="upper"/></sensor>
 </mujoco>"""
 ENGINES = ("mjx", "mujoco")
+# Each of these compiles MJX for half a minute; one override of every kind stays fast.
+SLOW_ENGINES = (pytest.param("mjx", marks=pytest.mark.slow), "mujoco")
 NUM_SUBSTEPS = 2
 # How far MJX may depart because of float32 in these few steps.
 ROUNDING = 2e-4
@@ -193,7 +195,7 @@ def test_an_override_equals_a_model_with_the_changed_field(engine, pair):
             assert np.abs(qpos - unchanged).max() > 4 * ROUNDING, name
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", SLOW_ENGINES)
 def test_an_override_equals_a_model_compiled_with_the_value(engine):
     """Mass and friction of the puck, written into the file."""
     model = bench(pair=False)
@@ -207,6 +209,7 @@ def test_an_override_equals_a_model_compiled_with_the_value(engine):
         assert np.abs(plain(other)[1] - plain(model)[1]).max() > 4 * ROUNDING
 
 
+@pytest.mark.slow
 def test_mjx_derives_the_constants_that_c_mujoco_derives():
     model = bench()
     other = altered(model, "body_mass")
@@ -264,7 +267,7 @@ def fallen(num_steps, dt=0.01, gravity=-9.81):
     return gravity * dt**2 * num_steps * (num_steps + 1) / 2
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", SLOW_ENGINES)
 def test_welds_can_be_switched_off_and_on(engine):
     """It keeps its setting until it is switched; every simulation has its own."""
     model = bench()
@@ -297,7 +300,7 @@ def test_welds_can_be_switched_off_and_on(engine):
     assert abs(state.qvel[2, lid]) < 2e-2
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", SLOW_ENGINES)
 def test_inputs_act_for_one_step_or_permanently(engine):
     """Forces act for one step, mocap poses stay; the step starts at a given qpos."""
     model = bench()
