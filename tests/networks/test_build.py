@@ -209,7 +209,7 @@ def test_a_denoiser_that_takes_no_common_time_is_refused(file):
         default_config(f"{file}:make_of_rows"), role="denoiser", **SIZES
     )
     obs = {"state": OBS["state"][:1]}
-    with pytest.raises(ValueError, match=r"time of shape \(1,\).*one time for all rows"):
+    with pytest.raises(ValueError, match=r"time of shape \(1,\).*one time for all"):
         check_outputs(network, obs, role="denoiser", **SIZES)
 
 
