@@ -291,9 +291,7 @@ def _draw(
     # NumPy can read a known size even while an enclosing function is traced.
     is_known = not isinstance(replay.size, jax.core.Tracer)
     if is_known and not np.asarray(replay.size).any():
-        raise SettingsError(
-            "the replay buffer is empty; insert items before sampling."
-        )
+        raise SettingsError("the replay buffer is empty; insert items before sampling.")
     keys = parallel.local_part(jax.random.split(key, num_groups))
     size = replay.size.reshape(keys.shape[0], -1)
 

@@ -96,7 +96,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def storable(tree: PyTree) -> PyTree:
-    """Convert leaves that files cannot hold: keys to integers, empty arrays to a zero."""
+    """Convert what files cannot hold: keys to integers, an empty array to one zero."""
 
     def store(leaf: Any) -> Any:
         if _is_key(leaf):
