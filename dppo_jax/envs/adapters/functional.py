@@ -17,7 +17,11 @@ from dppo_jax.types import Array, Env, Obs, PyTree, TimeStep
 
 
 class FunctionalState(NamedTuple):
-    """inner: the state of the library.  obs: `{"state": [Do]}`."""
+    """State of the task.
+
+    inner: the state of the library.
+    obs: `{"state": [Do]}`.
+    """
 
     inner: Any
     obs: Obs
