@@ -18,7 +18,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test test-slow mutants lint types format bench bench-gpu figures clean
+.PHONY: help demo test test-slow coverage mutants lint types format bench bench-gpu figures clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ test: lint types  ## Lint, types and the fast tests: what CI runs
 test-slow: $(INSTALLED)  ## The tests that take minutes
 	@echo "== pytest -m slow"
 	@$(BIN)/python -m pytest $(PYTEST_FLAGS) -m slow
+
+coverage: $(INSTALLED)  ## Branch coverage of dppo_jax by the fast tests
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS) --cov --cov-report=term:skip-covered
 
 mutants: $(INSTALLED)  ## Do the tests notice changed sources? (MODULES="losses ...")
 	@nice -n 10 $(BIN)/python -m tests.mutants $(MODULES)

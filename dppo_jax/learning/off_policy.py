@@ -173,7 +173,7 @@ def off_policy(
         # constants of the program.
         env_state = jax.jit(env.reset)(keys)
         obs = jax.tree.map(lambda x: x[:1], env_state.obs)
-        learner_state = jax.jit(learner.init)(learner_key, obs, *args)
+        learner_state = learner.init(learner_key, obs, *args)
         iteration = jnp.zeros((), jnp.int32)
         _, transitions, _ = jax.eval_shape(
             collect, learner_state, env_state, keys, iteration

@@ -208,7 +208,7 @@ def soft_actor_critic(
         return state, jax.tree.map(jnp.mean, critic_metrics | actor_metrics)
 
     return Learner(
-        init=init,
+        init=jax.jit(init),
         update=update,
         params=lambda state: state.actor.params,
         act=policy.act,

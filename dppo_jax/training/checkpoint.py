@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training.config_file import CONFIG_FILE, load_config
-from dppo_jax.training.trees import check_matches, plain, storable
+from dppo_jax.training.trees import check_matches, from_storable, plain, storable
 from dppo_jax.types import PyTree
 
 _CHECKPOINTS, _BEST = "checkpoints", "best"
@@ -143,7 +143,7 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )
-        return restored(restored["state"], like)
+        return from_storable(restored["state"], like)
 
 
 def has_checkpoint(run_dir: str | os.PathLike) -> bool:

@@ -106,7 +106,7 @@ def storable(tree: PyTree) -> PyTree:
     return jax.tree.map(store, tree)
 
 
-def restored(tree: PyTree, like: PyTree) -> PyTree:
+def from_storable(tree: PyTree, like: PyTree) -> PyTree:
     """Undo `storable`; take empty arrays from `like`."""
 
     def restore(leaf: Any, like: Any) -> Any:
