@@ -171,7 +171,7 @@ def test_another_architecture_than_the_one_saved_is_refused(tmp_path):
     message = r"has shape \(16,\), expected \(8,\); restore the config.json"
     with pytest.raises(ValueError, match=message):
         load_policy(tmp_path, model=config.model)
-    with pytest.raises(ValueError, match="not whole.*default_config"):
+    with pytest.raises(ValueError, match="incomplete.*default_config"):
         load_policy(tmp_path, model={"kind": "diffusion"})
 
 
@@ -180,7 +180,7 @@ def test_missing_checkpoints_and_runs_are_named(notebook, tmp_path):
     for checkpoint, message in [
         (7, r"no checkpoint 7; it has \[1, 2\]"),
         ("newest", r"no checkpoint 'newest'; it has \[1, 2\], 'latest'"),
-        ("best", "no checkpoint 'best'; it is kept where evaluations are made"),
+        ("best", "no checkpoint 'best', because its run set no keep_best"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_policy(run_dir, checkpoint, policy=policy)

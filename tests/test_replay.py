@@ -283,7 +283,7 @@ ONE = steps(numbered(0, 1, 2))
             r"items.image float32 \(1, 2, 2\) must be uint8",
         ),
         (lambda b: replay.fill(b, steps(np.arange(9))), "9 items .* at least 10"),
-        (lambda b: replay.fill(b, steps(np.arange(1))), "num_envs of at most 1"),
+        (lambda b: replay.fill(b, steps(np.arange(1))), "num_envs to at most 1"),
         (lambda b: replay.sample(b, jax.random.key(0), 4), "buffer is empty"),
         (lambda b: replay.sample(b, jax.random.key(0), 0), "divide the 0 items"),
         (
@@ -296,7 +296,7 @@ ONE = steps(numbered(0, 1, 2))
         ),
         (
             lambda b: replay.sample_windows(b, jax.random.key(0), 4, 5),
-            "length=5 .*the 4 steps",
+            "length=5 .*the 4 items",
         ),
         (
             lambda b: replay.sample_windows(b, jax.random.key(0), 4, 0),

@@ -72,9 +72,9 @@ def test_gathering_inside_jit_changes_nothing():
         (dict(episode_lengths=np.array([5, 0])), "episode 1 has length 0"),
         (dict(episode_lengths=np.array([2.5, 2.5])), "vector of integers"),
         (dict(episode_lengths=np.array([], int)), "empty"),
-        (dict(actions=STEPS[:4]), r"state \(5, 1\) must have 2 axes, .* 4 steps"),
+        (dict(actions=STEPS[:4]), r"state \(5, 1\) must have 2 axes, .* length 4"),
         (dict(actions=NOT_A_NUMBER), r"actions has NaN .* 1 of 5 rows, first \[1\]"),
-        (dict(observations={"pixels": STEPS}), r"\['pixels'\] must hold state"),
+        (dict(observations={"pixels": STEPS}), r"\['pixels'\] must be state"),
         (dict(rewards=np.full(5, np.inf)), "rewards has NaN or infinite values in 5"),
     ],
 )

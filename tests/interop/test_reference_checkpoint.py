@@ -135,8 +135,11 @@ def test_weights_show_the_architecture_of_a_gaussian(settings, told):
 @pytest.mark.parametrize(
     "bounds, message",
     [
-        (BOUNDS._replace(action_min=np.zeros(3)), "8 outputs, .* no multiple of the 3"),
-        (BOUNDS._replace(obs_min=np.zeros(4)), "6 inputs, .* no multiple of the 4"),
+        (
+            BOUNDS._replace(action_min=np.zeros(3)),
+            "8 outputs, .* not a multiple of the 3",
+        ),
+        (BOUNDS._replace(obs_min=np.zeros(4)), "6 inputs, .* not a multiple of the 4"),
     ],
 )
 def test_bounds_of_other_sizes_are_refused(bounds, message):
@@ -153,7 +156,7 @@ def test_bounds_of_other_sizes_are_refused(bounds, message):
 )
 def test_another_tree_is_not_a_checkpoint(tmp_path, tree):
     save_torch_file(tmp_path / "a.pt", tree)
-    with pytest.raises(ValueError, match="a.pt is no checkpoint of .*pass a state_"):
+    with pytest.raises(ValueError, match="a.pt is not a checkpoint of .*pass a state_"):
         load_reference_checkpoint(tmp_path / "a.pt")
 
 

@@ -144,7 +144,7 @@ def test_resets_every_iteration_mark_a_truncation_in_the_buffer():
         ({"min_fill": 41}, "min_fill=41 .* replay.capacity=40"),
         ({"capacity": 3}, "capacity=3"),
         ({"num_groups": 4}, "num_groups=4 must divide replay.batch_size=6"),
-        ({"reset_at_iteration": True, "num_chunks": 2}, "episode of 3 chunks"),
+        ({"reset_at_iteration": True, "num_chunks": 2}, "time limit of 3 chunks"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

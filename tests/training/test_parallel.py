@@ -158,7 +158,7 @@ def test_only_environments_are_split():
 def test_what_cannot_be_shared_is_refused_before_anything_runs():
     said = json.loads(child("tests.sharded", "refusals"))
     assert "shuffle_groups=1 must be a multiple of the 8 devices" in said["one group"]
-    assert "engine='mujoco' serves one CPU device" in said["C physics"]
+    assert "engine='mujoco' works with one CPU device" in said["C physics"]
     assert "this algorithm runs on one device" in said["no split"]
     assert "micro_batch_size=16 must divide the 8 rows" in said["parts"]
 

@@ -131,7 +131,7 @@ def test_unknown_data_is_refused_with_what_is_known(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["weights"] = np.zeros(3)
     for path, seen in [
-        (tmp_path / "notes.txt", "notes.txt is of"),
+        (tmp_path / "notes.txt", "notes.txt has"),
         (tmp_path / "other.h5", r"\(with weights\)"),
         (tmp_path, r"\(with notes.txt, other.h5\)"),
     ]:

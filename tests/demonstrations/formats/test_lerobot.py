@@ -76,7 +76,7 @@ def test_the_first_episodes_or_those_of_a_split(tmp_path):
     assert load_lerobot(folder, filter_key="train").episode_lengths.tolist() == [3]
     with pytest.raises(ValueError, match="no split 'test'; it has train, odd"):
         load_lerobot(folder, filter_key="test")
-    with pytest.raises(ValueError, match="split odd is 'all'; it must read begin:end"):
+    with pytest.raises(ValueError, match="split odd is 'all'; it must be begin:end"):
         load_lerobot(folder, filter_key="odd")
 
 
@@ -112,7 +112,7 @@ def test_columns_make_the_state_in_the_order_given(tmp_path):
     "change, message",
     [
         ({"action": None}, "no column 'action'"),
-        ({"episode_index": [0, 1, 0, 1, 1]}, "not in one piece; sort"),
+        ({"episode_index": [0, 1, 0, 1, 1]}, "not contiguous; sort"),
         ({"action": [[1.0], [1.0, 2.0], [3.0], [1.0], [2.0]]}, "of different sizes"),
         ({"action": [[1.0], None, [3.0], [1.0], [2.0]]}, "missing or of different"),
         ({"action": ["a"] * 5}, "action has type string; it must hold numbers"),

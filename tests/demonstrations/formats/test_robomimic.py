@@ -80,7 +80,7 @@ def test_images_are_read_only_if_they_are_named(tmp_path):
     assert both["rgb"][0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
     for keys in (("front",), ("joints", "front", "small")):
         with pytest.raises(
-            ValueError, match="a vector at least, and images of one size"
+            ValueError, match="at least one vector, and images of one size"
         ):
             load_robomimic(path, obs_keys=keys)
 

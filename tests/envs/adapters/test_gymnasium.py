@@ -115,8 +115,8 @@ def test_ppo_and_evaluation_run_through_it():
         ("Hoper-v5", {}, "gymnasium:Hoper-v5 cannot be made.*Hoper"),
         ("no_package:Hopper-v5", {}, "cannot be made.*no_package"),
         ("Pendulum-v1", dict(length=1.0), "cannot be made.*length"),
-        ("MountainCar-v0", {}, "Discrete.*Box of actions"),
-        ("CarRacing-v3", {}, "cannot be made|only vectors become a state"),
+        ("MountainCar-v0", {}, "Discrete.*action space is a Box"),
+        ("CarRacing-v3", {}, "cannot be made|only vectors can be a state"),
         ("Pendulum-v1", dict(obs_keys=("angle",)), "no observation angle"),
     ],
 )

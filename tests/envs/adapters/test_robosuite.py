@@ -120,7 +120,7 @@ def test_resets_depend_on_the_seed_alone(stand):
     "name, options, message",
     [
         ("Lifft", {}, "no task 'Lifft'; it has Lift"),
-        ("Lift", dict(obs_keys=("cube",)), "no observation cube; .*may name.*height"),
+        ("Lift", dict(obs_keys=("cube",)), "no observation cube; .*some of.*height"),
     ],
 )
 def test_what_cannot_be_made_is_refused(stand, name, options, message):
