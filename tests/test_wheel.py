@@ -14,7 +14,8 @@ import dppo_jax, experiments, benchmarks
 from experiments.settings import load_config
 for package in (dppo_jax, experiments, benchmarks):
     assert pathlib.Path(package.__file__).is_relative_to(sys.argv[1]), package
-config = load_config(str(pathlib.Path(experiments.__file__).parent / "configs/avoid.py:demo"))
+folder = pathlib.Path(experiments.__file__).parent
+config = load_config(f"{folder}/configs/avoid.py:demo")
 env = dppo_jax.make_task(config.env.task)
 print(env.obs_shape["state"], env.action_shape)
 """

@@ -121,50 +121,24 @@ def off_policy(
     num_envs = env.num_envs
     per_iteration = num_envs * num_chunks
     num_rounds = _num_rounds(per_iteration, updates_per_transition, updates_per_round)
-    if len(env.action_shape) != 2:
-        raise SettingsError(
-            f"the environment takes actions of shape {env.action_shape}, but off_policy"
-            " needs chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), with Ta = 1 for"
-            " single actions."
-        )
-    if batch_size < 1 or batch_size % num_groups or num_envs % num_groups:
-        raise SettingsError(
-            f"replay.num_groups={num_groups} must divide replay.batch_size={batch_size}"
-            f" and the {num_envs} environments; change one of them."
-        )
-    if min_fill > capacity:
-        raise SettingsError(
-            f"replay.min_fill={min_fill} must not be above replay.capacity={capacity}; "
-            "change one of them."
-        )
-    if reset_at_iteration and env.max_steps is not None and num_chunks < env.max_steps:
-        raise SettingsError(
-            f"rollout.reset_at_iteration=True with num_chunks={num_chunks} stops every "
-            f"episode before its time limit of {env.max_steps} chunks; set it to False,"
-            f" or num_chunks to at least {env.max_steps}."
-        )
-
-    def random_action(keys: Array) -> Array:
-        draw = jax.vmap(lambda key: jax.random.uniform(key, env.action_shape))(keys)
-        return 2 * draw - 1
-
-    def collect(
-        learner_state: Any, env_state: Any, keys: Array, iteration: Array
-    ) -> tuple[Any, Any, Metrics]:
-        params = learner.params(learner_state)
-        is_random = iteration * per_iteration < random_steps
-
-        def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
-            if random_steps == 0:
-                return learner.act(params, keys, obs)[0], ()
-            action = jax.lax.cond(
-                is_random,
-                lambda: random_action(keys),
-                lambda: learner.act(params, keys, obs)[0][:, : env.action_shape[0]],
-            )
-            return action, ()
-
-        return rollout(env, act, env_state, keys, num_chunks)
+    _check_settings(
+        env,
+        num_chunks=num_chunks,
+        reset_at_iteration=reset_at_iteration,
+        capacity=capacity,
+        batch_size=batch_size,
+        min_fill=min_fill,
+        num_groups=num_groups,
+    )
+    collect = _make_collect(env, learner, num_chunks, random_steps)
+    learn = _make_learn(
+        learner,
+        num_rounds=num_rounds,
+        updates_per_round=updates_per_round,
+        batch_size=batch_size,
+        num_groups=num_groups,
+        offline_share=offline_share,
+    )
 
     def init(key: Array, *args: Any) -> OffPolicyState:
         env_key, learner_key, key = jax.random.split(key, 3)
@@ -190,39 +164,6 @@ def off_policy(
             key=key,
             iteration=iteration,
         )
-
-    def draw(state: OffPolicyState, key: Array) -> Transition:
-        """Draw the batches of a round, leaves [updates_per_round, N, ...]."""
-        num_rows = updates_per_round * batch_size
-        if state.offline is None:
-            rows = buffers.sample(state.replay, key, num_rows, num_groups=num_groups)
-        else:
-            rows = buffers.sample_mixed(
-                state.replay,
-                state.offline,
-                key,
-                num_rows,
-                offline_share=offline_share,
-                num_groups=num_groups,
-            )
-        # Neighbouring rows come from the same group and buffer. Put them into different
-        # batches, so that each batch has its share of every group and buffer.
-        return jax.tree.map(
-            lambda x: x.reshape(-1, updates_per_round, *x.shape[1:]).swapaxes(0, 1),
-            rows,
-        )
-
-    def learn(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
-        def one_round(learner_state: Any, key: Array) -> tuple[Any, Metrics]:
-            draw_key, update_key = jax.random.split(key)
-            return learner.update(learner_state, draw(state, draw_key), update_key)
-
-        learner_state, metrics = jax.lax.scan(
-            one_round, state.learner, jax.random.split(key, num_rounds)
-        )
-        metrics = jax.tree.map(lambda x: x.mean(0), metrics)
-        num_updates = jnp.int32(num_rounds * updates_per_round)
-        return learner_state, metrics | {"num_updates": num_updates}
 
     def learn_when_filled(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
         if min_fill <= per_iteration:
@@ -304,6 +245,117 @@ def off_policy(
 def row_keys(key: Array, num_rows: int) -> Array:
     """One key per row of this device's part of a batch, which has `num_rows` rows."""
     return env_keys(key, num_rows * parallel.num_shards())
+
+
+def _check_settings(
+    env: VecEnv,
+    *,
+    num_chunks: int,
+    reset_at_iteration: bool,
+    capacity: int,
+    batch_size: int,
+    min_fill: int,
+    num_groups: int,
+) -> None:
+    if len(env.action_shape) != 2:
+        raise SettingsError(
+            f"the environment takes actions of shape {env.action_shape}, but off_policy"
+            " needs chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), with Ta = 1 for"
+            " single actions."
+        )
+    if batch_size < 1 or batch_size % num_groups or env.num_envs % num_groups:
+        raise SettingsError(
+            f"replay.num_groups={num_groups} must divide replay.batch_size={batch_size}"
+            f" and the {env.num_envs} environments; change one of them."
+        )
+    if min_fill > capacity:
+        raise SettingsError(
+            f"replay.min_fill={min_fill} must not be above replay.capacity={capacity}; "
+            "change one of them."
+        )
+    if reset_at_iteration and env.max_steps is not None and num_chunks < env.max_steps:
+        raise SettingsError(
+            f"rollout.reset_at_iteration=True with num_chunks={num_chunks} stops every "
+            f"episode before its time limit of {env.max_steps} chunks; set it to False,"
+            f" or num_chunks to at least {env.max_steps}."
+        )
+
+
+def _make_collect(
+    env: VecEnv, learner: Learner, num_chunks: int, random_steps: int
+) -> Callable[[Any, Any, Array, Array], tuple[Any, Any, Metrics]]:
+    """Make (learner state, environment state, keys [B], iteration) -> a roll-out."""
+
+    def random_action(keys: Array) -> Array:
+        draw = jax.vmap(lambda key: jax.random.uniform(key, env.action_shape))(keys)
+        return 2 * draw - 1
+
+    def collect(
+        learner_state: Any, env_state: Any, keys: Array, iteration: Array
+    ) -> tuple[Any, Any, Metrics]:
+        params = learner.params(learner_state)
+        is_random = iteration * env.num_envs * num_chunks < random_steps
+
+        def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
+            if random_steps == 0:
+                return learner.act(params, keys, obs)[0], ()
+            action = jax.lax.cond(
+                is_random,
+                lambda: random_action(keys),
+                lambda: learner.act(params, keys, obs)[0][:, : env.action_shape[0]],
+            )
+            return action, ()
+
+        return rollout(env, act, env_state, keys, num_chunks)
+
+    return collect
+
+
+def _make_learn(
+    learner: Learner,
+    *,
+    num_rounds: int,
+    updates_per_round: int,
+    batch_size: int,
+    num_groups: int,
+    offline_share: float,
+) -> Callable[[OffPolicyState, Array], tuple[Any, Metrics]]:
+    """Make (state, key) -> the learner's state after all rounds, and their metrics."""
+
+    def draw(state: OffPolicyState, key: Array) -> Transition:
+        """Draw the batches of a round, leaves [updates_per_round, N, ...]."""
+        num_rows = updates_per_round * batch_size
+        if state.offline is None:
+            rows = buffers.sample(state.replay, key, num_rows, num_groups=num_groups)
+        else:
+            rows = buffers.sample_mixed(
+                state.replay,
+                state.offline,
+                key,
+                num_rows,
+                offline_share=offline_share,
+                num_groups=num_groups,
+            )
+        # Neighbouring rows come from the same group and buffer. Put them into different
+        # batches, so that each batch has its share of every group and buffer.
+        return jax.tree.map(
+            lambda x: x.reshape(-1, updates_per_round, *x.shape[1:]).swapaxes(0, 1),
+            rows,
+        )
+
+    def learn(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
+        def one_round(learner_state: Any, key: Array) -> tuple[Any, Metrics]:
+            draw_key, update_key = jax.random.split(key)
+            return learner.update(learner_state, draw(state, draw_key), update_key)
+
+        learner_state, metrics = jax.lax.scan(
+            one_round, state.learner, jax.random.split(key, num_rounds)
+        )
+        metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+        num_updates = jnp.int32(num_rounds * updates_per_round)
+        return learner_state, metrics | {"num_updates": num_updates}
+
+    return learn
 
 
 def _num_rounds(
