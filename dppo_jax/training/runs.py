@@ -1,10 +1,12 @@
 """Write and resume run directories, of one run or of many seeds at once."""
 
 import contextlib
+import fcntl
 import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +49,7 @@ class Run:
 
     def __init__(self, run_dir: str, keep: int | None, keep_best: str) -> None:
         self.run_dir = run_dir
+        self._lock = _lock(run_dir) if parallel.is_first_process() else None
         self.checkpoints = Checkpoints(run_dir, keep=keep)
         self.best = Best(run_dir, keep_best) if keep_best else None
         self.writer: MetricsWriter | None = None
@@ -59,6 +62,29 @@ class Run:
             self.best.close()
         if self.writer is not None:
             self.writer.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def _lock(run_dir: str) -> int:
+    """Lock a run directory until the returned descriptor is closed or the process ends.
+
+    Raises:
+        SettingsError: another process trains in it.
+    """
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SettingsError(
+            f"another process is training in {run_dir}; wait for it, stop it, or pass "
+            "another --config.run_dir."
+        ) from None
+    except OSError:
+        pass  # Some network file systems have no locks.
+    return descriptor
 
 
 class Runs:
@@ -93,11 +119,13 @@ class Runs:
         self._began = time.perf_counter()
 
     def __enter__(self) -> "Runs":
-        self._runs = [
-            Run(run_dir, self._keep, self._keep_best) for run_dir in self._dirs
-        ]
-        for run in self._runs:
-            self._closing.callback(run.close)
+        self._runs: list[Run] = []
+        with contextlib.ExitStack() as opened:
+            for run_dir in self._dirs:
+                run = Run(run_dir, self._keep, self._keep_best)
+                opened.callback(run.close)
+                self._runs.append(run)
+            self._closing = opened.pop_all()
         return self
 
     def __exit__(self, *exc: Any) -> None:
