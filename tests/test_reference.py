@@ -25,6 +25,7 @@ from tests.reference_cases import (
     assert_close,
     assert_gradients_close,
     diffusion_mlp,
+    diffusion_unet,
     gaussian_mlp,
     read_case,
     state_action_critic,
@@ -94,6 +95,13 @@ def check_diffusion_mlp(path, tmp_path):
     case = read_case(path)
     inputs = case.arrays["in/x"], case.arrays["in/t"], case.obs()
     check_network(case, diffusion_mlp(case.config), *inputs)
+
+
+def check_unet(path, tmp_path):
+    case = read_case(path)
+    x = case.arrays["in/x"]
+    network = diffusion_unet(case.config, chunk=x.shape[1])
+    check_network(case, network, x, case.arrays["in/t"], case.obs())
 
 
 def check_gaussian_mlp(path, tmp_path):
@@ -233,6 +241,7 @@ def check_dataset(path, tmp_path):
 KINDS = {
     "schedule": check_schedule,
     "net_diffusion_mlp": check_diffusion_mlp,
+    "net_unet1d": check_unet,
     "net_critic_obs_act": check_critic_obs_act,
     "net_critic_obs": check_critic_obs,
     "net_gaussian_mlp": check_gaussian_mlp,
