@@ -93,8 +93,8 @@ def params_from_reference(
     if unknown:
         raise SettingsError(
             f"No network here has weights named {', '.join(sorted(unknown))}; known "
-            f"are perceptrons called {', '.join(sorted(_NETWORKS))}, time_embedding and "
-            "the layers of a U-Net."
+            f"are perceptrons called {', '.join(sorted(_NETWORKS))}, time_embedding "
+            "and the layers of a U-Net."
         )
     params: PyTree = {}
     for path, array in flat.items():

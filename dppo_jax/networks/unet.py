@@ -354,8 +354,8 @@ def _check_levels(chunk: int, dim: int, dim_mults: Sequence[int]) -> None:
         raise SettingsError(
             f"chunk={chunk} actions cannot be halved {halvings} times, once between "
             f"each two of the {len(dim_mults)} levels of dim_mults={tuple(dim_mults)}; "
-            f"predict a multiple of {2**halvings} actions (model.chunk), of which fewer "
-            "may be executed (env.executed), or give fewer dim_mults."
+            f"predict a multiple of {2**halvings} actions (model.chunk), of which "
+            "fewer may be executed (env.executed), or give fewer dim_mults."
         )
 
 

@@ -1,5 +1,6 @@
 """Laws of the U-Net; its numbers are held by tests/test_reference.py."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,6 +221,28 @@ def test_the_condition_is_computed_before_the_first_step():
     np.testing.assert_array_equal(halves, whole)
 
 
+class PixelEncoder(nn.Module):
+    """The mean image, and one weight for it; a state is not read."""
+
+    @nn.compact
+    def __call__(self, obs):
+        scale = self.param("scale", nn.initializers.constant(0.5), (1,))
+        return scale * obs["rgb"].astype(jnp.float32).mean((1, 2, 3))
+
+
+def test_another_encoder_reads_images():
+    network = tiny_unet(encoder=PixelEncoder())
+    obs = {"rgb": jnp.ones((2, 1, 4, 4, 3), jnp.uint8)}
+    out, params = network.init_with_output(KEY, X, TIME, obs)
+    assert "encoder" in params["params"]
+    brighter = network.apply(params, X, TIME, {"rgb": 2 * obs["rgb"]})
+    assert (brighter != out).any()
+
+
+def is_sine(equation):
+    return equation.primitive.name == "sin"
+
+
 def test_a_time_of_all_rows_is_embedded_once():
     network = tiny_unet()
     params = network.init(KEY, X, TIME, OBS)
@@ -231,8 +254,8 @@ def test_a_time_of_all_rows_is_embedded_once():
         atol=1e-6,
     )
     for time in (shared, time):
-        jaxpr = jax.make_jaxpr(network.apply)(params, X, time, OBS).jaxpr
-        sines = [e.outvars[0].aval.shape for e in jaxpr.eqns if e.primitive.name == "sin"]
+        equations = jax.make_jaxpr(network.apply)(params, X, time, OBS).jaxpr.eqns
+        sines = [eqn.outvars[0].aval.shape for eqn in equations if is_sine(eqn)]
         assert sines == [(len(time), 2)]
 
 
