@@ -192,8 +192,8 @@ def test_a_unet_is_refused_by_its_kind_and_does_not_tell_its_chunk(tmp_path, cap
         ({}, "network.kind='unet', but .* 'mlp'; pass --config.model.network.kind="),
         (UNET | {"model__network__dim": 8}, "network.dim=4, but the config says 8"),
     ]:
+        config = make_config(**changes)
         with pytest.raises(ValueError, match=refused):
-            config = make_config(**changes)
             import_reference.main(path, str(tmp_path / "again"), config, bounds)
     longer = make_config(**UNET, model__chunk=8)
     import_reference.main(path, str(tmp_path / "again"), longer, bounds)

@@ -126,8 +126,7 @@ def test_a_large_epsilon_of_group_normalisation_shrinks_its_output():
         for epsilon in (1e-5, 1e4)
     )
     out, params = small.init_with_output(KEY, x)
-    std = np.std(ConvBlock(**CONV_BLOCK).apply(params, x))
-    assert np.abs(large.apply(params, x)).max() < 0.1 * std < np.abs(out).max()
+    assert np.abs(large.apply(params, x)).max() < 0.1 * np.abs(out).max()
 
 
 @pytest.mark.parametrize("larger_encoder", [True, False])
