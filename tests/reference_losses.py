@@ -129,8 +129,7 @@ def check_chains(case: Case, network, diffusion):
 
     # The same from the recorded chain, as an update sees it: all moves at once.
     row, step = np.divmod(np.arange(chain.shape[0] * num_tuned), num_tuned)
-    again = move_log_prob(
-        moves,
+    again = jax.jit(functools.partial(move_log_prob, moves))(
         behaviour_of({name: value[row] for name, value in case.obs().items()}),
         chain[row, step],
         chain[row, step + 1],

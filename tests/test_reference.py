@@ -125,9 +125,9 @@ def check_critic_obs_act(path, tmp_path):
 
 def check_network(case: Case, network, *inputs, params=None):
     params = case.params("net") if params is None else params
-    shapes = jax.tree.map(jnp.shape, network.init(jax.random.key(0), *inputs))
-    assert shapes == jax.tree.map(jnp.shape, params)
-    outputs = network.apply(params, *inputs)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
+    outputs = jax.jit(network.apply)(params, *inputs)
     if not isinstance(outputs, tuple):
         critics = case.group("out/").keys() >= {"y1"}
         outputs = tuple(outputs) if critics else (outputs,)

@@ -79,7 +79,8 @@ def make_run(run_dir, stage, critic=True, num_active=None, **changes):
     config = make_config(**changes)
     policy = make_policy(config.model, action_dim=2)
     obs = {"state": jnp.zeros((1, 1, 4))}
-    one, other = (policy.init(jax.random.key(i), obs).base for i in (0, 1))
+    init = jax.jit(policy.init)
+    one, other = (init(jax.random.key(i), obs).base for i in (0, 1))
     params = PolicyParams(one, one if stage == "pretrain" else other, num_active)
     state = {"key": jax.random.key(0)}
     if critic:

@@ -33,7 +33,8 @@ def policy():
 
 
 def test_the_first_actions_of_a_longer_chunk_are_executed(policy):
-    env, params = tiny.point_env(4, lengths=(9,)), policy.init(KEY, tiny.OBS)
+    env = tiny.point_env(4, lengths=(9,))
+    params = jax.jit(policy.init)(KEY, tiny.OBS)
     _, transition, metrics = rollout(
         env,
         functools.partial(policy.act, params),
