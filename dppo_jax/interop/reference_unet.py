@@ -42,7 +42,7 @@ _LAYERS = (
         for layer, our_layer in _LAYERS_OF_BLOCKS
     ),
 )
-_CONVOLUTION = re.compile(r"(.*/)?(conv|shortcut|out|(down|up)sample_\d+)")
+_CONVOLUTION = re.compile(r"(.*/)?(conv|shortcut)|out|(down|up)sample_\d+")
 
 
 def is_unet(parameters: Collection[str]) -> bool:
