@@ -171,13 +171,21 @@ def differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
     old, new = (
         {name: x for name, x in flatten(tree).items() if x != {}} for tree in (old, new)
     )
-    return {
+    found = {
         name: (old.get(name), new.get(name))
         for name in old.keys() | new.keys()
         if old.get(name) != new.get(name)
         and not (
             name.endswith(_CODE) and _is_moved(old.get(name), new.get(name), digests)
         )
+    }
+    # Kinds of networks differ in their settings too; the kind says it all.
+    kinds = [name for name in found if name.endswith("network.kind")]
+    sections = tuple(name.removesuffix("kind") for name in kinds)
+    return {
+        name: values
+        for name, values in found.items()
+        if name in kinds or not name.startswith(sections)
     }
 
 

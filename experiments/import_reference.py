@@ -30,6 +30,7 @@ _NORMALIZATION = flags.DEFINE_string(
 # Settings that weights do not show; a wrong value is noticed only when the policy runs.
 _UNTOLD = (
     *("model.network.activation", "model.diffusion.num_denoising_steps"),
+    *("model.network.num_groups", "model.network.group_norm_eps"),
     *("model.sampling.ddim_steps", "model.diffusion.predict_noise"),
     *("model.diffusion.x0_clip", "model.gaussian.tanh_output"),
 )
@@ -43,7 +44,10 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
     normalizer = load_normalizer(
         normalization or config.data or str(Path("data") / config.name)
     )
-    for name, told in infer_settings(checkpoint, normalizer).items():
+    inferred = infer_settings(checkpoint, normalizer)
+    # Kinds first: a network of another kind may not have the other settings.
+    for name in sorted(inferred, key=lambda name: not name.endswith(".kind")):
+        told = inferred[name]
         configured = _lookup(config, name)
         if not _same(told, configured):
             raise SettingsError(
@@ -71,9 +75,10 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
     untold = [
         f"{name}={_lookup(config, name)}"
         for name in _UNTOLD
-        if name.split(".")[1] in ("network", config.model.kind)
-        or (name.split(".")[1] == "sampling" and config.model.kind == "diffusion")
+        if name.split(".")[1] in _sections(config) and _knows(config, name)
     ]
+    if "model.chunk" not in inferred:
+        untold.append(f"model.chunk={config.model.chunk}")
     if checkpoint.stage == "finetune" and config.model.kind == "diffusion":
         name = "model.sampling.num_tuned_steps"
         untold.append(f"{name}={_lookup(config, name)}")
@@ -91,6 +96,18 @@ def _expected_params(config: ConfigDict, normalizer: Normalizer) -> PolicyParams
     shape = (1, config.env.history, len(normalizer.obs_min))
     obs = {"state": jax.ShapeDtypeStruct(shape, np.float32)}
     return jax.eval_shape(policy.init, jax.random.key(0), obs)
+
+
+def _sections(config: ConfigDict) -> tuple[str, ...]:
+    """Those of `config.model` that the kind of policy reads."""
+    kind = config.model.kind
+    return ("network", kind, *(("sampling",) if kind == "diffusion" else ()))
+
+
+def _knows(config: ConfigDict, name: str) -> bool:
+    """Whether there is a setting; those of a network depend on its kind."""
+    section, _, key = name.rpartition(".")
+    return key in _lookup(config, section)
 
 
 def _lookup(config: ConfigDict, name: str) -> Any:

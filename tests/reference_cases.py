@@ -16,6 +16,7 @@ import pytest
 from dppo_jax.interop import params_from_reference, params_to_reference
 from dppo_jax.networks import (
     DiffusionMLP,
+    DiffusionUNet,
     GaussianMLP,
     StateActionCritic,
     StateCritic,
@@ -112,6 +113,39 @@ def diffusion_mlp(config: dict) -> DiffusionMLP:
         layer_norm=config.get("use_layernorm", False),
         residual=residual,
     )
+
+
+def diffusion_unet(config: dict, chunk: int) -> DiffusionUNet:
+    """The U-Net that the reference builds; a chunk of any length goes through it."""
+    condition_sizes = config.get("cond_mlp_dims")
+    smaller_encoder = config.get("smaller_encoder", False)
+    if condition_sizes is not None:
+        hidden = _hidden_sizes(condition_sizes[:-1], residual=True)
+        condition_sizes = (*hidden, condition_sizes[-1])
+    return DiffusionUNet(
+        action_dim=config["action_dim"],
+        chunk=chunk,
+        time_dim=config.get("diffusion_step_embed_dim", 32),
+        dim=config.get("dim", 32),
+        dim_mults=tuple(config.get("dim_mults", (1, 2, 4, 8))),
+        kernel_size=config.get("kernel_size", 5),
+        num_groups=config.get("n_groups"),
+        group_norm_eps=config.get("groupnorm_eps", 1e-5),
+        predict_scale=config.get("cond_predict_scale", False),
+        larger_encoder=condition_sizes is None and not smaller_encoder,
+        condition_sizes=condition_sizes,
+        activation=config.get("activation_type", "Mish"),
+    )
+
+
+def denoiser(case: Case) -> DiffusionMLP | DiffusionUNet:
+    """The denoiser of a case of a whole policy, which names its architecture."""
+    arch, config = case.config.get("arch", "diffusion_mlp"), case.config["net"]
+    if arch == "unet1d":
+        return diffusion_unet(config, case.config["horizon_steps"])
+    if arch != "diffusion_mlp" or "action_dim" not in config:
+        pytest.skip(f"{case.name}: no network of the kind {arch}")
+    return diffusion_mlp(config)
 
 
 def gaussian_mlp(config: dict) -> GaussianMLP:

@@ -19,7 +19,7 @@ from tests.reference_cases import (
     Case,
     assert_close,
     assert_gradients_close,
-    diffusion_mlp,
+    denoiser,
     gaussian_mlp,
     read_case,
     state_critic,
@@ -28,8 +28,7 @@ from tests.reference_cases import (
 
 def check_bc_loss(path, tmp_path):
     case = read_case(path)
-    _skip_other_networks(case)
-    network = diffusion_mlp(case.config["net"])
+    network = denoiser(case)
     diffusion = denoising.make_diffusion(**diffusion_settings(case.config))
     (noise,) = case.group("draw/").values()
 
@@ -51,8 +50,7 @@ def check_bc_loss(path, tmp_path):
 
 def check_dppo(path, tmp_path):
     case = read_case(path)
-    _skip_other_networks(case)
-    network = diffusion_mlp(case.config["net"])
+    network = denoiser(case)
     settings = case.config["model"]
     eta = settings.get("eta", case.config.get("eta", case.arrays.get("out/eta")))
     diffusion = denoising.make_diffusion(**diffusion_settings(settings, eta))
@@ -131,8 +129,7 @@ def check_chains(case: Case, network, diffusion):
 
     # The same from the recorded chain, with all moves in one batch as in an update.
     row, step = np.divmod(np.arange(chain.shape[0] * num_tuned), num_tuned)
-    again = move_log_prob(
-        moves,
+    again = jax.jit(functools.partial(move_log_prob, moves))(
         behaviour_of({name: value[row] for name, value in case.obs().items()}),
         chain[row, step],
         chain[row, step + 1],
@@ -247,9 +244,3 @@ def diffusion_settings(settings: dict, eta=None) -> dict:
         final_clip=settings.get("final_action_clip_value"),
         min_log_prob_std=settings.get("min_logprob_denoising_std", 0.1),
     )
-
-
-def _skip_other_networks(case: Case) -> None:
-    arch = case.config.get("arch", "diffusion_mlp")
-    if arch != "diffusion_mlp" or "action_dim" not in case.config["net"]:
-        pytest.skip(f"{case.name}: no network of the kind {arch}")

@@ -42,6 +42,7 @@ PLAIN = (
     *("learning.q_losses", "learning.minibatch", "learning.optimizers"),
     "learning.soft_actor_critic",
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),
+    "networks.unet",
     *("envs.core", "envs.physics", "envs.wrappers", "training", "deploy"),
 )
 

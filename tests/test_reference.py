@@ -25,6 +25,7 @@ from tests.reference_cases import (
     assert_close,
     assert_gradients_close,
     diffusion_mlp,
+    diffusion_unet,
     gaussian_mlp,
     read_case,
     state_action_critic,
@@ -96,6 +97,13 @@ def check_diffusion_mlp(path, tmp_path):
     check_network(case, diffusion_mlp(case.config), *inputs)
 
 
+def check_unet(path, tmp_path):
+    case = read_case(path)
+    x = case.arrays["in/x"]
+    network = diffusion_unet(case.config, chunk=x.shape[1])
+    check_network(case, network, x, case.arrays["in/t"], case.obs())
+
+
 def check_gaussian_mlp(path, tmp_path):
     case = read_case(path)
     check_network(case, gaussian_mlp(case.config), case.obs())
@@ -117,9 +125,9 @@ def check_critic_obs_act(path, tmp_path):
 
 def check_network(case: Case, network, *inputs, params=None):
     params = case.params("net") if params is None else params
-    shapes = jax.tree.map(jnp.shape, network.init(jax.random.key(0), *inputs))
-    assert shapes == jax.tree.map(jnp.shape, params)
-    outputs = network.apply(params, *inputs)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
+    outputs = jax.jit(network.apply)(params, *inputs)
     if not isinstance(outputs, tuple):
         critics = case.group("out/").keys() >= {"y1"}
         outputs = tuple(outputs) if critics else (outputs,)
@@ -233,6 +241,7 @@ def check_dataset(path, tmp_path):
 KINDS = {
     "schedule": check_schedule,
     "net_diffusion_mlp": check_diffusion_mlp,
+    "net_unet1d": check_unet,
     "net_critic_obs_act": check_critic_obs_act,
     "net_critic_obs": check_critic_obs,
     "net_gaussian_mlp": check_gaussian_mlp,

@@ -7,12 +7,14 @@ no schedules; a configuration must give what cannot be inferred from the weights
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dppo_jax.errors import SettingsError
+from dppo_jax.interop import reference_unet
 from dppo_jax.interop.reference_params import params_from_reference, params_to_reference
 from dppo_jax.interop.torch_file import load_torch_file, save_torch_file
 from dppo_jax.normalize import Normalizer
@@ -45,7 +47,7 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
 
     Raises:
         SettingsError: a file that cannot be read, is not such a checkpoint, or holds
-            networks other than perceptrons.
+            networks other than perceptrons and U-Nets.
     """
     tree = load_torch_file(path)
     tree = tree if isinstance(tree, dict) else {}
@@ -162,10 +164,13 @@ def infer_settings(
             "policy and V(s) can be imported."
         ) from None
     trunk = settings.pop("trunk")
-    for what, vector, size, name in (
-        ("outputs", normalizer.action_min, settings.pop("outputs"), "model.chunk"),
-        ("inputs", normalizer.obs_min, settings.pop("inputs"), "env.history"),
-    ):
+    sizes = [("inputs", normalizer.obs_min, "env.history")]
+    if "outputs" in settings:
+        sizes.insert(0, ("outputs", normalizer.action_min, "model.chunk"))
+    else:
+        _check_action_dim(settings.pop("action_dim"), normalizer)
+    for what, vector, name in sizes:
+        size = settings.pop(what)
         settings[name], rest = divmod(size, len(vector))
         if rest or not settings[name]:
             raise SettingsError(
@@ -177,6 +182,8 @@ def infer_settings(
 
 
 def _diffusion_settings(net: Mapping[str, Any]) -> dict[str, Any]:
+    if reference_unet.is_unet(net):
+        return _unet_settings(net)
     time_dim = len(net["time_embedding"]["linear_2"]["bias"])
     inputs, outputs = _inputs(net["mean"]), _outputs(net["mean"])
     condition_sizes = None
@@ -191,8 +198,50 @@ def _diffusion_settings(net: Mapping[str, Any]) -> dict[str, Any]:
         "model.network.condition_sizes": condition_sizes,
         "inputs": inputs,
         "outputs": outputs,
-        "trunk": _perceptron(net["mean"]),
+        "trunk": {"kind": "mlp"} | _perceptron(net["mean"]),
     }
+
+
+def _unet_settings(net: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of actions is missing: convolutions are the same for any number."""
+    num_levels = sum(re.fullmatch(r"down_\d+_0", name) is not None for name in net)
+    blocks = [net[f"down_{i}_0"] for i in range(num_levels)]
+    widths = [len(block["block_1"]["conv"]["bias"]) for block in blocks]
+    dim = len(net["out_block"]["conv"]["bias"])
+    film = blocks[0]["film"]
+    larger_encoder = "linear_3" in film
+    first, last = ("linear_1", "linear_3") if larger_encoder else ("linear", "linear")
+    time_dim = len(net["time_embedding"]["linear_2"]["bias"])
+    inputs, condition_sizes = film[first]["kernel"].shape[0] - time_dim, None
+    if "condition" in net:
+        inputs = _inputs(net["condition"])
+        layers = _perceptron(net["condition"])["hidden_sizes"]
+        condition_sizes = (*layers, _outputs(net["condition"]))
+    network = {
+        "kind": "unet",
+        "dim": dim,
+        "dim_mults": tuple(width // dim for width in widths),
+        "kernel_size": blocks[0]["block_1"]["conv"]["kernel"].shape[0],
+        "predict_scale": len(film[last]["bias"]) == 2 * widths[0],
+        "larger_encoder": larger_encoder,
+        "time_dim": time_dim,
+        "condition_sizes": condition_sizes,
+    }
+    return {
+        "model.kind": "diffusion",
+        "inputs": inputs,
+        "action_dim": len(net["out"]["bias"]),
+        "trunk": network,
+    }
+
+
+def _check_action_dim(size: int, normalizer: Normalizer) -> None:
+    if size != len(normalizer.action_min):
+        raise SettingsError(
+            f"the policy has actions of {size} numbers, the normalization of "
+            f"{len(normalizer.action_min)}; pass the --normalization that the policy "
+            "was trained with."
+        )
 
 
 def _gaussian_settings(

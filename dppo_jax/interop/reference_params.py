@@ -7,6 +7,8 @@ with blocks `l1`, `l2`, `norm1`, `norm2`. Torch stores a linear weight as
 
 There V(s) is `Q1` alone. Q(s, a) has two forms: `Q1` and `Q2`, or a `Q1` whose weights
 have a leading axis of members. Both become an ensemble here.
+
+Names of the layers of a U-Net are in `reference_unet`.
 """
 
 import re
@@ -16,6 +18,7 @@ import jax
 import numpy as np
 
 from dppo_jax.errors import SettingsError
+from dppo_jax.interop import reference_unet
 from dppo_jax.types import PyTree
 
 _NETWORKS = {
@@ -93,7 +96,8 @@ def params_from_reference(
     if unknown:
         raise SettingsError(
             f"No network here has weights named {', '.join(sorted(unknown))}; known "
-            f"are perceptrons called {', '.join(sorted(_NETWORKS))} and time_embedding."
+            f"are perceptrons called {', '.join(sorted(_NETWORKS))}, time_embedding "
+            "and the layers of a U-Net."
         )
     params: PyTree = {}
     for path, array in flat.items():
@@ -123,11 +127,12 @@ def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
     """
     if _MEMBERS in params["params"]:
         return _critics_to_reference(params["params"][_MEMBERS])
+    is_unet = reference_unet.is_unet(params["params"])
     state_dict, unknown = {}, []
     leaves, _ = jax.tree_util.tree_flatten_with_path(params["params"])
     for keys, array in leaves:
         path = "/".join(key.key for key in keys)
-        name = _path_to_reference(path)
+        name = _path_to_reference(path, is_unet=is_unet)
         if name is None:
             unknown.append(path)
         else:
@@ -172,7 +177,7 @@ def _path_from_reference(name: str, state_dict: Mapping) -> str | None:
     if name == "logvar":
         return _FIXED_LOG_VARIANCE
     module, _, leaf = name.rpartition(".")
-    path = _TIME_EMBEDDING.get(module)
+    path = _TIME_EMBEDDING.get(module) or reference_unet.path_from_reference(module)
     network, _, layer = module.partition(".")
     weight = state_dict.get(f"{module}.weight")
     if weight is None or leaf not in ("weight", "bias"):
@@ -184,22 +189,27 @@ def _path_from_reference(name: str, state_dict: Mapping) -> str | None:
     if path is None:
         return None
     is_norm = path.rpartition("/")[2].startswith("norm")
-    if weight.ndim != (1 if is_norm else 2):
+    rank, what = 2, "a linear"
+    if is_norm:
+        rank, what = 1, "a normalisation"
+    elif reference_unet.is_convolution(path):
+        rank, what = 3, "a convolutional"
+    if weight.ndim != rank:
         raise SettingsError(
-            f"{module}.weight has shape {weight.shape}, which does not suit "
-            f"a {'normalisation' if is_norm else 'linear'} layer."
+            f"{module}.weight has shape {weight.shape}, which does not suit {what} "
+            "layer."
         )
     if leaf == "bias":
         return f"{path}/bias"
     return f"{path}/scale" if is_norm else f"{path}/kernel"
 
 
-def _path_to_reference(path: str) -> str | None:
+def _path_to_reference(path: str, *, is_unet: bool) -> str | None:
     if path == _FIXED_LOG_VARIANCE:
         return "logvar"
     module, _, leaf = path.rpartition("/")
     names = {ours: torch for torch, ours in _TIME_EMBEDDING.items()}
-    name = names.get(module)
+    name = reference_unet.path_to_reference(module) if is_unet else names.get(module)
     network, _, layer = module.partition("/")
     networks = {ours: torch for torch, ours in _NETWORKS.items()}
     if network in networks:

@@ -4,9 +4,11 @@ from dppo_jax.networks.critics import StateActionCritic, StateCritic, random_mem
 from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import MLP, DiffusionMLP, ResidualMLP, SinusoidalEmbedding
+from dppo_jax.networks.unet import DiffusionUNet
 
 __all__ = [
     "DiffusionMLP",
+    "DiffusionUNet",
     "GaussianMLP",
     "MLP",
     "ResidualMLP",

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import DiffusionMLP
+from dppo_jax.networks.unet import DiffusionUNet
 from dppo_jax.objects import call, is_reference, load_object
 from dppo_jax.types import Obs
 
@@ -54,11 +55,28 @@ def _mlp_settings() -> dict[str, Any]:
     )
 
 
+def _unet_settings() -> dict[str, Any]:
+    return dict(
+        dim=64,
+        dim_mults=(1, 2),  # one level each; model.chunk is halved between levels
+        kernel_size=5,
+        num_groups=FieldReference(8, field_type=int),  # None: no group normalisation
+        group_norm_eps=1e-5,
+        predict_scale=True,
+        larger_encoder=True,
+        activation="mish",
+        time_dim=16,
+        condition_sizes=placeholder(tuple),
+        compute_dtype="float32",  # or "bfloat16", for accelerators
+    )
+
+
 NETWORKS: dict[str, NetworkKind] = {
     "mlp": NetworkKind(
         settings=_mlp_settings,
         roles={"denoiser": DiffusionMLP, "gaussian": GaussianMLP},
     ),
+    "unet": NetworkKind(settings=_unet_settings, roles={"denoiser": DiffusionUNet}),
 }
 
 

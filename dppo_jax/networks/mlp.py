@@ -240,11 +240,12 @@ class TimeEmbedding(nn.Module):
     """A sinusoidal embedding and two layers with Mish between them, [B] -> [B, dim]."""
 
     dim: int
+    expansion: int = 2  # width of the first layer, in multiples of dim
 
     @nn.compact
     def __call__(self, time: Array) -> Array:
         x = SinusoidalEmbedding(self.dim)(time)
-        x = jax.nn.mish(Linear(2 * self.dim, name="linear_1")(x))
+        x = jax.nn.mish(Linear(self.expansion * self.dim, name="linear_1")(x))
         return Linear(self.dim, name="linear_2")(x)
 
 

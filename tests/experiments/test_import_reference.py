@@ -25,6 +25,7 @@ from experiments import (
     inputs,
 )
 from experiments.configs import avoid
+from experiments.settings import use_network
 from tests import tiny
 from tests.conftest import REPOSITORY
 
@@ -57,8 +58,20 @@ def make_config(**changes):
     """Settings of a small policy; write dots in names as double underscores."""
     config = avoid.get_config("m1")
     changes = {name.replace("__", "."): value for name, value in changes.items()}
-    config.update_from_flattened_dict(TINY | changes)
+    settings = TINY | changes
+    if settings.get("model.network.kind") == "unet":
+        use_network(config, "unet")
+        del settings["model.network.hidden_sizes"]
+    config.update_from_flattened_dict(settings)
     return config.lock()
+
+
+UNET = {
+    "model__network__kind": "unet",
+    "model__network__dim": 4,
+    "model__network__kernel_size": 3,
+    "model__network__num_groups": 2,
+}
 
 
 def make_run(run_dir, stage, critic=True, num_active=None, **changes):
@@ -66,7 +79,8 @@ def make_run(run_dir, stage, critic=True, num_active=None, **changes):
     config = make_config(**changes)
     policy = make_policy(config.model, action_dim=2)
     obs = {"state": jnp.zeros((1, 1, 4))}
-    one, other = (policy.init(jax.random.key(i), obs).base for i in (0, 1))
+    init = jax.jit(policy.init)
+    one, other = (init(jax.random.key(i), obs).base for i in (0, 1))
     params = PolicyParams(one, one if stage == "pretrain" else other, num_active)
     state = {"key": jax.random.key(0)}
     if critic:
@@ -97,6 +111,8 @@ def exported(tmp_path_factory):
         ("finetune", {"model__network__condition_sizes": (8, 4)}),
         ("finetune", {"model__kind": "gaussian"}),
         ("pretrain", GAUSSIAN),
+        ("pretrain", UNET),
+        ("finetune", UNET | {"model__network__condition_sizes": (6, 5)}),
     ],
 )
 def test_an_exported_run_is_imported_unchanged(tmp_path, stage, changes):
@@ -167,6 +183,24 @@ def test_another_policy_than_the_configured_one_is_refused_by_name(
             str(exported / "state_5_normalization.npz"),
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_unet_is_refused_by_its_kind_and_does_not_tell_its_chunk(tmp_path, capsys):
+    run = make_run(tmp_path / "run", "pretrain", **UNET)
+    path = str(tmp_path / "state_5.pt")
+    bounds = export_reference.main(run, path)
+    for changes, refused in [
+        ({}, "network.kind='unet', but .* 'mlp'; pass --config.model.network.kind="),
+        (UNET | {"model__network__dim": 8}, "network.dim=4, but the config says 8"),
+    ]:
+        config = make_config(**changes)
+        with pytest.raises(ValueError, match=refused):
+            import_reference.main(path, str(tmp_path / "again"), config, bounds)
+    longer = make_config(**UNET, model__chunk=8)
+    import_reference.main(path, str(tmp_path / "again"), longer, bounds)
+    said = capsys.readouterr().out
+    assert "model.chunk=8" in said and "model.network.num_groups=2" in said
+    assert load_policy(str(tmp_path / "again")).config["model"]["chunk"] == 8
 
 
 def test_a_task_of_other_sizes_is_refused(exported, tmp_path):

@@ -8,11 +8,12 @@ import pytest
 from ml_collections import ConfigDict, FieldReference
 
 from dppo_jax.algorithms import ALGORITHMS, make_algorithm
+from dppo_jax.networks import build as networks
 from dppo_jax.training.old_settings import RENAMED, flatten, updated
 from experiments import directories
 from experiments.configs import avoid, gymnasium_env, hopper
 from experiments.defaults import default_config
-from experiments.settings import as_flag, load_config, override
+from experiments.settings import as_flag, load_config, override, settings_of
 from tests.conftest import REPOSITORY
 
 OLD_RUN = Path(__file__).with_name("config_before_sections.json")
@@ -172,6 +173,62 @@ def test_a_present_configuration_is_not_changed():
     assert not any(
         name == old or name.startswith(f"{old}.") for old in RENAMED for name in today
     )
+
+
+UNET = ["model.network.dim=8", "model.network.kind=unet", "model.chunk=8"]
+
+
+def test_a_kind_of_network_brings_its_settings_wherever_it_stands():
+    config = avoid.get_config("m1")
+    override(config, UNET)
+    expected = networks.default_config("unet")
+    expected.dim = 8
+    assert config.model.network == expected and config.model.chunk == 8
+    with pytest.raises(ValueError, match="unknown setting model.network.hidden_sizes"):
+        override(config, ["model.network.hidden_sizes=8"])
+    override(config, ["model.network.kind=mlp"])
+    assert config.model.network == networks.default_config("mlp")
+
+
+def test_a_file_may_choose_a_kind_of_network(tmp_path):
+    config = load_config(
+        write(
+            tmp_path,
+            "from experiments.settings import use_network",
+            "use_network(c, 'unet')",
+            "c.model.network.num_groups = None",
+        )
+    )
+    assert config.model.network.kind == "unet" and config.model.network.dim == 64
+    assert config.model.network.num_groups is None
+    with pytest.raises(ValueError, match="line 7: unknown setting .*network.dimm"):
+        load_config(
+            write(
+                tmp_path,
+                "from experiments.settings import use_network",
+                "use_network(c, 'unet')",
+                "c.model.network.dimm = 8",
+            )
+        )
+
+
+def test_a_run_with_another_kind_of_network_reads_back_as_it_was():
+    config = avoid.get_config("m1")
+    override(config, UNET)
+    saved = json.loads(json.dumps(directories.as_json(config)))
+    again = settings_of(updated(saved))
+    assert directories.as_json(again) == directories.as_json(config)
+    assert isinstance(again.model.network.dim_mults, tuple)
+
+
+def test_of_runs_with_two_kinds_of_networks_the_kinds_differ_alone():
+    config = avoid.get_config("m1")
+    before = directories.as_json(config)
+    override(config, UNET)
+    assert directories.differences(before, directories.as_json(config)) == {
+        "model.network.kind": ("mlp", "unet"),
+        "model.chunk": (4, 8),
+    }
 
 
 def test_a_run_keeps_the_settings_of_its_algorithm_only(monkeypatch):

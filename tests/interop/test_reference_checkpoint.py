@@ -109,7 +109,7 @@ def test_weights_show_the_architecture_of_a_denoiser(settings, condition):
     condition = {f"model.network.{name}": value for name, value in condition.items()}
     critic = {"hidden_sizes": (256,) * 3, "residual": False, "layer_norm": False}
     critic = {f"critic.{name}": value for name, value in critic.items()}
-    kind = {"model.kind": "diffusion"}
+    kind = {"model.kind": "diffusion", "model.network.kind": "mlp"}
     expected = SIZES | kind | settings | condition | critic
     assert infer_settings(checkpoint, BOUNDS) == expected
 

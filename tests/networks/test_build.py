@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateEncoder, build
+from dppo_jax.networks import (
+    DiffusionMLP,
+    DiffusionUNet,
+    GaussianMLP,
+    StateEncoder,
+    build,
+)
 from dppo_jax.networks.build import check_outputs, default_config, make_network
 from tests import tiny
 
@@ -102,6 +108,29 @@ def test_a_denoising_perceptron_gets_every_setting():
         activation="elu",
         layer_norm=True,
         residual=False,
+        compute_dtype="bfloat16",
+    )
+
+
+def test_a_unet_gets_every_setting():
+    config = default_config("unet")
+    config.update(dim=6, dim_mults=(1, 2), kernel_size=3, num_groups=None)
+    config.update(group_norm_eps=1e-4, predict_scale=False, larger_encoder=False)
+    config.update(activation="elu", time_dim=4, condition_sizes=(5, 4))
+    config.compute_dtype = "bfloat16"
+    assert make_network(config, role="denoiser", **SIZES, head=HEAD) == DiffusionUNet(
+        action_dim=1,
+        chunk=2,
+        time_dim=4,
+        dim=6,
+        dim_mults=(1, 2),
+        kernel_size=3,
+        num_groups=None,
+        group_norm_eps=1e-4,
+        predict_scale=False,
+        larger_encoder=False,
+        condition_sizes=(5, 4),
+        activation="elu",
         compute_dtype="bfloat16",
     )
 
@@ -217,9 +246,9 @@ def test_a_denoiser_must_accept_one_time_for_all_rows(file):
     "changes, role, message",
     [
         (
-            dict(kind="unet"),
+            dict(kind="forest"),
             "denoiser",
-            "network.kind='unet' is unknown; use one of mlp",
+            "network.kind='forest' is unknown; use one of mlp",
         ),
         (dict(options=dict(width=2)), "denoiser", "network.options=.*'width'.*'mlp'"),
         (dict(depth=2), "denoiser", r"network.kind='mlp' has no settings \['depth'\]"),
@@ -233,13 +262,11 @@ def test_settings_without_a_network_are_refused(changes, role, message):
         make_network(config, role=role, **SIZES)
 
 
-def test_a_kind_without_a_role_names_those_that_have_it(monkeypatch):
-    kind = build.NetworkKind(dict, {"denoiser": DiffusionMLP})
-    monkeypatch.setitem(build.NETWORKS, "unet", kind)
+def test_a_kind_without_a_role_names_those_that_have_it():
     with pytest.raises(ValueError, match="'unet' cannot be a gaussian; use one of mlp"):
         make_network(default_config("unet"), role="gaussian", **SIZES)
 
 
 def test_default_config_refuses_an_unknown_kind():
-    with pytest.raises(ValueError, match="network.kind='unet' is unknown"):
-        default_config("unet")
+    with pytest.raises(ValueError, match="network.kind='forest' is unknown"):
+        default_config("forest")

@@ -1,0 +1,63 @@
+"""A configuration makes a policy of any kind of network."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from dppo_jax import policies
+from dppo_jax.networks import build as networks
+from dppo_jax.policies import make_policy
+from dppo_jax.rollout import rollout
+from tests import tiny
+
+KEY = jax.random.key(0)
+
+
+def unet_model(**changes):
+    """K = 4, K' = 2, and a U-Net of two levels for four actions."""
+    model = policies.default_config()
+    model.network = networks.default_config("unet")
+    model.network.update(dim=4, kernel_size=3, num_groups=2, time_dim=4)
+    model.chunk = 2 * tiny.CHUNK
+    model.diffusion.num_denoising_steps = tiny.NUM_STEPS
+    model.sampling.num_tuned_steps = tiny.NUM_TUNED
+    model.update_from_flattened_dict(changes)
+    return model
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return make_policy(unet_model(), action_dim=tiny.ACTION_DIM)
+
+
+def test_the_first_actions_of_a_longer_chunk_are_executed(policy):
+    env = tiny.point_env(4, lengths=(9,))
+    params = jax.jit(policy.init)(KEY, tiny.OBS)
+    _, transition, metrics = rollout(
+        env,
+        functools.partial(policy.act, params),
+        tiny.start(env, KEY),
+        jax.random.split(KEY, 4),
+        3,
+    )
+    chunk = transition.extras.chain[:, :, -1]
+    assert chunk.shape == (3, 4, 4, 1)
+    np.testing.assert_array_equal(transition.action, chunk[:, :, : tiny.CHUNK])
+    np.testing.assert_array_equal(metrics["steps"][:, 0], [2, 4, 6])
+
+
+def test_ppo_tunes_a_policy_that_predicts_more_than_is_executed(policy):
+    algorithm = tiny.make_tiny_ppo(policy)
+    state, (row,) = tiny.run(algorithm, 1)
+    assert np.isfinite([row[name] for name in algorithm.finite]).all()
+    params = algorithm.params(state)
+    for base, tuned in zip(jax.tree.leaves(params.base), jax.tree.leaves(params.tuned)):
+        assert (base != tuned).any()
+
+
+def test_a_chunk_that_cannot_be_halved_is_refused_by_name():
+    model = unet_model(**{"chunk": 6, "network.dim_mults": (1, 2, 4)})
+    with pytest.raises(ValueError, match="chunk=6 actions cannot be halved 2 times"):
+        make_policy(model, action_dim=1)
