@@ -29,6 +29,11 @@ class PolicyParams(NamedTuple):
     num_active: Array | None = None
 
 
+def as_they_are(key: Array, params: PolicyParams, obs: Obs) -> PolicyParams:
+    """The `ChainPolicy.prepare` of policies that are cloned whole."""
+    return params
+
+
 class ChainPolicy(NamedTuple):
     """A policy that acts by a chain of Gaussian moves, the last K' of them tunable.
 
@@ -47,6 +52,11 @@ class ChainPolicy(NamedTuple):
         none is passed; 0: none
     denoises: whether the chain starts from noise; False for a Gaussian policy, whose
         only move starts from zero and has a standard deviation of its own
+    narrow: whether moves are scored just as they are sampled, with a standard
+        deviation so small that PPO's bounds of log-probabilities would cut all
+        gradients off: PPO applies none then, and no floor
+    prepare: (key, PolicyParams, obs) -> PolicyParams, with what fine-tuning trains and
+        cloning does not; parameters that have it already come back as they are
     """
 
     init: Callable[..., PolicyParams]
@@ -59,6 +69,8 @@ class ChainPolicy(NamedTuple):
     num_tuned_steps: int
     min_std: float
     denoises: bool
+    narrow: bool = False
+    prepare: Callable[[Array, PolicyParams, Obs], PolicyParams] = as_they_are
 
 
 def diffusion_policy(
@@ -102,7 +114,7 @@ def diffusion_policy(
 
 
 def chain_policy(
-    network: nn.Module,
+    network: Any,
     make_chain: Callable[[denoising.Denoise], Chain],
     cloning: Cloning,
     entropy: Callable[[PyTree, Obs], Array],
