@@ -18,11 +18,11 @@ def make(num_steps=2, *, bounds=None, policy=None, **changes):
 @pytest.mark.parametrize("ratio", ["chain", "move"])
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
 def test_the_first_update_finds_the_policy_that_sampled(num_steps, ratio):
-    """At std_min = 0.01 densities exceed the bounds that PPO has for other policies,
-    and at final_clip = 0.2 most actions stand at their bound."""
+    """At 0.05 densities exceed the bounds that PPO has for other policies, and a third
+    of the actions stand at their own bound."""
     algorithm = make(
         num_steps,
-        bounds=dict(std_min=0.01, std_max=0.02, final_clip=0.2),
+        bounds=dict(std_min=0.05, std_max=0.06, final_clip=0.9),
         ratio=ratio,
         batch_size=16 * num_steps,
         epochs=1,
@@ -44,7 +44,7 @@ def test_velocity_and_noise_are_trained_and_the_cloned_velocity_stays():
             assert (a != b).any()
     middle = np.sqrt(0.1 * 0.24)
     expected = np.log(middle * np.sqrt(2 * np.pi * np.e))
-    assert row["entropy"] == pytest.approx(expected, abs=0.05)
+    assert row["entropy"] == pytest.approx(expected, abs=0.1)
 
 
 def test_a_learning_rate_of_zero_changes_no_parameter():
