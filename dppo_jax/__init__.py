@@ -13,6 +13,7 @@ from dppo_jax.demonstrations.formats.dppo_npz import load_dppo_npz, save_dppo_np
 from dppo_jax.deploy import load_policy
 from dppo_jax.diffusion.chain import move_log_prob, sample_chain
 from dppo_jax.diffusion.denoising import Diffusion, cloning_loss, make_diffusion
+from dppo_jax.diffusion.flow import flow_cloning, make_flow
 from dppo_jax.diffusion.schedules import Schedule, ddim_schedule, ddpm_schedule
 from dppo_jax.envs import make_task, vectorize
 from dppo_jax.evaluate import make_evaluate, summarize
@@ -26,6 +27,7 @@ from dppo_jax.policies import (
     ChainPolicy,
     PolicyParams,
     diffusion_policy,
+    flow_policy,
     gaussian_policy,
 )
 from dppo_jax.training.loop import train
@@ -63,6 +65,8 @@ __all__ = [
     "diffusion_policy",
     "envs",
     "fit_normalizer",
+    "flow_cloning",
+    "flow_policy",
     "gae",
     "gaussian_policy",
     "load_demonstrations",
@@ -71,6 +75,7 @@ __all__ = [
     "load_policy",
     "make_diffusion",
     "make_evaluate",
+    "make_flow",
     "make_ppo",
     "make_pretrain",
     "make_task",

@@ -36,7 +36,7 @@ _UNREAD = {
     ),
     "pretrain": (
         *("algorithm.", "rollout.", "critic.", "collect.", "model.sampling."),
-        "policy",
+        *("model.noise.", "policy"),
     ),
     "finetune": ("pretrain.", "collect.", "data"),
 }

@@ -27,6 +27,11 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
             f"{run_dir} cannot be written for the published code; name a run of "
             "experiments.pretrain, or of experiments.finetune with algorithm.name=ppo."
         )
+    if model["kind"] == "flow":
+        raise SettingsError(
+            f"{run_dir} holds a flow, which the published code does not have; name a "
+            "run with model.kind='diffusion' or 'gaussian'."
+        )
     is_gaussian = model["kind"] == "gaussian"
     bounds = model["gaussian"]
     critic = load_critic(run_dir, checkpoint) if stage == "finetune" else None

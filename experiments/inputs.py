@@ -25,10 +25,14 @@ from experiments.settings import as_flag
 # Settings that must not change after pre-training.
 _MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
 # Exceptions: settings that parameters do not depend on.
-_MAY_DIFFER = ("model.network.compute_dtype", "model.sampling.")
+_MAY_DIFFER = ("model.network.compute_dtype", "model.sampling.", "model.noise.")
 # They decide which moves the frozen network makes and which the tuned one, so they must
 # not change after fine-tuning.
-_TUNED_MUST_MATCH = ("model.sampling.num_tuned_steps", "model.sampling.ddim_steps")
+_SPLIT = tuple(
+    f"model.sampling.{x}" for x in ("num_tuned_steps", "ddim_steps", "flow_steps")
+)
+# Settings of the noise network of a flow, which only fine-tuning adds.
+_TUNED_MUST_MATCH = ("model.noise.hidden_sizes", "model.noise.activation")
 # The value of `config.policy` for new networks.
 NO_POLICY = "none"
 # Settings that may change but affect the score, so a change prints a note.
@@ -38,6 +42,8 @@ _WORTH_A_LINE = (
         f"model.sampling.{x}"
         for x in ("ddim_steps", "eta", "draw_clip", "final_clip", "noise_clip")
     ),
+    *("model.sampling.flow_steps", "model.sampling.mean_clip"),
+    *("model.noise.std_min", "model.noise.std_max"),
 )
 
 
@@ -144,12 +150,16 @@ def find_policy(
             "dppo_jax.load_policy, or pass `config` to dppo_jax.train when training."
         )
     is_tuned = trained.get("stage") == "finetune"
-    found = differences(trained, as_json(config))
+    settings = as_json(config)
+    tuned_must_match: tuple[str, ...] = _TUNED_MUST_MATCH
+    if not (_is_tuned_whole(trained["model"]) and _is_tuned_whole(settings["model"])):
+        tuned_must_match += _SPLIT
+    found = differences(trained, settings)
     for name, (saved, now) in sorted(found.items()):
         must_match = name.startswith(_MUST_MATCH) and not name.startswith(_MAY_DIFFER)
         if name == "env.task" and not saved:
             continue  # Cloned without a simulator.
-        if must_match or (is_tuned and name in _TUNED_MUST_MATCH):
+        if must_match or (is_tuned and name in tuned_must_match):
             raise SettingsError(
                 f"{run_dir} was trained with {name}={saved!r}, but the config says "
                 f"{now!r}; pass {as_flag(name, saved)}, or train a policy that "
@@ -159,6 +169,13 @@ def find_policy(
             print(f"note: the policy was trained with {name}={saved!r}, not {now!r}")
     # Use the present settings: no weight depends on those that differ.
     return load_policy(run_dir, checkpoint, model=config.model)
+
+
+def _is_tuned_whole(model: dict[str, Any]) -> bool:
+    """Whether the frozen network of a flow makes no step, so their number is free."""
+    sampling = model.get("sampling", {})
+    whole = sampling.get("num_tuned_steps") == sampling.get("flow_steps")
+    return model.get("kind") == "flow" and whole
 
 
 def build_policy(config: ConfigDict, action_dim: int) -> Any:

@@ -40,6 +40,7 @@ CASES = {
     "annealed": dict(batch_size=64, tuned_steps_drop=1, tuned_steps_every=1),
     "gaussian": dict(batch_size=32, num_tuned_steps=1),
     "cloned": dict(batch_size=64, clone_coef=0.3),
+    "flow": dict(batch_size=64, entropy_coef=0.1, distance_coef=0.3, **tiny.FLOW_PPO),
 }
 # Small learning rates, because Adam's step for a gradient that is only a rounding error
 # is as large as any other.
@@ -63,6 +64,8 @@ def make(case, **changes):
     policy = None
     if case == "gaussian":
         policy = tiny.tiny_gaussian_policy(learn_fixed_std=True)
+    if case == "flow":
+        policy = tiny.tiny_flow_policy()
     return tiny.make_tiny_ppo(policy, env, **(WORLD | CASES[case] | changes))
 
 

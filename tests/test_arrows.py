@@ -38,6 +38,7 @@ STRANGERS = ("algorithms",)
 PLAIN = (
     *("types", "normalize", "objects", "replay", "rollout", "evaluate"),
     *("diffusion", "policies.chain", "policies.gaussian", "policies.squashed"),
+    *("policies.flow", "networks.noise"),
     *("learning.returns", "learning.losses", "learning.chain_losses"),
     *("learning.q_losses", "learning.minibatch", "learning.optimizers"),
     "learning.soft_actor_critic",

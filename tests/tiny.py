@@ -7,12 +7,18 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import ppo, sac
-from dppo_jax.diffusion import denoising
+from dppo_jax.diffusion import denoising, flow
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
 from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateCritic
+from dppo_jax.networks.noise import NoiseMLP
 from dppo_jax.normalize import Normalizer
-from dppo_jax.policies import ChainPolicy, diffusion_policy, gaussian_policy
+from dppo_jax.policies import (
+    ChainPolicy,
+    diffusion_policy,
+    flow_policy,
+    gaussian_policy,
+)
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.rollout import env_keys
 from dppo_jax.types import Algorithm, Array, Env, Obs, TimeStep, VecEnv
@@ -102,6 +108,39 @@ def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> ChainP
         action_dim=ACTION_DIM,
         num_tuned_steps=num_tuned,
         **settings,
+    )
+
+
+# Changes of `tiny_ppo_config` that fine-tune a flow as ReinFlow does.
+FLOW_PPO = dict(
+    minibatch="chain", ratio="chain", denoising_discount=1.0, clip_base=0.01
+)
+
+
+def tiny_flow_policy(
+    num_steps: int = 2,
+    num_tuned: int | None = None,
+    *,
+    network: Any = None,
+    has_noise_network: bool = True,
+    **bounds: Any,
+) -> ChainPolicy:
+    """Euler steps of a network with one hidden layer of 16, and one of 8 for noise."""
+    if network is None:
+        network = DiffusionMLP(
+            action_dim=ACTION_DIM, chunk=CHUNK, time_dim=4, hidden_sizes=(16,)
+        )
+    noise_network = NoiseMLP(
+        action_dim=ACTION_DIM, chunk=CHUNK, hidden_sizes=(8,), time_dim=4
+    )
+    return flow_policy(
+        network,
+        flow.make_flow(num_steps=num_steps, **bounds),
+        flow.flow_cloning(),
+        chunk=CHUNK,
+        action_dim=ACTION_DIM,
+        num_tuned_steps=num_tuned,
+        noise_network=noise_network if has_noise_network else None,
     )
 
 

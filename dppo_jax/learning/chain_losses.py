@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -154,6 +155,44 @@ def surrogate_loss(
     return losses.clipped_surrogate(log_prob, old_log_prob, advantage, clip, weight)
 
 
+def chain_surrogate_loss(
+    log_prob: Array,
+    step: Array,
+    old_log_prob: Array,
+    advantage: Array,
+    *,
+    num_tuned_steps: int,
+    clip: float,
+    num_active: Array | None = None,
+) -> tuple[Array, losses.SurrogateInfo]:
+    """The clipped objective with one ratio for each chain (ReinFlow, arXiv 2505.22094).
+
+    The log-ratio is that of the density of a whole chain, averaged over its K' moves
+    and its start (`get_logprobs` in ReinFlow's `model/flow/ft_ppo/ppoflow.py`): the
+    density of the start is the same before and after, so it only counts in the divisor,
+
+        log ratio = sum_k (log_prob_k - old_log_prob_k) / (K' + 1).
+
+    Args:
+        log_prob, old_log_prob: [R, K'] of all tuned moves, each averaged over entries.
+        step: [R, K'] index of the move, 0 the noisiest tuned one.
+        advantage: [R] of the environment step.
+        num_tuned_steps: K'.
+        clip: half-width of the ratio's range.
+        num_active: moves that are still tuned, where K' is annealed. None: all K'.
+    """
+    chex.assert_equal_shape([log_prob, step, old_log_prob])
+    change = log_prob - old_log_prob
+    weight = move_weight(step, num_tuned_steps, num_active)
+    if weight is not None:
+        change = change * weight
+    active = num_tuned_steps if num_active is None else num_active
+    log_ratio = change.sum(-1) / (active + 1)
+    return losses.clipped_surrogate(
+        log_ratio, jnp.zeros_like(log_ratio), advantage, jnp.asarray(clip)
+    )
+
+
 def move_weight(
     step: Array, num_tuned_steps: int, num_active: Array | None
 ) -> Array | None:
@@ -185,3 +224,25 @@ def cloning_penalty(
     step = jnp.broadcast_to(jnp.arange(policy.num_tuned_steps), log_prob.shape)
     weight = move_weight(step, policy.num_tuned_steps, num_active)
     return -losses.weighted_mean(log_prob, weight)
+
+
+def action_distance(
+    tuned: PyTree, policy: ChainPolicy, params: PolicyParams, keys: Array, obs: Obs
+) -> Array:
+    """Mean squared distance between the actions of the tuned and the frozen policy.
+
+    Both act in deterministic mode from the same noise, so the sum over the entries of a
+    chunk bounds the squared Wasserstein-2 distance of their actions from above. It is
+    ReinFlow's regulariser (arXiv 2505.22094), which starts from zero noise alone.
+
+    Args:
+        tuned: network parameters, of which this is a function; those in `params` are
+            not read.
+        keys: [B], one for the noise of each observation.
+    """
+    frozen = PolicyParams(params.base, params.base)
+    action, target = (
+        policy.sample(x, keys, obs, deterministic=True).chain[:, -1]
+        for x in (params._replace(tuned=tuned), frozen)
+    )
+    return jnp.mean((action - jax.lax.stop_gradient(target)) ** 2)

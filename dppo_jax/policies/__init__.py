@@ -11,5 +11,6 @@ from dppo_jax.policies.chain import (
     chain_policy,
     diffusion_policy,
 )
+from dppo_jax.policies.flow import FlowParams, flow_policy
 from dppo_jax.policies.gaussian import gaussian_policy
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy

@@ -8,9 +8,12 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.diffusion import denoising
+from dppo_jax.diffusion import flow as flows
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks import build as networks
+from dppo_jax.networks.noise import NoiseMLP
 from dppo_jax.policies.chain import ChainPolicy, diffusion_policy
+from dppo_jax.policies.flow import flow_policy
 from dppo_jax.policies.gaussian import gaussian_policy
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.types import Array, Obs, PyTree
@@ -19,7 +22,7 @@ from dppo_jax.types import Array, Obs, PyTree
 def default_config() -> ConfigDict:
     """Settings of a policy; after training, only `sampling` may still change."""
     config = ConfigDict()
-    config.kind = "diffusion"  # or "gaussian", or "squashed" (for sac)
+    config.kind = "diffusion"  # or "flow", "gaussian", or "squashed" (for sac)
     config.chunk = 4  # Ta, predicted actions
     config.network = networks.default_config()
     config.diffusion = ConfigDict(
@@ -28,6 +31,14 @@ def default_config() -> ConfigDict:
             predict_noise=True,
             x0_clip=FieldReference(1.0, field_type=float),  # None: no bound
         )
+    )
+    # Times at which a flow is cloned: "uniform", "logit-normal", or "discrete", which
+    # are k / num_times.
+    config.flow = ConfigDict(dict(times="uniform", num_times=20))
+    # The standard deviation of a flow's moves. Equal bounds fix it; otherwise
+    # fine-tuning adds a network that predicts it.
+    config.noise = ConfigDict(
+        dict(std_min=0.1, std_max=0.24, hidden_sizes=(64, 64), activation="tanh")
     )
     config.gaussian = ConfigDict(
         dict(
@@ -51,6 +62,8 @@ def default_config() -> ConfigDict:
             noise_clip=placeholder(float),
             final_clip=placeholder(float),
             ddim_steps=placeholder(int),  # K of a DDIM chain; None: DDPM
+            flow_steps=4,  # K of a flow, which has no use for the floors and eta
+            mean_clip=FieldReference(1.0, field_type=float),  # of a flow's moves
         )
     )
     return config
@@ -93,10 +106,10 @@ def _role(config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
         return "gaussian", dict(config.squashed) | dict(
             fixed_std=None, tanh_output=False
         )
-    if config.kind != "diffusion":
+    if config.kind not in ("diffusion", "flow"):
         raise SettingsError(
-            f"model.kind={config.kind!r} is unknown; use 'diffusion', 'gaussian' or "
-            "'squashed'."
+            f"model.kind={config.kind!r} is unknown; use 'diffusion', 'flow', "
+            "'gaussian' or 'squashed'."
         )
     return "denoiser", None
 
@@ -109,6 +122,8 @@ def _make(
         return gaussian_policy(network, draw_clip=sampling.draw_clip)
     if config.kind == "squashed":
         return squashed_policy(network)
+    if config.kind == "flow":
+        return _make_flow(config, network, action_dim)
     return diffusion_policy(
         network,
         denoising.make_diffusion(
@@ -124,6 +139,40 @@ def _make(
         action_dim=action_dim,
         num_tuned_steps=sampling.num_tuned_steps,
         min_std=sampling.min_std,
+    )
+
+
+def _make_flow(config: ConfigDict, network: nn.Module, action_dim: int) -> ChainPolicy:
+    sampling, noise = config.sampling, config.noise
+    for name in ("ddim_steps", "noise_clip"):
+        if sampling[name] is not None:
+            raise SettingsError(
+                f"sampling.{name}={sampling[name]} is for model.kind='diffusion'; use "
+                "None, and sampling.flow_steps for the steps of a flow."
+            )
+    noise_network = None
+    if noise.std_min < noise.std_max:
+        noise_network = NoiseMLP(
+            action_dim=action_dim,
+            chunk=config.chunk,
+            hidden_sizes=noise.hidden_sizes,
+            activation=noise.activation,
+        )
+    return flow_policy(
+        network,
+        flows.make_flow(
+            num_steps=sampling.flow_steps,
+            std_min=noise.std_min,
+            std_max=noise.std_max,
+            mean_clip=sampling.mean_clip,
+            draw_clip=sampling.draw_clip,
+            final_clip=sampling.final_clip,
+        ),
+        flows.flow_cloning(**config.flow),
+        chunk=config.chunk,
+        action_dim=action_dim,
+        num_tuned_steps=sampling.num_tuned_steps,
+        noise_network=noise_network,
     )
 
 

@@ -30,6 +30,11 @@ class PolicyParams(NamedTuple):
     num_active: Array | None = None
 
 
+def as_they_are(key: Array, params: PolicyParams, obs: Obs) -> PolicyParams:
+    """The `ChainPolicy.prepare` of policies that are cloned whole."""
+    return params
+
+
 class ChainPolicy(NamedTuple):
     """A policy that acts by a chain of Gaussian moves, of which K' are tuned.
 
@@ -49,6 +54,11 @@ class ChainPolicy(NamedTuple):
         floor.
     denoises: True if the chain starts from noise; False for a Gaussian policy, whose
         only move starts from zero.
+    narrow: True if moves are scored with the standard deviation of sampling, which is
+        so small that PPO's bounds of log-probabilities would remove all gradients. PPO
+        then applies neither these bounds nor a floor.
+    prepare: (key, PolicyParams, obs) -> PolicyParams; adds the parameters that
+        fine-tuning trains and cloning does not, unless they are there.
     """
 
     init: Callable[..., PolicyParams]
@@ -61,6 +71,8 @@ class ChainPolicy(NamedTuple):
     num_tuned_steps: int
     min_std: float
     denoises: bool
+    narrow: bool = False
+    prepare: Callable[[Array, PolicyParams, Obs], PolicyParams] = as_they_are
 
 
 def diffusion_policy(
@@ -105,7 +117,7 @@ def diffusion_policy(
 
 
 def chain_policy(
-    network: nn.Module,
+    network: Any,
     make_chain: Callable[[denoising.Denoise], Chain],
     cloning: Cloning,
     entropy: Callable[[PyTree, Obs], Array],

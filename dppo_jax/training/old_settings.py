@@ -60,6 +60,15 @@ ADDED = {
             "model.network.options": {},
             "model.network.compute_dtype": "float32",
             "model.squashed": {"std_min": 0.0067, "std_max": 7.39},
+            "model.flow": {"times": "uniform", "num_times": 20},
+            "model.noise": {
+                "std_min": 0.1,
+                "std_max": 0.24,
+                "hidden_sizes": [64, 64],
+                "activation": "tanh",
+            },
+            "model.sampling.flow_steps": 4,
+            "model.sampling.mean_clip": 1.0,
             "critic.compute_dtype": "float32",
         }.items()
     },
@@ -72,6 +81,8 @@ ADDED = {
         for section in ("algorithm.ppo", "collect.ppo")
         for name, value in {
             "minibatch": "pair",
+            "ratio": "move",
+            "distance_coef": 0.0,
             "log_prob_bounds": [-5.0, 2.0],
             "bound_entries": None,
             "shuffle_groups": 1,

@@ -11,11 +11,16 @@ The other variants are:
 - `cpu`: about an hour on two CPU cores, for data sets of 100,000 steps;
 - `fast`: `v0_8` with iterations that take an eighth of the time and improve the policy
   about as much (docs/performance.md);
+- `flow`: a flow policy of four steps, with ReinFlow's settings (arXiv 2505.22094) on the
+  schedule of `fast`;
+- `fastest`: a flow of two steps and a smaller network, for a short time on a CPU;
 - `sac`: soft actor-critic with new networks and without data (docs/results/sac.md).
 
 Use demonstrations of D4RL or of `experiments.collect`, which trains a policy to about
 a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
 """
+
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -23,12 +28,28 @@ from dppo_jax.envs.tasks.locomotion import MAX_STEPS
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config, demonstrator_config
 
-VARIANTS = ("v0_8", "v0_6", "cpu", "fast", "sac")
+VARIANTS = ("v0_8", "v0_6", "cpu", "fast", "flow", "fastest", "sac")
 # A medium data set holds a million windows, a minibatch 128 of them.
 _UPDATES_PER_EPOCH = 7800
 # Per task: the return at which the demonstrator's training stops; the number of motors.
 _TARGETS = {"hopper": 1500.0, "walker2d": 2000.0, "halfcheetah": 3500.0}
 _MOTORS = {"hopper": 3, "walker2d": 6, "halfcheetah": 6}
+
+
+class _FlowRates(NamedTuple):
+    """ReinFlow's learning rates of a task, each the highest and the lowest."""
+
+    actor: tuple[float, float]
+    critic: tuple[float, float]
+    critic_decay: float
+    critic_warmup: int
+
+
+_FLOW_RATES = {
+    "hopper": _FlowRates((4.5e-5, 2e-5), (6.5e-4, 3e-4), 1e-5, 0),
+    "walker2d": _FlowRates((4e-4, 4e-4), (4e-3, 4e-3), 1e-5, 5),
+    "halfcheetah": _FlowRates((3e-5, 1.5e-5), (3e-4, 1.5e-4), 1e-4, 10),
+}
 
 
 def make_config(task: str, variant: str) -> ConfigDict:
@@ -68,6 +89,11 @@ def make_config(task: str, variant: str) -> ConfigDict:
         _shrink(config)
     elif variant == "fast":
         _hasten(config)
+    elif variant == "flow":
+        _use_flow(config, task, num_steps=4)
+    elif variant == "fastest":
+        _use_flow(config, task, num_steps=2)
+        _hurry(config)
     elif variant == "sac":
         _use_sac(config)
     return config
@@ -88,6 +114,58 @@ def _hasten(config: ConfigDict) -> None:
     ppo.minibatch = "chain"
     # Iterations take two seconds; an evaluation takes as long as three of them.
     config.loop.finetune.evaluate_every = 6
+
+
+def _use_flow(config: ConfigDict, task: str, *, num_steps: int) -> None:
+    """ReinFlow's settings, with the iterations of `fast`.
+
+    They are those of `cfg/gym/finetune/*/ft_ppo_reflow_mlp.yaml` of its code. Left out:
+    std_max is not lowered as training goes on (`learn_decay` there), and chain
+    log-probabilities are not clamped.
+
+    Args:
+        num_steps: K, all of which are tuned.
+    """
+    _hasten(config)
+    model = config.model
+    model.kind = "flow"
+    model.sampling.update(flow_steps=num_steps, num_tuned_steps=num_steps)
+    model.sampling.final_clip = 1.0
+    model.noise.update(std_min=0.10, std_max=0.24)
+    # Its velocity is learnt in a fifth of the epochs that a diffusion policy gets.
+    config.loop.pretrain.num_epochs = config.pretrain.cycle_epochs = 40
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 500 * num_steps  # as many environment steps as in `fast`
+    ppo.ratio = "chain"
+    ppo.denoising_discount = 1.0
+    # 0.03 there, of an entropy that is a mean over the moves and the start, whose
+    # entropy is constant; here it is a mean over the moves.
+    ppo.entropy_coef = 0.03 * num_steps / (num_steps + 1)
+    rates = _FLOW_RATES[task]
+    ppo.critic_warmup = rates.critic_warmup
+    for settings, (peak, floor) in (
+        (ppo.actor, rates.actor),
+        (ppo.critic, rates.critic),
+    ):
+        settings.update(learning_rate=peak, min_learning_rate=floor, cycle_steps=100)
+    ppo.critic.weight_decay = rates.critic_decay
+
+
+def _hurry(config: ConfigDict) -> None:
+    """First guesses for the least time to a good policy; none has been tuned yet."""
+    # With two steps and 512 units the networks would cost about a third of what the
+    # simulator does (docs/performance.md); half of the width costs a quarter of that.
+    config.model.network.hidden_sizes = (256, 256, 256)
+    # Adam moves every weight equally far, so an output of half as many inputs moves
+    # half as far: twice the rate makes up for it.
+    for rate in ("learning_rate", "min_learning_rate"):
+        config.algorithm.ppo.actor[rate] *= 2
+    # The simulator is what is left, so iterations are short, and their 2000 chunks are
+    # looked at as often as in ReinFlow: five times, in four minibatches.
+    config.rollout.num_chunks = 50
+    config.algorithm.ppo.epochs = 5
+    # An evaluation simulates as many control steps as 25 iterations.
+    config.loop.finetune.evaluate_every = 50
 
 
 def _shrink(config: ConfigDict) -> None:

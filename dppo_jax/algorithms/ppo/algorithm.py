@@ -118,6 +118,7 @@ def make_ppo(
         obs = jax.tree.map(lambda x: x[:1], env_state.obs)
         if params is None:
             params = policy.init(policy_key, obs)
+        params = policy.prepare(jax.random.fold_in(policy_key, 1), params, obs)
         params = anneal(params, jnp.zeros((), jnp.int32))
         if critic_params is None:
             critic_params = critic.init(critic_key, obs)

@@ -33,7 +33,7 @@ class Moves(NamedTuple):
     """A minibatch: R chunks and M consecutive moves of each; leaves [R, ...].
 
     chain: [R, M + 1, Ta, Da], consecutive entries of a chain.
-    step, old_log_prob, advantage: [R, M].
+    step, old_log_prob, advantage: [R, M]; advantage [R, 1] if a chain has one ratio.
     """
 
     obs: Obs
@@ -114,8 +114,20 @@ def make_gradients(
     def surrogate(
         tuned: PyTree, params: PolicyParams, moves: Moves
     ) -> tuple[Array, Metrics]:
+        log_prob = mean(log_prob_of_moves(policy, tuned, moves))
+        if config.ratio == "chain":
+            loss, info = chain_losses.chain_surrogate_loss(
+                log_prob,
+                moves.step,
+                moves.old_log_prob,
+                moves.advantage[:, 0],
+                num_tuned_steps=policy.num_tuned_steps,
+                clip=config.clip_top,
+                num_active=params.num_active,
+            )
+            return loss, {"policy_loss": loss} | info._asdict()
         loss, info = chain_losses.surrogate_loss(
-            mean(log_prob_of_moves(policy, tuned, moves)),
+            log_prob,
             moves.step,
             moves.old_log_prob,
             moves.advantage,
@@ -145,15 +157,24 @@ def make_gradients(
                 mean=mean,
             )
             loss += config.clone_coef * metrics["cloning_penalty"]
+        if config.distance_coef:
+            metrics["action_distance"] = chain_losses.action_distance(
+                tuned, policy, params, keys, obs
+            )
+            loss += config.distance_coef * metrics["action_distance"]
         return loss, metrics
 
     def actor_gradient(
         params: PolicyParams, moves: Moves, key: Array
     ) -> tuple[PyTree, Metrics]:
         """Accumulate the mean gradient over a minibatch, micro-batch by micro-batch."""
+        advantage, step = moves.advantage, moves.step
+        if config.ratio == "chain":
+            # One sample per chain: its last move, which is always tuned.
+            advantage, step = advantage[:, -1:], step[:, -1:]
         advantage = chain_losses.move_advantage(
-            moves.advantage,
-            moves.step,
+            advantage,
+            step,
             num_tuned_steps=policy.num_tuned_steps,
             denoising_discount=config.denoising_discount,
             normalize=config.normalize_advantage,
@@ -162,7 +183,7 @@ def make_gradients(
         )
 
         weight = chain_losses.move_weight(
-            moves.step, policy.num_tuned_steps, params.num_active
+            step, policy.num_tuned_steps, params.num_active
         )
         grads, metrics = mean_over_micro_batches(
             lambda batch: jax.grad(surrogate, has_aux=True)(
@@ -175,7 +196,7 @@ def make_gradients(
         grads, metrics = parallel.mean(
             (grads, metrics), None if weight is None else weight.sum()
         )
-        if not (config.entropy_coef or config.clone_coef):
+        if not (config.entropy_coef or config.clone_coef or config.distance_coef):
             return grads, metrics
 
         def penalty_gradient(batch: tuple[Obs, Array]) -> tuple[PyTree, Metrics]:

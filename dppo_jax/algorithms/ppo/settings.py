@@ -14,6 +14,7 @@ from dppo_jax.policies import ChainPolicy
 from dppo_jax.types import Array
 
 MINIBATCHES = ("pair", "chain")
+RATIOS = ("move", "chain")
 
 
 def default_config() -> ConfigDict:
@@ -23,7 +24,8 @@ def default_config() -> ConfigDict:
     config.reward_horizon = placeholder(int)
     # log_prob_bounds: log-probabilities are clamped to these. None: not clamped.
     # bound_entries: whether to clamp the entries or their mean. None: as the reference
-    # does, the entries of a diffusion policy and the mean of a Gaussian policy.
+    # does, the entries of a diffusion policy and the mean of a Gaussian policy. Those
+    # of a flow are never clamped.
     config.log_prob_bounds = FieldReference(
         chain_losses.LOG_PROB_BOUNDS, field_type=tuple
     )
@@ -38,6 +40,9 @@ def default_config() -> ConfigDict:
     # takes all K' moves of each: an observation is encoded and valued once for K'
     # pairs, but the pairs of a minibatch are no longer drawn independently.
     config.minibatch = "pair"
+    # "move" gives every pair its own ratio and clip range. "chain" gives all moves of a
+    # chunk one ratio, as ReinFlow does (arXiv 2505.22094).
+    config.ratio = "move"
     # The number of equal groups of neighbouring environments. Each is shuffled by
     # itself, and every minibatch takes equally many items from each. It must be a
     # multiple of the number of devices. With the same value, one device computes what
@@ -54,6 +59,7 @@ def default_config() -> ConfigDict:
     config.value_coef = 0.5
     config.entropy_coef = 0.0
     config.clone_coef = 0.0
+    config.distance_coef = 0.0  # of the squared distance to the frozen policy's actions
     config.normalize_advantage = True
     config.advantage_quantiles = (0.0, 1.0)
     config.target_kl = placeholder(float)
@@ -91,6 +97,7 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
             f"minibatch={config.minibatch!r} is unknown; use one of "
             f"{', '.join(MINIBATCHES)}."
         )
+    _check_ratio(config)
     if config.minibatch == "chain" and config.batch_size % policy.num_tuned_steps:
         raise SettingsError(
             f"batch_size={config.batch_size} must be a multiple of the "
@@ -106,7 +113,7 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     if config.reward_scale <= 0:
         raise SettingsError(f"reward_scale={config.reward_scale} must be positive.")
     for name in (
-        *("value_coef", "entropy_coef", "clone_coef", "critic_warmup"),
+        *("value_coef", "entropy_coef", "clone_coef", "distance_coef", "critic_warmup"),
         *("min_std_end", "min_std_steps", "tuned_steps_drop", "tuned_steps_every"),
     ):
         if config[name] < 0:
@@ -114,11 +121,12 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     for name in ("epochs", "shuffle_groups"):
         if config[name] < 1:
             raise SettingsError(f"{name}={config[name]} must be at least 1.")
-    if config.min_std_steps > 0 and not policy.denoises:
+    if config.min_std_steps > 0 and (policy.narrow or not policy.denoises):
+        kind = "flow" if policy.narrow else "Gaussian"
         raise SettingsError(
             f"min_std_steps={config.min_std_steps} anneals the sampling floor of a "
-            "denoising chain, but this policy is a Gaussian, which has no such floor; "
-            "use 0, and set its standard deviation in model.gaussian instead."
+            f"denoising chain, but this policy is a {kind}, which has no such floor; "
+            "use 0, and set its standard deviation instead."
         )
     if (config.tuned_steps_drop > 0) != (config.tuned_steps_every > 0):
         raise SettingsError(
@@ -154,6 +162,32 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
                 f"{name}: max_grad_norm={norm} must be positive; use None to clip "
                 "nothing."
             )
+
+
+def _check_ratio(config: ConfigDict) -> None:
+    """Refuse settings that treat the moves of a chain that has one ratio apart."""
+    if config.ratio not in RATIOS:
+        raise SettingsError(
+            f"ratio={config.ratio!r} is unknown; use one of {', '.join(RATIOS)}."
+        )
+    if config.ratio == "move":
+        return
+    if config.minibatch != "chain":
+        raise SettingsError(
+            f"ratio='chain' needs all moves of a chain in one minibatch, which "
+            f"minibatch={config.minibatch!r} does not give; set minibatch='chain'."
+        )
+    if config.denoising_discount != 1:
+        raise SettingsError(
+            f"denoising_discount={config.denoising_discount} is for ratios of single "
+            "moves; set denoising_discount=1.0 with ratio='chain'."
+        )
+    if config.clip_base != config.clip_top:
+        raise SettingsError(
+            f"clip_base={config.clip_base} and clip_top={config.clip_top} widen the "
+            "clip range along the moves of a chain, which share one ratio with "
+            "ratio='chain'; set both to the same value."
+        )
 
 
 def check_groups(config: ConfigDict, policy: ChainPolicy, *, num_envs: int) -> None:
@@ -212,6 +246,13 @@ def log_prob_mean(
             "actions of a chunk; use None for all of them."
         )
     bounds, bound_entries = config.get("log_prob_bounds"), config.get("bound_entries")
+    if policy.narrow:
+        if bounds is not None and tuple(bounds) != chain_losses.LOG_PROB_BOUNDS:
+            raise SettingsError(
+                f"log_prob_bounds={tuple(bounds)} would cut off the gradients of a "
+                "flow, whose moves have high densities; set None."
+            )
+        bounds = None
     return functools.partial(
         chain_losses.mean_log_prob,
         horizon=horizon,
