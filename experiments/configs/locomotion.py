@@ -11,8 +11,8 @@ The other variants are:
 - `cpu`: about an hour on two CPU cores, for data sets of 100,000 steps;
 - `fast`: `v0_8` with iterations that take an eighth of the time and improve the policy
   about as much (docs/performance.md);
-- `flow`: a flow policy of four steps, with ReinFlow's settings (arXiv 2505.22094) on the
-  schedule of `fast`;
+- `flow`: a flow policy of four steps, with ReinFlow's settings (arXiv 2505.22094) on
+  the schedule of `fast`;
 - `fastest`: a flow of two steps and a smaller network, for a short time on a CPU;
 - `sac`: soft actor-critic with new networks and without data (docs/results/sac.md).
 
