@@ -19,6 +19,10 @@ from experiments import command_line, processes
 
 def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
     """Run the program; returns the path of the bounds, written beside `path`."""
+    normalization = str(Path(path).with_name(f"{Path(path).stem}_normalization.npz"))
+    for name in (path, normalization):
+        if Path(name).exists():
+            raise SettingsError(f"{name} exists; remove it, or give another name.")
     policy = load_policy(run_dir, checkpoint)
     stage, model = policy.config.get("stage"), policy.config.get("model")
     is_chain = isinstance(policy.params, PolicyParams)
@@ -50,7 +54,6 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
             else None
         ),
     )
-    normalization = str(Path(path).with_name(f"{Path(path).stem}_normalization.npz"))
     save_normalizer(normalization, policy.normalizer)
     print(
         f"{run_dir}: stage {stage}, iteration {policy.iteration}, written to {path} "

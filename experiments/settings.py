@@ -9,6 +9,7 @@ settings of a demonstrator replace it.
 import ast
 import difflib
 import importlib.util
+import math
 import re
 import shlex
 import traceback
@@ -177,7 +178,10 @@ def _parse(node: ConfigDict, key: str, text: str, name: str) -> Any:
     else:
         kind = type(field)
     try:
-        return _PARSERS[kind](text)
+        value = _PARSERS[kind](text)
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError("not a number")
+        return value
     except (ValueError, SyntaxError, KeyError):
         optional = isinstance(field, FieldReference)
         wanted = f"{kind.__name__}{' or None' if optional else ''}"
@@ -227,10 +231,13 @@ def _text(value: Any) -> str:
 
 
 def _check_given(config: ConfigDict) -> None:
-    """Refuse None for settings that are not optional; ml_collections accepts it."""
+    """Refuse NaN, and None for settings that are not optional."""
     for name in _missing(config):
         if not name.startswith(_FREE):
             raise SettingsError(f"{name}=None: this setting needs a value.")
+    for name, value in flatten(config.to_dict()).items():
+        if isinstance(value, float) and math.isnan(value):
+            raise SettingsError(f"{name}=nan: this setting needs a number.")
 
 
 def _missing(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -133,6 +133,7 @@ def _check_config(config: ConfigDict, policy: SquashedPolicy) -> None:
         ),
         ("actor_value", config.actor_value in COMBINE, f"one of {', '.join(COMBINE)}"),
         ("initial_temperature", config.initial_temperature > 0, "positive"),
+        ("reward_scale", config.reward_scale > 0, "positive"),
         ("discount", 0 <= config.discount <= 1, "between 0 and 1"),
         ("target_rate", 0 < config.target_rate <= 1, "between 0 and 1, not 0"),
     ):

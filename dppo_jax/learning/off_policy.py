@@ -263,7 +263,11 @@ def _check_settings(
             " needs chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), with Ta = 1 for"
             " single actions."
         )
-    if batch_size < 1 or batch_size % num_groups or env.num_envs % num_groups:
+    if (
+        min(batch_size, num_groups) < 1
+        or batch_size % num_groups
+        or env.num_envs % num_groups
+    ):
         raise SettingsError(
             f"replay.num_groups={num_groups} must divide replay.batch_size={batch_size}"
             f" and the {env.num_envs} environments; change one of them."

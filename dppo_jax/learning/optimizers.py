@@ -66,10 +66,19 @@ def trainer(
     """AdamW with a constant learning rate.
 
     Raises:
-        SettingsError: a negative learning rate.
+        SettingsError: a learning rate or weight decay that is negative or not finite,
+            or a bound of the gradient that is not positive.
     """
-    if learning_rate < 0:
-        raise SettingsError(f"learning_rate={learning_rate} must not be negative.")
+    for name, value in (
+        ("learning_rate", learning_rate),
+        ("weight_decay", weight_decay),
+    ):
+        if not 0 <= value < math.inf:
+            raise SettingsError(f"{name}={value} must be finite and not negative.")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise SettingsError(
+            f"max_grad_norm={max_grad_norm} must be positive; use None for no bound."
+        )
     optimizer = adamw(weight_decay=weight_decay, max_grad_norm=max_grad_norm)
 
     def init(params: PyTree) -> Trained:

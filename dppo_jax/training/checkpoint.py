@@ -177,6 +177,12 @@ class Best:
         """Wait until everything is written."""
         self._manager.close()
 
+    def clear(self) -> None:
+        """Remove what is saved."""
+        for step in self._manager.all_steps():
+            self._manager.delete(step)
+        self._score = -np.inf
+
     def is_beaten_by(self, score: float) -> bool:
         """Whether `score` is higher than all before; False for NaN."""
         return score > self._score

@@ -9,6 +9,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from dppo_jax.errors import SettingsError
+
 CSV_FILE = "metrics.csv"
 
 
@@ -59,7 +61,9 @@ class MetricsWriter:
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Add one row, and one TensorBoard event per metric."""
-        row = {"iteration": iteration} | {k: float(v) for k, v in metrics.items()}
+        # First, and last so that a task's metric of this name does not replace it.
+        first = {"iteration": float(iteration)}
+        row = first | {k: float(v) for k, v in metrics.items()} | first
         self._rows.append(row)
         if self._events is None:
             return
@@ -85,16 +89,34 @@ class MetricsWriter:
 
 
 def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, float]]:
-    """Read all rows of a run's `metrics.csv`, without empty cells."""
+    """Read all rows of a run's `metrics.csv`, without empty cells.
+
+    A last line that was cut off while it was written is left out.
+
+    Raises:
+        SettingsError: another line that is no row of numbers.
+    """
     path = Path(run_dir) / CSV_FILE
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [
-            {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(file)
-            if row.get("iteration")
-        ]
+    lines = path.read_text(errors="replace").splitlines()
+    reader = csv.DictReader(lines)
+    rows: list[dict[str, float]] = []
+    for cells in reader:
+        if not cells.get("iteration"):
+            continue
+        try:
+            row = {name: float(value) for name, value in cells.items() if value}
+        except (TypeError, ValueError):
+            if reader.line_num >= len(lines):
+                break
+            raise SettingsError(
+                f"{path}, line {reader.line_num}, is no row of numbers; remove it."
+            ) from None
+        # A number that was cut off would be an earlier iteration.
+        if not rows or row["iteration"] > rows[-1]["iteration"]:
+            rows.append(row)
+    return rows
 
 
 def recent_mean(

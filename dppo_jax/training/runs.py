@@ -170,6 +170,8 @@ class Runs:
             elif start:
                 states[i] = run.checkpoints.restore(states[i], start)
                 starts[i] = start
+            if run.best is not None and not starts[i]:
+                run.best.clear()  # It is of a run whose checkpoints are gone.
             run.writer = MetricsWriter(
                 run.run_dir,
                 resume_at=starts[i] + 1,
@@ -257,6 +259,11 @@ class Runs:
         ends = self._stops([*run.writer.rows, numbers])
         if ends and self._evaluate and not row.scores:
             numbers |= self._score(i, row.params()[i], row.iteration)()
+        if run.best is not None and row.scores and self._keep_best not in numbers:
+            raise SettingsError(
+                f"keep_best={self._keep_best!r} is no metric of an evaluation; use one "
+                f"of {', '.join(sorted(numbers))}."
+            )
         run.writer.write(row.iteration, numbers)
         if run.best is not None and self._keep_best in numbers:
             score = numbers[self._keep_best]

@@ -24,6 +24,8 @@ from tests import tiny
         (dict(target_kl=-1.0), "target_kl=-1.0 must be positive"),
         (dict(value_clip=0.0), "value_clip=0.0 must be positive; use None"),
         (dict(reward_scale=0.0), "reward_scale=0.0"),
+        (dict(log_prob_bounds=(3.0, -3.0)), r"log_prob_bounds=\(3.0, -3.0\)"),
+        (dict(log_prob_bounds=(1.0,)), "log_prob_bounds=.* two numbers"),
         (dict(clone_coef=-0.1), "clone_coef=-0.1 must not be negative"),
         (dict(critic_warmup=-1), "critic_warmup=-1"),
         (dict(actor__weight_decay=-1.0), "actor: weight_decay=-1.0"),

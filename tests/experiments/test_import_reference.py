@@ -228,6 +228,11 @@ def test_nothing_is_overwritten_and_an_import_is_no_run_to_resume(exported, tmp_
         directories.prepare_run(make_config(run_dir=run_dir), "finetune")
 
 
+def test_an_export_overwrites_nothing(exported):
+    with pytest.raises(ValueError, match="state_5.pt exists; remove it"):
+        export_reference.main(str(exported / "run"), str(exported / "state_5.pt"))
+
+
 def test_without_a_critic_an_export_says_so(tmp_path, capsys):
     run = make_run(tmp_path / "run", "finetune", critic=False)
     export_reference.main(run, str(tmp_path / "a.pt"))

@@ -528,6 +528,7 @@ def test_a_report_of_nothing_is_refused(argument, capsys):
         (["config.seed=1"], "'config.seed=1' is not a flag"),
         (["--config.policy.seed=1"], "policy holds a plain value"),
         (["--config.seed=one"], "one"),
+        (["--config.model.sampling.eta=nan"], "eta=nan: the value must be of type"),
         (["--checkpoint=best"], "reads no policy"),
     ],
 )

@@ -49,8 +49,20 @@ def test_a_trainer_takes_the_steps_of_adamw_at_one_rate():
     trained = trainer.descend(trainer.init(params), grads)
     np.testing.assert_array_equal(trained.params, step([5.0, -0.01], weight_decay=0.5))
     assert trained.optimizer[0].count == 1
-    with pytest.raises(ValueError, match="learning_rate=-1"):
-        optimizers.trainer(learning_rate=-1)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(learning_rate=-1.0), "learning_rate=-1.0"),
+        (dict(learning_rate=float("nan")), "learning_rate=nan"),
+        (dict(learning_rate=0.1, weight_decay=-1.0), "weight_decay=-1.0"),
+        (dict(learning_rate=0.1, max_grad_norm=0.0), "max_grad_norm=0.0 .* None"),
+    ],
+)
+def test_a_trainer_refuses_settings_that_do_not_train(settings, message):
+    with pytest.raises(ValueError, match=message):
+        optimizers.trainer(**settings)
 
 
 def test_a_target_network_moves_by_its_rate():

@@ -1,5 +1,6 @@
 import fcntl
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,26 @@ def test_a_run_directory_is_written_by_one_process_at_a_time(tmp_path):
     count(tmp_path, 2)
     count(tmp_path, 3)  # Whoever has ended has released it.
     assert iterations(tmp_path)[-1] == 3
+
+
+def test_keep_best_must_name_a_metric_of_the_evaluation(tmp_path):
+    def evaluate(params, run_dir, iteration):
+        return {"eval/score": 1.0}
+
+    with pytest.raises(ValueError, match="keep_best='eval/sore' .*eval/score"):
+        count(tmp_path, 2, evaluate=evaluate, evaluate_every=1, keep_best="eval/sore")
+
+
+def test_a_new_run_forgets_the_best_of_one_whose_checkpoints_are_gone(tmp_path):
+    def scores(value):
+        settings = dict(evaluate_every=1, keep_best="eval/score")
+        return settings | {"evaluate": lambda *_: {"eval/score": value}}
+
+    count(tmp_path, 2, **scores(5.0))
+    shutil.rmtree(tmp_path / "checkpoints")
+    count(tmp_path, 1, **scores(1.0))
+    assert read_policy(tmp_path, "best").iteration == 0
+    assert float(read_policy(tmp_path, "best").params["w"]) == 1.0
 
 
 def test_the_state_of_the_caller_is_not_overwritten(tmp_path):

@@ -49,6 +49,27 @@ def test_a_nan_leaves_a_gap_and_an_infinite_number_is_kept(tmp_path):
     assert read_metrics(tmp_path) == [{"iteration": 1, "ratio": math.inf, "x": 0.0}]
 
 
+def test_a_metric_of_a_task_does_not_replace_the_iteration(tmp_path):
+    write(tmp_path, [(1, {"iteration": 1e6, "loss": 0.5}), (2, {"iteration": 0.0})])
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("tail", ["3,ab", "3,1.0,2.0", "\0\0", "1", "1,0.5"])
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path, tail):
+    write(tmp_path, [(i, {"loss": float(i)}) for i in (1, 2)])
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write(tail)
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_an_unreadable_line_before_others_is_named(tmp_path):
+    write(tmp_path, [(1, {"loss": 1.0})])
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("what,ever\n3,1.0\n")
+    with pytest.raises(ValueError, match="metrics.csv, line 3, is no row of numbers"):
+        read_metrics(tmp_path)
+
+
 def test_resuming_drops_the_rows_that_will_come_again(tmp_path):
     write(tmp_path, [(i, {"loss": float(i)}) for i in range(6)])
     write(tmp_path, [(i, {"loss": 10.0 * i}) for i in (4, 5)], resume_at=4)
