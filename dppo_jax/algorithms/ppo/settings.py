@@ -113,8 +113,8 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     bounds = config.log_prob_bounds
     if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
         raise SettingsError(
-            f"log_prob_bounds={tuple(bounds)} must be two numbers, the lower one first; "
-            "use None to not clamp log-probabilities."
+            f"log_prob_bounds={tuple(bounds)} must be two numbers, the lower one "
+            "first; use None to not clamp log-probabilities."
         )
     if not config.reward_scale > 0:
         raise SettingsError(f"reward_scale={config.reward_scale} must be positive.")
