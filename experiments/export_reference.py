@@ -27,8 +27,8 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
             f"{run_dir} cannot be written for the published code; name a run of "
             "experiments.pretrain, or of experiments.finetune with algorithm.name=ppo."
         )
-    is_gaussian = model["kind"] == "gaussian"
-    bounds = model["gaussian"]
+    is_diffusion = model["kind"] == "diffusion"
+    bounds = model[model["kind"]]
     critic = load_critic(run_dir, checkpoint) if stage == "finetune" else None
     save_reference_checkpoint(
         path,
@@ -36,12 +36,12 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
             stage=stage,
             params=policy.params,
             critic=critic,
-            std_bounds=(bounds["std_min"], bounds["std_max"]) if is_gaussian else None,
+            std_bounds=None if is_diffusion else (bounds["std_min"], bounds["std_max"]),
             iteration=policy.iteration,
         ),
         eta=(
             model["sampling"]["eta"]
-            if not is_gaussian and model["sampling"]["ddim_steps"] is not None
+            if is_diffusion and model["sampling"]["ddim_steps"] is not None
             else None
         ),
     )
@@ -51,7 +51,7 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
         f"{run_dir}: stage {stage}, iteration {policy.iteration}, written to {path} "
         f"and {normalization}"
     )
-    if stage == "finetune" and not is_gaussian:
+    if stage == "finetune" and is_diffusion:
         print(f"it runs there with ft_denoising_steps={_num_tuned_steps(policy)}")
     if stage == "finetune" and critic is None:
         print("there is no critic: it loads as network_path, but resumes no run there")

@@ -32,6 +32,7 @@ _UNTOLD = (
     *("model.network.activation", "model.diffusion.num_denoising_steps"),
     *("model.sampling.ddim_steps", "model.diffusion.predict_noise"),
     *("model.diffusion.x0_clip", "model.gaussian.tanh_output"),
+    *("model.gmm.tanh_output", "model.network.num_heads", "model.network.causal"),
 )
 
 
@@ -71,8 +72,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
     untold = [
         f"{name}={_lookup(config, name)}"
         for name in _UNTOLD
-        if name.split(".")[1] in ("network", config.model.kind)
-        or (name.split(".")[1] == "sampling" and config.model.kind == "diffusion")
+        if name.split(".")[1] in _sections(config) and _knows(config, name)
     ]
     if checkpoint.stage == "finetune" and config.model.kind == "diffusion":
         name = "model.sampling.num_tuned_steps"
@@ -91,6 +91,18 @@ def _expected_params(config: ConfigDict, normalizer: Normalizer) -> PolicyParams
     shape = (1, config.env.history, len(normalizer.obs_min))
     obs = {"state": jax.ShapeDtypeStruct(shape, np.float32)}
     return jax.eval_shape(policy.init, jax.random.key(0), obs)
+
+
+def _sections(config: ConfigDict) -> tuple[str, ...]:
+    """Those of `config.model` that the kind of policy reads."""
+    kind = config.model.kind
+    return ("network", kind, *(("sampling",) if kind == "diffusion" else ()))
+
+
+def _knows(config: ConfigDict, name: str) -> bool:
+    """Whether there is a setting; those of a network depend on its kind."""
+    section, _, key = name.rpartition(".")
+    return key in _lookup(config, section)
 
 
 def _lookup(config: ConfigDict, name: str) -> Any:

@@ -20,10 +20,13 @@ def main(config: ConfigDict) -> list[str]:
     processes.stay_on_one_device(config, "pretrain")
     episodes = inputs.load_data(config)
     assert episodes.normalizer is not None  # What it returns is normalised.
-    if config.pretrain.clone_entropy_coef and config.model.kind != "gaussian":
+    if config.pretrain.clone_entropy_coef and config.model.kind not in (
+        "gaussian",
+        "gmm",
+    ):
         raise SettingsError(
             f"pretrain.clone_entropy_coef={config.pretrain.clone_entropy_coef} rewards "
-            f"the entropy of a Gaussian policy, and that of model.kind="
+            f"the entropy of a Gaussian or a mixture, and that of model.kind="
             f"{config.model.kind!r} does not change; use 0."
         )
     policy = inputs.build_policy(config, episodes.actions.shape[1])

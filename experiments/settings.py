@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from dppo_jax.errors import SettingsError
+from dppo_jax.networks import build as networks
 from dppo_jax.training.old_settings import flatten, new_name
 from experiments.defaults import default_config
 
@@ -87,6 +88,9 @@ def override(config: ConfigDict, settings: Sequence[str], flag: str = "") -> Non
             continue
         if key not in node:
             _refuse(config, name, flag)
+        if name == "model.network.kind":
+            use_network(config, text)
+            node = config.model.network
         if isinstance(node[key], ConfigDict):
             raise SettingsError(
                 f"{flag}{name} is a section; set one of {', '.join(node[key])}."
@@ -101,6 +105,8 @@ def settings_of(saved: dict[str, Any]) -> ConfigDict:
     as its stage, is left out.
     """
     config = default_config()
+    network = flatten(saved).get("model.network.kind", config.model.network.kind)
+    use_network(config, network)
     for name, value in flatten(saved).items():
         *sections, key = name.split(".")
         node = config
@@ -116,6 +122,18 @@ def settings_of(saved: dict[str, Any]) -> ConfigDict:
             if is_free or (key in node and not isinstance(node[key], ConfigDict)):
                 node[key] = _frozen(value)
     return config.lock()
+
+
+def use_network(config: ConfigDict, kind: str) -> None:
+    """Give a configuration the settings of a kind of network, with their defaults.
+
+    Nothing changes if it has that kind, or if one of the two is from outside the
+    package, since such a network takes whatever settings there are.
+    """
+    before = config.model.network.kind
+    if kind != before and {kind, before} <= networks.NETWORKS.keys():
+        config.model.network = networks.default_config(kind).lock()
+        config.model.network.options.unlock()
 
 
 def as_flag(name: str, value: Any) -> str:

@@ -42,7 +42,7 @@ def default_config() -> ConfigDict:
     config.ema_every = 10  # updates
     # The first epoch, counted from 1, with an average; before it is the network itself.
     config.ema_start = 20
-    config.clone_entropy_coef = 0.0  # Gaussian policies only
+    config.clone_entropy_coef = 0.0  # Gaussians and mixtures only
     return config
 
 
@@ -65,8 +65,8 @@ def make_pretrain(
     """
     if not isinstance(policy, ChainPolicy):
         raise SettingsError(
-            f"a {type(policy).__name__} cannot be cloned; set model.kind='diffusion' "
-            "or 'gaussian'."
+            f"a {type(policy).__name__} cannot be cloned; set model.kind='diffusion', "
+            "'gaussian' or 'gmm'."
         )
     for name in ("batch_size", "ema_every"):
         if config[name] < 1:

@@ -16,6 +16,10 @@ import jax
 import numpy as np
 
 from dppo_jax.errors import SettingsError
+from dppo_jax.interop.reference_transformer import (
+    path_from_reference,
+    path_to_reference,
+)
 from dppo_jax.types import PyTree
 
 _NETWORKS = {
@@ -23,6 +27,7 @@ _NETWORKS = {
     "mlp_base": "base",
     "mlp_logvar": "log_variance",
     "mlp_mean": "mean",
+    "mlp_weights": "logits",
     "Q1": "value",
 }
 _MEMBERS = "members"  # of an ensemble; the first axis of every leaf
@@ -48,7 +53,7 @@ _TIME_EMBEDDING = {
 }
 _FIXED_LOG_VARIANCE = "fixed_log_variance"
 # Settings that torch keeps beside the weights.
-_CONSTANTS = {"logvar_min", "logvar_max"}
+_CONSTANTS = {"logvar_min", "logvar_max", "transformer.mask", "transformer.memory_mask"}
 
 
 def params_from_reference(
@@ -86,11 +91,12 @@ def params_from_reference(
         if path is None:
             unknown.append(prefix + name)
         else:
-            flat[path] = array.T if path.endswith("/kernel") else array
+            flat[path] = array.T if path.endswith("kernel") else array
     if unknown:
         raise SettingsError(
             f"No network here has weights named {', '.join(sorted(unknown))}; known "
-            f"are perceptrons called {', '.join(sorted(_NETWORKS))} and time_embedding."
+            f"are perceptrons called {', '.join(sorted(_NETWORKS))}, time_embedding, "
+            "and transformers."
         )
     params: PyTree = {}
     for path, array in flat.items():
@@ -129,7 +135,7 @@ def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
             unknown.append(path)
         else:
             array = np.asarray(array)
-            state_dict[name] = array.T if path.endswith("/kernel") else array
+            state_dict[name] = array.T if path.endswith("kernel") else array
     if unknown:
         raise SettingsError(f"No torch name for the parameters {', '.join(unknown)}.")
     return state_dict
@@ -168,6 +174,8 @@ def _critics_to_reference(members: PyTree) -> dict[str, np.ndarray]:
 def _path_from_reference(name: str, state_dict: Mapping) -> str | None:
     if name == "logvar":
         return _FIXED_LOG_VARIANCE
+    if path := path_from_reference(name):
+        return path
     module, _, leaf = name.rpartition(".")
     path = _TIME_EMBEDDING.get(module)
     network, _, layer = module.partition(".")
@@ -194,6 +202,8 @@ def _path_from_reference(name: str, state_dict: Mapping) -> str | None:
 def _path_to_reference(path: str) -> str | None:
     if path == _FIXED_LOG_VARIANCE:
         return "logvar"
+    if name := path_to_reference(path):
+        return name
     module, _, leaf = path.rpartition("/")
     names = {ours: torch for torch, ours in _TIME_EMBEDDING.items()}
     name = names.get(module)

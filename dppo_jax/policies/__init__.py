@@ -12,4 +12,5 @@ from dppo_jax.policies.chain import (
     diffusion_policy,
 )
 from dppo_jax.policies.gaussian import gaussian_policy
+from dppo_jax.policies.gmm import gmm_policy
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy

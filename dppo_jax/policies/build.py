@@ -12,6 +12,7 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.networks import build as networks
 from dppo_jax.policies.chain import ChainPolicy, diffusion_policy
 from dppo_jax.policies.gaussian import gaussian_policy
+from dppo_jax.policies.gmm import gmm_policy
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.types import Array, Obs, PyTree
 
@@ -19,7 +20,7 @@ from dppo_jax.types import Array, Obs, PyTree
 def default_config() -> ConfigDict:
     """What a policy is made of; of a saved one only `sampling` may still change."""
     config = ConfigDict()
-    config.kind = "diffusion"  # or "gaussian", or "squashed" (for sac)
+    config.kind = "diffusion"  # or "gaussian", "gmm", or "squashed" (for sac)
     config.chunk = 4  # Ta, predicted actions
     config.network = networks.default_config()
     config.diffusion = ConfigDict(
@@ -31,6 +32,17 @@ def default_config() -> ConfigDict:
     )
     config.gaussian = ConfigDict(
         dict(
+            fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
+            learn_fixed_std=False,
+            std_min=0.01,
+            std_max=1.0,
+            tanh_output=True,
+        )
+    )
+    # A mixture; standard deviations are those of each of its modes.
+    config.gmm = ConfigDict(
+        dict(
+            num_modes=5,
             fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
             learn_fixed_std=False,
             std_min=0.01,
@@ -89,14 +101,16 @@ def _role(config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
     """What the network of a policy is, and the settings of its output."""
     if config.kind == "gaussian":
         return "gaussian", dict(config.gaussian)
+    if config.kind == "gmm":
+        return "gmm", dict(config.gmm)
     if config.kind == "squashed":
         return "gaussian", dict(config.squashed) | dict(
             fixed_std=None, tanh_output=False
         )
     if config.kind != "diffusion":
         raise SettingsError(
-            f"model.kind={config.kind!r} is unknown; use 'diffusion', 'gaussian' or "
-            "'squashed'."
+            f"model.kind={config.kind!r} is unknown; use 'diffusion', 'gaussian', "
+            "'gmm' or 'squashed'."
         )
     return "denoiser", None
 
@@ -107,6 +121,8 @@ def _make(
     sampling = config.sampling
     if config.kind == "gaussian":
         return gaussian_policy(network, draw_clip=sampling.draw_clip)
+    if config.kind == "gmm":
+        return gmm_policy(network, draw_clip=sampling.draw_clip)
     if config.kind == "squashed":
         return squashed_policy(network)
     return diffusion_policy(

@@ -47,6 +47,9 @@ class ChainPolicy(NamedTuple):
         none is passed; 0: none
     denoises: whether the chain starts from noise; False for a Gaussian policy, whose
         only move starts from zero and has a standard deviation of its own
+    joint: whether the entries of a move depend on each other, as in a mixture: only the
+        sum of their log-probabilities means something then, and `clone_loss` and
+        `entropy` are of whole chunks
     """
 
     init: Callable[..., PolicyParams]
@@ -59,6 +62,7 @@ class ChainPolicy(NamedTuple):
     num_tuned_steps: int
     min_std: float
     denoises: bool
+    joint: bool = False
 
 
 def diffusion_policy(

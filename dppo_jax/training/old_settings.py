@@ -59,6 +59,14 @@ ADDED = {
             "model.network.options": {},
             "model.network.compute_dtype": "float32",
             "model.squashed": {"std_min": 0.0067, "std_max": 7.39},
+            "model.gmm": {
+                "num_modes": 5,
+                "fixed_std": 0.1,
+                "learn_fixed_std": False,
+                "std_min": 0.01,
+                "std_max": 1.0,
+                "tanh_output": True,
+            },
             "critic.compute_dtype": "float32",
         }.items()
     },

@@ -3,6 +3,9 @@
 `avoid.py:m1`, `:m2`, `:m3` are the paper's three data sets: half of the episodes
 pass the rewarded gap 5 of the third row, half pass gap 6, 7 or 8. `avoid.py:demo`
 is m1 cut down to a few minutes on two CPU cores.
+
+`:m1_gaussian` and `:m1_gmm`, and the same of m2 and m3, fine-tune a Gaussian and a
+mixture of five Gaussians, with the settings of the reference implementation (v0.8).
 """
 
 from ml_collections import ConfigDict
@@ -11,19 +14,23 @@ from dppo_jax.demonstrations.scripts.avoid import SUBSETS
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config
 
+_HEADS = ("gaussian", "gmm")
+VARIANTS = (*SUBSETS, "demo", *(f"{s}_{head}" for s in SUBSETS for head in _HEADS))
+
 
 def get_config(variant: str = "m1") -> ConfigDict:
-    if variant not in (*SUBSETS, "demo"):
+    if variant not in VARIANTS:
         raise SettingsError(
-            f"avoid.py:{variant} is unknown; use {', '.join(SUBSETS)} or demo."
+            f"avoid.py:{variant} is unknown; use {', '.join(VARIANTS)}."
         )
+    subset, _, head = variant.partition("_")
     config = default_config()
     config.name = f"avoid_{variant}"
     config.env.task = "avoid"
     config.env.options = ConfigDict(dict(rewarded_gap=5))
     config.env.max_steps = 100
 
-    config.collect.modes = SUBSETS.get(variant, SUBSETS["m1"])
+    config.collect.modes = SUBSETS.get(subset, SUBSETS["m1"])
     config.collect.episodes_per_mode = 4  # as many as the human subsets have
 
     # The data are tiny (8 episodes), so epochs are many and batches small.
@@ -49,7 +56,22 @@ def get_config(variant: str = "m1") -> ConfigDict:
     ppo.actor.min_learning_rate = 1e-5
     if variant == "demo":
         _shorten(config)
+    if head:
+        _use_head(config, head)
+    if variant == "m3_gmm":
+        config.pretrain.batch_size = 32
     return config
+
+
+def _use_head(config: ConfigDict, head: str) -> None:
+    """A smaller network, and minibatches of as many chunks as those of pairs."""
+    config.model.kind = head
+    if head == "gaussian":
+        config.model.network.hidden_sizes = (256, 256, 256)
+    else:
+        config.model.network.update(hidden_sizes=(256, 256), residual=False)
+        config.model.sampling.draw_clip = 10.0  # The reference clips none.
+    config.algorithm.ppo.batch_size = 625  # half of the 50 x 25 chunks
 
 
 def _shorten(config: ConfigDict) -> None:

@@ -10,7 +10,12 @@ The settings are those of the reference implementation for D4RL's medium data se
 - `fast`: `v0_8` with iterations that cost an eighth as much and teach about as much
   (docs/performance.md);
 - `sac`: soft actor-critic from nothing, without data or a policy to start from
-  (docs/results/sac.md).
+  (docs/results/sac.md);
+- `gaussian`: PPO of a Gaussian policy from nothing, as release 0.8 does (HalfCheetah
+  for 501 iterations);
+- `gmm`: the same with a mixture of five Gaussians, for which the reference has no
+  settings. The standard deviations are learnt from 0.1 on, which is also where those
+  of `gaussian` start.
 
 Demonstrations may be D4RL's, or those of `experiments.collect`, which trains a policy
 up to a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
@@ -22,7 +27,7 @@ from dppo_jax.envs.tasks.locomotion import MAX_STEPS
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config, demonstrator_config
 
-VARIANTS = ("v0_8", "v0_6", "cpu", "fast", "sac")
+VARIANTS = ("v0_8", "v0_6", "cpu", "fast", "sac", "gaussian", "gmm")
 # A medium data set holds a million windows, a minibatch 128 of them.
 _UPDATES_PER_EPOCH = 7800
 # Per task: where the demonstrator's training stops, and its number of motors.
@@ -69,6 +74,10 @@ def make_config(task: str, variant: str) -> ConfigDict:
         _hasten(config)
     elif variant == "sac":
         _use_sac(config)
+    elif variant in ("gaussian", "gmm"):
+        _start_from_nothing(config, variant)
+        iterations = 501 if task == "halfcheetah" else 301
+        config.loop.finetune.num_iterations = iterations
     return config
 
 
@@ -103,6 +112,21 @@ def _shrink(config: ConfigDict) -> None:
     # The policy changes as often per iteration, on a fifth of the data.
     ppo.actor.cycle_steps = ppo.critic.cycle_steps = 200
     config.evaluate.num_episodes = config.evaluate.num_envs = 40
+
+
+def _start_from_nothing(config: ConfigDict, head: str) -> None:
+    """Single actions, few environments, many updates on small minibatches."""
+    config.policy = "none"
+    config.model.kind, config.model.chunk = head, 1
+    config.model.network.update(hidden_sizes=(512, 512, 512), residual=False)
+    config.model.gaussian.fixed_std = None  # predicted
+    config.model.gmm.learn_fixed_std = True
+    config.rollout.num_envs = 10
+    config.rollout.num_chunks = 1000
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 500
+    ppo.epochs = 10
+    ppo.clip_top = ppo.clip_base = 0.1
 
 
 def _use_sac(config: ConfigDict) -> None:

@@ -23,7 +23,9 @@ def default_config() -> ConfigDict:
     config.reward_horizon = placeholder(int)
     # Where log-probabilities are clamped, None: nowhere; and whether that is done entry
     # by entry or to their mean, None: as the reference does, entries of a diffusion
-    # policy and the mean of a Gaussian one.
+    # policy and the mean of a Gaussian one. The joint log-probability of a mixture is
+    # clamped only if bound_entries is False, which the reference does: nearly all lie
+    # outside of the bounds, where nothing is learnt.
     config.log_prob_bounds = FieldReference(
         chain_losses.LOG_PROB_BOUNDS, field_type=tuple
     )
@@ -83,7 +85,7 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     if not isinstance(policy, ChainPolicy):
         raise SettingsError(
             f"ppo needs the moves of a chain, not a {type(policy).__name__}; set "
-            "model.kind='diffusion' or 'gaussian'."
+            "model.kind='diffusion', 'gaussian' or 'gmm'."
         )
     if config.minibatch not in MINIBATCHES:
         raise SettingsError(
@@ -116,8 +118,9 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     if config.min_std_steps > 0 and not policy.denoises:
         raise SettingsError(
             f"min_std_steps={config.min_std_steps} anneals the sampling floor of a "
-            "denoising chain, but this policy is a Gaussian, whose standard deviation "
-            "is scored as it is; use 0, and set its standard deviation instead."
+            "denoising chain, but this policy is a Gaussian or a mixture, whose "
+            "standard deviation is scored as it is; use 0, and set its standard "
+            "deviation instead."
         )
     if (config.tuned_steps_drop > 0) != (config.tuned_steps_every > 0):
         raise SettingsError(
@@ -207,10 +210,23 @@ def log_prob_mean(
             "actions of a chunk; None counts all of these."
         )
     bounds, bound_entries = config.get("log_prob_bounds"), config.get("bound_entries")
+    bounds = None if bounds is None else tuple(bounds)
+    if policy.joint:
+        if bound_entries:
+            raise SettingsError(
+                "bound_entries=True clamps single entries, but a mixture has a joint "
+                "log-probability; use None to clamp nothing, or False to clamp their "
+                "sum."
+            )
+        return functools.partial(
+            chain_losses.joint_log_prob,
+            horizon=horizon,
+            bounds=None if bound_entries is None else bounds,
+        )
     return functools.partial(
         chain_losses.mean_log_prob,
         horizon=horizon,
-        bounds=None if bounds is None else tuple(bounds),
+        bounds=bounds,
         bound_entries=policy.denoises if bound_entries is None else bound_entries,
     )
 
