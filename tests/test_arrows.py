@@ -38,11 +38,13 @@ STRANGERS = ("algorithms",)
 # Settings are read by make_* and default_config; these parts take plain arguments.
 PLAIN = (
     *("types", "normalize", "objects", "replay", "rollout", "evaluate"),
-    *("diffusion", "policies.chain", "policies.gaussian", "policies.squashed"),
+    *("diffusion", "policies.chain", "policies.gaussian", "policies.gmm"),
+    "policies.squashed",
     *("learning.returns", "learning.losses", "learning.chain_losses"),
     *("learning.q_losses", "learning.minibatch", "learning.optimizers"),
     "learning.soft_actor_critic",
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),
+    *("networks.std", "networks.dropout", "networks.gmm", "networks.transformer"),
     *("envs.core", "envs.physics", "envs.wrappers", "training", "deploy"),
 )
 

@@ -97,6 +97,7 @@ def exported(tmp_path_factory):
         ("finetune", {"model__network__condition_sizes": (8, 4)}),
         ("finetune", {"model__kind": "gaussian"}),
         ("pretrain", GAUSSIAN),
+        ("pretrain", {"model__kind": "gmm", "model__gmm__num_modes": 3}),
     ],
 )
 def test_a_run_comes_back_as_it_was_exported(tmp_path, stage, changes):
