@@ -20,6 +20,7 @@ class Dropping(nn.Module):
 
     has_dropout = True
 
+    @nn.compact
     def __call__(self, obs):
         return drop(self, 0.25, obs["state"]), obs["state"]
 

@@ -277,7 +277,9 @@ def model_config(**changes) -> ConfigDict:
     return model
 
 
-@pytest.mark.parametrize("kind, num_tuned_steps", [("diffusion", 2), ("gaussian", 1), ("gmm", 1)])
+@pytest.mark.parametrize(
+    "kind, num_tuned_steps", [("diffusion", 2), ("gaussian", 1), ("gmm", 1)]
+)
 def test_a_configuration_makes_any_policy(kind, num_tuned_steps):
     policy = make_policy(model_config(kind=kind), action_dim=2)
     assert policy.num_tuned_steps == num_tuned_steps
