@@ -283,9 +283,7 @@ def test_settings_of_a_mixture_reach_its_network(monkeypatch):
     params = policy.init(jax.random.key(0), tiny.OBS)
     assert set(params.tuned["params"]) == {"mean", "log_variance", "logits"}
     near = policy.sample(params, KEYS, tiny.OBS).chain[:, 1]
-    network = MixtureMLP(
-        2, 4, 3, (8,), "relu", residual=True, std_min=0.2, std_max=0.2
-    )
+    network = MixtureMLP(2, 4, 3, (8,), "relu", residual=True, std_min=0.2, std_max=0.2)
     means, stds, _ = network.apply(params.tuned, tiny.OBS)
     np.testing.assert_allclose(stds, 0.2, rtol=1e-6)
     gap = jnp.abs(near[:, None] - means).max((-2, -1)).min(-1)
