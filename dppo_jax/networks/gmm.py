@@ -1,6 +1,7 @@
 """Gaussian mixtures over action chunks from perceptrons."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -103,7 +104,7 @@ def check_modes(num_modes: int) -> None:
         raise SettingsError(f"num_modes={num_modes} must be at least 1.")
 
 
-def mode_stds(head: nn.Module) -> Array:
+def mode_stds(head: Any) -> Array:
     """[M, 1, Da] standard deviations that depend on no observation."""
-    num_modes, action_dim = head.num_modes, head.action_dim  # type: ignore
+    num_modes, action_dim = head.num_modes, head.action_dim
     return fixed_std(head, num_modes * action_dim).reshape(num_modes, 1, action_dim)

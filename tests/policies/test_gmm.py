@@ -268,7 +268,7 @@ def test_a_configuration_makes_it_of_either_network(kind, role):
     sample = jax.eval_shape(policy.sample, params, KEYS, tiny.OBS)
     assert sample.chain.shape == (B, 2, 4, 2) and sample.log_prob.shape[1:] == (1, 4, 2)
     if role == "gmm" and kind == "mlp":
-        logits = params.tuned["params"]["logits"]["layer_1"]["linear"]["bias"]
+        logits = params.tuned["params"]["logits"]["linear_1"]["bias"]
         assert logits.shape == (2,)
 
 
