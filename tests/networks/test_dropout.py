@@ -1,5 +1,7 @@
 """Dropout is for cloning, and every row has a key of its own."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,11 @@ def test_nothing_is_dropped_without_keys():
     np.testing.assert_array_equal(Dropping().apply({}, OBS)[0], OBS["state"])
 
 
+def dropping(network, params, keys, obs):
+    apply = functools.partial(apply_with_dropout, network)
+    return jax.jit(apply)(params, keys, obs)
+
+
 def transformer(**rates):
     return GaussianTransformer(
         2, 4, embed_dim=8, num_heads=2, num_layers=1, fixed_std=0.1, **rates
@@ -46,15 +53,15 @@ def transformer(**rates):
 def test_a_row_of_a_transformer_depends_on_its_own_key_alone(rates):
     network, plain = transformer(**rates), transformer()
     obs = jax.tree.map(lambda x: x[:3], OBS)
-    params = plain.init(jax.random.key(0), obs)
-    exact, _ = plain.apply(params, obs)
-    np.testing.assert_array_equal(network.apply(params, obs)[0], exact)
-    mean, _ = apply_with_dropout(network, params, KEYS[:3], obs)
+    params = jax.jit(plain.init)(jax.random.key(0), obs)
+    exact, _ = jax.jit(plain.apply)(params, obs)
+    np.testing.assert_array_equal(jax.jit(network.apply)(params, obs)[0], exact)
+    mean, _ = dropping(network, params, KEYS[:3], obs)
     assert (mean != exact).any((1, 2)).all() and (mean[0] != mean[1]).any()
     first = jax.tree.map(lambda x: x[:1], obs)
-    alone, _ = apply_with_dropout(network, params, KEYS[:1], first)
+    alone, _ = dropping(network, params, KEYS[:1], first)
     np.testing.assert_allclose(alone[0], mean[0], rtol=1e-4, atol=1e-6)
-    again, _ = apply_with_dropout(plain, params, KEYS[:3], obs)
+    again, _ = dropping(plain, params, KEYS[:3], obs)
     np.testing.assert_array_equal(again, exact)
 
 

@@ -14,14 +14,22 @@ OBS = {"state": jax.random.normal(KEY, (B, 2, 3))}
 SMALL = dict(embed_dim=E, num_heads=2, num_layers=2)
 
 
+def start(network, *inputs):
+    return jax.jit(network.init)(KEY, *inputs)
+
+
+def apply(network, params, *inputs):
+    return jax.jit(network.apply)(params, *inputs)
+
+
 def tokens(count, seed=1):
     return jax.random.normal(jax.random.key(seed), (B, count, E))
 
 
-def attention(num_heads=2, scale=20.0, **shape):
+def attention(num_heads=2, scale=20.0):
     """Weights large enough that tokens are told apart."""
     module = Attention(num_heads, 0.0, "float32")
-    params = module.init(KEY, tokens(T), **shape)
+    params = start(module, tokens(T))
     return module, jax.tree.map(lambda x: scale * x, params)
 
 
@@ -30,7 +38,7 @@ def test_attention_is_a_mean_of_values_weighted_by_the_products_of_keys(num_head
     """Against sums over heads and tokens, one number after another."""
     module, params = attention(num_heads)
     x, memory = tokens(T), tokens(S, seed=2)
-    output = module.apply(params, x, memory)
+    output = apply(module, params, x, memory)
     weights = jax.tree.map(np.asarray, params["params"])
     kernels = np.split(weights["in_kernel"], 3, axis=1)
     query, key, value = x @ kernels[0], memory @ kernels[1], memory @ kernels[2]
@@ -51,7 +59,7 @@ def test_attention_among_tokens_reads_the_tokens_themselves():
     module, params = attention()
     x = tokens(T)
     np.testing.assert_allclose(
-        module.apply(params, x), module.apply(params, x, x), rtol=1e-4, atol=1e-5
+        apply(module, params, x), apply(module, params, x, x), rtol=1e-4, atol=1e-5
     )
 
 
@@ -59,38 +67,38 @@ def test_what_a_mask_hides_has_no_influence():
     module, params = attention()
     x, memory = tokens(T), tokens(S, seed=2)
     mask = jnp.arange(S) < jnp.array([[5], [3], [1]])
-    output = module.apply(params, x, memory, mask)
-    other = module.apply(params, x, memory.at[:, 3:].add(1.0), mask)
+    output = apply(module, params, x, memory, mask)
+    other = apply(module, params, x, memory.at[:, 3:].add(1.0), mask)
     assert (output[:, 0] != other[:, 0]).any()
     np.testing.assert_array_equal(output[:, 1:], other[:, 1:])
-    one = module.apply(params, x, memory[:, :1])
+    one = apply(module, params, x, memory[:, :1])
     np.testing.assert_allclose(output[:, 2], one[:, 2], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_causal_action_knows_nothing_of_later_ones(causal):
     network = GaussianTransformer(2, 4, causal=causal, fixed_std=0.1, **SMALL)
-    params = network.init(KEY, OBS)
-    mean, _ = network.apply(params, OBS)
+    params = start(network, OBS)
+    mean, _ = apply(network, params, OBS)
     inner = dict(params["params"]["transformer"])
     inner["position"] = inner["position"].at[:, 2].add(jnp.arange(E))
-    changed, _ = network.apply({"params": {"transformer": inner}}, OBS)
+    changed, _ = apply(network, {"params": {"transformer": inner}}, OBS)
     assert (mean[:, 2:] != changed[:, 2:]).any(-1).all()
     assert (mean[:, :2] == changed[:, :2]).all() == causal
 
 
 def test_every_action_depends_on_the_observation_and_on_its_position():
     network = GaussianTransformer(2, 4, fixed_std=0.1, **SMALL)
-    params = network.init(KEY, OBS)
-    mean, _ = network.apply(params, OBS)
-    other, _ = network.apply(params, {"state": OBS["state"] + 1})
+    params = start(network, OBS)
+    mean, _ = apply(network, params, OBS)
+    other, _ = apply(network, params, {"state": OBS["state"] + 1})
     assert (mean != other).any(-1).all()
     assert len({tuple(row) for row in np.asarray(mean[0])}) == 4
 
 
 def test_weights_start_normal_and_biases_zero():
     network = GaussianTransformer(2, 4, embed_dim=128, num_heads=2, num_layers=1)
-    params = network.init(KEY, OBS)["params"]["transformer"]
+    params = start(network, OBS)["params"]["transformer"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path[-1].key
         if name.endswith("bias"):
@@ -105,7 +113,8 @@ def test_weights_start_normal_and_biases_zero():
 def test_kinds_of_std():
     def std(**options):
         network = GaussianTransformer(2, 4, **SMALL | options)
-        return network, *network.init_with_output(KEY, OBS)
+        params = start(network, OBS)
+        return network, apply(network, params, OBS), params
 
     _, (_, fixed), params = std(fixed_std=0.3)
     np.testing.assert_allclose(fixed, np.full((B, 4, 2), 0.3), rtol=1e-6)
@@ -113,7 +122,7 @@ def test_kinds_of_std():
     network, (_, learned), params = std(fixed_std=0.3, learn_fixed_std=True)
     np.testing.assert_allclose(learned, np.full((B, 4, 2), 0.3), rtol=1e-6)
     params["params"]["fixed_log_variance"] = 2 * jnp.log(jnp.array([0.2, 9.0]))
-    _, learned = network.apply(params, OBS)
+    _, learned = apply(network, params, OBS)
     np.testing.assert_allclose(learned[..., 0], 0.2, rtol=1e-5)
     np.testing.assert_allclose(learned[..., 1], 1.0)
     # Log-variances near zero are clamped, and beyond the bounds have no gradient.
@@ -121,7 +130,7 @@ def test_kinds_of_std():
     assert 0.5 < predicted.min() < predicted.max() < 1.5
     low, (_, clamped), params = std(std_max=0.5)
     np.testing.assert_allclose(clamped, 0.5)
-    gradient = jax.grad(lambda p: low.apply(p, OBS)[1].sum())(params)
+    gradient = jax.jit(jax.grad(lambda p: low.apply(p, OBS)[1].sum()))(params)
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
@@ -130,11 +139,11 @@ def test_the_mean_is_squashed_unless_told_otherwise():
         GaussianTransformer(2, 4, fixed_std=0.1, tanh_output=tanh, **SMALL)
         for tanh in (True, False)
     )
-    params = jax.tree.map(lambda x: 5 * x, squashed.init(KEY, OBS))
-    mean, _ = free.apply(params, OBS)
+    params = jax.tree.map(lambda x: 5 * x, start(squashed, OBS))
+    mean, _ = apply(free, params, OBS)
     assert jnp.abs(mean).max() > 1
     np.testing.assert_allclose(
-        squashed.apply(params, OBS)[0], np.tanh(mean), rtol=1e-4, atol=1e-6
+        apply(squashed, params, OBS)[0], np.tanh(mean), rtol=1e-4, atol=1e-6
     )
 
 

@@ -272,7 +272,7 @@ def test_a_configuration_makes_it_of_either_network(kind, role):
         assert logits.shape == (2,)
 
 
-def test_settings_of_a_mixture_reach_its_network(monkeypatch):
+def test_settings_of_a_mixture_reach_its_network():
     """The draws are bounded by the setting that bounds those of a Gaussian."""
     config = policies.default_config()
     config.kind = "gmm"
@@ -280,11 +280,11 @@ def test_settings_of_a_mixture_reach_its_network(monkeypatch):
     config.gmm.update(num_modes=3, fixed_std=None, std_min=0.2, std_max=0.2)
     config.sampling.draw_clip = 1e-3
     policy = make_policy(config, action_dim=2)
-    params = policy.init(jax.random.key(0), tiny.OBS)
+    params = jax.jit(policy.init)(jax.random.key(0), tiny.OBS)
     assert set(params.tuned["params"]) == {"mean", "log_variance", "logits"}
-    near = policy.sample(params, KEYS, tiny.OBS).chain[:, 1]
+    near = jax.jit(policy.sample)(params, KEYS, tiny.OBS).chain[:, 1]
     network = MixtureMLP(2, 4, 3, (8,), "relu", residual=True, std_min=0.2, std_max=0.2)
-    means, stds, _ = network.apply(params.tuned, tiny.OBS)
+    means, stds, _ = jax.jit(network.apply)(params.tuned, tiny.OBS)
     np.testing.assert_allclose(stds, 0.2, rtol=1e-6)
     gap = jnp.abs(near[:, None] - means).max((-2, -1)).min(-1)
     assert (gap <= 2.1e-4).all()
@@ -295,12 +295,13 @@ def test_dropout_is_for_cloning_alone():
         *(1, 2, 2), embed_dim=8, num_heads=2, num_layers=1, attention_dropout=0.5
     )
     policy = gmm_policy(network)
-    params = policy.init(jax.random.key(0), tiny.OBS).tuned
+    params = jax.jit(policy.init)(jax.random.key(0), tiny.OBS).tuned
+    clone_loss = jax.jit(policy.clone_loss)
     action = jnp.full((B, 2, 1), 0.3)
-    loss = policy.clone_loss(params, KEYS, tiny.OBS, action)
-    other = policy.clone_loss(params, KEYS[::-1], tiny.OBS, action)
+    loss = clone_loss(params, KEYS, tiny.OBS, action)
+    other = clone_loss(params, KEYS[::-1], tiny.OBS, action)
     assert (loss != other).any()
     step = jnp.zeros(B, jnp.int32)
-    scored = policy.log_prob(params, 0 * action, action, tiny.OBS, step)
-    exact = mixture_log_prob(action, *network.apply(params, tiny.OBS))
+    scored = jax.jit(policy.log_prob)(params, 0 * action, action, tiny.OBS, step)
+    exact = mixture_log_prob(action, *jax.jit(network.apply)(params, tiny.OBS))
     np.testing.assert_allclose(scored, exact, rtol=1e-5, atol=1e-6)
