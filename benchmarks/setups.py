@@ -64,7 +64,7 @@ def make_setup(config: ConfigDict) -> Setup:
     if not isinstance(policy, ChainPolicy):
         raise SettingsError(
             f"model.kind={config.model.kind!r}: this program measures PPO over a "
-            "chain; use 'diffusion' or 'gaussian', or benchmarks.off_policy."
+            "chain; use 'diffusion', 'gaussian' or 'gmm', or benchmarks.off_policy."
         )
     return Setup(config, env, policy, StateCritic(**config.critic))
 

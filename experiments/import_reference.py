@@ -33,6 +33,7 @@ _UNTOLD = (
     *("model.network.num_groups", "model.network.group_norm_eps"),
     *("model.sampling.ddim_steps", "model.diffusion.predict_noise"),
     *("model.diffusion.x0_clip", "model.gaussian.tanh_output"),
+    *("model.gmm.tanh_output", "model.network.num_heads", "model.network.causal"),
 )
 
 

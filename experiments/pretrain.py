@@ -20,11 +20,12 @@ def main(config: ConfigDict) -> list[str]:
     processes.stay_on_one_device(config, "pretrain")
     episodes = inputs.load_data(config)
     assert episodes.normalizer is not None  # `load_data` normalises.
-    if config.pretrain.clone_entropy_coef and config.model.kind != "gaussian":
+    coef, kind = config.pretrain.clone_entropy_coef, config.model.kind
+    if coef and kind not in ("gaussian", "gmm"):
         raise SettingsError(
-            f"pretrain.clone_entropy_coef={config.pretrain.clone_entropy_coef} rewards "
-            f"the entropy of a Gaussian policy, but training does not change that of "
-            f"model.kind={config.model.kind!r}; use 0."
+            f"pretrain.clone_entropy_coef={coef} rewards the entropy of a Gaussian "
+            "policy or a mixture, but training does not change that of "
+            f"model.kind={kind!r}; use 0."
         )
     policy = inputs.build_policy(config, episodes.actions.shape[1])
     dataset = windows(episodes, chunk=config.model.chunk, history=config.env.history)

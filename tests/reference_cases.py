@@ -18,6 +18,9 @@ from dppo_jax.networks import (
     DiffusionMLP,
     DiffusionUNet,
     GaussianMLP,
+    GaussianTransformer,
+    MixtureMLP,
+    MixtureTransformer,
     StateActionCritic,
     StateCritic,
 )
@@ -165,6 +168,50 @@ def gaussian_mlp(config: dict) -> GaussianMLP:
         tanh_output=config.get("tanh_output", True),
         residual=residual,
         layer_norm=config.get("use_layernorm", False),
+        fixed_std=config.get("fixed_std"),
+        learn_fixed_std=config.get("learn_fixed_std", False),
+        std_min=config.get("std_min", 0.01),
+        std_max=config.get("std_max", 1.0),
+    )
+
+
+def gaussian_transformer(config: dict) -> GaussianTransformer:
+    """The Gaussian policy network of one token per action."""
+    return GaussianTransformer(**_transformer_settings(config))
+
+
+def mixture(config: dict) -> MixtureMLP | MixtureTransformer:
+    """The network of a mixture; names of settings tell which."""
+    num_modes = config.get("num_modes", 5)
+    if any(name.startswith("transformer_") for name in config):
+        return MixtureTransformer(num_modes=num_modes, **_transformer_settings(config))
+    residual = config.get("residual_style", False)
+    return MixtureMLP(
+        num_modes=num_modes,
+        hidden_sizes=_hidden_sizes(config.get("mlp_dims", [256, 256, 256]), residual),
+        activation=config.get("activation_type", "Mish"),
+        residual=residual,
+        layer_norm=config.get("use_layernorm", False),
+        **_head_settings(config),
+    )
+
+
+def _transformer_settings(config: dict) -> dict:
+    return dict(
+        embed_dim=config.get("transformer_embed_dim", 256),
+        num_heads=config.get("transformer_num_heads", 8),
+        num_layers=config.get("transformer_num_layers", 6),
+        activation=config.get("transformer_activation", "gelu"),
+        embedding_dropout=config.get("p_drop_emb", 0.0),
+        attention_dropout=config.get("p_drop_attn", 0.0),
+        **_head_settings(config),
+    )
+
+
+def _head_settings(config: dict) -> dict:
+    return dict(
+        action_dim=config["action_dim"],
+        chunk=config["horizon_steps"],
         fixed_std=config.get("fixed_std"),
         learn_fixed_std=config.get("learn_fixed_std", False),
         std_min=config.get("std_min", 0.01),

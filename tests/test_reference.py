@@ -27,12 +27,15 @@ from tests.reference_cases import (
     diffusion_mlp,
     diffusion_unet,
     gaussian_mlp,
+    gaussian_transformer,
+    mixture,
     read_case,
     state_action_critic,
     state_critic,
     sum_of_squares,
 )
 from tests.reference_losses import check_bc_loss, check_dppo, check_ppo_gaussian
+from tests.reference_mixtures import check_ppo_gmm
 from tests.reference_off_policy import (
     check_actor,
     check_critic,
@@ -107,6 +110,16 @@ def check_unet(path, tmp_path):
 def check_gaussian_mlp(path, tmp_path):
     case = read_case(path)
     check_network(case, gaussian_mlp(case.config), case.obs())
+
+
+def check_gaussian_transformer(path, tmp_path):
+    case = read_case(path)
+    check_network(case, gaussian_transformer(case.config), case.obs())
+
+
+def check_mixture(path, tmp_path):
+    case = read_case(path)
+    check_network(case, mixture(case.config), case.obs())
 
 
 def check_critic_obs(path, tmp_path):
@@ -245,9 +258,12 @@ KINDS = {
     "net_critic_obs_act": check_critic_obs_act,
     "net_critic_obs": check_critic_obs,
     "net_gaussian_mlp": check_gaussian_mlp,
+    "net_gaussian_transformer": check_gaussian_transformer,
+    "net_gmm": check_mixture,
     "bc_loss": check_bc_loss,
     "dppo": check_dppo,
     "ppo_gaussian": check_ppo_gaussian,
+    "ppo_gmm": check_ppo_gmm,
     "rlpd_actor": check_actor,
     "rlpd_critic": check_critic,
     "sac_actor": check_actor,

@@ -10,7 +10,7 @@ from dppo_jax.algorithms import ppo, sac
 from dppo_jax.diffusion import denoising, flow
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
-from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateCritic
+from dppo_jax.networks import DiffusionMLP, GaussianMLP, MixtureMLP, StateCritic
 from dppo_jax.networks.noise import NoiseMLP
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import (
@@ -18,6 +18,7 @@ from dppo_jax.policies import (
     diffusion_policy,
     flow_policy,
     gaussian_policy,
+    gmm_policy,
 )
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.rollout import env_keys
@@ -156,6 +157,18 @@ def tiny_gaussian_policy(
         learn_fixed_std=learn_fixed_std,
     )
     return gaussian_policy(network)
+
+
+def tiny_gmm_policy(fixed_std: float = 0.5) -> ChainPolicy:
+    """Three modes, from perceptrons with one hidden layer of 16."""
+    network = MixtureMLP(
+        action_dim=ACTION_DIM,
+        chunk=CHUNK,
+        num_modes=3,
+        hidden_sizes=(16,),
+        fixed_std=fixed_std,
+    )
+    return gmm_policy(network)
 
 
 def tiny_critic() -> StateCritic:

@@ -43,7 +43,7 @@ def default_config() -> ConfigDict:
     config.ema_every = 10  # updates
     # Averaging starts in this epoch, counted from 1; before it, ema copies params.
     config.ema_start = 20
-    config.clone_entropy_coef = 0.0  # Gaussian policies only
+    config.clone_entropy_coef = 0.0  # Gaussians and mixtures only
     return config
 
 
@@ -66,8 +66,8 @@ def make_pretrain(
     """
     if not isinstance(policy, ChainPolicy):
         raise SettingsError(
-            f"a {type(policy).__name__} cannot be cloned; set model.kind='diffusion' "
-            "or 'gaussian'."
+            f"a {type(policy).__name__} cannot be cloned; set model.kind='diffusion', "
+            "'gaussian' or 'gmm'."
         )
     for name in ("batch_size", "ema_every"):
         if config[name] < 1:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.interop import reference_unet
+from dppo_jax.interop import reference_transformer, reference_unet
 from dppo_jax.types import PyTree
 
 _NETWORKS = {
@@ -26,6 +26,7 @@ _NETWORKS = {
     "mlp_base": "base",
     "mlp_logvar": "log_variance",
     "mlp_mean": "mean",
+    "mlp_weights": "logits",
     "Q1": "value",
 }
 _MEMBERS = "members"  # of an ensemble; the first axis of every leaf
@@ -50,8 +51,8 @@ _TIME_EMBEDDING = {
     "time_embedding.3": "time_embedding/linear_2",
 }
 _FIXED_LOG_VARIANCE = "fixed_log_variance"
-# Settings that the reference saves with the weights.
-_CONSTANTS = {"logvar_min", "logvar_max"}
+# Settings and masks that the reference saves with the weights.
+_CONSTANTS = {"logvar_min", "logvar_max", "transformer.mask", "transformer.memory_mask"}
 
 
 def params_from_reference(
@@ -92,12 +93,12 @@ def params_from_reference(
         if path is None:
             unknown.append(prefix + name)
         else:
-            flat[path] = array.T if path.endswith("/kernel") else array
+            flat[path] = array.T if path.endswith("kernel") else array
     if unknown:
         raise SettingsError(
             f"No network here has weights named {', '.join(sorted(unknown))}; known "
             f"are perceptrons called {', '.join(sorted(_NETWORKS))}, time_embedding "
-            "and the layers of a U-Net."
+            "and the layers of U-Nets and transformers."
         )
     params: PyTree = {}
     for path, array in flat.items():
@@ -137,7 +138,7 @@ def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
             unknown.append(path)
         else:
             array = np.asarray(array)
-            state_dict[name] = array.T if path.endswith("/kernel") else array
+            state_dict[name] = array.T if path.endswith("kernel") else array
     if unknown:
         raise SettingsError(f"No torch name for the parameters {', '.join(unknown)}.")
     return state_dict
@@ -176,6 +177,8 @@ def _critics_to_reference(members: PyTree) -> dict[str, np.ndarray]:
 def _path_from_reference(name: str, state_dict: Mapping) -> str | None:
     if name == "logvar":
         return _FIXED_LOG_VARIANCE
+    if path := reference_transformer.path_from_reference(name):
+        return path
     module, _, leaf = name.rpartition(".")
     path = _TIME_EMBEDDING.get(module) or reference_unet.path_from_reference(module)
     network, _, layer = module.partition(".")
@@ -207,6 +210,8 @@ def _path_from_reference(name: str, state_dict: Mapping) -> str | None:
 def _path_to_reference(path: str, *, is_unet: bool) -> str | None:
     if path == _FIXED_LOG_VARIANCE:
         return "logvar"
+    if name := reference_transformer.path_to_reference(path):
+        return name
     module, _, leaf = path.rpartition("/")
     names = {ours: torch for torch, ours in _TIME_EMBEDDING.items()}
     name = reference_unet.path_to_reference(module) if is_unet else names.get(module)

@@ -3,14 +3,19 @@
 from dppo_jax.networks.critics import StateActionCritic, StateCritic, random_members
 from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.gaussian import GaussianMLP
+from dppo_jax.networks.gmm import MixtureMLP
 from dppo_jax.networks.mlp import MLP, DiffusionMLP, ResidualMLP, SinusoidalEmbedding
+from dppo_jax.networks.transformer import GaussianTransformer, MixtureTransformer
 from dppo_jax.networks.unet import DiffusionUNet
 
 __all__ = [
     "DiffusionMLP",
     "DiffusionUNet",
     "GaussianMLP",
+    "GaussianTransformer",
     "MLP",
+    "MixtureMLP",
+    "MixtureTransformer",
     "ResidualMLP",
     "SinusoidalEmbedding",
     "StateActionCritic",

@@ -15,6 +15,7 @@ from dppo_jax.networks.noise import NoiseMLP
 from dppo_jax.policies.chain import ChainPolicy, diffusion_policy
 from dppo_jax.policies.flow import flow_policy
 from dppo_jax.policies.gaussian import gaussian_policy
+from dppo_jax.policies.gmm import gmm_policy
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.types import Array, Obs, PyTree
 
@@ -22,7 +23,8 @@ from dppo_jax.types import Array, Obs, PyTree
 def default_config() -> ConfigDict:
     """Settings of a policy; after training, only `sampling` may still change."""
     config = ConfigDict()
-    config.kind = "diffusion"  # or "flow", "gaussian", or "squashed" (for sac)
+    # "diffusion", "flow", "gaussian", "gmm", or "squashed" (for sac)
+    config.kind = "diffusion"
     config.chunk = 4  # Ta, predicted actions
     config.network = networks.default_config()
     config.diffusion = ConfigDict(
@@ -42,6 +44,17 @@ def default_config() -> ConfigDict:
     )
     config.gaussian = ConfigDict(
         dict(
+            fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
+            learn_fixed_std=False,
+            std_min=0.01,
+            std_max=1.0,
+            tanh_output=True,
+        )
+    )
+    # A mixture; standard deviations are those of each of its modes.
+    config.gmm = ConfigDict(
+        dict(
+            num_modes=5,
             fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
             learn_fixed_std=False,
             std_min=0.01,
@@ -102,6 +115,8 @@ def _role(config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
     """Return the role of a policy's network, and the settings of its output."""
     if config.kind == "gaussian":
         return "gaussian", dict(config.gaussian)
+    if config.kind == "gmm":
+        return "gmm", dict(config.gmm)
     if config.kind == "squashed":
         return "gaussian", dict(config.squashed) | dict(
             fixed_std=None, tanh_output=False
@@ -109,7 +124,7 @@ def _role(config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
     if config.kind not in ("diffusion", "flow"):
         raise SettingsError(
             f"model.kind={config.kind!r} is unknown; use 'diffusion', 'flow', "
-            "'gaussian' or 'squashed'."
+            "'gaussian', 'gmm' or 'squashed'."
         )
     return "denoiser", None
 
@@ -120,6 +135,8 @@ def _make(
     sampling = config.sampling
     if config.kind == "gaussian":
         return gaussian_policy(network, draw_clip=sampling.draw_clip)
+    if config.kind == "gmm":
+        return gmm_policy(network, draw_clip=sampling.draw_clip)
     if config.kind == "squashed":
         return squashed_policy(network)
     if config.kind == "flow":

@@ -69,6 +69,14 @@ ADDED = {
             },
             "model.sampling.flow_steps": 4,
             "model.sampling.mean_clip": 1.0,
+            "model.gmm": {
+                "num_modes": 5,
+                "fixed_std": 0.1,
+                "learn_fixed_std": False,
+                "std_min": 0.01,
+                "std_max": 1.0,
+                "tanh_output": True,
+            },
             "critic.compute_dtype": "float32",
         }.items()
     },

@@ -113,6 +113,7 @@ def exported(tmp_path_factory):
         ("pretrain", GAUSSIAN),
         ("pretrain", UNET),
         ("finetune", UNET | {"model__network__condition_sizes": (6, 5)}),
+        ("pretrain", {"model__kind": "gmm", "model__gmm__num_modes": 3}),
     ],
 )
 def test_an_exported_run_is_imported_unchanged(tmp_path, stage, changes):
