@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dppo_jax.errors import SettingsError
+from dppo_jax.interop.reference_encoder import infer_encoder
 from dppo_jax.interop.reference_params import params_from_reference, params_to_reference
 from dppo_jax.interop.torch_file import load_torch_file, save_torch_file
 from dppo_jax.normalize import Normalizer
@@ -45,7 +46,7 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
 
     Raises:
         SettingsError: a file that cannot be read, that is no such checkpoint, or that
-            holds networks other than perceptrons.
+            holds networks other than perceptrons and image encoders.
     """
     tree = load_torch_file(path)
     tree = tree if isinstance(tree, dict) else {}
@@ -153,8 +154,12 @@ def infer_settings(
             settings = _diffusion_settings(net)
         else:
             settings = _gaussian_settings(net, checkpoint.std_bounds)
+        if "encoder" in net:
+            told, size = infer_encoder(net["encoder"])
+            settings |= _prefixed("model.network.encoder", told)
+            settings["inputs"] -= size
         if checkpoint.critic is not None:
-            critic = _perceptron(checkpoint.critic["params"]["value"])
+            critic = _critic_settings(checkpoint.critic["params"])
     except KeyError as error:
         raise SettingsError(
             f"the policy lacks the weights {error}, which a denoiser, a Gaussian "
@@ -210,6 +215,11 @@ def _gaussian_settings(
             settings[f"model.gaussian.{name}"] = bound
     outputs = _outputs(net["mean"])
     return settings | dict(inputs=_inputs(first), outputs=outputs, trunk=trunk)
+
+
+def _critic_settings(net: Mapping[str, Any]) -> dict[str, Any]:
+    told = infer_encoder(net["encoder"])[0] if "encoder" in net else {}
+    return _perceptron(net["value"]) | _prefixed("encoder", told)
 
 
 def _perceptron(net: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from dppo_jax.networks.critics import StateActionCritic, StateCritic, random_mem
 from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import MLP, DiffusionMLP, ResidualMLP, SinusoidalEmbedding
+from dppo_jax.networks.vision import ViTEncoder, random_shifts
 
 __all__ = [
     "DiffusionMLP",
@@ -14,5 +15,7 @@ __all__ = [
     "StateActionCritic",
     "StateCritic",
     "StateEncoder",
+    "ViTEncoder",
     "random_members",
+    "random_shifts",
 ]

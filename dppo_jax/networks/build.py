@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.networks.encoders import StateEncoder
+from dppo_jax.networks import build_encoder
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.mlp import DiffusionMLP
 from dppo_jax.objects import call, is_reference, load_object
@@ -71,6 +71,7 @@ def default_config(kind: str = "mlp") -> ConfigDict:
     # the other settings here and of the arguments of `make_network`.
     config.kind = kind
     config.options = ConfigDict()  # keyword arguments of a network from outside
+    config.encoder = build_encoder.default_config()
     if kind in NETWORKS:
         config.update(NETWORKS[kind].settings())
     return config
@@ -94,7 +95,7 @@ def make_network(
         chunk: Ta.
         head: settings of a Gaussian's output, such as its standard deviation; the
             other role has none.
-        encoder: what the network reads of an observation; None reads its state.
+        encoder: what the network reads of an observation; None: by `config.encoder`.
 
     Returns:
         A module that has not been initialised.
@@ -108,14 +109,18 @@ def make_network(
     _check_kind(kind)
     settings = {name: value for name, value in config.items()}
     options = dict(settings.pop("options", {}))
+    described = settings.pop("encoder", None)
     del settings["kind"]
+    if encoder is None:
+        dtype = settings.get("compute_dtype", "float32")
+        encoder = build_encoder.make_encoder(described, compute_dtype=dtype)
     offered = {
         **settings,
         **(head or {}),
         "role": role,
         "action_dim": action_dim,
         "chunk": chunk,
-        "encoder": StateEncoder() if encoder is None else encoder,
+        "encoder": encoder,
     }
     if kind not in NETWORKS:
         make = load_object(kind, hint="model.network.kind names it.")

@@ -48,6 +48,24 @@ RENAMED = {
     "finetune": "algorithm.ppo",
 }
 
+# Of networks that read the state alone; the rest had no effect yet.
+_STATE_ENCODER = {
+    "kind": "state",
+    "vit": {
+        "image_size": [96, 96],
+        "num_cameras": 1,
+        "image_history": 1,
+        "patch_layers": 2,
+        "patch_size": 8,
+        "patch_norm": False,
+        "depth": 1,
+        "num_heads": 4,
+        "embed_dim": 128,
+        "pooling": "spatial",
+        "features": 128,
+    },
+}
+
 # Settings that were added later, with what runs did before; where their section is.
 ADDED = {
     "env.wrappers": [],
@@ -59,9 +77,12 @@ ADDED = {
             "model.network.options": {},
             "model.network.compute_dtype": "float32",
             "model.squashed": {"std_min": 0.0067, "std_max": 7.39},
+            "model.network.encoder": _STATE_ENCODER,
             "critic.compute_dtype": "float32",
+            "critic.encoder": _STATE_ENCODER,
         }.items()
     },
+    "pretrain.random_shift": 0,
     "algorithm.name": "ppo",
     "rollout.random_steps": 20_000,
     "loop.pretrain.keep_best": "",
@@ -74,6 +95,7 @@ ADDED = {
             "log_prob_bounds": [-5.0, 2.0],
             "bound_entries": None,
             "shuffle_groups": 1,
+            "random_shift": 0,
         }.items()
     },
 }
