@@ -43,6 +43,7 @@ PLAIN = (
     *("learning.q_losses", "learning.minibatch", "learning.optimizers"),
     "learning.soft_actor_critic",
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),
+    "networks.vision",
     *("envs.core", "envs.physics", "envs.wrappers", "training", "deploy"),
 )
 

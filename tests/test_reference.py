@@ -124,9 +124,7 @@ def check_vision_mlp(path, tmp_path):
 
 def check_vit_critic(path, tmp_path):
     case = read_case(path)
-    network = state_critic(case.config).clone(
-        encoder=vit_encoder(case, features=128)
-    )
+    network = state_critic(case.config).clone(encoder=vit_encoder(case, features=128))
     check_network(case, network, case.obs())
 
 

@@ -68,9 +68,7 @@ def make(
     del data
     settings = config.algorithm.sac
     _check_config(settings, policy)
-    critic = make_state_action_critic(
-        config.critic, num_critics=settings.num_critics
-    )
+    critic = make_state_action_critic(config.critic, num_critics=settings.num_critics)
     return off_policy.off_policy(
         env,
         make_learner(env, policy, critic, settings),

@@ -89,7 +89,7 @@ def test_names_and_layout_are_those_of_torch():
         weights["backbone.vit.net.0.mha.qkv_proj.weight"],
         np.asarray(layer["qkv"]["kernel"]).T,
     )
-    assert weights["backbone.vit.pos_embed"].shape == (1, 9 * 1 + 3, 8)
+    assert weights["backbone.vit.pos_embed"].shape == (1, 3 * 4, 8)
     assert weights["compress.weight"].shape == (1, 8, 6)
     assert weights["compress.input_proj.0.weight"].shape == (6, 12 + 2 * 3)
 

@@ -96,9 +96,7 @@ def test_only_the_most_recent_frames_are_read_and_all_of_them():
     for frame in (1, 2):
         newer = encoder.apply(params, observe(rgb.at[:, frame].add(9)))
         assert np.abs(newer - features).max() > 1e-3
-    np.testing.assert_array_equal(
-        encoder.apply(params, observe(rgb[:, 1:])), features
-    )
+    np.testing.assert_array_equal(encoder.apply(params, observe(rgb[:, 1:])), features)
 
 
 def test_channels_are_frames_of_one_camera_the_oldest_first():
@@ -187,7 +185,7 @@ def test_the_norm_of_patches_makes_their_contrast_and_brightness_irrelevant():
     found = layers.apply(params, x)
     scales = jnp.array([2.0, 3.0])[:, None, None, None]
     np.testing.assert_allclose(
-        layers.apply(params, scales * x), found, rtol=1e-3, atol=1e-4
+        layers.apply(params, scales * x + 9), found, rtol=1e-3, atol=1e-4
     )
     plain = patch_embedding(layers=2)
     del params["params"]["norm_1"]
@@ -405,7 +403,10 @@ def test_sizes_are_those_of_the_paper(
         (dict(patch_layers=3), "patch_layers=3 must be 1 or 2"),
         (dict(patch_layers=1, patch_norm=True), "patch_norm=True.*patch_layers=1"),
         (dict(patch_size=5), "patch_size=5 must be even"),
-        (dict(image_size=(16, 7)), r"image_size=\(16, 7\) must be .* at least 8 pixels"),
+        (
+            dict(image_size=(16, 7)),
+            r"image_size=\(16, 7\) must be .* at least 8 pixels",
+        ),
         (dict(depth=0), "depth=0 must be at least 1"),
         (dict(num_cameras=0), "num_cameras=0 must be at least 1"),
         (dict(compute_dtype="half"), "compute_dtype='half'"),
