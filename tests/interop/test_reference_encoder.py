@@ -1,7 +1,6 @@
 """Image encoders under torch names and ours correspond one to one."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,20 +18,19 @@ from dppo_jax.policies import PolicyParams
 from tests import tiny
 
 SIZES = dict(image_size=(16, 20), patch_size=4, embed_dim=8, num_heads=2, features=6)
-KEY = jax.random.key(0)
 
 
 def observation(encoder):
     height, width = encoder.image_size
     shape = (1, encoder.image_history, height, width, 3 * encoder.num_cameras)
-    return {"state": jnp.zeros((1, 2, 3)), "rgb": jnp.zeros(shape, jnp.uint8)}
+    return {"state": np.zeros((1, 2, 3)), "rgb": np.zeros(shape, np.uint8)}
 
 
 def denoiser(encoder, seed=0):
     """Parameters of a denoiser of Ta = 4 actions of 2 numbers."""
     network = DiffusionMLP(2, 4, hidden_sizes=(5,), encoder=encoder)
-    x, time = jnp.zeros((1, 4, 2)), jnp.zeros(1)
-    return network.init(jax.random.key(seed), x, time, observation(encoder))
+    x, time = np.zeros((1, 4, 2)), np.zeros(1)
+    return tiny.random_params(network, x, time, observation(encoder), seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +49,8 @@ def test_a_round_trip_changes_nothing_and_tells_the_settings(tmp_path, options):
     weights = params_to_reference(base)
     assert len(weights) == len(jax.tree.leaves(base))
     assert tiny.same(params_from_reference(weights), base)
-    critic = StateCritic((7,), encoder=encoder).init(KEY, observation(encoder))
+    critic = StateCritic((7,), encoder=encoder)
+    critic = tiny.random_params(critic, observation(encoder))
     params = PolicyParams(base, tuned)
     checkpoint = ReferenceCheckpoint("finetune", params, critic, None, 7)
     save_reference_checkpoint(tmp_path / "a.pt", checkpoint)
@@ -116,11 +115,11 @@ def test_encoders_that_the_reference_does_not_have_are_refused():
         params_to_reference(denoiser(ViTEncoder(num_cameras=3, **SIZES)))
     encoder = ViTEncoder(**SIZES)
     critic = StateActionCritic((5,), encoder=encoder)
-    params = critic.init(KEY, observation(encoder), jnp.zeros((1, 4, 2)))
+    params = tiny.random_params(critic, observation(encoder), np.zeros((1, 4, 2)))
     with pytest.raises(ValueError, match="No torch name for the parameters members/"):
         params_to_reference(params)
-    value = StateCritic((5,), encoder=encoder).init(KEY, observation(encoder))
-    weights = params_to_reference(value)
+    value = StateCritic((5,), encoder=encoder)
+    weights = params_to_reference(tiny.random_params(value, observation(encoder)))
     second = {f"Q2{k[2:]}": v for k, v in weights.items() if k.startswith("Q1")}
     with pytest.raises(ValueError, match="only V.s. has one"):
         params_from_reference(weights | second)

@@ -46,9 +46,9 @@ def of_images():
 def test_by_default_networks_read_the_state():
     assert make_encoder(None) == make_encoder(default_config()) == StateEncoder()
     assert image_shape(None) is image_shape(default_config()) is None
-    config = build.default_config()
+    config, head = build.default_config(), dict(fixed_std=0.1)
     for role in build.ROLES:
-        network = build.make_network(config, role=role, action_dim=1, chunk=2)
+        network = build.make_network(config, role=role, action_dim=1, chunk=2, head=head)
         assert network.encoder == StateEncoder()
 
 

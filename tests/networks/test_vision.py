@@ -3,6 +3,8 @@
 Its numbers are those of the published code, see tests/test_reference.py.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,39 +31,45 @@ from tests import tiny
 
 KEY = jax.random.key(0)
 SIZES = dict(image_size=(16, 20), patch_size=4, embed_dim=8, num_heads=2, features=6)
-STATE = jax.random.normal(KEY, (3, 2, 5))  # B = 3, To = 2, Do = 5
+STATE = np.random.default_rng(0).normal(size=(3, 2, 5)).astype(np.float32)  # To = 2
 
 
 def images(seed, frames=1, cameras=1, size=(16, 20)):
-    shape = (3, frames, *size, 3 * cameras)
-    return jax.random.randint(jax.random.key(seed), shape, 0, 256).astype(jnp.uint8)
+    shape = (3, frames, *size, 3 * cameras)  # B = 3
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def side_by_side(*cameras):
+    return np.concatenate(cameras, axis=-1)
 
 
 def observe(rgb):
     return {"state": STATE, "rgb": rgb}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(module, params, *inputs):
+    return module.apply(params, *inputs)
+
+
+def normal(*shape):
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
 def initialised(encoder, rgb):
-    """Outputs and parameters, none of which are as small as they start."""
-    params = encoder.init(KEY, observe(rgb))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(KEY, len(leaves))
-    leaves = [
-        0.3 * jax.random.normal(key, x.shape)
-        for key, x in zip(keys, leaves, strict=True)
-    ]
-    params = jax.tree.unflatten(tree, leaves)
-    return encoder.apply(params, observe(rgb)), params
+    """Outputs and parameters of an encoder."""
+    params = tiny.random_params(encoder, observe(rgb))
+    return apply(encoder, params, observe(rgb)), params
 
 
 @pytest.mark.parametrize("pooling", ["spatial", "flat"])
 def test_features_are_those_of_each_camera_and_then_the_state(pooling):
     encoder = ViTEncoder(num_cameras=2, pooling=pooling, **SIZES)
     first, second = images(1), images(2)
-    features, params = initialised(encoder, jnp.concatenate([first, second], -1))
+    features, params = initialised(encoder, side_by_side(first, second))
     assert features.shape == (3, 2 * 6 + 2 * 5) and features.dtype == jnp.float32
     np.testing.assert_array_equal(features[:, 12:], STATE.reshape(3, 10))
-    changed = encoder.apply(params, observe(jnp.concatenate([first, second + 9], -1)))
+    changed = apply(encoder, params, observe(side_by_side(first, second + 9)))
     np.testing.assert_allclose(changed[:, :6], features[:, :6], rtol=1e-5, atol=1e-6)
     assert np.abs(changed[:, 6:12] - features[:, 6:12]).max() > 1e-3
 
@@ -69,18 +77,19 @@ def test_features_are_those_of_each_camera_and_then_the_state(pooling):
 def test_cameras_share_a_transformer_and_have_embeddings_of_their_own():
     encoder = ViTEncoder(num_cameras=2, **SIZES)
     first, second = images(1), images(2)
-    features, params = initialised(encoder, jnp.concatenate([first, second], -1))
+    features, params = initialised(encoder, side_by_side(first, second))
     assert set(params["params"]) == {"vit", "camera_0", "camera_1"}
     crossed = {
         "vit": params["params"]["vit"],
         "camera_0": params["params"]["camera_1"],
         "camera_1": params["params"]["camera_0"],
     }
-    swapped = observe(jnp.concatenate([second, first], -1))
-    swapped = encoder.apply({"params": crossed}, swapped)
+    swapped = observe(side_by_side(second, first))
+    swapped = apply(encoder, {"params": crossed}, swapped)
     np.testing.assert_allclose(swapped[:, :6], features[:, 6:12], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(swapped[:, 6:12], features[:, :6], rtol=1e-4, atol=1e-5)
-    alone = ViTEncoder(**SIZES).apply(
+    alone = apply(
+        ViTEncoder(**SIZES),
         {"params": {name: params["params"][name] for name in ("vit", "camera_0")}},
         observe(first),
     )
@@ -91,12 +100,13 @@ def test_only_the_most_recent_frames_are_read_and_all_of_them():
     encoder = ViTEncoder(image_history=2, **SIZES)
     rgb = images(1, frames=3)
     features, params = initialised(encoder, rgb)
-    older = encoder.apply(params, observe(rgb.at[:, 0].add(9)))
-    np.testing.assert_array_equal(older, features)
-    for frame in (1, 2):
-        newer = encoder.apply(params, observe(rgb.at[:, frame].add(9)))
-        assert np.abs(newer - features).max() > 1e-3
-    np.testing.assert_array_equal(encoder.apply(params, observe(rgb[:, 1:])), features)
+    for frame in (0, 1, 2):
+        other = rgb.copy()
+        other[:, frame] += 9
+        change = np.abs(apply(encoder, params, observe(other)) - features).max()
+        assert change > 1e-3 if frame else change == 0
+    recent = apply(encoder, params, observe(rgb[:, 1:]))
+    np.testing.assert_allclose(recent, features, rtol=1e-5, atol=1e-6)
 
 
 def test_channels_are_frames_of_one_camera_the_oldest_first():
@@ -104,29 +114,30 @@ def test_channels_are_frames_of_one_camera_the_oldest_first():
     found = camera_images(rgb, 2)
     assert found.shape == (2, 3, 16, 20, 6) and found.dtype == jnp.float32
     for camera in (0, 1):
-        colors = rgb[..., 3 * camera : 3 * camera + 3].astype(jnp.float32) / 255 - 0.5
-        np.testing.assert_array_equal(found[camera, ..., :3], colors[:, 1])
-        np.testing.assert_array_equal(found[camera, ..., 3:], colors[:, 2])
+        colors = rgb[..., 3 * camera : 3 * camera + 3].astype(np.float32) / 255
+        colors -= np.float32(0.5)
+        frames = np.moveaxis(colors[:, 1:], 1, -2).reshape(3, 16, 20, 6)
+        np.testing.assert_allclose(found[camera], frames, atol=1e-6)
 
 
 def test_bytes_and_floats_agree():
     encoder, rgb = ViTEncoder(**SIZES), images(1)
     features, params = initialised(encoder, rgb)
-    as_floats = encoder.apply(params, observe(rgb.astype(jnp.float32)))
-    np.testing.assert_array_equal(as_floats, features)
+    as_floats = apply(encoder, params, observe(rgb.astype(np.float32)))
+    np.testing.assert_allclose(as_floats, features, rtol=1e-6, atol=1e-6)
 
 
 def test_jit_changes_nothing():
-    encoder, rgb = ViTEncoder(depth=2, patch_norm=True, **SIZES), images(1)
+    encoder, rgb = ViTEncoder(patch_norm=True, **SIZES), images(1)
     features, params = initialised(encoder, rgb)
-    jitted = jax.jit(encoder.apply)(params, observe(rgb))
-    np.testing.assert_allclose(jitted, features, rtol=1e-4, atol=1e-5)
+    plain = encoder.apply(params, observe(rgb))
+    np.testing.assert_allclose(plain, features, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_in_bfloat16_are_near_those_in_float32():
     encoder, rgb = ViTEncoder(**SIZES), images(1)
     features, params = initialised(encoder, rgb)
-    rough = encoder.clone(compute_dtype="bfloat16").apply(params, observe(rgb))
+    rough = apply(encoder.clone(compute_dtype="bfloat16"), params, observe(rgb))
     assert rough.dtype == jnp.float32
     worst = np.abs(rough - features).max()
     assert 0 < worst < 0.05 * np.abs(features[:, :6]).max()
@@ -158,17 +169,20 @@ def patch_embedding(**options):
 
 
 def test_one_layer_of_patches_is_a_linear_map_of_each_row_by_row():
-    x = jax.random.normal(KEY, (2, 8, 12, 3))
-    found, params = patch_embedding().init_with_output(KEY, x)
+    x, module = normal(2, 8, 12, 3), patch_embedding()
+    params = tiny.random_params(module, x)
     kernel, bias = (params["params"]["conv_1"][name] for name in ("kernel", "bias"))
     patches = x.reshape(2, 2, 4, 3, 4, 3).swapaxes(2, 3).reshape(2, 6, -1)
     expected = patches @ kernel.reshape(-1, 5) + bias
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        apply(module, params, x), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_convolutions_start_uniform_within_one_over_root_of_inputs():
     x = jnp.zeros((1, 16, 16, 6))
-    params = patch_embedding(layers=2, embed_dim=64).init(KEY, x)["params"]
+    module = patch_embedding(layers=2, embed_dim=64)
+    params = jax.jit(module.init)(KEY, x)["params"]
     for name, inputs in (("conv_1", 4 * 4 * 6), ("conv_2", 3 * 3 * 64)):
         bound = 1 / np.sqrt(inputs)
         for values in params[name].values():
@@ -178,72 +192,69 @@ def test_convolutions_start_uniform_within_one_over_root_of_inputs():
 
 def test_the_norm_of_patches_makes_their_contrast_and_brightness_irrelevant():
     """Every channel of every image is normalised by itself."""
-    x = 20 * jax.random.normal(KEY, (2, 16, 16, 3))
-    layers = patch_embedding(layers=2, norm=True)
-    found, params = layers.init_with_output(KEY, x)
-    params["params"]["conv_1"]["bias"] *= 0
-    found = layers.apply(params, x)
-    scales = jnp.array([2.0, 3.0])[:, None, None, None]
-    np.testing.assert_allclose(
-        layers.apply(params, scales * x + 9), found, rtol=1e-3, atol=1e-4
-    )
-    plain = patch_embedding(layers=2)
+    x, module = 20 * normal(2, 16, 16, 3), patch_embedding(layers=2, norm=True)
+    params = tiny.random_params(module, x)
+    scale = np.array([2.0, 3.0], np.float32)[:, None, None, None]
+    found, other = (apply(module, params, y) for y in (x, scale * x + 9))
+    np.testing.assert_allclose(other, found, rtol=1e-3, atol=1e-3)
     del params["params"]["norm_1"]
-    assert np.abs(plain.apply(params, x) - plain.apply(params, scales * x)).max() > 1
+    plain = patch_embedding(layers=2)
+    found, other = (apply(plain, params, y) for y in (x, scale * x + 9))
+    assert np.abs(other - found).max() > 1
 
 
 def test_a_transformer_layer_treats_all_places_alike():
     """Without a position code, other places of the patches are other places of the
     result; and a patch does attend to others."""
     layer = TransformerLayer(num_heads=2, compute_dtype="float32")
-    x = jax.random.normal(KEY, (2, 5, 8))
-    params = jax.tree.map(
-        lambda p: p + 0.3 * jax.random.normal(KEY, p.shape), layer.init(KEY, x)
-    )
-    order = jnp.array([3, 0, 4, 1, 2])
-    found = layer.apply(params, x)
-    np.testing.assert_allclose(
-        layer.apply(params, x[:, order]), found[:, order], rtol=1e-4, atol=1e-5
-    )
-    changed = layer.apply(params, x.at[:, 0].add(1.0))
+    x, order = normal(2, 5, 8), np.array([3, 0, 4, 1, 2])
+    params = tiny.random_params(layer, x)
+    found = apply(layer, params, x)
+    moved = apply(layer, params, x[:, order])
+    np.testing.assert_allclose(moved, found[:, order], rtol=1e-4, atol=1e-5)
+    x[:, 0] += normal(8)
+    changed = apply(layer, params, x)
     assert np.abs(changed[:, 1:] - found[:, 1:]).max() > 1e-3
 
 
 def test_attention_without_preferences_is_the_mean_of_all_patches():
     """With queries of zero, x + mean(norm(x)) remains if values pass unchanged."""
     layer = TransformerLayer(num_heads=2, compute_dtype="float32")
-    x = jax.random.normal(KEY, (2, 5, 4))
-    params = jax.tree.map(jnp.zeros_like, layer.init(KEY, x))
+    x = normal(2, 5, 4)
+    params = jax.tree.map(np.zeros_like, tiny.random_params(layer, x))
     inner = params["params"]
-    inner["norm_1"]["scale"] = jnp.ones(4)
-    inner["qkv"]["kernel"] = jnp.concatenate(
-        [jnp.zeros((4, 4)), jnp.ones((4, 4)), jnp.eye(4)], axis=1
-    )
-    inner["output"]["kernel"] = jnp.eye(4)
+    inner["norm_1"]["scale"] = np.ones(4, np.float32)
+    inner["qkv"]["kernel"] = np.hstack(
+        [np.zeros((4, 4)), np.ones((4, 4)), np.eye(4)]
+    ).astype(np.float32)
+    inner["output"]["kernel"] = np.eye(4, dtype=np.float32)
     mean, std = x.mean(-1, keepdims=True), x.std(-1, keepdims=True)
-    normal = (x - mean) / jnp.sqrt(std**2 + 1e-5)
-    expected = x + normal.mean(1, keepdims=True)
-    np.testing.assert_allclose(layer.apply(params, x), expected, rtol=1e-4, atol=1e-5)
+    normed = (x - mean) / np.sqrt(std**2 + 1e-5)
+    expected = x + normed.mean(1, keepdims=True)
+    np.testing.assert_allclose(
+        apply(layer, params, x), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_spatial_embedding_weighs_the_entries_of_patches():
     """Entry by entry: relu(norm(linear(values at all places, state))), weighed."""
-    patches, state = jax.random.normal(KEY, (2, 3, 4)), jnp.ones((2, 5))
+    patches, state = normal(2, 3, 4), normal(2, 5)
     module = SpatialEmbedding(6, "float32")
-    found, params = module.init_with_output(KEY, patches, state)
-    inner = params["params"]
-    expected = 0
+    params = tiny.random_params(module, patches, state)
+    inner, expected = params["params"], 0
     for entry in range(4):
-        seen = jnp.concatenate([patches[:, :, entry], state], axis=1)
+        seen = np.hstack([patches[:, :, entry], state])
         y = seen @ inner["linear"]["kernel"] + inner["linear"]["bias"]
-        y = (y - y.mean(1, keepdims=True)) / jnp.sqrt(y.var(1, keepdims=True) + 1e-5)
-        expected += inner["weight"][entry] * jnp.maximum(y, 0)
+        y = (y - y.mean(1, keepdims=True)) / np.sqrt(y.var(1, keepdims=True) + 1e-5)
+        y = y * inner["norm"]["scale"] + inner["norm"]["bias"]
+        expected = expected + inner["weight"][entry] * np.maximum(y, 0)
+    found = apply(module, params, patches, state)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dy, dx", [(0, 0), (0, 4), (3, 1), (2, 2), (4, 4)])
 def test_a_shifted_image_is_a_window_of_the_padded_one(dy, dx):
-    image = np.asarray(images(1, frames=2)[0])
+    image = images(1, frames=2)[0]
     padded = np.pad(image, [(0, 0), (2, 2), (2, 2), (0, 0)], mode="edge")
     found = shift_image(image, jnp.array([dy, dx]), max_shift=2)
     assert found.dtype == jnp.uint8
@@ -252,14 +263,18 @@ def test_a_shifted_image_is_a_window_of_the_padded_one(dy, dx):
         np.testing.assert_array_equal(found, image)
 
 
+SHIFT = jax.jit(random_shifts, static_argnames="max_shift")
+
+
 def offsets_of(keys, *, frames=2, cameras=2, max_shift=2):
     """The shifts that rows were given [B, T, cameras, 2], read off their middle."""
-    rows, columns = jnp.meshgrid(jnp.arange(16), jnp.arange(16), indexing="ij")
-    ramp = jnp.stack([rows, columns, rows], axis=-1)
-    rgb = jnp.tile(ramp, (len(keys), frames, 1, 1, cameras)).astype(jnp.uint8)
-    shifted = random_shifts(keys, observe(rgb), max_shift=max_shift)["rgb"]
-    middle = shifted[:, :, 8, 8].reshape(len(keys), frames, cameras, 3)
-    return np.asarray(middle[..., :2].astype(jnp.int32) - 8)
+    rows, columns = np.mgrid[:16, :16].astype(np.uint8)
+    ramp = np.stack([rows, columns, rows], axis=-1)
+    rgb = np.tile(ramp, (len(keys), frames, 1, 1, cameras))
+    shifted = SHIFT(keys, observe(rgb), max_shift=max_shift)["rgb"]
+    middle = np.asarray(shifted[:, :, 8, 8], np.int32)
+    middle = middle.reshape(len(keys), frames, cameras, 3)
+    return middle[..., :2] - 8
 
 
 def test_every_shift_is_as_likely_in_both_directions():
@@ -344,7 +359,7 @@ def test_a_chain_encodes_its_observation_once(num_tuned):
     assert ("dot_general", True) in found  # The steps themselves are a loop.
 
 
-@pytest.mark.parametrize("action", [None, jnp.ones((3, 2, 1))])
+@pytest.mark.parametrize("action", [None, np.ones((3, 2, 1), np.float32)])
 def test_heads_and_critics_read_images_as_well(action):
     encoder, obs = ViTEncoder(**SIZES), observe(images(1))
     networks = (
@@ -355,14 +370,14 @@ def test_heads_and_critics_read_images_as_well(action):
     )
     inputs = (obs,) if action is None else (obs, action)
     for network in networks:
-        params = network.init(KEY, *inputs)
+        params = tiny.random_params(network, *inputs)
 
         def first(params, obs, network=network):
-            return jax.tree.leaves(network.apply(params, obs, *inputs[1:]))[0]
+            return jax.tree.leaves(apply(network, params, obs, *inputs[1:]))[0]
 
         changed = observe(images(2))
         assert np.abs(first(params, obs) - first(params, changed)).max() > 0
-        gradient = jax.grad(lambda p: (first(p, obs) ** 2).sum())(params)
+        gradient = jax.jit(jax.grad(lambda p: (first(p, obs) ** 2).sum()))(params)
         for leaf in jax.tree.leaves(gradient["params"]["encoder"]["vit"]["patches"]):
             assert np.abs(leaf).max() > 0
 
