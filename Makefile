@@ -1,5 +1,6 @@
-# `make` lists the targets. Each of them sets up .venv by itself the first time, and
-# again when setup.cfg or constraints.txt changed; after that no network is needed.
+# `make` lists the targets. Those that need .venv create it the first time and update it
+# after setup.cfg, pyproject.toml or constraints.txt changed. They need the network only
+# for that.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ BASE := $(VENV)/.installed
 INSTALLED := $(VENV)/.installed-dev
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 SOURCES := dppo_jax experiments benchmarks tests
-# Two to four processes, as many as there are cores: compiling keeps only one busy.
+# One process per core, at most four: compiling uses only one core.
 PYTEST_FLAGS ?= -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # True for an interpreter that exists, works (a pyenv shim may do neither), has a
@@ -18,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test test-slow mutants lint types format bench bench-gpu figures clean
+.PHONY: help demo test test-slow coverage mutants lint types format bench bench-gpu figures clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,10 +35,13 @@ test-slow: $(INSTALLED)  ## The tests that take minutes
 	@echo "== pytest -m slow"
 	@$(BIN)/python -m pytest $(PYTEST_FLAGS) -m slow
 
-mutants: $(INSTALLED)  ## Do the tests notice changed sources? (MODULES="losses ...")
+coverage: $(INSTALLED)  ## Branch coverage of dppo_jax by the fast tests
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS) --cov --cov-report=term:skip-covered
+
+mutants: $(INSTALLED)  ## Do the tests notice errors? (MODULES="learning/losses ...")
 	@nice -n 10 $(BIN)/python -m tests.mutants $(MODULES)
 
-lint: $(INSTALLED)  ## black, isort and flake8, nothing is changed
+lint: $(INSTALLED)  ## Check with black, isort and flake8; change nothing
 	@echo "== black, isort, flake8"
 	@$(BIN)/python -m black --quiet --check --diff $(SOURCES)
 	@$(BIN)/python -m isort --quiet --check --diff $(SOURCES)
@@ -55,7 +59,7 @@ format: $(INSTALLED)  ## Let black and isort rewrite the sources
 KEEP := $(if $(JSON),--json)
 HOPPER := --config experiments/configs/hopper.py:v0_8
 
-bench: $(BASE)  ## Measure this machine, about 15 minutes (JSON=1 keeps it)
+bench: $(BASE)  ## Measure this machine, about 15 minutes (JSON=1 keeps the rows)
 	@echo "== physics"
 	@$(BIN)/python -m benchmarks.physics --batch 512 $(KEEP)
 	@echo "== denoising"
@@ -79,15 +83,16 @@ bench: $(BASE)  ## Measure this machine, about 15 minutes (JSON=1 keeps it)
 bench-gpu: $(BASE)  ## Measure a GPU in 8 minutes (SMALL=1 tries it on a CPU)
 	@$(BIN)/python -m benchmarks.gpu $(if $(SMALL),--small) $(if $(DATA),--data $(DATA))
 
-figures: $(BASE)  ## Put kept measurements into docs/performance.md
+figures: $(BASE)  ## Write kept measurements into docs/performance.md
 	@$(BIN)/python -m benchmarks.report
 
 clean:  ## Remove caches and build leftovers; .venv and runs/ stay
 	@rm -rf .pytest_cache .mypy_cache .jax_cache build dist *.egg-info
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp holds what was installed, so that a mere new date, as after switching branches,
-# installs nothing. Running the programs needs BASE; tests and linters need INSTALLED.
+# A stamp file holds the requirements that were installed, so that new file dates alone,
+# as after switching branches, install nothing. Programs need BASE; tests and linters
+# need INSTALLED.
 UNCHANGED = cat $(REQUIREMENTS) | cmp -s - $@ && touch $@
 INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check \
 	--constraint constraints.txt --editable
@@ -98,7 +103,7 @@ $(BASE): $(REQUIREMENTS)
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		python="$(PYTHON)"; \
 		if [ -z "$$python" ] || ! $$python $(SUITABLE); then \
-			echo "No usable Python found$${python:+: '$$python' is none}." >&2; \
+			echo "No usable Python found$${python:+: '$$python' does not work}." >&2; \
 			echo "dppo_jax needs Python 3.11, 3.12 or 3.13 with the venv module;" >&2; \
 			echo "install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
 			exit 1; \

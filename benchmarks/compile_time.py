@@ -1,19 +1,19 @@
-"""What a user waits before the first iteration is done, and what a second start saves.
+"""Measures the time to the end of the first iteration, with and without a warm cache.
 
     python -m benchmarks.compile_time [--configs FILE.py:VARIANT ...]
         [--set KEY=VALUE ...] [--json [PATH]]
 
-Every configuration is started in a process of its own with an empty compilation cache
-(`cold`), and again with what that one left in it (`warm`). `import s` is until the
-package is there, `setup s` makes environment and networks and the state to start from,
-`trace s`, `lower s` and `compile s` are those of `step` alone, `first s` is the first
-iteration without them. `wait s` is all of it, from the start of the process to the
-numbers of the first iteration.
+Each configuration starts in a new process with an empty compilation cache (`cold`), and
+again with the cache that this start filled (`warm`). `import s` is the time to import
+the package, `setup s` the time to make environment, networks and initial state.
+`trace s`, `lower s` and `compile s` are those of `step` alone, and `first s` is the
+first iteration without them. `wait s` is the total, from the start of the process to
+the numbers of the first iteration.
 
-`all compile s` is what JAX spent on compiling (or reading back) every program of the
-process, large and small: `programs` of them, of which the cache had `found`; `slowest`
-names the one that took longest. JAX writes no program to its cache that calls back into
-Python, as `step` does with engine "mujoco", so that one is compiled at every start.
+`all compile s` is the time that JAX spent on compiling (or reading back) all programs
+of the process. `programs` is their number, `found` the number found in the cache, and
+`slowest` the name of the one that took longest. JAX does not cache programs that call
+back into Python, as `step` does with engine "mujoco", so every start compiles them.
 """
 
 import argparse
@@ -36,7 +36,7 @@ CONFIGS = tuple(
         "halfcheetah.py:v0_8",
     )
 )
-# Events that JAX records of every program.
+# Events that JAX records for every program.
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 _FOUND = "/jax/compilation_cache/cache_hits"
 
@@ -44,14 +44,14 @@ _FOUND = "/jax/compilation_cache/cache_hits"
 def measure_config(
     spec: str, settings: Sequence[str] = (), *, timeout: float = 900.0
 ) -> list[dict[str, Any]]:
-    """Two rows: a start with an empty cache, and one with what it left there.
+    """Two rows: a start with an empty cache, and one with the cache that it filled.
 
     Args:
         spec: FILE.py:VARIANT.
         settings: KEY=VALUE, as in `rollout.num_envs=8`.
 
     Raises:
-        RuntimeError: a process failed; the message ends as its errors do.
+        RuntimeError: a process failed; the message has the end of its error output.
     """
     rows = []
     with tempfile.TemporaryDirectory() as cache:
@@ -79,12 +79,12 @@ def measure_config(
 
 
 def run_child(spec: str, started: float, settings: Sequence[str]) -> dict[str, Any]:
-    """What a fresh process spends up to the end of its first iteration.
+    """The times of a new process up to the end of its first iteration.
 
     Args:
-        started: `time.time()` when the process was asked for.
+        started: `time.time()` when the process was started.
     """
-    from experiments import finetune  # As long to import as for a user.
+    from experiments import finetune  # A user imports it too.
 
     del finetune
     import jax
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("benchmarks.compile_time")
     add = parser.add_argument
     add("--configs", nargs="+", default=CONFIGS, help="FILE.py:VARIANT")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for all of them")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for all configs")
     add("--child", nargs=2, help=argparse.SUPPRESS)
     timing.add_json(parser)
     options = parser.parse_args(arguments)

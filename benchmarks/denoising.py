@@ -1,12 +1,12 @@
-"""How fast actions are denoised, beside the rate of the network's matrix products.
+"""Measures how fast actions are denoised, beside the network's matrix products alone.
 
     python -m benchmarks.denoising [--config experiments/configs/hopper.py:v0_8]
         [--batch 40 1000] [--calls N] [--json [PATH]]
 
-One call draws an action chunk for each of `batch` environments: all steps of the chain,
-those of the frozen network and the tuned ones with their log-probabilities, as in a
-roll-out. A timed program makes `calls` of them, one after the other. The other columns
-are those of `benchmarks.train_step`.
+As in a roll-out, one call draws a chunk for each of `batch` environments: all denoising
+steps of the frozen and the tuned network, with the log-probabilities of the latter. A
+timed program makes `calls` such calls one after another. The other columns are those of
+`benchmarks.train_step`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from benchmarks.setups import (
 from dppo_jax.types import Array
 from experiments.settings import load_config
 
-# In one timed program, unless told otherwise; a short one would measure its start.
+# The default number in one timed program; the time of a short one is mostly its start.
 CHAINS = 4000
 
 
@@ -42,7 +42,7 @@ def denoising_part(
 
     Args:
         num_rows: chains at a time; None: the environments of the configuration.
-        num_calls: how often; None: the chunks of an iteration.
+        num_calls: number of calls; None: the chunks of an iteration.
     """
     policy = setup.policy
     num_rows = num_rows or setup.env.num_envs

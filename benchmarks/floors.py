@@ -1,11 +1,10 @@
-"""The least time that a computation can take, from what it must do.
+"""Floors: the least time that a computation could take, given the work it must do.
 
-The matrix products of a function are read off its jaxpr, so that nothing is assumed
-about the network: `products` lists them with shapes and axes, `flops` adds them up,
-loops included. What the device can do with exactly these products, and nothing else to
-do, is measured by running them alone (`Replay`). XLA's own count (`cost_flops`) stands
-beside as a check. Where memory is what limits, as in optimizers, `Stream` measures how
-fast arrays of that size can be read and written.
+`products` reads the matrix products of a function from its jaxpr, with shapes and axes,
+so it assumes nothing about the network. `flops` adds up their operations, including
+those in loops. `Replay` runs only these products, to measure the rate that the device
+can reach. XLA's count (`cost_flops`) is a check. Where memory is the limit, as in
+optimizers, `Stream` measures how fast arrays of that size can be read and written.
 """
 
 import math
@@ -19,8 +18,8 @@ from benchmarks import timing
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, PyTree
 
-# Seconds that one timed call should take: long enough that starting a program and
-# waking threads is nothing beside it.
+# Seconds that one timed call should take: so long that starting a program and waking
+# threads takes a negligible part.
 CALL_SECONDS = 0.2
 
 Pool = dict[str, Array]
@@ -30,10 +29,9 @@ class Product(NamedTuple):
     """One `dot_general`.
 
     lhs, rhs: shapes with data types.
-    operands: what the two operands are called in the jaxpr; the same name is the same
-        array.
-    given: whether each is an argument of the function, as weights are, and no result
-        of other work, as activations are.
+    operands: identifiers of both operands in the jaxpr; equal ones are the same array.
+    given: whether each operand is an argument of the function, as weights are, or a
+        result, as activations are.
     params: dimension numbers, precision and data type of the result, as JAX binds them.
     """
 
@@ -56,10 +54,10 @@ class Product(NamedTuple):
 
 
 def products(function: Callable[..., Any], *args: Any) -> list[tuple[Product, int]]:
-    """The matrix products of `function(*args)`, each with how often it is run.
+    """The matrix products of `function(*args)`, each with the number of times it runs.
 
-    Loops of known length count as often as they go round. Of branches the one with the
-    most arithmetic counts.
+    The body of a loop of known length counts once per iteration. Of several branches
+    only the one with the most operations counts.
 
     Raises:
         SettingsError: products inside a loop whose length depends on data.
@@ -73,10 +71,10 @@ def flops(function: Callable[..., Any], *args: Any) -> int:
 
 
 def cost_flops(function: Callable[..., Any], *args: Any) -> float | None:
-    """What XLA counts for the compiled `function(*args)`; None where it tells nothing.
+    """XLA's count of operations for `function(*args)`; None if XLA gives none.
 
-    Elementwise arithmetic is part of it, and what a loop does counts once however often
-    it goes round: ask for one evaluation, not for a loop over many.
+    It includes elementwise arithmetic. The body of a loop counts only once, so pass a
+    function that makes one evaluation, not a loop over many.
     """
     cost: Any = jax.jit(function).lower(*args).compile().cost_analysis()
     if isinstance(cost, Sequence):
@@ -87,20 +85,20 @@ def cost_flops(function: Callable[..., Any], *args: Any) -> float | None:
 class Replay:
     """Programs that run the products of `function(*args)` and nothing else.
 
-    Which arrangement of them is fastest differs by device and size, so there are three,
-    and the floor is the fastest:
+    Which arrangement of them is fastest depends on device and size, so there are three,
+    and the fastest gives the floor:
 
     - `apart`: operands as in the function; no product waits for another;
-    - `in turn`: every product waits for the one before, as the layers of a network do.
-      Weights are as many as the function has, activations of equal shape are one array:
-      they are still in the caches, as for a layer that follows another;
+    - `in turn`: every product waits for the previous one, like the layers of a network.
+      Weights are separate arrays as in the function. Activations of equal shape share
+      one array, which stays in the caches as between two layers;
     - `straight`: `apart` without a loop, one call for one evaluation.
     """
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.products = products(function, *args)
         if not self.products:
-            raise SettingsError("there is no matrix product to measure a floor with.")
+            raise SettingsError("the function has no matrix product to set a floor.")
         self.flops = _total(self.products)
         self._repeated = [p for p, count in self.products for _ in range(count)]
         self.count = 1
@@ -110,10 +108,10 @@ class Replay:
         self.count = max(1, math.ceil(CALL_SECONDS / seconds))
 
     def calls(self) -> dict[str, timing.Call]:
-        """What to time, by arrangement; see `evaluations`."""
+        """The calls to time, by arrangement; see `evaluations`."""
 
         def loop(once: Callable[[Pool], Pool], *, shared: bool) -> timing.Call:
-            # Arrays of its own, because they are donated.
+            # Each loop needs its own arrays, because it donates them.
             carry = self._operands(shared=shared), jnp.asarray(self.count)
             return timing.Call(_loop(once), (carry,), carry=True)
 
@@ -142,7 +140,7 @@ class Replay:
                 name = _name(product, side, shared=shared)
                 struct = (product.lhs, product.rhs)[side]
                 if name not in pool:
-                    # At this scale products of products stay where floats are exact.
+                    # This scale keeps repeated products within the range of floats.
                     key = jax.random.key(len(pool))
                     scale = max(struct.shape) ** -0.5
                     draws = scale * jax.random.normal(key, struct.shape)
@@ -156,9 +154,9 @@ class Replay:
     def _outs(self, pool: Pool) -> list[Array]:
         return [self._run(product, pool, shared=False) for product in self._repeated]
 
-    # One number of every result goes into an operand, so that no compiler may skip the
-    # product, take it out of the loop or run it once for two; the barriers keep it
-    # from computing that number only.
+    # One number of every result is written into an operand, so that the compiler cannot
+    # skip a product, move it out of the loop or merge two. The barriers keep it from
+    # computing only that number.
 
     def _apart(self, pool: Pool) -> Pool:
         outs, pool = jax.lax.optimization_barrier((self._outs(pool), pool))
@@ -178,7 +176,7 @@ class Replay:
 class Stream:
     """A program that moves the bytes of an AdamW step, with hardly any arithmetic.
 
-    Four arrays are read and three written, for each number in `tree`.
+    For each array in `tree` it reads four arrays and writes three.
     """
 
     def __init__(self, tree: PyTree) -> None:
@@ -191,7 +189,7 @@ class Stream:
         self.count = max(1, math.ceil(CALL_SECONDS / seconds))
 
     def call(self) -> timing.Call:
-        """What to time; it moves `count * num_bytes`."""
+        """The call to time; it moves `count * num_bytes` bytes."""
 
         def once(arrays: list[list[Array]]) -> list[list[Array]]:
             return [[p + g, m + g, v + g, g] for p, m, v, g in arrays]
@@ -214,7 +212,7 @@ def matmul_rate(rows: int, width: int, dtype: Any = jnp.float32) -> float:
 
 
 def _loop(once: Callable[[Any], Any]) -> Callable[..., Any]:
-    """(state, count) -> the same after `count` rounds; the state is donated."""
+    """(state, count) -> (state after `count` calls of `once`, count); donates both."""
 
     def run(carry: tuple[Any, Array]) -> tuple[Any, Array]:
         state, count = carry

@@ -1,15 +1,15 @@
-"""Where the time of one iteration of soft actor-critic goes, and its floor.
+"""Measures the parts of one iteration of soft actor-critic, and their floors.
 
     python -m benchmarks.off_policy [--config experiments/configs/hopper.py:sac]
         [--set KEY=VALUE ...] [--json [PATH]]
 
-`step` is one whole iteration that learns, with the settings of the configuration. Its
-parts are timed alone, each as one program of the same size: physics (environments under
-random actions), acting (the policy on the observations of a roll-out), replay (storing
-a roll-out in a full buffer and drawing all batches of the iteration), and all updates
-of the critics and of the actor, targets and optimizer steps included. The columns are
-those of `benchmarks.train_step`. The floor of replay is the bytes of what is stored and
-drawn, each read and written once, at the rate of memory.
+`step` is one whole iteration with updates, with the settings of the configuration. Each
+part is timed alone, as one program of the same size: physics (environments under random
+actions), acting (the policy on the observations of a roll-out), replay (storing a
+roll-out in a full buffer and drawing all batches of the iteration), and all updates of
+the critics and of the actor, including targets and optimizer steps. The columns are
+those of `benchmarks.train_step`. The floor of replay is the time to read and write all
+stored and drawn bytes once at the rate of memory.
 """
 
 import argparse
@@ -43,22 +43,22 @@ from experiments.settings import load_config, override
 
 
 def step_part(setup: OffPolicySetup) -> Part:
-    """A whole iteration, of a run that has collected enough to learn."""
+    """A whole iteration of a run that has collected enough to make updates."""
     algorithm = make_algorithm(setup.env, setup.policy, setup.config)
     state: OffPolicyState = algorithm.init(jax.random.key(0))
-    # What is drawn need not be filled in: an iteration takes as long on zeros.
+    # The buffer may hold zeros: an iteration takes as long with them.
     length = state.replay.items.reward.shape[1]
     state = state._replace(
         replay=state.replay._replace(size=jnp.full_like(state.replay.size, length)),
         iteration=jnp.int32(_first_learning_iteration(setup.config)),
     )
-    # A step overwrites it.
+    # A step overwrites its state.
     state = seeds.copy(state)
     return Part("step", timing.Call(compiled_step(algorithm), (state,), carry=True))
 
 
 def _first_learning_iteration(config: ConfigDict) -> int:
-    """Where neither random actions nor waiting for data are left."""
+    """The first iteration after the random actions and with enough data."""
     replay = config.algorithm.sac.replay
     rollout = config.rollout
     collected = max(replay.random_steps, replay.min_fill)
@@ -124,12 +124,12 @@ def replay_part(setup: OffPolicySetup) -> Part:
 
 
 def critic_updates_part(setup: OffPolicySetup) -> Part:
-    """Targets, gradients and optimizer steps of the critics, and their target's."""
+    """Targets, gradients, optimizer steps and target networks of the critics."""
     return _updates_part("critic updates", setup, lambda x: x.critic, num_updates)
 
 
 def actor_updates_part(setup: OffPolicySetup) -> Part:
-    """The same of the actor and of the temperature."""
+    """Gradients and optimizer steps of the actor and the temperature."""
     return _updates_part("actor updates", setup, lambda x: x.actor, num_actor_updates)
 
 
@@ -141,7 +141,7 @@ def num_updates(config: ConfigDict) -> int:
 
 
 def num_actor_updates(config: ConfigDict) -> int:
-    """The same of the actor."""
+    """Updates of the actor in an iteration."""
     settings = config.algorithm.sac
     num_rounds = num_updates(config) // settings.replay.updates_per_round
     return num_rounds * settings.actor_updates
@@ -155,7 +155,7 @@ def _updates_part(
     ],
     count: Callable[[ConfigDict], int],
 ) -> Part:
-    """All updates of a kind, on one batch; another one has the same size."""
+    """All updates of one kind, on the same batch, because all batches have its size."""
     settings = setup.config.algorithm.sac
     learner = sac.make_learner(setup.env, setup.policy, setup.critic, settings)
     _, updates = sac.make_updates(setup.env, setup.policy, setup.critic, settings)
@@ -175,9 +175,9 @@ def _updates_part(
 
 
 def _transitions(setup: OffPolicySetup, num_rows: int) -> Transition:
-    """Normal draws in the place of transitions, leaves [num_rows, ...]."""
+    """Transitions with made-up contents, leaves [num_rows, ...]."""
     obs = random_obs(setup, num_rows)
-    # No two leaves share an array: what is timed may overwrite each of them.
+    # No two leaves share an array, because the timed program may overwrite them.
     return Transition(
         obs=obs,
         action=jnp.zeros((num_rows, *setup.env.action_shape)),
@@ -192,7 +192,7 @@ def _transitions(setup: OffPolicySetup, num_rows: int) -> Transition:
 def measure_all(
     config: ConfigDict, *, max_seconds: float = MAX_SECONDS
 ) -> list[dict[str, Any]]:
-    """The table: one row a part, the whole step last."""
+    """The table: one row per part, the whole step last."""
     setup = make_off_policy_setup(config)
     makers: tuple[Callable[[OffPolicySetup], Part], ...] = (
         physics_part,

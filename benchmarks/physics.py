@@ -4,11 +4,11 @@
         [--batch 128 1024] [--steps 50] [--json [PATH]]
 
 `steps/s` counts control steps of whole environments (task, time limit, resets) in one
-jitted scan. `C steps/s` is what `mujoco.batch` does by itself on the same model, with
-as many simulations on as many threads, making again the very steps that environments
-made, each from its recorded state: what engine "mujoco" could reach if tasks and calls
-cost nothing. `ratio` is the former divided by the latter. Compiling is not part of any
-rate.
+jitted scan. `C steps/s` is the rate of `mujoco.batch` alone on the same model, with as
+many simulations on as many threads. It repeats the steps that the environments made,
+each from its recorded state: the rate that engine "mujoco" would reach if tasks and
+calls cost nothing. `ratio` is `steps/s` divided by `C steps/s`. No rate includes
+compiling.
 """
 
 import argparse
@@ -41,17 +41,17 @@ from dppo_jax.types import Array
 NUM_STEPS = 50
 MAX_SECONDS = 10.0
 
-# For a task that sets no limit of its own.
+# The time limit of tasks that set none.
 DEFAULT_MAX_STEPS = 100
 
 
 class Simulations(NamedTuple):
-    """What `mujoco.batch` needs to do again what environments made it do.
+    """What `mujoco.batch` needs to repeat the steps of environments.
 
     raw: [T, B, nstate] float64 integration states before every control step.
-    ctrl: [T, B, nu] float64, what each of these steps was given; zero where the
-        environment was reset after it.
-    stage: of mj_forward, which the sensors of the task need after a step.
+    ctrl: [T, B, nu] float64, the controls of each step; zero where the environment was
+        reset after the step.
+    stage: the stage of mj_forward that the task's sensors need after a step.
     """
 
     model: mujoco.MjModel
@@ -74,9 +74,9 @@ def usable_engines() -> list[str]:
 
 
 def make_rollout(name: str, engine: str, batch: int, num_steps: int, **options: Any):
-    """A function key -> state [B] and its jitted roll-out (state, key) -> state.
+    """Jitted functions: reset, key -> state [B], and roll-out, (state, key) -> state.
 
-    With `trace` the roll-out also returns what the engine holds after every step.
+    With `trace` the roll-out also returns the engine's raw state after every step.
     """
     env = make_task(name, engine=engine, **options)
     if env.max_steps is None:
@@ -101,7 +101,7 @@ def make_rollout(name: str, engine: str, batch: int, num_steps: int, **options: 
 
 
 def physics_state(state: Any) -> PhysicsState:
-    """The PhysicsState inside an environment state, however wrapped."""
+    """The PhysicsState inside an environment state, under any wrappers."""
 
     def is_physics(node: Any) -> bool:
         return isinstance(node, PhysicsState)
@@ -114,7 +114,7 @@ def physics_state(state: Any) -> PhysicsState:
 def record_simulations(
     name: str, batch: int, num_steps: int, **options: Any
 ) -> Simulations:
-    """What environments do in `num_steps` steps, those of `environment_rate`."""
+    """Record `num_steps` steps of environments, the same as in `environment_rate`."""
     physics = engine_of(name, "mujoco", **options)
     reset, rollout = make_rollout(name, "mujoco", batch, num_steps, **options)
     start = reset(jax.random.key(0))
@@ -134,7 +134,7 @@ def record_simulations(
 
 
 def c_rate(recorded: Simulations) -> float:
-    """Control steps per second of `mujoco.batch` alone, on the very same steps."""
+    """Control steps per second of `mujoco.batch` alone, on the recorded steps."""
     num_steps, num = recorded.raw.shape[:2]
     batch = mujoco_batch.Batch(recorded.model, num, nthread=num_cores())
     ctrl = batch.bind("ctrl")
@@ -150,9 +150,9 @@ def c_rate(recorded: Simulations) -> float:
 
 
 def engine_of(name: str, engine: str, **options: Any) -> Physics:
-    """The physics that a task runs on, with the solver settings it chose.
+    """The physics of a task, with the solver settings of the task.
 
-    A task keeps it to itself, so this looks on while the task makes it.
+    A task does not give access to its physics, so this records the call that makes it.
     """
     made: list[Physics] = []
 
@@ -209,7 +209,7 @@ def engine_rate(
 def environment_rate(
     name: str, engine: str, batch: int, num_steps: int
 ) -> tuple[float, timing.Timing]:
-    """Control steps per second of environments, and how that was timed."""
+    """Control steps per second of environments, and their timing."""
     reset, rollout = make_rollout(name, engine, batch, num_steps)
     state: Any = reset(jax.random.key(0))
     key: Array = jax.random.key(1)
@@ -220,7 +220,7 @@ def environment_rate(
 def measure_task(
     name: str, engines: Sequence[str], batch: int, num_steps: int = NUM_STEPS
 ) -> list[dict[str, Any]]:
-    """One row for each engine; the rate of C MuJoCo is measured beside them."""
+    """One row for each engine, with the rate of C MuJoCo for comparison."""
     print(f"measuring {name} x {batch:,}: C MuJoCo", file=sys.stderr, flush=True)
     raw_rate = c_rate(record_simulations(name, batch, num_steps))
     rows = []

@@ -1,14 +1,14 @@
-"""Behaviour cloning: samples per second, beside the least time that they can take.
+"""Measures behaviour cloning: samples per second, and the floor of an epoch.
 
     python -m benchmarks.pretrain [--config experiments/configs/hopper.py:v0_8]
         [--batch 128] [--updates 200] [--json [PATH]]
 
-One epoch of `pretrain` on random windows, as many as `updates` minibatches need:
-drawing them, the loss and its gradient, AdamW, and the moving average of the weights.
-The floor is the time of the matrix products at the rate that the device has for them,
-plus the time to move what AdamW and the average read and write (`GB`) at the rate
-(`GB/s`) of a program that only moves arrays of these sizes; both are measured in turns
-with the epoch.
+It times one epoch of cloning with `updates` minibatches of random windows: drawing
+them, the loss and its gradient, AdamW, and the moving average of the weights. The floor
+is the time of the matrix products at the rate that the device has for them, plus the
+time to move the bytes that AdamW and the average read and write (`GB`) at the rate
+(`GB/s`) of a program that only moves arrays of these sizes. Both rates are measured in
+turns with the epoch.
 """
 
 import argparse
@@ -38,7 +38,7 @@ MAX_SECONDS = 30.0
 
 
 def random_windows(setup: Setup, num: int) -> Windows:
-    """`num` windows of one made-up episode; what it holds changes no time."""
+    """`num` windows of one random episode; its values do not affect the time."""
     history, obs_size = setup.env.obs_shape["state"]
     chunk = setup.config.model.chunk
     generator = np.random.default_rng(0)
@@ -79,14 +79,13 @@ def pretrain_part(setup: Setup, num_updates: int) -> Part:
 
 
 def update_bytes(size: int, ema_every: int) -> float:
-    """What AdamW and the moving average read and write in an update.
+    """Bytes that AdamW and the moving average read and write per update.
+
+    AdamW reads parameters, gradient and two moments and writes all but the gradient.
+    Every `ema_every` updates the average is read with the parameters and written.
 
     Args:
         size: bytes of the parameters.
-
-    AdamW reads parameters, gradient and two moments and writes all but the gradient;
-    the average, which is due every `ema_every` updates, reads itself and the
-    parameters and is written.
     """
     return 7 * size + 3 * size / ema_every
 
@@ -112,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and, if asked, keep the table."""
     parser = argparse.ArgumentParser("benchmarks.pretrain")
     parser.add_argument("--config", default=HOPPER, help="FILE.py:VARIANT")
-    parser.add_argument("--batch", nargs="+", type=int, help="windows of an update")
-    parser.add_argument("--updates", type=int, default=200, help="of an epoch")
+    parser.add_argument("--batch", nargs="+", type=int, help="windows per update")
+    parser.add_argument("--updates", type=int, default=200, help="per epoch")
     timing.add_json(parser)
     options = parser.parse_args(arguments)
     config = load_config(options.config)

@@ -1,4 +1,4 @@
-"""Put what was measured into the documentation, so that no figure is typed by hand.
+"""Writes measurements into the documentation, so that no number is typed by hand.
 
     python -m benchmarks.report [DOCUMENT] [--results FOLDER]
 
@@ -7,10 +7,10 @@ In the document (docs/performance.md) every
     <!-- figures: NAME -->
     <!-- end -->
 
-gets, between the two lines, the tables of the newest `NAME-*.json` in the folder with
-a line about the machine, and the plot `results/NAME.png` beside the document if there
-is one; a `NAME` of `gpu` stands for all files of accelerators. Where nothing was
-measured, it says so. Whatever stood there before is replaced.
+is filled, between the two lines, with the tables of the newest `NAME-*.json` in the
+folder, a line about the machine, and the plot `results/NAME.png` beside the document if
+there is one. The `NAME` `gpu` stands for all files of accelerators. If nothing was
+measured, the block says so. The old contents of a block are replaced.
 """
 
 import argparse
@@ -27,12 +27,12 @@ GPU = "gpu"
 _BLOCK = re.compile(
     r"(<!-- figures: (?P<name>\S+) -->\n)(?P<old>.*?)(<!-- end -->)", re.DOTALL
 )
-# Columns that repeat what others say, and widen a table beyond a page.
+# Columns left out, because they would make a table wider than a page.
 HIDDEN = ("fastest", "slowest", "table")
 
 
 def render(name: str, results: Path) -> str:
-    """What belongs into the block `name`, as Markdown."""
+    """The contents of the block `name`, as Markdown."""
     files = sorted(results.glob("*.json"))
     contents = [(path.name, json.loads(path.read_text())) for path in files]
     if name == GPU:
@@ -53,7 +53,7 @@ def render(name: str, results: Path) -> str:
 
 
 def _called(name: str, file: str, report: dict[str, Any]) -> bool:
-    """Whether a file is called after `name`, not after one that begins like it."""
+    """Whether a file belongs to `name`, not to a longer name that begins like it."""
     return file == timing.result_path(name, report).name
 
 
@@ -76,7 +76,7 @@ def _section(content: dict[str, Any]) -> str:
 
 
 def about(report: dict[str, Any]) -> str:
-    """One line about where and when rows were measured."""
+    """One line that says where and when rows were measured."""
     where = f"{report['processor']}, {report['cores']} cores"
     if report["platform"] != "cpu":
         where = f"{report['num_devices']} x {report['device']}"
@@ -94,7 +94,7 @@ def about(report: dict[str, Any]) -> str:
 
 
 def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A table of all columns that hold anything; numbers to the right."""
+    """A table of the columns that are not empty; numbers are aligned right."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     names = [
         name
@@ -111,11 +111,11 @@ def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def update(text: str, results: Path, plots: Path) -> str:
-    """The document with all its blocks filled in anew.
+    """The document with the contents of all blocks replaced.
 
     Args:
-        results: folder of what was kept.
-        plots: folder of what was drawn, beside the document.
+        results: folder of the JSON files.
+        plots: folder of the plots, beside the document.
     """
 
     def block(match: re.Match[str]) -> str:

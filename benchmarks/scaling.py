@@ -1,14 +1,14 @@
-"""How the time of an iteration grows with the number of environments.
+"""Measures how the time of an iteration grows with the number of environments.
 
     python -m benchmarks.scaling [--config experiments/configs/hopper.py:v0_8]
         [--envs 64 256 1024 4096] [--chunks 4] [--pairs 2500] [--plot [PATH]]
         [--json [PATH]]
 
 Every environment runs `chunks` action chunks, and every update has the same number of
-pairs, so twice the environments make twice the updates, each of the same cost. Physics
-and denoising should grow as the environments do, and the milliseconds per update should
-stay. `growth` is the exponent between one row and the row above, 1 for proportional.
-The parts are timed as in `benchmarks.train_step`.
+pairs, so twice the environments make twice the updates of the same cost. The time of
+physics and denoising should be proportional to the number of environments, and the
+milliseconds per update constant. `growth` is the exponent from one row to the next, 1
+for proportional. The parts are timed as in `benchmarks.train_step`.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def measure_envs(
 
 
 def add_growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Exponents of the growth of physics and of the time per update, row by row."""
+    """Add to each row the growth exponents of physics and of the time per update."""
     for name, column in (("physics", "physics s"), ("update", "ms/update")):
         before: dict[str, Any] | None = None
         for row in rows:
@@ -126,10 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--config", default=HOPPER, help="FILE.py:VARIANT")
     add("--envs", nargs="+", type=int, default=[64, 256, 1024, 4096])
-    add("--chunks", type=int, default=4, help="of every environment")
-    add("--pairs", type=int, default=2500, help="of an update")
-    add("--max-seconds", type=float, default=MAX_SECONDS, help="of repeating, per row")
-    add("--plot", nargs="?", const="", help="draw it, in docs/results/")
+    add("--chunks", type=int, default=4, help="per environment")
+    add("--pairs", type=int, default=2500, help="per update")
+    add("--max-seconds", type=float, default=MAX_SECONDS, help="to repeat a row")
+    add("--plot", nargs="?", const="", help="plot it, in docs/results/")
     timing.add_json(parser)
     options = parser.parse_args(arguments)
     config = load_config(options.config)

@@ -1,4 +1,4 @@
-"""What a configuration is made of, and how parts of its work are timed."""
+"""Makes environment and networks of a configuration, and times parts of its work."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ HOPPER_SAC = "experiments/configs/hopper.py:sac"
 
 
 class Setup(NamedTuple):
-    """What a fine-tuning run with PPO is made of."""
+    """Environment and networks of fine-tuning with PPO."""
 
     config: ConfigDict
     env: VecEnv
@@ -35,7 +35,7 @@ class Setup(NamedTuple):
 
 
 class OffPolicySetup(NamedTuple):
-    """What a run of soft actor-critic is made of."""
+    """Environment and networks of soft actor-critic."""
 
     config: ConfigDict
     env: VecEnv
@@ -44,14 +44,14 @@ class OffPolicySetup(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Something to time, and what it must do at least.
+    """Something to time, and the work that sets its floor.
 
     call: the part itself, jitted.
-    unit: one evaluation or gradient of a network, as a function and its arguments;
-        the matrix products of the part are those of many such. None: no products.
-    num_bytes: of arrays that an optimizer must move besides.
-    stream: parameters of the size that the optimizer moves.
-    floor: seconds, where the floor is none of these.
+    unit: one evaluation or gradient of a network, as a function and its arguments. The
+        part repeats its matrix products. None: no products.
+    num_bytes: bytes that the part must move in addition, for example in an optimizer.
+    stream: arrays of the sizes that are moved.
+    floor: seconds, if none of the above gives the floor.
     """
 
     name: str
@@ -67,7 +67,7 @@ def make_setup(config: ConfigDict) -> Setup:
     env, policy = _env_and_policy(config)
     if not isinstance(policy, ChainPolicy):
         raise SettingsError(
-            f"model.kind={config.model.kind!r}: what is measured here is PPO over a "
+            f"model.kind={config.model.kind!r}: this program measures PPO over a "
             "chain; use 'diffusion' or 'gaussian', or benchmarks.off_policy."
         )
     return Setup(config, env, policy, make_state_critic(config.critic))
@@ -78,7 +78,7 @@ def make_off_policy_setup(config: ConfigDict) -> OffPolicySetup:
     env, policy = _env_and_policy(config)
     if not isinstance(policy, SquashedPolicy):
         raise SettingsError(
-            f"model.kind={config.model.kind!r}: what is measured here is soft "
+            f"model.kind={config.model.kind!r}: this program measures soft "
             "actor-critic; use 'squashed', or benchmarks.train_step."
         )
     num_critics = config.algorithm.sac.num_critics
@@ -87,7 +87,7 @@ def make_off_policy_setup(config: ConfigDict) -> OffPolicySetup:
 
 
 def _env_and_policy(config: ConfigDict) -> tuple[VecEnv, ChainPolicy | SquashedPolicy]:
-    """Bounds of +-1 stand in for those of a data set."""
+    """Environment and policy, with bounds of +-1 in place of those of a data set."""
     task = make_single(config.env)
     (obs_size,), (action_size,) = task.obs_shape["state"], task.action_shape
     normalizer = Normalizer(
@@ -104,12 +104,12 @@ def _env_and_policy(config: ConfigDict) -> tuple[VecEnv, ChainPolicy | SquashedP
 
 
 def set_compute_dtype(config: ConfigDict, dtype: str) -> None:
-    """Let policy and critic compute in "float32" or "bfloat16"."""
+    """Make policy and critic compute in "float32" or "bfloat16"."""
     config.model.network.compute_dtype = config.critic.compute_dtype = dtype
 
 
 def random_obs(setup: Setup | OffPolicySetup, num_rows: int) -> Obs:
-    """Normal draws in the place of observations, leaves [num_rows, ...]."""
+    """Observations drawn from a normal distribution, leaves [num_rows, ...]."""
     return {
         name: jax.random.normal(jax.random.key(0), (num_rows, *shape))
         for name, shape in setup.env.obs_shape.items()
@@ -127,7 +127,7 @@ def random_moves(setup: Setup, num_rows: int) -> tuple[Obs, Array, Array, Array]
 def measure_part(
     part: Part, *, max_seconds: float = 40.0, warmup: int = 1
 ) -> dict[str, Any]:
-    """One row of a table: the part, timed in turns with what gives its floor."""
+    """One row of a table: the part, timed in turns with the programs for its floor."""
     calls = {"part": part.call}
     total = replay = stream = None
     if part.unit is not None:

@@ -1,7 +1,8 @@
-"""Measure honestly: compile apart, wait for the device, repeat, say on what.
+"""Times calls: compiles them first, waits for the device, repeats, reports the machine.
 
-Every program in `benchmarks` begins with `start`, measures by `measure`, prints by
-`print_table` and keeps its numbers, together with `device_report`, by `write_json`.
+Every program in `benchmarks` begins with `start`, measures with `measure` or
+`measure_together`, prints with `print_table` and keeps its rows and the
+`device_report` with `write_json`.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from dppo_jax.runtime import num_cores
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "mujoco", "mujoco-mjx")
 
-# Fewer repeats than this tell nothing about their spread.
+# Fewer repeats than this do not show their spread.
 MIN_REPEATS = 3
 
 
@@ -33,8 +34,8 @@ class Timing(NamedTuple):
     """Wall-clock seconds of one call.
 
     median, fastest, slowest: over the repeats, until all results are ready.
-    compile: tracing and compiling, which is no part of the others; 0 for a function
-        that is not jitted. A persistent compilation cache shortens it; see `start`.
+    compile: tracing and compiling, not included in the others; 0 for a function that
+        is not jitted. A persistent compilation cache shortens it; see `start`.
     repeats: how many calls were timed.
     """
 
@@ -55,8 +56,8 @@ def measure(
 ) -> Timing:
     """Time `function(*args)`.
 
-    A jitted function is compiled ahead of time, so that compiling is timed by itself
-    and no repeat can compile again.
+    A jitted function is compiled ahead of time, so that compiling is timed separately
+    and no repeat compiles again.
 
     Args:
         function: jitted, or plain Python that may return arrays.
@@ -64,11 +65,11 @@ def measure(
         repeats: calls to time.
         warmup: calls before that, which are not timed.
         carry: feed the result back as the only argument, as in `state -> state` or
-            `state -> (state, metrics)`; needed where the function donates its state.
-        max_seconds: stop repeating early, yet not before three repeats.
+            `state -> (state, metrics)`; needed if the function donates its state.
+        max_seconds: stop repeating after this time, but not before three repeats.
 
     Raises:
-        SettingsError: for too few repeats, or `carry` with more than one argument.
+        SettingsError: too few repeats, or `carry` with more than one argument.
     """
     call = Call(function, args, carry)
     (timed,) = measure_together(
@@ -86,15 +87,14 @@ def measure_together(
 ) -> list[Timing]:
     """As `measure`, for several functions whose times are to be compared.
 
-    They take turns, so that a machine whose speed drifts is as fast for one as for the
-    others.
+    They run in turns, so that a drift in the speed of the machine affects all alike.
 
     Args:
-        calls: functions with their arguments; a plain tuple (function, *args) is one
-            that carries nothing.
+        calls: functions with their arguments; a plain tuple (function, *args) is a Call
+            without `carry`.
     """
     if repeats < MIN_REPEATS:
-        raise SettingsError(f"repeats={repeats} shows no spread; take {MIN_REPEATS}.")
+        raise SettingsError(f"repeats={repeats} must be at least {MIN_REPEATS}.")
     runners = [
         _Runner(call if isinstance(call, Call) else Call(call[0], call[1:]))
         for call in calls
@@ -118,12 +118,13 @@ class Call(NamedTuple):
 
 
 class _Runner:
-    """Calls one compiled function, and remembers how long it took."""
+    """Calls one compiled function and records its times."""
 
     def __init__(self, call: Call) -> None:
         if call.carry and len(call.args) != 1:
             raise SettingsError(
-                f"carry feeds one argument back, but {len(call.args)} were given."
+                f"carry needs one argument, but {len(call.args)} were given; pass a "
+                "pytree."
             )
         self._function, self._args, self._carry = call
         self._structure: Any = jax.tree.structure(call.args)
@@ -136,7 +137,7 @@ class _Runner:
         jax.block_until_ready(self._args)
 
     def run(self, *, keep: bool) -> None:
-        """Call once; `keep` the time."""
+        """Call once; record the time if `keep`."""
         start = time.perf_counter()
         result = jax.block_until_ready(self._function(*self._args))
         end = time.perf_counter()
@@ -159,8 +160,8 @@ class _Runner:
 def start() -> dict[str, Any]:
     """Set JAX up for a benchmark; print and return `device_report`.
 
-    Precision is that of the real programs (`dppo_jax.runtime`); programs are compiled
-    afresh, whatever persistent cache the environment names, so that it can be timed.
+    The precision is that of the stages (`dppo_jax.runtime`). The persistent compilation
+    cache is disabled, so that compiling can be timed.
     """
     jax.config.update("jax_default_matmul_precision", "float32")
     jax.config.update("jax_enable_compilation_cache", False)
@@ -179,7 +180,7 @@ def device_report() -> dict[str, Any]:
         "num_devices": jax.device_count(),
         "processor": processor_name(),
         "cores": num_cores(),
-        # Above zero before a benchmark starts means that it shares the machine.
+        # A load above zero before a benchmark means that it shares the machine.
         "load": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "matmul_precision": precision or "default",
@@ -192,7 +193,7 @@ def device_report() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """Model name of the processor, as far as the system tells."""
+    """Model name of the processor, if the system gives one."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
@@ -202,7 +203,7 @@ def processor_name() -> str:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """One readable paragraph of `device_report`."""
+    """Print the main entries of `device_report`."""
     versions = ", ".join(f"{name} {v}" for name, v in report["versions"].items())
     print(f"device     {report['num_devices']} x {report['device']}")
     print(f"processor  {report['processor']}, {report['cores']} cores", end="")
@@ -224,12 +225,12 @@ def format_cell(value: Any) -> str:
 
 
 def is_text_column(rows: Sequence[dict[str, Any]], name: str) -> bool:
-    """Whether any row holds text there."""
+    """Whether any row holds text in this column."""
     return any(isinstance(row.get(name), str) for row in rows)
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows as a table; text left, numbers right, a dash where one is absent."""
+    """Print rows as a table; text left, numbers right, a dash for a missing value."""
     if not rows:
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -257,7 +258,7 @@ def result_path(name: str, report: dict[str, Any]) -> Path:
 def write_json(
     path: str | Path, rows: Sequence[dict[str, Any]], report: dict[str, Any]
 ) -> Path:
-    """Write rows and report to `path`, making its folder, and return the path."""
+    """Write rows and report to `path`, create its folder, and return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"report": report, "rows": list(rows)}
@@ -266,7 +267,7 @@ def write_json(
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """The option that keeps a table."""
+    """Add the option `--json`, which keeps a table."""
     parser.add_argument(
         "--json", nargs="?", const="", help="keep the rows, in benchmarks/results/"
     )

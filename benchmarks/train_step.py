@@ -1,22 +1,23 @@
-"""Where the time of one fine-tuning iteration goes, and what it would take at least.
+"""Measures the parts of one fine-tuning iteration, and their floors.
 
     python -m benchmarks.train_step [--config experiments/configs/avoid.py:m1]
         [--set KEY=VALUE ...] [--json [PATH]]
 
-`step` is one whole jitted iteration with the settings of the configuration. Its parts
-are timed alone, each as one program of the same size: physics (environments under
-random actions), denoising (all sampling of a roll-out), and PPO's own functions:
-returns (values of all observations, and advantages), and the gradients and optimizer
-steps of all minibatches of policy and critic. `rest` is what they leave of `step`:
-shuffling, gathering, metrics.
+`step` is one whole iteration, run as in fine-tuning, with the settings of the
+configuration. Each part is timed alone, as one program of the same size: physics
+(environments under random actions), denoising (all sampling of a roll-out), and PPO's
+own functions: returns (values of all observations, and advantages), and the gradients
+and optimizer steps of all minibatches of policy and critic. `rest` is `step` minus
+these parts: shuffling, gathering, metrics.
 
 `GFLOP` counts the matrix products of the part; `XLA GFLOP` is XLA's own count, which
-holds elementwise arithmetic too. `matmul GFLOP/s` is what the device did with exactly
-these products and nothing else, in turns with the part (`benchmarks/floors.py`), and
-`in turn GFLOP/s` what it did where each product had to wait for the one before.
-`floor s` is the one divided by the other; for physics it is the control steps divided
-by what the engine does alone. The floor of `step` is the sum of the others.
-`utilisation` is floor over median. Compiling is apart.
+includes elementwise arithmetic. `matmul GFLOP/s` is the rate of the device for exactly
+these products and nothing else, measured in turns with the part
+(`benchmarks/floors.py`). `in turn GFLOP/s` is the rate if each product waits for the
+previous one. `floor s` is `GFLOP` divided by `matmul GFLOP/s`; for physics it is the
+number of control steps divided by the rate of the engine alone. The floor of `step` is
+the sum of the floors of its parts. `utilisation` is `floor s` divided by `median s`.
+Times do not include compiling.
 """
 
 import argparse
@@ -65,8 +66,8 @@ from dppo_jax.types import Array, PyTree
 from experiments.settings import load_config, override
 
 MAX_SECONDS = 40.0
-# Control steps of the engine alone, all environments together: few environments need
-# many to get to where they are in a roll-out, many take long.
+# Control steps of the engine alone, over all environments: a few environments need many
+# steps to reach the states of a roll-out, and for many environments these take long.
 PHYSICS_STEPS = 20_000
 
 
@@ -96,7 +97,7 @@ def _physics_floor(setup: Setup | OffPolicySetup) -> float | None:
     """Seconds that the engine alone takes for the control steps of a roll-out."""
     env, config = setup.env, setup.config.env
     if config.task not in TASKS:
-        return None  # Another library's simulator offers no step of its own here.
+        return None  # Simulators of other libraries cannot be stepped alone here.
     engine = config.engine
     if engine == "auto":
         engine = resolve_engine("auto", cpu_engine="mujoco")
@@ -109,7 +110,7 @@ def _physics_floor(setup: Setup | OffPolicySetup) -> float | None:
 
 
 def ppo_of(setup: Setup) -> tuple[Collector, Gradients]:
-    """What an iteration of PPO is made of."""
+    """The functions that an iteration of PPO consists of."""
     config, ppo = setup.config, setup.config.algorithm.ppo
     mean = log_prob_mean(ppo, setup.policy, executed=setup.env.action_shape[0])
     collector = make_collector(
@@ -181,7 +182,7 @@ def policy_update_part(setup: Setup) -> Part:
 
 
 def critic_update_part(setup: Setup) -> Part:
-    """The same of the critic; a value is needed once per environment step."""
+    """The same for the critic, which is evaluated at most once per environment step."""
     rollout, critic = setup.config.rollout, setup.critic
     _, num_items, _ = minibatch_sizes(setup.config.algorithm.ppo, setup.policy)
     num_rows = rollout.num_envs * rollout.num_chunks
@@ -226,7 +227,7 @@ def _update_part(
     batch: Any,
     unit: tuple[Any, ...],
 ) -> Part:
-    """All updates of an iteration; `gradient` is of (params, batch), on average."""
+    """All updates of an iteration; `gradient` maps (params, batch) to a mean."""
     optimizer = optimizers.adamw(weight_decay=0.0)
     length = num_updates(setup.config)
 
@@ -242,7 +243,7 @@ def _update_part(
 
 
 def parts_of(setup: Setup) -> dict[str, Any]:
-    """Functions that make the parts; each holds its arrays only while it is needed."""
+    """Functions that make the parts, so that not all hold their arrays at once."""
     makers: dict[str, Callable[[Setup], Part]] = dict(
         physics=physics_part,
         denoising=denoising_part,
@@ -255,7 +256,7 @@ def parts_of(setup: Setup) -> dict[str, Any]:
 def measure_all(
     config: ConfigDict, *, max_seconds: float = MAX_SECONDS
 ) -> list[dict[str, Any]]:
-    """The table: one row a part, the whole step last."""
+    """The table: one row per part, the whole step last."""
     setup = make_setup(config)
     rows = [
         measure_part(make(), max_seconds=max_seconds)
@@ -266,7 +267,7 @@ def measure_all(
 
 
 def split(rows: list[dict[str, Any]], whole: dict[str, Any]) -> list[dict[str, Any]]:
-    """Add `rest` and the whole iteration to its parts, and each one's share of it.
+    """Add the rows `rest` and `step` to those of the parts, and the share of each row.
 
     The floor of the whole is the sum of the floors of its parts, if all have one.
     """

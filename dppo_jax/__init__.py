@@ -1,6 +1,6 @@
 """Diffusion Policy Policy Optimization (DPPO, arXiv 2409.00588) in JAX.
 
-The names below are what a notebook needs; each is documented where it lives.
+The names below are those that a notebook needs; their modules document them.
 """
 
 from dppo_jax import envs, runtime

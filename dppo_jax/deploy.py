@@ -1,4 +1,4 @@
-"""A policy from its checkpoint alone: what acts, its parameters and its bounds."""
+"""Load a policy from its run directory: function, parameters and bounds."""
 
 import os
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from dppo_jax.types import Act, PyTree
 
 
 class LoadedPolicy(NamedTuple):
-    """A policy as it was saved.
+    """A policy from a checkpoint.
 
-    params: what acts, as `act` takes it.
-    act: see `types.Act`, in normalised units; None where neither the configuration nor
-        the caller tells what the policy is made of.
-    normalizer: bounds of observations and actions it was trained with.
+    params: the parameters that `act` takes.
+    act: see `types.Act`, in normalised units; None if neither the configuration nor the
+        caller describes the policy.
+    normalizer: bounds of the observations and actions that it was trained with.
     config: the whole configuration of its run, plain dictionaries.
-    iteration: when it was saved.
+    iteration: the iteration that was saved.
     """
 
     params: PyTree
@@ -40,20 +40,22 @@ def load_policy(
     model: Mapping[str, Any] | None = None,
     history: int | None = None,
 ) -> LoadedPolicy:
-    """Read a policy from a run directory and rebuild what it needs to act.
+    """Read a policy from a run directory and rebuild its `act`.
 
     Args:
         checkpoint: an iteration, "latest" or "best".
-        policy: what was trained, with `init` and `act`, for a run that
-            `dppo_jax.train` wrote without a configuration. None: from `model`.
-        model: `config.model` of `experiments.defaults` in place of the saved one, with
-            another way of sampling for example. None: that of `config.json`; where
-            there is none either, parameters come as nested dictionaries.
+        policy: the policy that was trained, with `init` and `act`; needed if
+            `dppo_jax.train` wrote the run without a configuration. None: make it from
+            `model`.
+        model: settings `config.model` of `experiments.defaults` to use instead of the
+            saved ones, for example to sample in another way. None: those of
+            `config.json`; if that has none, `act` is None and the parameters are
+            nested dictionaries.
         history: To. None: `env.history` of `config.json`, or else 1.
 
     Raises:
         SettingsError: no such run, nothing saved yet, no such checkpoint, a damaged
-            one, or parameters that the given or configured policy does not have.
+            one, or parameters that do not match the given or configured policy.
     """
     saved = read_policy(run_dir, checkpoint)
     cure = "pass the policy that was trained, and its history."
@@ -85,7 +87,7 @@ def _configured(
     model: Mapping[str, Any] | None,
     run_dir: str | os.PathLike,
 ) -> Any:
-    """The policy of `model`, or of a saved configuration; None where there is none."""
+    """Make the policy of `model` or of the saved configuration; None without both."""
     model = saved.config.get("model") if model is None else model
     if model is None:
         return None
@@ -95,6 +97,6 @@ def _configured(
         )
     except (AttributeError, KeyError) as error:
         raise SettingsError(
-            f"the settings `model` of {run_dir} are not whole ({error}); give all of "
+            f"the settings `model` of {run_dir} are incomplete ({error}); give all of "
             "dppo_jax.policies.default_config, or pass the policy that was trained."
         ) from error

@@ -1,4 +1,4 @@
-"""The only evaluation: during training and stand-alone."""
+"""The evaluation of a policy, used during training and by itself."""
 
 import functools
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from dppo_jax.types import Act, Array, Metrics, PyTree, VecEnv
 class Evaluation(NamedTuple):
     """One entry per episode.
 
-    metrics: [N] numbers at the end of the episode; `episode_return`,
-        `episode_length` in control steps, and what the task reports.
-    traces: [N, S, ...] what the environment traced at every control step; after
-        the end of an episode its last entry repeats.
+    metrics: [N] numbers at the end of the episode: `episode_return`,
+        `episode_length` in control steps, and the metrics of the task.
+    traces: [N, S, ...] the environment's trace of every control step; after the end of
+        an episode its last entry is repeated.
     """
 
     metrics: Metrics
@@ -33,22 +33,22 @@ def make_evaluate(
     num_episodes: int,
     deterministic: bool = True,
 ) -> Callable[[PyTree, Array], Evaluation]:
-    """Score what acts over the first episode of every environment and round.
+    """Make the function that scores a policy over N episodes.
 
-    Episode i draws everything from key i, so a score does not depend on how many
-    environments run at once.
+    In each round every environment runs one episode. Episode i draws all its randomness
+    from key i, so a score does not depend on the number of environments.
 
     Args:
         env: with a time limit.
         act: (params, keys, obs, deterministic) -> (action, extras).
-        num_episodes: N; rounds of `env.num_envs` are run until there are enough.
-        deterministic: evaluation mode of the policy, or the exploring one.
+        num_episodes: N; rounds of `env.num_envs` episodes run until there are enough.
+        deterministic: False scores the exploring policy.
 
     Returns:
         A jitted (params, key) -> Evaluation.
 
     Raises:
-        SettingsError: no time limit, or less than one episode.
+        SettingsError: no time limit, or `num_episodes` below 1.
     """
     if env.max_steps is None:
         raise SettingsError(
@@ -82,7 +82,7 @@ def make_evaluate(
 
 
 def _until_end(trace: Array, last: Array) -> Array:
-    """[T, B, Ta, ...] -> [B, T * Ta, ...], after step `last` [B] its last entry."""
+    """[T, B, Ta, ...] -> [B, T * Ta, ...]; repeat the last entry of step `last` [B]."""
     time = jnp.arange(trace.shape[0])[:, None]
 
     def column(x: Array) -> Array:
@@ -95,7 +95,7 @@ def _until_end(trace: Array, last: Array) -> Array:
 
 
 def summarize(evaluation: Evaluation, *, prefix: str = "") -> dict[str, float]:
-    """Mean of every metric, and the standard error of the return."""
+    """Mean of every metric, and the standard error of the mean return."""
     means = {
         f"{prefix}{name}": float(np.mean(values))
         for name, values in evaluation.metrics.items()

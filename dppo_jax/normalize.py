@@ -1,8 +1,8 @@
-"""Bounds of a data set, and the maps between its units and [-1, 1].
+"""Bounds of a data set, and the maps between task units and [-1, 1].
 
-A policy is trained on normalised observations and actions, so its bounds travel
-with it. The same constants as in the published DPPO data keep those files, and
-policies trained on them, exchangeable.
+A policy is trained on normalised observations and actions, so its bounds are saved with
+it. The constants are those of the published DPPO data, so its files and the policies
+trained on them can be used.
 """
 
 import os
@@ -22,11 +22,11 @@ Rows = Array | np.ndarray
 
 # A constant column has no range; this keeps its normalised value finite (-1).
 EPSILON = 1e-6
-# In task units: a column of observations with a smaller range counts as constant. One
-# millimetre off would be 20 in normalised units there, and 1999 if it never changed.
+# In task units: a column of observations with a smaller range is treated as constant.
+# There a deviation of 1 mm would be 20 in normalised units, or 1999 at range 0.
 NARROW = 1e-4
-# In normalised units: policies see observations up to here, and constant columns within
-# [-1, 1].
+# In normalised units: policies see observations clipped to +- this, and constant
+# columns clipped to [-1, 1].
 OBS_LIMIT = 10.0
 
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
@@ -56,10 +56,10 @@ def unnormalize_obs(normalizer: Normalizer, obs: Rows) -> Array:
 
 
 def policy_obs(normalizer: Normalizer, obs: Rows) -> Array:
-    """What a policy sees of observations [..., Do] in task units.
+    """Normalise and clip observations [..., Do] in task units for a policy.
 
-    These are the values of `normalize_obs`, clipped to +-`OBS_LIMIT`, and to [-1, 1] in
-    `constant_columns`: a network has learned nothing about what lies far outside.
+    The values of `normalize_obs` are clipped to +-`OBS_LIMIT`, and to [-1, 1] in
+    `constant_columns`, because a network has no training data far outside its bounds.
     """
     low, high = normalizer.obs_min, normalizer.obs_max
     limit = 1.0 + (OBS_LIMIT - 1.0) * (high - low >= NARROW)
@@ -67,7 +67,7 @@ def policy_obs(normalizer: Normalizer, obs: Rows) -> Array:
 
 
 def constant_columns(normalizer: Normalizer) -> list[int]:
-    """Columns of observations whose range is below `NARROW`."""
+    """Indices of observation columns whose range is below `NARROW`."""
     width = np.asarray(normalizer.obs_max) - np.asarray(normalizer.obs_min)
     return np.flatnonzero(width < NARROW).tolist()
 
@@ -80,18 +80,18 @@ def normalize_action(normalizer: Normalizer, action: Rows) -> Array:
 def unnormalize_action(normalizer: Normalizer, action: Rows) -> Array:
     """Actions [..., Da] in [-1, 1] -> task units; -1 and 1 give the exact bounds.
 
-    This leaves out the small constant of `normalize_action`, so that a policy can
-    use the whole range and a round trip is off by 1e-6 task units at most.
+    Unlike `normalize_action` it does not add `EPSILON` to the range, so that a policy
+    reaches exactly the bounds. A round trip is off by at most 1e-6 task units.
     """
     low: Any = normalizer.action_min
     return (action + 1) / 2 * (normalizer.action_max - low) + low
 
 
 def fit_normalizer(observations: Rows, actions: Rows) -> Normalizer:
-    """The bounds of observations [N, Do] and actions [N, Da], in task units.
+    """Compute the bounds of observations [N, Do] and actions [N, Da], in task units.
 
     Raises:
-        SettingsError: for no rows, unequal numbers of rows, NaN or infinite values.
+        SettingsError: no rows, unequal numbers of rows, NaN or infinite values.
     """
     named = {"observations": np.asarray(observations), "actions": np.asarray(actions)}
     for name, rows in named.items():
@@ -102,13 +102,13 @@ def fit_normalizer(observations: Rows, actions: Rows) -> Normalizer:
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
             raise SettingsError(
-                f"{name} hold NaN or infinite values in {len(bad)} rows, the first "
-                f"being {bad[:5].tolist()}; remove those episodes."
+                f"{name} hold NaN or infinite values in {len(bad)} rows, the first of "
+                f"which are {bad[:5].tolist()}; remove those episodes."
             )
     if len(observations) != len(actions):
         raise SettingsError(
-            f"{len(observations)} observations and {len(actions)} actions: both need "
-            "one row per step."
+            f"{len(observations)} observations and {len(actions)} actions are not the "
+            "same number; give one row of each per step."
         )
     return Normalizer(
         *(
@@ -123,7 +123,7 @@ def load_normalizer(path: str | os.PathLike) -> Normalizer:
     """Read a `normalization.npz` (or the one in the folder `path`).
 
     Raises:
-        SettingsError: for a missing file or key, or bounds that are no bounds.
+        SettingsError: a missing file or key, or invalid bounds.
     """
     path = Path(path)
     if path.is_dir():
@@ -135,10 +135,10 @@ def load_normalizer(path: str | os.PathLike) -> Normalizer:
 
 
 def save_normalizer(path: str | os.PathLike, normalizer: Normalizer) -> None:
-    """Write a `normalization.npz` at `path`; a reader never sees half a file.
+    """Write a `normalization.npz` at `path`, atomically.
 
     Raises:
-        SettingsError: for bounds that are no bounds.
+        SettingsError: invalid bounds.
     """
     path = Path(path)
     normalizer = Normalizer(*(np.asarray(bound, np.float32) for bound in normalizer))
@@ -157,7 +157,7 @@ def save_normalizer(path: str | os.PathLike, normalizer: Normalizer) -> None:
 def read_npz(
     path: Path, required: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """The numeric arrays of these names in an `.npz` file; nothing is unpickled.
+    """Read numeric arrays by name from an `.npz` file; nothing is unpickled.
 
     Raises:
         SettingsError: a file that is missing or not readable, a missing key, or an
@@ -216,5 +216,5 @@ def _check_bounds(normalizer: Normalizer, source: str) -> None:
             i = bad[0]
             raise SettingsError(
                 f"{source}: {kind}_min={low[i]} and {kind}_max={high[i]} at index {i} "
-                "are no bounds; both must be finite and min <= max."
+                "are invalid bounds; both must be finite and min <= max."
             )

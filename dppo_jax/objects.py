@@ -1,7 +1,7 @@
-"""Objects by name: what a user writes outside of the package, settings can name.
+"""Load objects outside the package by name, so that settings can refer to them.
 
-`my_module:make_task` is the object `make_task` of an importable module, and
-`path/to/file.py:make_task` that of a file, which needs to be on no path.
+`my_module:make_task` is the object `make_task` of an importable module;
+`path/to/file.py:make_task` is that of a file, which need not be on PYTHONPATH.
 """
 
 import difflib
@@ -26,21 +26,21 @@ _REFERENCE = re.compile(rf"(.+\.py|{_CALLED}(?:\.{_CALLED})*):({_CALLED})")
 def is_reference(name: Any) -> bool:
     """Whether `name` has the form `module:object` or `file.py:object`.
 
-    The form alone counts: "brax:ant" has it too, so whoever gives such names a meaning
-    of their own asks for that first.
+    Only the form is checked, and "brax:ant" has it too. Callers that give such names
+    another meaning must check for that first.
     """
     return isinstance(name, str) and _REFERENCE.fullmatch(name) is not None
 
 
 def load_object(reference: str, *, hint: str = "") -> Any:
-    """The object that `module:object` or `path/to/file.py:object` names.
+    """Load the object that `module:object` or `path/to/file.py:object` names.
 
-    A relative path starts at the current directory. A file is executed once and again
-    only after it changed; its module has a name of its own, under which it hides no
-    other module. A module is found where `import` finds it.
+    A module is imported as usual. A relative path starts at the current directory. A
+    file is executed once, and again only after it changed; its module gets a unique
+    name, so that it hides no other module.
 
     Args:
-        hint: a sentence for errors, on what else the name could have meant.
+        hint: a sentence to append to error messages, on what else the name could mean.
 
     Raises:
         SettingsError: another form, no such file, module or object, or code that fails
@@ -66,7 +66,7 @@ def load_object(reference: str, *, hint: str = "") -> Any:
 
 
 def file_digest(reference: Any) -> str | None:
-    """What tells a reference's file from one with other content; None: no such file."""
+    """Digest of the file that a reference names; None if it names no existing file."""
     place = str(reference).rpartition(":")[0]
     path = Path(place).expanduser()
     if not (is_reference(reference) and place.endswith(".py") and path.is_file()):
@@ -81,16 +81,18 @@ def call(
     options: Mapping[str, Any] = MappingProxyType({}),
     offered: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
-    """Call the function that `name` named.
+    """Call a function that a user named.
 
     Args:
+        name: its name, for error messages.
         *inputs: positional arguments.
-        options: keyword arguments that it must take.
-        offered: keyword arguments of which it gets those that its signature names and
-            `options` does not set.
+        options: keyword arguments; all are passed.
+        offered: keyword arguments; those that its signature names are passed, unless
+            `options` sets them.
 
     Raises:
-        SettingsError: no function, or arguments that it does not take or that it lacks.
+        SettingsError: `function` is not callable, does not take one of the arguments,
+            or requires one that is missing.
     """
     if not callable(function):
         raise SettingsError(f"{name} is a {type(function).__name__}, not a function.")
@@ -138,8 +140,8 @@ def _file(place: str, hint: str) -> ModuleType:
     if not path.is_file():
         raise SettingsError(
             f"There is no file {place}, looked for at {path}; a relative path starts "
-            "at the current directory, so start from the one it leads on from, or say "
-            f"where the file is now.{hint}"
+            "at the current directory, so change to the right directory or correct "
+            f"the path.{hint}"
         )
     status = path.stat()
     return _executed(path, (status.st_mtime_ns, status.st_size))
@@ -147,16 +149,16 @@ def _file(place: str, hint: str) -> ModuleType:
 
 @functools.cache
 def _executed(path: Path, version: tuple[int, int]) -> ModuleType:
-    """The module of a file; `version` tells one content of the file from another."""
+    """Execute a file as a module; a changed `version` executes it again."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
     name = f"_dppo_jax_file_{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    # Data classes and type hints look their module up while it is executed.
+    # Data classes and type hints look up their module while it is executed.
     previous, sys.modules[name] = sys.modules.get(name), module
     try:
-        # Not by the loader, whose byte code may be older than the file.
+        # Do not use the loader: its cached byte code may be older than the file.
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
@@ -169,7 +171,7 @@ def _executed(path: Path, version: tuple[int, int]) -> ModuleType:
 def _failure(what: str, error: BaseException) -> SettingsError:
     return SettingsError(
         f"{what} fails when it is imported: {type(error).__name__}: {error}. Correct "
-        "it, or, if it misses a module, install that or put its folder on PYTHONPATH."
+        "it; if a module is missing, install it or put its folder on PYTHONPATH."
     )
 
 

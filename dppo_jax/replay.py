@@ -1,11 +1,10 @@
-"""A replay buffer on the device: one ring of chunk steps for each environment.
+"""A replay buffer on the device: one ring of items for each environment.
 
-Storage leaves are environment-major, [B, L, ...] with L = capacity // B, so that
-devices may share the environments; `insert` takes what a roll-out records, time-major
-[T, B, ...]. All functions are pure and work under `jit`, inside `scan`, and in place
-where the state is donated or carried: nothing copies the storage.
-
-An item is any pytree of arrays, and `next_obs` counts: what a buffer takes is `nbytes`.
+An item is any pytree of arrays, usually the Transition of one chunk. Stored leaves are
+environment-major, [B, L, ...] with L = capacity // B, so that environments can be split
+over devices; `insert` takes time-major leaves [T, B, ...] of a roll-out. All functions
+are pure and work under `jit` and inside `scan`. If the buffer is donated or carried by
+a scan, it is updated in place, without a copy.
 """
 
 from collections.abc import Callable
@@ -22,11 +21,12 @@ from dppo_jax.types import Array, PyTree
 
 
 class Replay(NamedTuple):
-    """Rings of the last L steps of each of B environments.
+    """Rings of the last L items of each of B environments.
 
-    items: leaves [B, L, ...]; the newest step of every ring is at `head - 1`, modulo L.
+    items: leaves [B, L, ...]; the newest item of every ring is at `head - 1`, modulo L.
     head: [] int32 slot that is written next, the same in all rings.
-    size: [B] int32 steps that a ring holds. Only `fill` makes them differ, by one.
+    size: [B] int32 number of items in each ring; equal, or after `fill` at most one
+        apart.
     """
 
     items: PyTree
@@ -35,28 +35,27 @@ class Replay(NamedTuple):
 
 
 def init(example: PyTree, num_envs: int, capacity: int) -> Replay:
-    """An empty buffer.
+    """Make an empty buffer.
 
     Args:
-        example: one item, without leading axes; only shapes and types are read, so
-            `jax.ShapeDtypeStruct` will do.
+        example: one item, without leading axes; only shapes and types are read, so the
+            leaves may be `jax.ShapeDtypeStruct`.
         num_envs: B.
-        capacity: chunk steps of all environments together, rounded down to a multiple
-            of B.
+        capacity: items of all environments together, rounded down to a multiple of B.
 
     Raises:
-        SettingsError: no environment, less than one step for each, more than int32
-            counts, or an item without leaves.
+        SettingsError: no environment, a capacity below B or not below 2^31, or an item
+            without leaves.
     """
     if num_envs < 1 or not num_envs <= capacity < 2**31:
         raise SettingsError(
-            f"capacity={capacity} must be at least num_envs={num_envs}, one step for "
+            f"capacity={capacity} must be at least num_envs={num_envs}, one item for "
             "each, and less than 2^31."
         )
     shapes = _shapes(example)
     if not jax.tree.leaves(shapes):
         raise SettingsError(
-            f"example={example} holds no array; give one item to store."
+            f"example={example} holds no array; give an example of one item."
         )
     lead = (num_envs, capacity // num_envs)
     return Replay(
@@ -67,31 +66,31 @@ def init(example: PyTree, num_envs: int, capacity: int) -> Replay:
 
 
 def nbytes(example: PyTree, num_envs: int, capacity: int) -> int:
-    """Bytes of a buffer that `init` would make of the same arguments."""
+    """Bytes of the buffer that `init` would make from the same arguments."""
     shapes = jax.eval_shape(lambda: init(example, num_envs, capacity))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 def partition(replay: Replay, axis: str) -> PyTree:
-    """How devices along the mesh axis `axis` share a buffer (or its shapes).
+    """Split the rings of a buffer (or its shapes) along the mesh axis `axis`.
 
     Returns:
         A Replay of PartitionSpec: rings and their sizes are split, the head is
-        everywhere.
+        replicated.
     """
     specs = jax.tree.map(lambda _: PartitionSpec(axis), replay)
     return specs._replace(head=PartitionSpec())
 
 
 def insert(replay: Replay, items: PyTree) -> Replay:
-    """Append T steps to every ring; the oldest make room.
+    """Append T items to every ring, over the oldest ones if it is full.
 
     Args:
-        items: leaves [T, B, ...], oldest first, as `rollout` records them. Of more than
-            L steps the last L are kept.
+        items: leaves [T, B, ...], oldest first, as `rollout` returns them. If T > L,
+            the last L are kept.
 
     Raises:
-        SettingsError: items unlike those that the buffer was made for.
+        SettingsError: other fields, shapes or types than the buffer was made for.
     """
     num_envs, length = _lead(replay)
     num_inserted = _first_axis(items)
@@ -112,31 +111,33 @@ def insert(replay: Replay, items: PyTree) -> Replay:
 
 
 def fill(replay: Replay, items: PyTree) -> Replay:
-    """Replace what a buffer holds by offline data, spread evenly over the rings.
+    """Replace the contents of a buffer by offline data, spread evenly over the rings.
 
-    Ring 0 takes the first rows, ring 1 the next; an episode may begin in one and end in
-    another, and rings differ by at most one step. More can be inserted afterwards. A
-    buffer for offline data alone may have one ring, or one per device.
+    Ring 0 takes the first items, ring 1 the next, and so on. An episode may begin in
+    one ring and end in the next. The sizes of rings differ by at most one. More items
+    can be inserted afterwards. A buffer only for offline data may have one ring, or one
+    per device.
 
     Args:
         items: leaves [N, ...] in the order of time, B <= N <= capacity.
 
     Raises:
-        SettingsError: items unlike those that the buffer was made for, more than fit,
-            or less than one for each ring.
+        SettingsError: other fields, shapes or types than the buffer was made for, or an
+            N outside [B, capacity].
     """
     num_envs, length = _lead(replay)
     num_items = _first_axis(items)
     _check(items, replay, (num_items,))
     if not num_envs <= num_items <= num_envs * length:
         raise SettingsError(
-            f"{num_items} items do not fit {num_envs} rings of {length} steps; choose "
-            f"num_envs of at most {num_items} and a capacity of at least "
-            f"{-(-num_items // num_envs) * num_envs}, or select among the data."
+            f"{num_items} items do not fit {num_envs} rings of {length} items; set "
+            f"num_envs to at most {num_items} and the capacity to at least "
+            f"{-(-num_items // num_envs) * num_envs}, or use less data."
         )
     size = num_items // num_envs + (np.arange(num_envs) < num_items % num_envs)
     begin = (np.cumsum(size) - size)[:, None]
-    # Heads must agree, so a shorter ring starts later, behind a slot that is not drawn.
+    # The head is common to all rings, so a shorter ring starts one slot later; the slot
+    # before it is never drawn.
     longest = size.max()
     row = np.arange(longest) - (longest - size)[:, None]
     row = begin + np.maximum(row, 0)
@@ -152,21 +153,20 @@ def fill(replay: Replay, items: PyTree) -> Replay:
 def sample(
     replay: Replay, key: Array, batch_size: int, *, num_groups: int = 1
 ) -> PyTree:
-    """Draw items, uniformly and with replacement, among all that are stored.
+    """Draw stored items uniformly with replacement.
 
     Args:
-        replay: not empty. This is checked outside of `jit` alone.
+        replay: not empty; this is checked only outside `jit`.
         batch_size: items to draw, on all devices together.
-        num_groups: groups of neighbouring environments. Each gives the batch equally
-            many items and has a key of its own, so that the draws do not depend on how
-            many devices share the environments; a multiple of their number that divides
-            B and `batch_size`.
+        num_groups: groups of neighbouring environments. Each contributes equally many
+            items and has its own key, so that the draws do not depend on the number of
+            devices. It must be a multiple of that number and divide B and `batch_size`.
 
     Returns:
-        Leaves [batch_size, ...]; inside of a sharded step this device's part of them.
+        Leaves [batch_size, ...]; in a sharded step, this device's part of them.
 
     Raises:
-        SettingsError: sizes that do not divide, or an empty buffer.
+        SettingsError: an invalid `batch_size` or `num_groups`, or an empty buffer.
     """
     env, age = _draw(replay, key, batch_size, num_groups)
     return _join(_take(replay, env, age))
@@ -181,28 +181,29 @@ def sample_mixed(
     offline_share: float = 0.5,
     num_groups: int = 1,
 ) -> PyTree:
-    """Draw from two buffers in fixed shares, as RLPD (Ball et al. 2023) does in halves.
+    """Draw fixed shares of a batch from two buffers; RLPD (Ball et al. 2023) has 0.5.
 
     Args:
-        online, offline: of the same items; environments may differ in number. One
-            without a share may be empty.
-        batch_size, num_groups: as for `sample`, of both parts.
-        offline_share: of the batch, in [0, 1].
+        online, offline: buffers of the same kind of item, with any numbers of
+            environments. A buffer whose share is zero may be empty.
+        batch_size: as for `sample`, of both parts together.
+        num_groups: as for `sample`, for each part.
+        offline_share: share of the batch from `offline`, in [0, 1].
 
     Returns:
         Leaves [batch_size, ...]; in each group the online items come first.
 
     Raises:
-        SettingsError: as `sample`, items that differ, or a share that is no whole
-            number of items.
+        SettingsError: as `sample`, different kinds of items, or a share that is not a
+            whole number of items.
     """
     num_offline = round(offline_share * batch_size)
     if not 0 <= offline_share <= 1 or abs(offline_share * batch_size - num_offline) > (
         1e-6 * batch_size
     ):
         raise SettingsError(
-            f"offline_share={offline_share} of batch_size={batch_size} is no whole "
-            "number of items between 0 and all; change one of them."
+            f"offline_share={offline_share} of batch_size={batch_size} must be a whole "
+            f"number of items between 0 and {batch_size}; change one of them."
         )
     _check(offline.items, online, _lead(offline))
     online_key, offline_key = jax.random.split(key)
@@ -218,7 +219,7 @@ def sample_mixed(
 
 
 def episode_ends(items: Any) -> Array:
-    """Where steps with the fields `terminated` and `truncated` ended an episode."""
+    """1 where an item with `terminated` and `truncated` ended an episode, else 0."""
     return jnp.maximum(items.terminated, items.truncated)
 
 
@@ -231,32 +232,32 @@ def sample_windows(
     ends: Callable[[PyTree], Array] = episode_ends,
     num_groups: int = 1,
 ) -> tuple[PyTree, Array]:
-    """Draw runs of consecutive steps of one environment, for n-step targets.
+    """Draw windows of n consecutive items of one environment, for n-step targets.
 
-    The first step is drawn as in `sample`. A window is valid up to the end of its
-    episode or the newest step of its ring, whichever comes first; the rest repeats the
-    last valid step, so `next_obs[:, -1]` and `terminated[:, -1]` always say what to
-    bootstrap from, after `valid.sum(1)` steps.
+    The first item is drawn as in `sample`. A window is valid up to the end of its
+    episode or the newest item of its ring, whichever comes first. The rest repeats the
+    last valid item, so after `valid.sum(1)` steps, bootstrap from `next_obs[:, -1]`
+    unless `terminated[:, -1]`.
 
-    An episode that was broken off without a flag (a reset between two roll-outs) is
-    invisible here: set `truncated` on its last step before inserting.
+    If a reset between two roll-outs breaks off an episode, set `truncated` on its last
+    item before inserting it; otherwise windows continue into the next episode.
 
     Args:
-        length: n, steps of a window.
-        ends: items [..., n] -> [..., n], above zero where a step ended an episode.
+        length: n, items of a window.
+        ends: items [..., n] -> [..., n], above zero where an item ended an episode.
         batch_size, num_groups: as for `sample`.
 
     Returns:
-        Leaves [batch_size, n, ...] and `valid` [batch_size, n] bool, a prefix of at
-        least one step.
+        Leaves [batch_size, n, ...] and `valid` [batch_size, n] bool, which is True for
+        the first items of a window, at least one.
 
     Raises:
-        SettingsError: as `sample`, or a window that no ring can hold.
+        SettingsError: as `sample`, or a window longer than a ring.
     """
     _, longest = _lead(replay)
     if not 1 <= length <= longest:
         raise SettingsError(
-            f"length={length} of a window must lie between 1 and the {longest} steps "
+            f"length={length} of a window must lie between 1 and the {longest} items "
             "that a ring holds; shorten it or raise the capacity."
         )
     env, age = (x[..., None] for x in _draw(replay, key, batch_size, num_groups))
@@ -273,7 +274,7 @@ def sample_windows(
 def _draw(
     replay: Replay, key: Array, batch_size: int, num_groups: int
 ) -> tuple[Array, Array]:
-    """Environments and ages (0: the oldest step of its ring), [groups, items] each."""
+    """Draw environments and ages (0: the oldest of its ring), [groups, items] each."""
     num_shards = parallel.num_shards()
     num_envs = replay.size.shape[0] * num_shards
     if (
@@ -287,12 +288,10 @@ def _draw(
             f"the {num_envs} environments, and be a multiple of the {num_shards} "
             "devices; change one of them."
         )
-    # NumPy looks at what is known also while something else is traced around it.
+    # NumPy can read a known size even while an enclosing function is traced.
     is_known = not isinstance(replay.size, jax.core.Tracer)
     if is_known and not np.asarray(replay.size).any():
-        raise SettingsError(
-            "the replay buffer is empty; insert something before sampling."
-        )
+        raise SettingsError("the replay buffer is empty; insert items before sampling.")
     keys = parallel.local_part(jax.random.split(key, num_groups))
     size = replay.size.reshape(keys.shape[0], -1)
 
@@ -319,7 +318,7 @@ def _join(groups: PyTree) -> PyTree:
 
 
 def _lead(replay: Replay) -> tuple[int, int]:
-    """B, L; on this device."""
+    """B and L on this device."""
     return jax.tree.leaves(replay.items)[0].shape[:2]
 
 
@@ -329,18 +328,18 @@ def _first_axis(items: PyTree) -> int:
 
 
 def _shapes(tree: PyTree) -> PyTree:
-    """Shapes and types as JAX sees them, of NumPy arrays and numbers too."""
+    """Shapes and types that JAX gives to arrays, NumPy arrays and numbers."""
     return jax.eval_shape(lambda x: x, tree)
 
 
 def _check(items: PyTree, replay: Replay, lead: tuple[int, ...]) -> None:
-    """Raises SettingsError unless `items` are those of `replay`, with axes `lead`."""
+    """Raise SettingsError unless `items` match those of `replay`, with axes `lead`."""
     fields: Any = jax.tree.structure(items)
     stored: Any = jax.tree.structure(replay.items)
     if fields != stored:
         raise SettingsError(
-            f"items {fields} differ from those of the buffer, {stored}; insert the "
-            "fields that it was made for."
+            f"items {fields} differ from those of the buffer, {stored}; insert items "
+            "with the fields that it was made for."
         )
     leaves = jax.tree_util.tree_leaves_with_path(_shapes(items))
     for (path, x), ring in zip(leaves, jax.tree.leaves(replay.items)):

@@ -1,4 +1,4 @@
-"""Run a policy in a vectorised environment: the only loops over one."""
+"""Run a policy in a vectorised environment; all loops over environments are here."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -14,10 +14,10 @@ Record = TypeVar("Record")
 
 
 def env_keys(key: Array, num_envs: int) -> Array:
-    """One key for each environment of this device.
+    """Split one key per environment and return those of this device.
 
     Args:
-        num_envs: environments of all devices. Key i does not depend on it.
+        num_envs: environments of all devices. Key i does not depend on this number.
     """
     return parallel.local_part(jax.random.split(key, num_envs))
 
@@ -33,15 +33,15 @@ def rollout(
     """Execute `num_chunks` action chunks in every environment.
 
     Args:
-        act: (keys [B], obs) -> (action [B, Ta, Da], extras); a chunk is executed as
-            far as the environment's reaches.
+        act: (keys [B], obs) -> (action [B, Ta, Da], extras); if a chunk is longer than
+            that of the environment, only its first actions are executed.
         keys: [B] one key per environment.
-        record: (transition, outcome of one step, leaves [B, ...]) -> what to keep of
-            it. Entries of a Transition that nothing reads take no memory.
+        record: (Transition, TimeStep) of one step, leaves [B, ...] -> what to keep of
+            it. Fields that it does not return take no memory.
 
     Returns:
-        The environment state to go on from, what `record` keeps (a Transition by
-        default) and metrics, both with leading axes [T, B].
+        The last environment state, what `record` returned (a Transition by default) and
+        the metrics, the latter two with leading axes [T, B].
     """
 
     def step(env_state: Any, time: Array) -> tuple[Any, tuple[Any, Metrics]]:
@@ -57,9 +57,9 @@ def rollout(
 class FirstEpisodes(NamedTuple):
     """The first episode of every environment.
 
-    metrics: [B] what the environment reported when the episode ended.
-    length: [B] steps (chunks) that it took.
-    kept: [T, B, ...] what `record` returned; entries from `length` on mean nothing.
+    metrics: [B] metrics of the step that ended the episode.
+    length: [B] number of steps (chunks).
+    kept: [T, B, ...] what `record` returned; ignore entries from `length` on.
     """
 
     metrics: Metrics
@@ -75,14 +75,14 @@ def first_episodes(
 ) -> FirstEpisodes:
     """Run every environment until its first episode has ended.
 
-    Only first episodes count: counting whatever finishes first would favour short
-    ones. The loop ends with the longest episode.
+    Later episodes are ignored, because counting every episode that ends would favour
+    short ones. The loop stops when the longest first episode has ended.
 
     Args:
         env: with a time limit, T = `env.max_steps`.
         act: as in `rollout`.
-        keys: [B] one key per episode, from which all its randomness comes: an episode
-            does not depend on how many others run.
+        keys: [B] one key per episode, from which it draws all its randomness, so that
+            it does not depend on the number of environments.
         record: as in `rollout`.
     """
     assert env.max_steps is not None, "first episodes need a time limit"
@@ -116,13 +116,13 @@ def first_episodes(
         jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics),
         jax.tree.map(lambda x: jnp.zeros((env.max_steps, *x.shape), x.dtype), kept),
     )
-    # A scan over the time limit would be mostly waste where episodes are short.
+    # A scan would always run to the time limit, even if all episodes are short.
     _, _, length, metrics, kept = jax.lax.while_loop(go_on, one_more, start)
     return FirstEpisodes(metrics, length, kept)
 
 
 def episode_means(done: Array, reward: Array, metrics: Metrics) -> Metrics:
-    """Means over the episodes that ended in a roll-out; NaN where none did.
+    """Means over the episodes that ended in a roll-out; NaN if none ended.
 
     Args:
         done: [T, B] 1 where an episode ended.
@@ -159,5 +159,5 @@ def _one_step(
 
 
 def _keys_at(keys: Array, time: Array) -> Array:
-    """[B] the keys of one step, each from the key of its environment."""
+    """Fold the time into the keys of the environments, [B] -> [B]."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, time)

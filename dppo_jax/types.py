@@ -1,8 +1,9 @@
-"""The vocabulary of the project: states are arrays, behaviour is pure functions.
+"""The types that all modules share: states are pytrees, behaviour is pure functions.
 
-Axis letters, the same everywhere: `T` environment steps, `B` environments or
-samples, `K` denoising steps, `K'` tuned denoising steps, `To` observation
-history, `Ta` action chunk, `Do` / `Da` observation / action size. Time-major.
+Axes have the same letters everywhere: `T` chunks (steps of a roll-out), `B`
+environments or samples, `K` denoising steps, `K'` tuned denoising steps, `To`
+observations of a history, `Ta` actions of a chunk, `Do` and `Da` sizes of an
+observation and an action. Arrays are time-major, [T, B, ...].
 """
 
 from collections.abc import Callable
@@ -19,13 +20,14 @@ Metrics = dict[str, Array]
 class Transition(NamedTuple):
     """What a roll-out records; every leaf has leading axes [T, B].
 
-    obs: observation acted on, `{"state": [T, B, To, Do]}`.
+    obs: observation before the action, `{"state": [T, B, To, Do]}`.
     action: [T, B, Ta, Da] the executed action chunk.
     reward: [T, B] summed over the executed chunk.
-    next_obs: what followed, before any reset.
+    next_obs: observation after the action, before any reset.
     terminated: [T, B] 1 where the task ended; nothing is bootstrapped.
-    truncated: [T, B] 1 where a time limit cut in; still bootstrapped.
-    extras: what `act` returned beside the action, the algorithm's own.
+    truncated: [T, B] 1 where a time limit ended the episode; the value of `next_obs` is
+        bootstrapped.
+    extras: what `act` returned besides the action, for the algorithm's own use.
     """
 
     obs: Obs
@@ -38,14 +40,14 @@ class Transition(NamedTuple):
 
 
 class Act(Protocol):
-    """How a policy acts: the only thing that roll-outs and evaluations know of it.
+    """The function by which a policy acts; roll-outs and evaluations use only this.
 
     Args:
         params: what `Algorithm.params` returns.
-        keys: [B] one random key per row, so that a row's action depends neither on how
-            many rows there are nor on how many devices share them.
+        keys: [B] one random key per row, so that a row's action depends neither on the
+            number of rows nor on the number of devices.
         obs: leaves [B, ...].
-        deterministic: the mode of evaluation, or the exploring one.
+        deterministic: True for evaluation, False for exploring.
 
     Returns:
         action [B, Ta, Da] and extras, leaves [B, ...], for the algorithm's own use.
@@ -59,12 +61,12 @@ class Act(Protocol):
 class TimeStep(NamedTuple):
     """The outcome of one step, before any reset.
 
-    obs: observation that followed.
+    obs: observation after the action.
     reward: scalar ([B] for a VecEnv).
-    terminated, truncated: 0/1 floats; the task ended / a time limit cut in.
+    terminated, truncated: 0/1 floats; the task / a time limit ended the episode.
     metrics: named numbers that describe the episode so far, scalars ([B]).
-    trace: named arrays for pictures, of any shape; behind `chunk_actions` those that
-        were asked for, of every control step, [Ta, ...] ([B, Ta, ...]).
+    trace: named arrays for plots, of any shape. After `chunk_actions` only those that
+        it was told to keep, of every control step, [Ta, ...] ([B, Ta, ...]).
     """
 
     obs: Obs
@@ -76,13 +78,13 @@ class TimeStep(NamedTuple):
 
 
 class Env(NamedTuple):
-    """One environment, pure; vmap it for many.
+    """One environment as pure functions; `vmap` gives many.
 
-    reset: key -> state; `state.obs` is what to act on.
-    step: (state, action) -> (state, TimeStep)
-    obs_shape: shape of every observation entry, e.g. `{"state": (To, Do)}`
-    action_shape: (Da,) or, behind `chunk_actions`, (Ta, Da)
-    max_steps: steps until the time limit, in units of `step`; None without one
+    reset: key -> state; `state.obs` is the first observation.
+    step: (state, action) -> (state, TimeStep).
+    obs_shape: shape of every observation entry, e.g. `{"state": (To, Do)}`.
+    action_shape: (Da,), or (Ta, Da) after `chunk_actions`.
+    max_steps: calls of `step` until the time limit; None: no time limit.
     """
 
     reset: Callable[[Array], Any]
@@ -93,13 +95,12 @@ class Env(NamedTuple):
 
 
 class VecEnv(NamedTuple):
-    """`num_envs` environments that reset themselves; as `Env`, with axis [B].
+    """`num_envs` environments that reset themselves; as `Env`, with a leading axis [B].
 
-    reset: keys [B] -> state, one key per environment, from which all its randomness
-        comes.
+    reset: keys [B] -> state; an environment draws all its randomness from its key.
 
-    After a step `state.obs` belongs to the new episode where one ended, while the
-    returned TimeStep keeps the observation that ended it.
+    If a step ends an episode, `state.obs` is the first observation of the next episode,
+    and the returned TimeStep has the last observation of the one that ended.
     """
 
     reset: Callable[[Array], Any]
@@ -111,23 +112,23 @@ class VecEnv(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """What trains, as pure functions; `state` is a pytree of its own.
+    """A training algorithm as pure functions; `state` may be any pytree.
 
     init: (key, ...) -> state.
     step: state -> (state, metrics), one whole iteration.
-    params: state -> what acts and what is deployed, any pytree; the host loop,
-        checkpoints and evaluation copy only this.
+    params: state -> the parameters that act, any pytree. Evaluations and saved policies
+        copy only these.
     act: see `Act`; takes what `params` returns.
-    split: (state or its shapes, number of devices) -> tree of PartitionSpec, where the
-        leaves that belong to environments are split along their leading axis, see
-        `parallel.shard`; it raises SettingsError where settings do not fit. None: one
-        device only.
-    finite: names of the metrics that must be finite; otherwise training ends.
-    phases: functions that make up `step`, state -> (state, ...) -> ... -> (state,
-        metrics), each taking what the one before returns; empty: just `step`. The host
-        loop makes a program of each on the CPU backend: a program that calls the host
-        for its physics has one thread less for all that it computes, and no
-        compilation cache keeps it.
+    split: (state or its shapes, number of devices) -> tree of PartitionSpec, which
+        splits leaves that belong to environments along their leading axis, see
+        `parallel.shard`. It raises SettingsError for settings that do not work on this
+        many devices. None: the algorithm runs on one device only.
+    finite: names of the metrics that must be finite; training stops if one is not.
+    phases: functions whose composition is `step`, each called with what the previous
+        one returns: state -> (state, ...) -> ... -> (state, metrics). Empty: only
+        `step`. On the CPU backend the host loop compiles each phase separately, because
+        a program that calls C MuJoCo has one thread less for everything it computes,
+        and the compilation cache does not store it.
     """
 
     init: Callable[..., Any]

@@ -1,4 +1,4 @@
-"""Make demonstrations of our own: python -m experiments.collect --config=..."""
+"""Collect demonstrations: python -m experiments.collect --config=..."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +40,7 @@ def main(config: ConfigDict) -> str:
     demonstrate = _demonstrator(config)
     folder = inputs.data_path(config)
     files = (Path(folder) / name for name in (DATA_FILE, NORMALIZER_FILE))
-    # Refused before anything is trained.
+    # Check this before a demonstrator is trained.
     if Path(folder).is_file() or any(file.exists() for file in files):
         raise SettingsError(
             f"{folder} holds demonstrations already; remove it, or pass another "
@@ -52,16 +52,16 @@ def main(config: ConfigDict) -> str:
 
 
 def _demonstrator(config: ConfigDict) -> Callable[[ConfigDict], Episodes]:
-    """Whoever `config.collect` has settings for."""
+    """The function that collects what `config.collect` describes."""
     if config.env.task == "avoid" and "modes" in config.collect:
         return collect_avoid
     if "target_return" in config.collect:
         return demonstrator.trained_episodes
     raise SettingsError(
         f"config.collect describes no demonstrator for env.task={config.env.task!r}; "
-        "take the configuration of that task in experiments/configs, set "
-        "config.collect = demonstrator_config() there as locomotion.py does, or bring "
-        "data with --config.data."
+        "use the configuration of that task in experiments/configs, set "
+        "config.collect = demonstrator_config() in yours as locomotion.py does, or "
+        "pass data with --config.data."
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line of a stage: flags and what they must be."""
+"""Parses the command line of a stage."""
 
 import re
 import sys
@@ -15,10 +15,10 @@ from experiments.settings import load_config as load_config_file
 from experiments.settings import override
 
 _CONFIG = flags.DEFINE_string(
-    "config", "", "experiments/configs/FILE.py[:VARIANT], then --config.KEY=VALUE."
+    "config", "", "experiments/configs/FILE.py[:VARIANT]; --config.KEY=VALUE sets KEY."
 )
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "latest", "of a policy that is read: an iteration, latest or best."
+    "checkpoint", "latest", "which one to read: an iteration, latest or best."
 )
 
 
@@ -29,17 +29,17 @@ def run_stage(
     takes_run: bool = False,
     takes_checkpoint: bool = False,
 ) -> None:
-    """Parse the flags and run a stage; a wrong setting ends in one line, status 2.
+    """Parse the flags and run a stage; on a wrong setting print one line, exit with 2.
 
-    With DPPO_JAX_TRACEBACK=1 in the environment the whole traceback is printed.
+    With DPPO_JAX_TRACEBACK=1 in the environment it prints the traceback too.
 
     Args:
         stage: called with one string for each of `words`, then the configuration.
-        words: what the command line must name besides flags.
-        takes_run: whether it may name a run directory instead of a configuration; then
-            the configuration is that of the run, whose policy it names.
-        takes_checkpoint: whether it reads a policy, and so takes --checkpoint; then it
-            is called with `checkpoint` as well.
+        words: names of the positional arguments.
+        takes_run: whether a run directory may replace --config. The configuration is
+            then that of the run, and `config.policy` is the run.
+        takes_checkpoint: whether the stage accepts --checkpoint. It is then called
+            with the keyword argument `checkpoint`.
     """
     with processes.leaving_at_once(), processes.errors_in_one_line():
         arguments = _parse(sys.argv, words, takes_run=takes_run)
@@ -49,7 +49,7 @@ def run_stage(
         if CHECKPOINT.present:
             raise SettingsError(
                 f"--checkpoint={CHECKPOINT.value}: this program reads no policy of an "
-                "earlier run; leave the flag out."
+                "earlier run; remove the flag."
             )
         stage(*arguments)
 
@@ -57,11 +57,11 @@ def run_stage(
 def _parse(
     argv: list[str], words: Sequence[str], *, takes_run: bool = False
 ) -> list[Any]:
-    """What a command line gives for `words`, and its locked configuration.
+    """The positional arguments that `words` names, and the locked configuration.
 
     Raises:
-        SettingsError: no configuration, an unknown key, a value of the wrong type,
-            words that are no flags, or others than `words`.
+        SettingsError: no configuration, an unknown key, a value of the wrong type, or
+            more or fewer positional arguments than `words`.
     """
     flag = re.compile(r"--?config\.(.*)", re.DOTALL)
     changes = [match[1] for arg in argv[1:] if (match := flag.fullmatch(arg))]
@@ -75,13 +75,13 @@ def _parse(
         runtime.configure()
         return [config]
     if given and not words:
-        raise SettingsError(f"{given[0]!r} is no flag; write --config.KEY=VALUE.")
+        raise SettingsError(f"{given[0]!r} is not a flag; write --config.KEY=VALUE.")
     if len(given) != len(words):
         raise SettingsError(f"{given} given; write {' '.join(words)} --config=FILE.")
     if not _CONFIG.value:
         raise SettingsError(
             "no configuration; pass --config=experiments/configs/avoid.py:m1"
-            + (", or the directory of a run." if takes_run else "")
+            + (", or a run directory." if takes_run else "")
         )
     config = load_config_file(_CONFIG.value)
     override(config, changes, "--config.")

@@ -1,6 +1,6 @@
 """Convert demonstrations: python -m experiments.convert IN OUT [--format=...]
 
-Reads every format that dppo_jax knows and writes those that can be written.
+Reads all formats of dppo_jax and writes those that --format lists.
 """
 
 import argparse
@@ -22,21 +22,21 @@ _WRITABLE = [name for name, entry in FORMATS.items() if entry.save is not None]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Complains as the stages do, in one line."""
+    """Raises SettingsError, so that a wrong argument ends in one line as in a stage."""
 
     def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; --help lists what there is.")
+        raise SettingsError(f"{message}; --help lists the arguments.")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Convert as the command line says; nothing is overwritten.
+    """Convert the data that the command line names; never overwrite anything.
 
     Raises:
         SettingsError: a wrong argument, data that cannot be read, a target that exists.
     """
     options = _parse(arguments)
     if Path(options.target).exists():
-        # Known before hours of reading.
+        # Check this before reading, which may take hours.
         raise SettingsError(
             f"{options.target} exists; remove it, or give another name."
         )
@@ -60,10 +60,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("target", metavar="OUT", help="file or folder to write; must not exist")
     written = "format of OUT (default: d4rl for .hdf5 and .h5, dppo_npz otherwise)"
     add("--format", choices=_WRITABLE, help=written)
-    read = "format of IN (default: what its content speaks for)"
+    read = "format of IN (default: recognised by its content)"
     add("--source_format", choices=list(FORMATS), help=read)
     add("--max_episodes", type=int, metavar="N", help="only the first N episodes")
-    keys = "entries that make the state, side by side, where a format has several"
+    keys = "entries to concatenate to the state, if the format has several"
     add("--obs_keys", nargs="+", metavar="KEY", help=keys)
     add("--filter_key", metavar="NAME", help="only this mask (robomimic) or split")
     return parser.parse_args(arguments)

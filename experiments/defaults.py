@@ -1,4 +1,4 @@
-"""Defaults of every stage; an experiment overrides what differs, and says why."""
+"""Default settings of all stages; the files in `configs/` change some and say why."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -11,15 +11,15 @@ from dppo_jax.networks import build_encoder
 
 
 def default_config() -> ConfigDict:
-    """One configuration serves all stages, so that they cannot disagree."""
+    """The configuration of all stages; they share one, so that their settings agree."""
     config = ConfigDict()
     config.name = ""
     config.seed = 0
     config.num_seeds = 1  # pretrain, finetune: seed, seed + 1, ... in one program
     config.run_dir = ""  # empty: runs/<name>/<stage>, or <stage>_seeds for many seeds
     config.data = ""  # empty: data/<name>, which experiments.collect writes
-    # Empty: runs/<name>/pretrain (evaluate: .../finetune); none: new networks, with the
-    # bounds of the data if there are any, or else of random actions.
+    # Empty: runs/<name>/pretrain (evaluate: runs/<name>/finetune). none: new networks,
+    # with the bounds of the data, or of random actions if there are no data.
     config.policy = ""
     config.env = build.default_config()
     config.model = policies.default_config()
@@ -36,9 +36,9 @@ def default_config() -> ConfigDict:
     config.pretrain = pretrain.default_config()
     config.rollout = rollout_config(num_envs=40, num_chunks=100)
     config.algorithm = algorithms.default_config()
-    # finetune: devices that share the environments, 0 for all; a process for each host
-    # where distributed, see docs/scaling.md. The last three are for hosts that nothing
-    # else (SLURM, Kubernetes, a TPU pod) introduces to each other.
+    # finetune: how many devices share the environments, 0 for all. If distributed, each
+    # host runs a process, see docs/scaling.md. Set the last three only if nothing else
+    # (SLURM, Kubernetes, a TPU pod) tells JAX which processes there are.
     config.mesh = ConfigDict(
         dict(
             devices=1,
@@ -51,9 +51,10 @@ def default_config() -> ConfigDict:
     config.evaluate = ConfigDict(
         dict(num_episodes=200, num_envs=200, deterministic=True, seed=0)
     )
-    config.collect = ConfigDict()  # each demonstrator has settings of its own
+    config.collect = ConfigDict()  # each demonstrator has its own settings
     # Host loops: how many iterations (epochs), and how many of them between rows,
-    # evaluations and checkpoints; an evaluation every 0 is one before and one after.
+    # evaluations and checkpoints. With evaluate_every=0 there is one evaluation before
+    # and one after.
     config.loop = ConfigDict()
     config.loop.collect = ConfigDict(
         dict(num_iterations=1000, log_every=1, checkpoint_every=20)
@@ -64,13 +65,13 @@ def default_config() -> ConfigDict:
     config.loop.finetune = ConfigDict(
         dict(num_iterations=100, log_every=1, evaluate_every=10, checkpoint_every=10)
     )
-    # An evaluation's mean return that is good enough to end fine-tuning; None: never.
+    # Fine-tuning ends when an evaluation has this mean return; None: never.
     config.loop.finetune.stop_at_return = placeholder(float)
-    # The number of an evaluation whose highest is kept as the checkpoint `best`.
+    # The metric whose highest evaluation is kept as the checkpoint `best`.
     for stage in ("pretrain", "finetune"):
         config.loop[stage].keep_best = "eval/episode_return"
-    # A mistyped key is refused; these hold what only tasks, networks from outside and
-    # demonstrators know.
+    # The lock refuses mistyped keys. These sections stay open, because their keys
+    # depend on the task, the network and the demonstrator.
     config.lock()
     config.env.options.unlock()
     config.model.network.options.unlock()
@@ -79,21 +80,21 @@ def default_config() -> ConfigDict:
 
 
 def rollout_config(*, num_envs: int, num_chunks: int) -> ConfigDict:
-    """How fine-tuning collects experience."""
+    """Settings of the roll-outs in fine-tuning."""
     config = ConfigDict()
     config.num_envs = num_envs
     config.num_chunks = num_chunks  # action chunks per environment and iteration
     config.reset_at_iteration = True
-    # Of random actions, whose bounds a policy gets that starts from nothing.
+    # Control steps under random actions to find bounds, if there are no data.
     config.random_steps = 20_000
     return config
 
 
 def demonstrator_config() -> ConfigDict:
-    """What `config.collect` holds where PPO trains the demonstrator from nothing."""
+    """`config.collect` for a demonstrator that PPO trains from new networks."""
     config = ConfigDict()
-    config.target_return = 0.0  # of exploring episodes; training stops there
-    config.recent_iterations = 10  # whose episodes that return is the mean of
+    config.target_return = 0.0  # mean return of exploring episodes that ends training
+    config.recent_iterations = 10  # iterations over which this mean is taken
     config.num_control_steps = 100_000  # to record
     config.model = policies.default_config()
     config.model.kind, config.model.chunk = "gaussian", 1

@@ -1,7 +1,7 @@
-"""The main job in minutes, on data it makes: python -m experiments.demo
+"""All stages on a small policy, in minutes: python -m experiments.demo
 
 Collects scripted demonstrations of `avoid`, clones a policy, fine-tunes it with DPPO
-and compares both over 200 episodes. Interrupted, it goes on where it stopped.
+and compares both over 200 episodes. The same command resumes it after an interruption.
 """
 
 import sys
@@ -18,11 +18,11 @@ _CONFIG = "--config=experiments/configs/avoid.py:demo"
 
 
 def main(config: ConfigDict) -> None:
-    """Run all stages below `run_dir` and say what came out."""
+    """Run all stages below `run_dir` and print both success rates."""
     if config.num_seeds != 1:
         raise SettingsError(
-            f"num_seeds={config.num_seeds}: the demo compares one policy before and "
-            "after; pass it to experiments.finetune."
+            f"num_seeds={config.num_seeds}: the demo trains one seed; leave "
+            "--config.num_seeds out, or pass it to experiments.finetune."
         )
     began = time.monotonic()
     parent = Path(config.run_dir or Path("runs") / config.name)

@@ -1,7 +1,8 @@
-"""A demonstrator that learns its task, for experiments.collect: PPO, stopped early.
+"""Trains a demonstrator with PPO and records its episodes, for experiments.collect.
 
-As behind D4RL's "medium" data, a Gaussian policy starts from nothing, is trained up to
-a return well below what it could reach, and acts with its exploration noise.
+As for D4RL's "medium" data, the demonstrator is a Gaussian policy that is trained from
+new networks to a return well below the best it could reach. It acts with exploration
+noise.
 """
 
 import jax
@@ -26,7 +27,7 @@ def trained_episodes(config: ConfigDict) -> Episodes:
     """Train to `collect.target_return`, then record episodes in task units.
 
     Raises:
-        SettingsError: `loop.collect.num_iterations` were too few for the target.
+        SettingsError: `loop.collect.num_iterations` were too few to reach the target.
     """
     settings, config = config.collect, _own_config(config)
     bounds_key, train_key, record_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -62,8 +63,8 @@ def trained_episodes(config: ConfigDict) -> Episodes:
         raise SettingsError(
             f"the demonstrator's return is {reached:.4g} after {state.iteration} "
             f"iterations, below collect.target_return={settings.target_return:.4g}; "
-            "raise --config.loop.collect.num_iterations, and the same command goes on, "
-            "or lower the target."
+            "raise --config.loop.collect.num_iterations to resume this run, or lower "
+            "the target."
         )
     print(
         f"return {reached:.4g}, recording {settings.num_control_steps} steps",
@@ -73,7 +74,7 @@ def trained_episodes(config: ConfigDict) -> Episodes:
 
 
 def _own_config(config: ConfigDict) -> ConfigDict:
-    """The configuration of the demonstrator's run, where its policy is the policy."""
+    """The configuration of the demonstrator's run: `collect` replaces its sections."""
     own = config.copy_and_resolve_references()
     own.model, own.critic = own.collect.model, own.collect.critic
     own.rollout, own.algorithm.ppo = own.collect.rollout, own.collect.ppo

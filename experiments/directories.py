@@ -1,4 +1,4 @@
-"""Run directories: where a run is written, and whether a run may go on in one."""
+"""Chooses the directory of a run, and checks whether a run may resume in it."""
 
 import hashlib
 import json
@@ -19,16 +19,16 @@ from dppo_jax.training.old_settings import flatten
 from experiments.defaults import default_config
 from experiments.settings import as_flag, settings_of
 
-# Changing these between a run and its resumption is what a user may want to do.
+# Settings that a user may change when resuming a run.
 _MAY_CHANGE = (
     *("run_dir", "num_seeds", "evaluate.", "loop.", "mesh."),
     *("collect.target_return", "collect.num_control_steps"),
 )
-# Where what a run started from is stored; it is compared by what it holds.
+# Paths of what a run started from. `_check_origin` compares the contents instead.
 _SOURCES = ("policy", "data")
-# What may name a file of the user's own; it is compared by what it holds if it moved.
+# Settings that may name a file of the user. If its path changed, contents are compared.
 _CODE = ("env.task", "env.wrappers", "network.kind")
-# Settings that a stage does not read: they may differ from its last run.
+# Settings that a stage does not read, so they may change too.
 _UNREAD = {
     "collect": (
         *("pretrain.", "algorithm.", "rollout.", "critic.", "model."),
@@ -43,26 +43,25 @@ _UNREAD = {
 
 
 def run_path(config: ConfigDict, stage: str) -> str:
-    """Where a run writes to."""
+    """The directory that a run writes to."""
     return config.run_dir or str(Path("runs") / config.name / stage)
 
 
 def config_of_run(run_dir: str) -> ConfigDict:
-    """The configuration of a run, locked, with its policy as the policy.
+    """The locked configuration of a run, with the run itself as `config.policy`.
 
     Raises:
-        SettingsError: no run there, or one without a configuration of `experiments`.
+        SettingsError: no run there, or a run without a configuration of `experiments`.
     """
     saved = load_config(run_dir)
     if saved is None or "model" not in saved:
         raise SettingsError(
-            f"{run_dir} is no directory of experiments.pretrain or "
-            "experiments.finetune, nor of dppo_jax.train with a configuration; name "
-            "one that is."
+            f"{run_dir} holds no run of experiments.pretrain, experiments.finetune, or "
+            "dppo_jax.train with a configuration; name a directory that does."
         )
     config = settings_of(saved)
     config.update(policy=run_dir, run_dir="", num_seeds=1)
-    config.mesh = default_config().mesh  # Whoever reads a run need not be many.
+    config.mesh = default_config().mesh  # One device reads a run.
     return config
 
 
@@ -85,7 +84,7 @@ def prepare_runs(
     stage: str,
     origin: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """As `prepare_run`, of several runs; nothing is written if one is refused."""
+    """As `prepare_run`, for several runs; if one is refused, nothing is written."""
     code = _digests_of_code(configs[0])
     about = {"stage": stage, "origin": {**(origin or {}), **code}}
     new = {run_path(config, stage): about | as_json(config) for config in configs}
@@ -119,17 +118,17 @@ def _check_run(run_dir: str, new: dict[str, Any], stage: str) -> None:
             raise SettingsError(
                 f"{run_dir} holds a run with {name}={before!r}, not {now!r}; "
                 f"pass {as_flag(name, before)} to resume it, or another "
-                "--config.run_dir to start afresh."
+                "--config.run_dir to start a new run."
             )
 
 
 def _check_origin(
     run_dir: str, old: dict[str, Any], new: dict[str, Any], stage: str
 ) -> None:
-    """Refuse another policy or other data than those that a run started from.
+    """Refuse to resume with another policy or other data than the run started from.
 
-    Digests tell, wherever the files are now; runs from before there were any are
-    compared by the places that they name.
+    Compares digests, so files may have moved. For old runs without digests it compares
+    paths.
     """
     for name in _SOURCES:
         before, now = (x.get("origin", {}).get(name) for x in (old, new))
@@ -141,16 +140,16 @@ def _check_origin(
             same = os.path.realpath(old[name]) == os.path.realpath(new[name])
         if not same:
             raise SettingsError(
-                f"{run_dir} holds a run that started from another {name}, "
-                f"{old[name] or 'the one of its name'!r} where it was trained, with "
-                f"{name}={new[name]!r} now; pass {as_flag(name, old[name])}, or where "
-                "that has gone to, to resume it, or another --config.run_dir to start "
-                "afresh."
+                f"{run_dir} holds a run that started from another {name}: "
+                f"{old[name] or 'the default path'!r} at that time, now "
+                f"{name}={new[name]!r}; to resume it, pass {as_flag(name, old[name])} "
+                "or the path to which that was moved; to start a new run, pass another "
+                "--config.run_dir."
             )
 
 
 def digest(tree: Any) -> str:
-    """What tells arrays from others, wherever and in what order they are stored."""
+    """A digest of the arrays in a tree, whatever their order and names."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     each = sorted(
         hashlib.sha256(f"{x.shape} {x.dtype} ".encode() + x.tobytes()).digest()
@@ -160,7 +159,7 @@ def digest(tree: Any) -> str:
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
-    """The config as it reads back from a JSON file, with the chosen algorithm only."""
+    """The config as read back from JSON, with settings of the chosen algorithm only."""
     settings = json.loads(config.to_json_best_effort())
     algorithm = settings["algorithm"]
     kept = ("name", algorithm["name"])
@@ -183,7 +182,7 @@ def differences(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
 
 
 def _digests_of_code(config: ConfigDict) -> dict[str, list[list[str]]]:
-    """`code`: how the configuration names files of code, and their digests, if any."""
+    """`code`: references to the user's files in the configuration, with digests."""
     named = [x for k, x in flatten(as_json(config)).items() if k.endswith(_CODE)]
     references = [x for names in named for x in _as_list(names)]
     digests = {x: file_digest(x) for x in references}
@@ -192,7 +191,7 @@ def _digests_of_code(config: ConfigDict) -> dict[str, list[list[str]]]:
 
 
 def _is_moved(old: Any, new: Any, digests: Mapping[str, str]) -> bool:
-    """Whether references name the same objects, of files that have other places now."""
+    """Whether references name the same objects, possibly in files that moved."""
 
     def is_same(before: Any, now: Any) -> bool:
         if before == now:

@@ -1,9 +1,9 @@
 """Score a saved policy: python -m experiments.evaluate RUN_DIR [--checkpoint=best]
 
-All that the policy needs comes from its run; --config.KEY=VALUE changes a setting. With
---config=FILE instead of RUN_DIR it scores the policy that the configuration names. The
-result is written to `evaluation.json`, in RUN_DIR or --config.run_dir: which policy it
-is of, how it was scored, and the mean of every metric.
+All settings come from the run; --config.KEY=VALUE changes one. With --config=FILE
+instead of RUN_DIR it scores the policy that the configuration names. It writes
+`evaluation.json` to RUN_DIR or --config.run_dir: which policy was scored, how, and the
+mean of every metric.
 """
 
 import json
@@ -35,7 +35,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
         f"{mode} mode, seed {settings.seed}",
         flush=True,
     )
-    assert policy.act is not None  # Its configuration tells.
+    assert policy.act is not None  # Its run has a configuration.
     score = make_score(config, policy.act, policy.normalizer)
     result = summarize(score(policy.params))
     for name, value in sorted(result.items()):
@@ -57,7 +57,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
 def make_score(
     config: ConfigDict, act: Act, normalizer: Normalizer
 ) -> Callable[[PyTree], Evaluation]:
-    """The evaluation that `config.evaluate` describes, always on the same draws."""
+    """The evaluation that `config.evaluate` describes, always from the same key."""
     settings = config.evaluate
     for name in ("num_envs", "num_episodes"):
         if settings[name] < 1:

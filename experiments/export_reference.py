@@ -1,4 +1,4 @@
-"""Write a policy for the published DPPO code:
+"""Write a policy as a checkpoint of the published DPPO code:
 
 python -m experiments.export_reference RUN_DIR state_30.pt [--checkpoint=best]
 """
@@ -52,9 +52,9 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
         f"and {normalization}"
     )
     if stage == "finetune" and not is_gaussian:
-        print(f"it runs there with ft_denoising_steps={_num_tuned_steps(policy)}")
+        print(f"run it there with ft_denoising_steps={_num_tuned_steps(policy)}")
     if stage == "finetune" and critic is None:
-        print("there is no critic: it loads as network_path, but resumes no run there")
+        print("it has no critic: load it as network_path; it cannot resume a run there")
     return normalization
 
 

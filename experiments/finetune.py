@@ -27,7 +27,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     """Run the stage; returns the run directory of every seed.
 
     Args:
-        checkpoint: of the policy to start from.
+        checkpoint: which one of the policy to start from.
     """
     check_seeds(config, steps_env=True)
     mesh = processes.join_mesh(config)
@@ -57,7 +57,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     if pretrained is not None:
         start = _start_from(config, pretrained, algorithm, checkpoint)
     score = make_score(config, algorithm.act, normalizer)
-    # Of each run only the first and the last evaluation, which are drawn.
+    # Only the first and the last evaluation of each run, because only these are drawn.
     scored: dict[str, dict[int, Evaluation]] = collections.defaultdict(dict)
 
     def evaluate(params: PyTree, run_dir: str, iteration: int) -> Any:
@@ -80,7 +80,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     )
     for run_dir, state in final.items() if parallel.is_first_process() else ():
         if plots.traced_metrics(config.env.task):
-            # A resumed run has not scored its beginning.
+            # A resumed run has not evaluated its initial policy.
             before = scored[run_dir].get(0)
             if before is None and pretrained is not None:
                 before = score(pretrained.params)
@@ -99,14 +99,14 @@ def _start_from(
     algorithm: Algorithm,
     checkpoint: int | str,
 ) -> tuple[PyTree, ...]:
-    """What `algorithm.init` starts from: what acted, and its critic if there is one."""
+    """Arguments of `algorithm.init`: the policy's parameters, its critic if any."""
     run_dir = inputs.policy_path(config, "pretrain")
     is_tuned = pretrained.config.get("stage") == "finetune"
     if not (is_tuned and find_algorithm(config.algorithm.name).takes_critic):
         return (pretrained.params,)
     critic = load_critic(run_dir, checkpoint)
     if critic is None:
-        print(f"note: {run_dir} has no critic at checkpoint {checkpoint}; a new one")
+        print(f"note: {run_dir} has no critic at checkpoint {checkpoint}; making one")
         return (pretrained.params,)
     state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
     check_matches(
@@ -115,7 +115,7 @@ def _start_from(
         what=f"the critic of {run_dir}",
         cure="pass the --config.critic settings that it was trained with.",
     )
-    print(f"going on from the policy and the critic of {run_dir}")
+    print(f"starting from the policy and the critic of {run_dir}")
     return pretrained.params, critic
 
 

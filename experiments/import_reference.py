@@ -1,4 +1,4 @@
-"""Make a run directory of a checkpoint of the published DPPO code:
+"""Make a run directory from a checkpoint of the published DPPO code:
 
 python -m experiments.import_reference state_30.pt RUN_DIR --config=... \
     [--normalization=normalization.npz]
@@ -25,9 +25,9 @@ from experiments import command_line, directories
 from experiments.settings import as_flag
 
 _NORMALIZATION = flags.DEFINE_string(
-    "normalization", "", "normalization.npz of its data; empty: in --config.data"
+    "normalization", "", "normalization.npz of its data; empty: that in --config.data"
 )
-# What no weight depends on; a wrong value goes unnoticed until the policy runs.
+# Settings that weights do not show; a wrong value is noticed only when the policy runs.
 _UNTOLD = (
     *("model.network.activation", "model.diffusion.num_denoising_steps"),
     *("model.sampling.ddim_steps", "model.diffusion.predict_noise"),
@@ -49,7 +49,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
         if not _same(told, configured):
             raise SettingsError(
                 f"{path} has {name}={told!r}, but the config says {configured!r}; "
-                f"pass {as_flag(name, told)}, or the checkpoint that you meant."
+                f"pass {as_flag(name, told)}, or another checkpoint."
             )
     check_matches(
         checkpoint.params,
@@ -57,7 +57,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
         what=f"the policy of {path}",
         cure="pass the --config.model settings that it was trained with.",
     )
-    # A task of other sizes than the normalizer is refused here.
+    # This refuses a task whose sizes differ from those of the normalizer.
     make_env(config.env, normalizer=normalizer, chunk=config.model.chunk, num_envs=1)
     with Checkpoints(run_dir) as checkpoints:
         checkpoints.save_policy(
@@ -66,7 +66,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
             normalizer,
             checkpoint.critic,
         )
-    # The name keeps this directory from being taken for a run to resume.
+    # `imported_from` tells later stages that this is not a run to resume.
     origin = {"stage": checkpoint.stage, "imported_from": str(path)}
     save_config(run_dir, origin | directories.as_json(config))
     names = _UNTOLD
@@ -85,7 +85,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
     print(
         f"{path}: stage {checkpoint.stage}, iteration {checkpoint.iteration}, {critic} "
         f"critic, written to {run_dir}\n"
-        f"not told by the weights, taken from the config: {', '.join(untold)}"
+        f"not stored in the weights, taken from the config: {', '.join(untold)}"
     )
     return run_dir
 

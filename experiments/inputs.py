@@ -1,4 +1,4 @@
-"""What a stage starts from: demonstrations, bounds and policies that it finds."""
+"""Finds what a stage starts from: demonstrations, bounds and policies."""
 
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ from dppo_jax.types import VecEnv
 from experiments.directories import as_json, differences, digest
 from experiments.settings import as_flag
 
-# What fine-tuning and evaluation must find as pre-training left it.
+# Settings that must not change after pre-training.
 _MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
-# Of these, what parameters do not depend on.
+# Exceptions: settings that parameters do not depend on.
 _MAY_DIFFER = ("model.network.compute_dtype", "model.sampling.")
-# Of a fine-tuned policy the frozen and the tuned network differ, and these say which
-# one makes which move.
+# They decide which moves the frozen network makes and which the tuned one, so they must
+# not change after fine-tuning.
 _TUNED_MUST_MATCH = ("model.sampling.num_tuned_steps", "model.sampling.ddim_steps")
-# Instead of a policy to start from.
+# The value of `config.policy` for new networks.
 NO_POLICY = "none"
-# What also decides how a policy scores; a difference is legitimate, but worth a line.
+# Settings that may change but affect the score, so a change prints a note.
 _WORTH_A_LINE = (
     *("env.", "model.network.compute_dtype"),
     *(
@@ -42,7 +42,7 @@ _WORTH_A_LINE = (
 
 
 def check_task(config: ConfigDict, stage: str) -> None:
-    """Refuse a stage that needs a simulator where none is named."""
+    """Refuse an empty `env.task` for a stage that needs a simulator."""
     if not config.env.task:
         raise SettingsError(
             f"env.task is empty, and experiments.{stage} needs a simulator; pass "
@@ -51,7 +51,7 @@ def check_task(config: ConfigDict, stage: str) -> None:
 
 
 def data_path(config: ConfigDict) -> str:
-    """Where demonstrations are."""
+    """The path of the demonstrations."""
     return config.data or str(Path("data") / config.name)
 
 
@@ -72,23 +72,23 @@ def load_data(config: ConfigDict) -> Episodes:
         constant = constant_columns(episodes.normalizer)
         if constant:
             print(
-                f"note: columns {constant} of the observations never change in {data}; "
-                "policies see them clipped to their value there"
+                f"note: columns {constant} of the observations are constant in {data}; "
+                "policies see them clipped to that value"
             )
     return episodes
 
 
 def make_raw_env(config: ConfigDict) -> VecEnv:
-    """The environments of `config.rollout` in task units, one action a step."""
+    """The environments of `config.rollout` in task units, one action per step."""
     env = time_limit(make_single(config.env), config.env.max_steps)
     return vectorize(env, config.rollout.num_envs)
 
 
 def find_bounds(config: ConfigDict, run_dir: str) -> tuple[Normalizer, dict[str, str]]:
-    """Bounds for a policy that starts from nothing, and the digest of their origin.
+    """Bounds for a policy with new networks, and the digest of the data, if any.
 
-    Those of a run that goes on, or of the data if there are any, or of random actions
-    in [-1, 1].
+    The bounds are those of the run in `run_dir` if it is resumed, else of the data if
+    there are any, else of random actions in [-1, 1].
 
     Raises:
         SettingsError: no data, for a task in host processes.
@@ -104,31 +104,31 @@ def find_bounds(config: ConfigDict, run_dir: str) -> tuple[Normalizer, dict[str,
         return data.normalizer, origin
     if is_host(config.env.task):
         raise SettingsError(
-            f"policy={NO_POLICY}: bounds of {config.env.task} can only be those of "
+            f"policy={NO_POLICY}: bounds of {config.env.task} must come from "
             "demonstrations; pass --config.data=<file or folder>."
         )
     steps = config.rollout.random_steps
     print(f"bounds of observations and actions: those of {steps} random steps in +-1")
-    # The same for every seed, so that many seeds in one program are what each is alone.
+    # One key for all seeds, so that a seed trains the same alone and among others.
     key = jax.random.key(0)
     return random_bounds(make_raw_env(config), key, num_control_steps=steps), origin
 
 
 def policy_path(config: ConfigDict, stage: str) -> str:
-    """Where the policy is that the config names, or that of an earlier stage."""
+    """The path of the policy that the config names, or else of that of `stage`."""
     return config.policy or str(Path("runs") / config.name / stage)
 
 
 def find_policy(
     config: ConfigDict, stage: str, checkpoint: int | str = "latest"
 ) -> LoadedPolicy:
-    """Load the policy that the config names, or that of an earlier stage.
+    """Load the policy that the config names, or else that of `stage`.
 
     Args:
         checkpoint: an iteration, "latest" or "best".
 
     Raises:
-        SettingsError: none there, or a policy other than the configured one.
+        SettingsError: no policy there, or one that differs from the configured one.
     """
     run_dir = policy_path(config, stage)
     if not config.policy and load_config(run_dir) is None:
@@ -138,10 +138,10 @@ def find_policy(
         )
     trained = load_config(run_dir) or {}
     if "model" not in trained:
-        read_policy(run_dir, checkpoint)  # Refuses what is no run.
+        read_policy(run_dir, checkpoint)  # Refuses a folder without a run.
         raise SettingsError(
-            f"{run_dir} was written without a configuration; read it by "
-            "dppo_jax.load_policy, or pass one to dppo_jax.train when it is trained."
+            f"{run_dir} was written without a configuration; load it with "
+            "dppo_jax.load_policy, or pass `config` to dppo_jax.train when training."
         )
     is_tuned = trained.get("stage") == "finetune"
     found = differences(trained, as_json(config))
@@ -157,7 +157,7 @@ def find_policy(
             )
         if name.startswith(_WORTH_A_LINE):
             print(f"note: the policy was trained with {name}={saved!r}, not {now!r}")
-    # As the configuration says now, of which no weight depends on the differences.
+    # Use the present settings: no weight depends on those that differ.
     return load_policy(run_dir, checkpoint, model=config.model)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: trajectories before and after, and learning curves."""
+"""Plots of a run: trajectories before and after fine-tuning, and learning curves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from dppo_jax.envs.tasks import avoid
 from dppo_jax.evaluate import Evaluation
 from dppo_jax.training.metrics import read_metrics
 
-matplotlib.use("Agg")  # Runs must not need a screen.
+matplotlib.use("Agg")  # Runs must not need a display.
 from matplotlib import pyplot as plt  # noqa: E402
 
 _SUCCESS, _FAILURE = "#1f77b4", "#d62728"
@@ -38,21 +38,21 @@ def draw_avoid(ax: Axes, evaluation: Evaluation) -> None:
     ax.set_title(f"success {100 * success.mean():.1f} % of {success.size}")
 
 
-# Per task: the metrics its picture needs at every control step, and the drawing.
+# Per task: the metrics that its plot needs at every control step; the plot function.
 _DRAWINGS: dict[str, tuple[tuple[str, ...], Callable[[Axes, Evaluation], None]]] = {
     "avoid": (("position",), draw_avoid)
 }
 
 
 def traced_metrics(task: str) -> tuple[str, ...]:
-    """Metrics that the picture of a task needs at every control step."""
+    """Metrics that the plot of a task needs at every control step."""
     return _DRAWINGS[task][0] if task in _DRAWINGS else ()
 
 
 def save_trajectories(
     run_dir: str, task: str, before: Evaluation, after: Evaluation
 ) -> None:
-    """Write `plots/trajectories.png` of a task that has a drawing, and say where."""
+    """Write `plots/trajectories.png` for a task in `_DRAWINGS`; print the path."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 5.5), sharey=True)
     for ax, name, evaluation in zip(axes, ("before", "after"), (before, after)):
         _DRAWINGS[task][1](ax, evaluation)
@@ -61,7 +61,7 @@ def save_trajectories(
 
 
 def save_curve(run_dir: str) -> None:
-    """Write `plots/curve.png` of what the run logged, and say where."""
+    """Write `plots/curve.png` with metrics that the run logged; print the path."""
     logged = {name for row in read_metrics(run_dir) for name in row}
     names = ("episode_return", "success", "solved", "eval/success")
     shown = [name for name in names if name in logged]
@@ -97,7 +97,7 @@ def plot_curves(ax: Axes, groups: Mapping[str, Sequence[str]], metric: str) -> N
         )
     ax.set(xlabel="iteration", ylabel=metric.replace("_", " "))
     if metric.endswith(("success", "solved", "collision", "outside")):
-        ax.set_ylim(-0.03, 1.03)  # Shares, which compare across pictures.
+        ax.set_ylim(-0.03, 1.03)  # Rates need the same axis in all plots.
     ax.grid(alpha=0.3)
     ax.legend()
 

@@ -20,12 +20,12 @@ def main(config: ConfigDict) -> list[str]:
     check_seeds(config, steps_env=False)
     processes.stay_on_one_device(config, "pretrain")
     episodes = inputs.load_data(config)
-    assert episodes.normalizer is not None  # What it returns is normalised.
+    assert episodes.normalizer is not None  # `load_data` normalises.
     if config.pretrain.clone_entropy_coef and config.model.kind != "gaussian":
         raise SettingsError(
             f"pretrain.clone_entropy_coef={config.pretrain.clone_entropy_coef} rewards "
-            f"the entropy of a Gaussian policy, and that of model.kind="
-            f"{config.model.kind!r} does not change; use 0."
+            f"the entropy of a Gaussian policy, but training does not change that of "
+            f"model.kind={config.model.kind!r}; use 0."
         )
     policy = inputs.build_policy(config, episodes.actions.shape[1])
     images = image_shape(config.model.network.encoder)
@@ -36,7 +36,7 @@ def main(config: ConfigDict) -> list[str]:
         image_history=1 if images is None else images[0],
     )
     algorithm = pretrain.make_pretrain(policy, dataset, config.pretrain)
-    # Data of a robot may have no simulator to score its policy in.
+    # Data of a real robot may have no simulator in which to score the policy.
     score = None
     if config.env.task:
         score = make_score(config, algorithm.act, episodes.normalizer)

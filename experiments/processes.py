@@ -1,4 +1,4 @@
-"""How programs end, and on which processes and devices they run (`config.mesh`)."""
+"""How programs exit, and on which processes and devices they run (`config.mesh`)."""
 
 import contextlib
 import os
@@ -14,27 +14,27 @@ from dppo_jax.envs.adapters import is_host
 from dppo_jax.errors import SettingsError
 from dppo_jax.training import parallel
 
-# Settings of the mesh that tell the processes apart.
+# Settings of the mesh that count and number the processes.
 _PROCESSES = ("num_processes", "process_id")
 
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Print what a user can correct in one line, and end with status 2.
+    """Print an error that a user can correct in one line, and exit with status 2.
 
-    With DPPO_JAX_TRACEBACK=1 in the environment the whole traceback is printed, too.
-    Faults of the program pass through, with their traceback.
+    With DPPO_JAX_TRACEBACK=1 in the environment print the traceback too. Errors in the
+    program itself pass through with their traceback.
     """
-    # Libraries log what they do here; what goes wrong raises.
+    # Libraries log progress here; failures raise exceptions.
     logging.set_verbosity(logging.ERROR)
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what was saved")
+        print("interrupted; the same command resumes from the last checkpoint")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        # What was opened is closed by now. XLA may still be computing: tearing down
-        # the interpreter below one of its callbacks would end in a crash.
+        # Files are closed by now. XLA may still be computing, and to tear down the
+        # interpreter during one of its callbacks would crash.
         os._exit(130)
     except (
         *(SettingsError, OSError, FloatingPointError, ImportError),
@@ -48,10 +48,10 @@ def errors_in_one_line() -> Iterator[None]:
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """End a process that fails at once where it is one of several.
+    """If this process fails and is one of several, end it at once.
 
-    At a regular exit JAX waits for the other processes, while these wait for this
-    one's part of a sum. They end when they notice that it is gone.
+    At a regular exit JAX would wait for the other processes, which wait for this
+    process's part of a sum. They end when JAX notices that this process is gone.
     """
     try:
         yield
@@ -67,12 +67,12 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
-    """Wait for the other processes, if there are any; the devices of all of them.
+    """Wait for the other processes, if any; returns the mesh of all their devices.
 
-    Nothing may have run in JAX before. Processes but the first print nothing from here.
+    JAX must not have run anything before. From here on only the first process prints.
 
     Raises:
-        SettingsError: settings that contradict each other, or what cannot be shared.
+        SettingsError: settings contradict each other, or devices cannot share the run.
     """
     mesh = config.mesh
     several = mesh.distributed or mesh.devices != 1
@@ -95,7 +95,7 @@ def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
             )
         except ValueError as error:
             raise SettingsError(
-                f"mesh.distributed=True, but who the processes are cannot be told "
+                f"mesh.distributed=True, but JAX does not know the other processes "
                 f"({error}); pass --config.mesh.coordinator=HOST:PORT, num_processes "
                 "and process_id, or start them by SLURM, MPI or on a TPU slice."
             ) from None
@@ -103,14 +103,14 @@ def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
             sys.stdout = open(os.devnull, "w")
     elif mesh.coordinator or {mesh.get(x) for x in _PROCESSES} != {None}:
         raise SettingsError(
-            "mesh.coordinator, mesh.num_processes and mesh.process_id are of no use "
-            "without --config.mesh.distributed=True."
+            "mesh.coordinator, mesh.num_processes and mesh.process_id need "
+            "--config.mesh.distributed=True; add it, or leave them out."
         )
     return parallel.make_mesh(mesh.devices)
 
 
 def stay_on_one_device(config: ConfigDict, stage: str) -> None:
-    """For stages that are not shared: say so, and refuse many processes."""
+    """For stages that use one device: print a note, and refuse several processes."""
     if config.num_seeds != 1 and stage in ("collect", "evaluate"):
         raise SettingsError(
             f"num_seeds={config.num_seeds}: experiments.{stage} works on one seed; "
@@ -123,4 +123,4 @@ def stay_on_one_device(config: ConfigDict, stage: str) -> None:
             "--config.mesh.distributed out, and start it once."
         )
     if config.mesh.devices != 1:
-        print(f"note: experiments.{stage} runs on one device, whatever mesh.devices")
+        print(f"note: experiments.{stage} runs on one device; mesh.devices is ignored")

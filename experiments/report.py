@@ -1,7 +1,7 @@
 """Compare runs: python -m experiments.report --output=FILE.png LABEL=DIR,DIR ...
 
-Every group of run directories (seeds) becomes one curve, its mean with the range as
-a band, in one panel per metric; a table of the last evaluation goes to the screen.
+Draws one curve per group of run directories (seeds): the mean, with the range as a
+band, in one panel per metric. Prints a table of the first and the last values.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         }
         if not plots.can_write(Path(_OUTPUT.value)):
             raise SettingsError(
-                f"--output={_OUTPUT.value}: no picture format; try .png."
+                f"--output={_OUTPUT.value} is not a picture format; use .png."
             )
         print("| group | seeds | metric | first | last | each seed |")
         print("|---|---|---|---|---|---|")

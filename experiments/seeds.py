@@ -1,4 +1,4 @@
-"""One seed or many: run directories and states for `training.train`."""
+"""Trains one or several seeds with `training.train`, each in a run directory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +22,11 @@ def check_seeds(config: ConfigDict, *, steps_env: bool) -> None:
     """Refuse a number of seeds that cannot be trained.
 
     Args:
-        steps_env: whether training steps environments, which must then be pure.
+        steps_env: whether training steps environments; for several seeds these must
+            be pure.
 
     Raises:
-        SettingsError: less than one seed, or many in host environments.
+        SettingsError: less than one seed, or several with host environments.
     """
     if config.num_seeds < 1:
         raise SettingsError(f"num_seeds={config.num_seeds} must be at least 1.")
@@ -47,18 +48,18 @@ def train_seeds(
 ) -> dict[str, Any]:
     """Train `config.num_seeds` seeds, from `config.seed` on, in one program.
 
-    Every seed has a run directory of its own, as if it ran alone.
+    Every seed has its own run directory, as if it ran alone.
 
     Args:
-        *args: what `algorithm.init` takes beside a key, the same for all seeds.
+        *args: arguments of `algorithm.init` after the key, the same for all seeds.
         origin: digests of what they start from, see `directories.prepare_run`.
-        **settings: of `training.train`.
+        **settings: further arguments of `training.train`.
 
     Returns:
         Run directory -> final state.
 
     Raises:
-        SettingsError: a directory belongs to another run, or settings of the loop that
+        SettingsError: a directory belongs to another run, or settings of the loop
             contradict each other.
     """
     settings |= loop_settings(config, stage)
@@ -80,7 +81,7 @@ def train_seeds(
 
 
 def seed_configs(config: ConfigDict, stage: str) -> list[ConfigDict]:
-    """The configuration of every seed, as it would be if the seed ran alone.
+    """The configuration of every seed, as for a run of this seed alone.
 
     Raises:
         SettingsError: the folder for the seeds is itself a run directory.
@@ -91,7 +92,7 @@ def seed_configs(config: ConfigDict, stage: str) -> list[ConfigDict]:
     if load_config(folder) is not None:
         raise SettingsError(
             f"{folder} is the directory of a single run; pass another --config.run_dir "
-            f"for the {config.num_seeds} of num_seeds."
+            f"for num_seeds={config.num_seeds}."
         )
     configs = []
     for seed in range(config.seed, config.seed + config.num_seeds):
@@ -102,10 +103,11 @@ def seed_configs(config: ConfigDict, stage: str) -> list[ConfigDict]:
 
 
 def loop_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
-    """Arguments of `train`; a return to stop at becomes its `stop`.
+    """Arguments of `train`; the setting `stop_at_return` becomes its `stop`.
 
     Raises:
-        SettingsError: numbers of iterations that are none, or a `stop` without a look.
+        SettingsError: a number of iterations is too small, or `stop_at_return` is set
+            without evaluations during training.
     """
     loop = dict(config.loop[stage])
     length = "num_epochs" if "num_epochs" in loop else "num_iterations"
@@ -121,9 +123,9 @@ def loop_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
         return loop
     if loop["evaluate_every"] < 1:
         raise SettingsError(
-            f"stop_at_return={target} looks at evaluations, but evaluate_every="
-            f"{loop['evaluate_every']} asks for none on the way; set it in "
-            "--config.loop as well."
+            f"stop_at_return={target} needs evaluations during training, but "
+            f"evaluate_every={loop['evaluate_every']}; raise it in the same section of "
+            "--config.loop."
         )
     loop["stop"] = lambda rows: has_reached(rows, "eval/episode_return", target)
     return loop

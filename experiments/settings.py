@@ -1,9 +1,9 @@
-"""Configuration files, and the settings that a command line changes in them.
+"""Loads configuration files and applies settings of the command line to them.
 
-A configuration is locked: only what its defaults declare can be set, in a file and on
-the command line. `env.options` and `model.network.options` are open, since every task
-and every network from outside has options of its own, and so is `config.collect` in a
-file, until a demonstrator's own settings take its place.
+A configuration is locked: a file and the command line can set only what the defaults
+declare. `env.options` and `model.network.options` are open, because each task and each
+outside network has its own options. In a file `config.collect` is open too, until the
+settings of a demonstrator replace it.
 """
 
 import ast
@@ -23,9 +23,9 @@ from dppo_jax.training.old_settings import flatten, new_name
 from experiments.defaults import default_config
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-# Sections whose keys no defaults can know.
+# Sections that accept any key.
 _OPEN = ("env.options", "model.network.options")
-# Sections that a file fills; no setting of theirs is known to be optional or not.
+# Sections that a file fills; any of their settings may be None.
 _FREE = (*_OPEN, "collect")
 
 
@@ -33,14 +33,14 @@ def load_config(spec: str) -> ConfigDict:
     """The configuration of FILE.py:VARIANT.
 
     Raises:
-        SettingsError: no such file, no `get_config` in it, or what it sets is refused.
+        SettingsError: no such file, no `get_config` in it, or a wrong setting in it.
     """
     path, _, variant = spec.partition(":")
     if not Path(path).is_file():
         raise SettingsError(f"--config={path}: there is no such file.")
     module_spec = importlib.util.spec_from_file_location("experiment_config", path)
     if module_spec is None or module_spec.loader is None:
-        raise SettingsError(f"--config={path} is no Python file.")
+        raise SettingsError(f"--config={path} is not a Python file.")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -55,16 +55,16 @@ def load_config(spec: str) -> ConfigDict:
 
 
 def override(config: ConfigDict, settings: Sequence[str], flag: str = "") -> None:
-    """Set every KEY=VALUE in a configuration, the last one of a key last.
+    """Apply KEY=VALUE settings in their order, so that the last one of a key counts.
 
-    A value reads as the type of what it replaces; None is written None, and a tuple as
-    Python writes one, or as a single entry.
+    A value is parsed as the type of the value it replaces. Write None as None, and a
+    tuple as in Python or as a single entry.
 
     Args:
-        flag: what stands before KEY on the command line, for messages.
+        flag: the prefix of KEY on the command line, for messages.
 
     Raises:
-        SettingsError: no such key, no value, or one of the wrong type.
+        SettingsError: no such key, no value, or a value of the wrong type.
     """
     for setting in settings:
         name, sign, text = setting.partition("=")
@@ -78,8 +78,8 @@ def override(config: ConfigDict, settings: Sequence[str], flag: str = "") -> Non
             node = node[section]
             if not isinstance(node, ConfigDict):
                 raise SettingsError(
-                    f"{flag}{name}: a setting is given a key of its own, but "
-                    f"{section} holds a plain value; {_WHERE}"
+                    f"{flag}{name}: {section} holds a plain value, so it has no keys; "
+                    f"{_WHERE}"
                 )
         if key not in node and ".".join(sections) in _OPEN:
             with node.unlocked():
@@ -97,8 +97,8 @@ def override(config: ConfigDict, settings: Sequence[str], flag: str = "") -> Non
 def settings_of(saved: dict[str, Any]) -> ConfigDict:
     """The configuration that a run wrote to its `config.json`, locked.
 
-    Settings that it did not have yet have their defaults, and what is no setting, such
-    as its stage, is left out.
+    Settings that the file lacks get their defaults. Entries that are not settings, such
+    as the stage, are left out.
     """
     config = default_config()
     for name, value in flatten(saved).items():
@@ -119,11 +119,11 @@ def settings_of(saved: dict[str, Any]) -> ConfigDict:
 
 
 def as_flag(name: str, value: Any) -> str:
-    """How to set a value on the command line of a shell."""
+    """The flag that sets a value on the command line of a shell."""
     return f"--config.{name}={shlex.quote(_text(value))}"
 
 
-_WHERE = "experiments/defaults.py and the config.json of any run list what there is."
+_WHERE = "experiments/defaults.py and the config.json of any run list all settings."
 
 
 def _refuse(config: ConfigDict, name: str, flag: str) -> None:
@@ -132,7 +132,7 @@ def _refuse(config: ConfigDict, name: str, flag: str) -> None:
 
 
 def _hint(name: str, config: ConfigDict) -> str:
-    """Today's name of an old setting, or what looks like an unknown one."""
+    """The present name of an old setting, or the known name most similar to `name`."""
     known = list(flatten(config.to_dict()))
     known += {x.rpartition(".")[0] for x in known} - {""}
     if new_name(name) != name and new_name(name) in known:
@@ -146,9 +146,9 @@ def _hint(name: str, config: ConfigDict) -> str:
 
 
 def _parse(node: ConfigDict, key: str, text: str, name: str) -> Any:
-    """The value of a setting, as the type of what it replaces."""
+    """The value of a setting, parsed as the type of the value it replaces."""
     field = dict(node.items(preserve_field_references=True))[key]
-    if isinstance(field, FieldReference):  # What defaults declare as optional.
+    if isinstance(field, FieldReference):  # The defaults declare it as optional.
         if text == "None":
             return None
         kind = field.get_type()
@@ -167,7 +167,7 @@ def _parse(node: ConfigDict, key: str, text: str, name: str) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """A value as Python writes it, or else the text itself."""
+    """The value of a Python literal, or else the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -177,7 +177,7 @@ def _literal(text: str) -> Any:
 def _tuple(text: str) -> tuple:
     value = _literal(text)
     if value is None:
-        raise SettingsError("None is no tuple")
+        raise SettingsError("None is not a tuple")
     if isinstance(value, str) and "," in value:
         return tuple(x.strip() for x in value.split(","))
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
@@ -207,7 +207,7 @@ def _text(value: Any) -> str:
 
 
 def _check_given(config: ConfigDict) -> None:
-    """Refuse None where no setting is optional; ml_collections lets it pass."""
+    """Refuse None for settings that are not optional; ml_collections accepts it."""
     for name in _missing(config):
         if not name.startswith(_FREE):
             raise SettingsError(f"{name}=None: this setting needs a value.")
@@ -222,12 +222,12 @@ def _missing(config: ConfigDict, prefix: str = "") -> Iterator[str]:
 
 
 def _mistake(error: Exception, path: str) -> str:
-    """What is wrong with a configuration file, and where, in one line."""
+    """One line that says what is wrong in a configuration file, and where."""
     frames = traceback.extract_tb(error.__traceback__)
     here = [f for f in frames if Path(f.filename).resolve() == Path(path).resolve()]
     place = f"{path}, line {here[-1].lineno}" if here else path
-    # All that ml_collections says of a key that is not there is its name, in layers of
-    # quotes, and one that looks alike if there is any.
+    # For a missing key ml_collections raises an error, possibly nested, that holds only
+    # the quoted name and perhaps a similar one.
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     text = str(error.args[0] if isinstance(error, KeyError) else error)

@@ -1,11 +1,11 @@
-"""Change one thing in a module and see whether its tests notice: mutation testing.
+"""Mutation testing: changes one thing in a module, then checks whether a test fails.
 
     python -m tests.mutants learning/losses learning/returns    # no name: all MODULES
 
-cosmic-ray makes the changes, its own and those below. The tests run on a copy of the
-repository, each time in a fork of one process that has imported JAX and everything else
-from outside of this repository, because importing takes longer than testing. What
-survived is printed as a diff and kept in `build/mutants/MODULE.json`.
+cosmic-ray makes the changes, with its own operators and those below. The tests run on a
+copy of the repository, each time in a fork of one process that has imported JAX and all
+other libraries, because importing takes longer than testing. Survivors are printed as
+diffs and kept in `build/mutants/MODULE.json`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ RESULTS = REPOSITORY / "build" / "mutants"
 COPIED = ("dppo_jax", "experiments", "benchmarks", "tests", "setup.cfg")
 OURS = ("dppo_jax", "experiments", "benchmarks", "tests")
 
-# Module -> the tests that guard it, the quickest first.
+# Module -> its tests, the quickest first.
 MODULES = {
     "learning/losses": ("tests/learning/test_losses.py",),
     "learning/returns": ("tests/learning/test_returns.py",),
@@ -49,8 +49,8 @@ MODULES = {
 }
 
 
-# Of cosmic-ray's operators, one or two changes of every kind: a test that misses "+"
-# turned into "-" rarely sees it turned into "/".
+# One or two of cosmic-ray's operators of every kind: a test that misses "+" changed to
+# "-" rarely notices "+" changed to "/".
 CORE = [
     "NumberReplacer",
     "AddNot",
@@ -78,7 +78,7 @@ CORE = [
 
 
 class _Leaf(Operator):
-    """Puts other text where a node stood; `text` gives it, or None."""
+    """Replaces a node by other text, which `text` gives; None leaves the node."""
 
     def text(self, node: Any) -> str | None:
         raise NotImplementedError
@@ -109,7 +109,7 @@ class FlipAugmented(_Leaf):
 
 
 class DropAugmented(_Leaf):
-    """x += y is left out."""
+    """Removes x += y."""
 
     def text(self, node: Any) -> str | None:
         if node.type != "expr_stmt" or node.children[1].type != "operator":
@@ -119,7 +119,7 @@ class DropAugmented(_Leaf):
 
 
 class DropKeyword(_Leaf):
-    """f(x, y=z) becomes f(x), which takes the default or fails."""
+    """f(x, y=z) becomes f(x), which uses the default or fails."""
 
     def text(self, node: Any) -> str | None:
         if node.type == "argument" and node.children[1].get_code() == "=":
@@ -141,7 +141,7 @@ class SwapFunction(_Leaf):
 
 
 class Mutant(NamedTuple):
-    """operator: its name. line: where. code: the whole module."""
+    """operator: its name. line: its line. code: the whole changed module."""
 
     operator: str
     line: int
@@ -149,7 +149,7 @@ class Mutant(NamedTuple):
 
 
 def mutants(source: str) -> list[Mutant]:
-    """All that differ from each other and from the source, by line."""
+    """All mutants that differ from each other and from the source, sorted by line."""
     operators = {name: plugins.get_operator(f"core/{name}")() for name in CORE}
     for own in (FlipAugmented, DropAugmented, DropKeyword, SwapFunction):
         operators[own.__name__] = own()
@@ -162,7 +162,7 @@ def mutants(source: str) -> list[Mutant]:
             for start, _ in operator.mutation_positions(node)
         ]
         for occurrence, (node, line) in enumerate(lines):
-            # The lone * of a signature is no product.
+            # The single * in a signature is not a product.
             if node.parent is not None and node.parent.type in ("parameters", "param"):
                 if node.type == "operator":
                     continue
@@ -179,9 +179,9 @@ def diff(source: str, mutant: str) -> str:
 
 
 def preload() -> None:
-    """Import all that the tests need but what may be mutated.
+    """Import all that the tests need except this repository.
 
-    JAX must not have run anything: its threads would be missing in a fork.
+    JAX must not have run anything, because a fork would lack its threads.
     """
     import pytest  # noqa: F401
     from jax._src import xla_bridge
@@ -198,8 +198,8 @@ def run_tests(folder: Path, tests: Sequence[str], timeout: float) -> int | None:
     """Exit status of pytest in a fork of this process; None if it was too slow."""
     child = os.fork()
     if child == 0:
-        # A group that can be killed whole. A new session would not have the weight
-        # that the scheduler gives to this one.
+        # A process group, so that all of it can be killed. A new session would not keep
+        # the scheduling weight of this one.
         os.setpgrp()
         os.chdir(folder)
         log = os.open("mutant.log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
@@ -225,7 +225,7 @@ def run_tests(folder: Path, tests: Sequence[str], timeout: float) -> int | None:
 
 
 def run_together(folder: Path, tests: Sequence[str]) -> int:
-    """As `run_tests`, in this process: what JAX compiled serves the next mutant."""
+    """As `run_tests`, in this process, so that the next mutant finds JAX's programs."""
     import pytest
 
     for name in list(sys.modules):
@@ -250,10 +250,9 @@ def measure(
     together: bool,
     skip: Sequence[int],
 ) -> dict[str, Any]:
-    """Run the tests of a module on every n-th of its mutants from a line on.
+    """Run the tests of a module on every n-th of its mutants, from a line on.
 
-    With `minutes` they come in a random order, so that those of which there is time are
-    a sample.
+    With `minutes` the order is random, so that the mutants that are run are a sample.
     """
     tests = MODULES[module]
     path = folder / "dppo_jax" / f"{module}.py"
@@ -261,7 +260,7 @@ def measure(
     compiled = Path(importlib.util.cache_from_source(str(path)))
 
     def passes(code: str, timeout: float) -> bool:
-        # Two mutants may have one size and one second.
+        # Two mutants may have the same size and time, so Python would not recompile.
         compiled.unlink(missing_ok=True)
         path.write_text(code)
         if together:
@@ -276,7 +275,7 @@ def measure(
         sys.exit(f"{module}: its tests fail\n{(folder / 'mutant.log').read_text()}")
     seconds = time.monotonic() - start
     if passes("", 600.0):
-        sys.exit(f"{module}: its tests pass without it, so they see another copy")
+        sys.exit(f"{module}: its tests pass without it, so they import another copy")
     everything = mutants(source)
     chosen = [m for m in everything if m.line >= line and m.line not in skip][::every]
     if minutes is not None:
@@ -311,15 +310,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("tests.mutants")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=", ".join(MODULES))
     parser.add_argument("--every", type=int, default=1, help="take every n-th mutant")
-    parser.add_argument("--from-line", type=int, default=1, help="go on from there")
-    parser.add_argument("--minutes", type=float, help="of each module, then the next")
+    parser.add_argument("--from-line", type=int, default=1, help="skip lines before it")
+    parser.add_argument("--minutes", type=float, help="time for each module")
     parser.add_argument(
         "--together",
         action="store_true",
         help="all in one process: fast, but a mutant that never ends stops the run",
     )
     parser.add_argument(
-        "--skip-line", type=int, nargs="*", default=[], help="lines to leave alone"
+        "--skip-line", type=int, nargs="*", default=[], help="lines not to change"
     )
     options = parser.parse_args(arguments)
     unknown = set(options.modules) - set(MODULES)

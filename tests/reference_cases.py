@@ -1,8 +1,8 @@
-"""Reading of reference cases, and our networks as their settings describe them.
+"""Reads reference cases, and makes our networks from their settings.
 
-A case is one `.npz` file; its keys are explained in the README beside the files. The
-names of settings, and the defaults of those that a case leaves out, are those of the
-reference's constructors.
+A case is one `.npz` file; the README beside the files explains its keys. The names of
+settings, and the defaults of those that a case leaves out, are those of the reference's
+constructors.
 """
 
 import json
@@ -23,13 +23,13 @@ from dppo_jax.networks import (
     ViTEncoder,
 )
 
-# Relative tolerances that float32 allows. The absolute floors are a tenth of them,
-# times the largest entry of what is compared.
+# Relative tolerances for float32. Absolute tolerances are a tenth of them, times the
+# largest entry of what is compared.
 NETWORK, CHAIN, LOSS, GRADIENT = 1e-5, 1e-4, 1e-5, 1e-4
 
 
 class Case(NamedTuple):
-    """name: file name without suffix. config: settings. arrays: all the rest."""
+    """name: file name without suffix. config: settings. arrays: all other entries."""
 
     name: str
     config: dict
@@ -64,7 +64,7 @@ def read_case(path: Path) -> Case:
 
 
 def assert_close(actual, expected, tolerance: float, name: str, scale: float = 1.0):
-    """Compare arrays; `scale` multiplies the absolute floor."""
+    """Compare arrays; `scale` multiplies the absolute tolerance."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape, name
     floor = 0.1 * tolerance * scale * max(1.0, np.abs(expected).max(initial=0.0))
@@ -76,8 +76,8 @@ def assert_close(actual, expected, tolerance: float, name: str, scale: float = 1
 def assert_gradients_close(case: Case, prefix: str, gradients, scale: float = 1.0):
     """Compare gradients, named as in torch, with those recorded under `prefix`.
 
-    The floor goes by the largest entry of the whole gradient: entries far below it
-    are sums of terms that cancel.
+    The absolute tolerance depends on the largest entry of the whole gradient, because
+    far smaller entries are sums of terms that cancel.
     """
     recorded = case.group(prefix)
     ours = params_to_reference(gradients)
@@ -93,7 +93,7 @@ def assert_gradients_close(case: Case, prefix: str, gradients, scale: float = 1.
 
 
 def sum_of_squares(network, *inputs):
-    """The scalar whose gradient network cases record, as a function of params."""
+    """The scalar, as a function of params, whose gradient the network cases record."""
 
     def scalar(params):
         outputs = jax.tree.leaves(network.apply(params, *inputs))
@@ -155,7 +155,7 @@ def state_critic(config: dict) -> StateCritic:
 
 
 def state_action_critic(config: dict) -> StateActionCritic:
-    """The Q networks that the reference builds; it spells one option so."""
+    """The Q networks of the reference, which spells one option `residual_tyle`."""
     residual = config.get("residual_tyle", False)
     return StateActionCritic(
         hidden_sizes=_hidden_sizes(config["mlp_dims"], residual),
@@ -200,8 +200,8 @@ def vit_encoder(case: Case, *, features: int = 0) -> ViTEncoder:
 
 
 def _hidden_sizes(sizes: list[int], residual: bool) -> tuple[int, ...]:
-    # The reference takes the width of a residual network from the first size and
-    # only counts the others; we ask for equal ones.
+    # The reference takes the width of a residual network from the first size and only
+    # counts the others; here they must be equal.
     return (sizes[0],) * len(sizes) if residual else tuple(sizes)
 
 

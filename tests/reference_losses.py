@@ -96,7 +96,7 @@ def check_dppo(path, tmp_path):
 
 
 def check_chains(case: Case, network, diffusion):
-    """Chains on the recorded draws, and the log-probabilities of their moves."""
+    """Compare chains from the recorded draws, and log-probabilities of their moves."""
     settings = case.config["model"]
     num_tuned = settings["ft_denoising_steps"]
     behaviour = case.params("actor_ft_behaviour")
@@ -129,7 +129,7 @@ def check_chains(case: Case, network, diffusion):
     scale = float32_scale(chain)
     assert_close(sampled.log_prob, log_prob, CHAIN, "log-prob. of sampling", scale)
 
-    # The same from the recorded chain, as an update sees it: all moves at once.
+    # The same from the recorded chain, with all moves in one batch as in an update.
     row, step = np.divmod(np.arange(chain.shape[0] * num_tuned), num_tuned)
     again = move_log_prob(
         moves,
@@ -146,8 +146,8 @@ def check_chains(case: Case, network, diffusion):
 def float32_scale(chain: np.ndarray) -> float:
     """How much coarser float32 is in this chain than near 10.
 
-    Without a bound on the clean action chains reach 1000 and more, and what follows
-    from differences of their entries is known less well by that factor.
+    Without a bound on the clean action chains reach 1000 and more, and results from
+    differences of their entries are less exact by this factor.
     """
     return max(1.0, np.abs(chain).max() / 10)
 
@@ -190,7 +190,7 @@ def check_ppo_gaussian(path, tmp_path):
 
 
 def check_losses(case: Case, row, module: str, actor_loss, value_clip):
-    """The policy and the value loss over samples `row`, and their gradients."""
+    """Compare policy and value loss over the samples `row`, and their gradients."""
     arrays = case.arrays
     obs = {name: value[row] for name, value in case.obs().items()}
     critic = state_critic(case.config["critic"])
@@ -231,7 +231,7 @@ def check_losses(case: Case, row, module: str, actor_loss, value_clip):
 
 
 def diffusion_settings(settings: dict, eta=None) -> dict:
-    """The reference's constructor arguments -> those of `make_diffusion`."""
+    """Convert the reference's constructor arguments to those of `make_diffusion`."""
     if settings.get("ddim_discretize", "uniform") != "uniform":
         pytest.skip(f"ddim_discretize={settings['ddim_discretize']}")
     if isinstance(eta, dict):

@@ -20,10 +20,10 @@ from tests.reference_cases import (
 
 
 def check_critic(path, tmp_path):
-    """The TD target with entropy, and the squared errors of all critics.
+    """Compare the TD target with entropy, and the squared errors of all critics.
 
-    The reference drops our factor of one half; RLPD takes two target critics at random
-    and averages the errors over critics.
+    The reference has no factor of one half; RLPD draws two target critics at random and
+    averages the errors over critics.
     """
     case = read_case(path)
     arrays, config = case.arrays, case.config
@@ -55,7 +55,7 @@ def check_critic(path, tmp_path):
 
 
 def check_actor(path, tmp_path):
-    """The least value of SAC's two critics, or the mean of RLPD's many."""
+    """SAC uses the least value of two critics, RLPD the mean of many."""
     case = read_case(path)
     critic, critic_params = ensemble(case)
     combine = jnp.mean if "n_critics" in case.config else jnp.min

@@ -1,4 +1,4 @@
-"""Checks of whole checkpoints of the reference: what their networks must compute."""
+"""Checks of outputs of the networks in whole checkpoints of the reference."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from tests.reference_losses import diffusion_settings
 
 
 def check_pretrained(path, tmp_path):
-    """One evaluation of the moving average."""
+    """Compare one evaluation of the averaged network."""
     case, checkpoint = read_case(path), _checkpoint_beside(path)
     assert checkpoint.stage == "pretrain"
     inputs = case.arrays["in/x"], case.arrays["in/t"], case.obs()
@@ -28,11 +28,11 @@ def check_pretrained(path, tmp_path):
 
 
 def check_finetuned(path, tmp_path):
-    """A deterministic chain over both networks, and V(s)."""
+    """Compare a deterministic chain over both networks, and V(s)."""
     case, checkpoint = read_case(path), _checkpoint_beside(path)
     assert checkpoint.stage == "finetune"
     network = diffusion_mlp(case.config["net"])
-    # The case leaves it out where it is what all fine-tuning there uses.
+    # A case leaves it out if it is the default of all fine-tuning in the reference.
     settings = {"randn_clip_value": 3} | case.config
     diffusion = denoising.make_diffusion(**diffusion_settings(settings))
     sampled = jax.jit(

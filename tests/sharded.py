@@ -1,6 +1,6 @@
-"""What `test_parallel` runs where JAX sees eight devices: python -m tests.sharded CASE.
+"""Programs for `test_parallel` on eight devices: python -m tests.sharded CASE.
 
-It prints one line of JSON. XLA takes the number of devices before anything else.
+It prints one line of JSON. The number of devices must be set before JAX starts.
 """
 
 import json
@@ -23,13 +23,13 @@ from tests import tiny  # noqa: E402
 
 DEVICES = 8
 COLLECTIVES = "all-gather|all-to-all|collective-[a-z]+|reduce-scatter|all-reduce"
-# Episodes of different lengths go on from one iteration to the next, some end nowhere.
+# Episodes of different lengths continue from one iteration to the next.
 WORLD = dict(num_envs=16, shuffle_groups=8, epochs=2, reset_at_iteration=False)
 CASES = {
     "pair": dict(actor__max_grad_norm=1e-2, batch_size=64),
     "chain": dict(batch_size=64, minibatch="chain"),
-    # More pairs than steps: values are weighted. Parts, early stop. Gradients are not
-    # clipped, so that their size shows in the moments of the optimizer.
+    # More pairs than steps, so values are weighted; micro-batches; early stop. No
+    # gradient clipping, so that the optimizer's moments show the size of gradients.
     "weighted": dict(
         batch_size=96,
         micro_batch_size=6,
@@ -41,7 +41,8 @@ CASES = {
     "gaussian": dict(batch_size=32, num_tuned_steps=1),
     "cloned": dict(batch_size=64, clone_coef=0.3),
 }
-# Small steps: Adam makes a sign of a gradient that is zero but for rounding.
+# Small learning rates, because Adam's step for a gradient that is only a rounding error
+# is as large as any other.
 SAC = dict(
     replay__num_groups=8,
     replay__capacity=100,
@@ -66,7 +67,7 @@ def make(case, **changes):
 
 
 def run(algorithm, num_iterations=4):
-    """As `tiny.run`, without compiling `init`, and the text of the program."""
+    """As `tiny.run` without compiling `init`, plus the text of the compiled program."""
     state = seeds.copy(algorithm.init(jax.random.key(0)))
     step = jax.jit(algorithm.step, donate_argnums=0).lower(state).compile()
     rows = []
@@ -77,7 +78,7 @@ def run(algorithm, num_iterations=4):
 
 
 def numbers(state):
-    """All that a state holds, as lists; parameters and environments alike."""
+    """All leaves of a state as lists."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
 
     def plain(x):
@@ -88,7 +89,7 @@ def numbers(state):
 
 
 def moved(text):
-    """Kind of a collective operation -> numbers in the largest that a program has."""
+    """Kind of collective operation -> size of the largest one in a program."""
     largest = {}
     for shapes, kind in re.findall(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", text):
         sizes = [
@@ -100,7 +101,7 @@ def moved(text):
 
 
 def compare(case):
-    """One device and eight."""
+    """Results on one device and on eight."""
     algorithm, results = make(case), []
     for devices in (1, DEVICES):
         sharded = parallel.shard(algorithm, parallel.make_mesh(devices))
@@ -110,7 +111,7 @@ def compare(case):
 
 
 def c_physics():
-    """PPO on `avoid` behind callbacks."""
+    """PPO on `avoid` with C MuJoCo, which runs in callbacks."""
     config = default_config()
     config.update(task="avoid", engine="mujoco", max_steps=8)
     bounds = (np.full(n, x) for n in (4, 2) for x in (-1.0, 1.0))
@@ -120,7 +121,7 @@ def c_physics():
 
 
 def evaluations():
-    """First returns of policies that one device and four trained, per environments."""
+    """First returns of policies trained on one and on four devices, by environments."""
     found = {}
     for devices in (1, 4):
         algorithm = make("pair", shuffle_groups=4)
@@ -136,9 +137,9 @@ def evaluations():
 
 
 def annealed_start():
-    """K' that is left after going on from a policy whose K' was annealed, on 8 devices.
+    """K' after an iteration on 8 devices that starts from a policy with annealed K'.
 
-    Its parameters say how many steps they tune, unlike those that a new run makes.
+    The parameters of such a policy hold K', unlike those of a new run.
     """
     algorithm = make("pair")
     params = tiny.tiny_diffusion_policy().init(jax.random.key(1), tiny.OBS)
@@ -149,7 +150,7 @@ def annealed_start():
 
 
 def refusals():
-    """What is said of algorithms that eight devices cannot share."""
+    """Messages for algorithms that eight devices cannot share."""
     algorithms = {
         "one group": make("pair", shuffle_groups=1),
         "C physics": c_physics(),
@@ -166,7 +167,7 @@ def refusals():
 
 
 def own_device():
-    """Where MJX keeps what it starts from, if the first device is not its own."""
+    """Devices of MJX's initial state if the first device belongs to another process."""
     local = jax.devices()[3:]
     jax.local_devices = lambda: local
     xml = """<mujoco><worldbody><body><joint type="slide"/><geom size="0.1"/></body>

@@ -1,6 +1,6 @@
-"""What `test_replay` runs where JAX sees four devices: python -m tests.sharded_replay.
+"""The program for `test_replay` on four devices: python -m tests.sharded_replay.
 
-It prints one line of JSON. XLA takes the number of devices before anything else.
+It prints one line of JSON. The number of devices must be set before JAX starts.
 """
 
 import json
@@ -21,7 +21,7 @@ EXAMPLE = {"id": jnp.int32(0), "end": jnp.float32(0)}
 
 
 def make(num_groups):
-    """Inserts, then draws; an id is 100 * step + environment."""
+    """An algorithm that inserts and draws items; an id is 100 * step + environment."""
 
     def init(key):
         return {
@@ -30,7 +30,7 @@ def make(num_groups):
                 replay.init(EXAMPLE, NUM_ENVS, NUM_ENVS * LENGTH),
                 {"id": -1 - jnp.arange(30), "end": jnp.zeros(30)},  # Uneven rings.
             ),
-            # The batches of all devices one after another, and so of one device.
+            # Batches: those of all devices are concatenated.
             "drawn": jnp.zeros(16, jnp.int32),
             "mixed": jnp.zeros(16, jnp.int32),
             "windows": jnp.zeros((16, 3), jnp.int32),

@@ -1,7 +1,7 @@
-"""Imports run one way; the arrows below are the architecture.
+"""Imports between the parts of the package follow the arrows below.
 
-`a <- b` reads "b may import a, and all that a may import". What no arrow allows is an
-error, and so is a part of the package that no arrow mentions: draw it here first.
+`a <- b` means that b may import a and whatever a may import. An import that no arrow
+allows is an error, and so is a part of the package without an arrow: add one here.
 """
 
 import ast
@@ -31,11 +31,10 @@ types <- training.trees <- training.checkpoint
 normalize <- training.checkpoint <- training, interop, deploy
 """
 
-# Inside these folders files, or folders of files, are on their own: whoever needs two
-# of them is outside.
+# Files and folders in these folders must not import each other.
 STRANGERS = ("algorithms",)
 
-# Settings are read by make_* and default_config; these parts take plain arguments.
+# Only make_* and default_config read configurations; these parts take plain arguments.
 PLAIN = (
     *("types", "normalize", "objects", "replay", "rollout", "evaluate"),
     *("diffusion", "policies.chain", "policies.gaussian", "policies.squashed"),
@@ -47,7 +46,7 @@ PLAIN = (
     *("envs.core", "envs.physics", "envs.wrappers", "training", "deploy"),
 )
 
-# The reference's framework is not ours, and a pickle runs whatever it was told to.
+# Other frameworks are not dependencies, and unpickling a file can run any code.
 BANNED = {
     **dict.fromkeys(("torch", "torchvision", "tensorflow"), "is another framework"),
     **dict.fromkeys(
@@ -56,7 +55,7 @@ BANNED = {
     ),
 }
 
-# Where the name to import differs from the name to install.
+# Packages whose import name differs from the name to install.
 INSTALLED_AS = {
     "absl": "absl-py",
     "jaxlib": "jax",
@@ -66,7 +65,7 @@ INSTALLED_AS = {
 
 
 class Module(NamedTuple):
-    """name: dotted.  tree: its syntax.  imports: dotted, wherever they stand."""
+    """name: dotted. tree: syntax tree. imports: dotted, also those inside functions."""
 
     name: str
     tree: ast.Module
@@ -74,7 +73,7 @@ class Module(NamedTuple):
 
 
 def parse(name: str, source: str, *, is_package: bool = False) -> Module:
-    """`from a import b` counts as an import of a.b, be b a module or not."""
+    """`from a import b` counts as an import of a.b, whether b is a module or not."""
     tree = ast.parse(source)
     imports: list[str] = []
     for node in ast.walk(tree):
@@ -107,7 +106,7 @@ def upstream(arrows: str = ARROWS) -> dict[str, set[str]]:
         for group, before in zip(groups, [[], *groups]):
             for part in group:
                 reach.setdefault(part, set()).update(before)
-    for _ in reach:  # A path is at most as long as there are parts.
+    for _ in reach:  # A path is at most as long as the number of parts.
         for parts in reach.values():
             parts.update(*(reach[part] for part in tuple(parts)))
     return reach
@@ -125,16 +124,16 @@ def part_of(name: str) -> str:
 def arrows_run_one_way(module: Module) -> Iterator[str]:
     reach, part = upstream(), part_of(module.name)
     if not module.name.startswith("dppo_jax."):
-        return  # The public face and the programs may import everything.
+        return  # `dppo_jax/__init__.py` and the programs may import everything.
     if part not in reach:
         yield f"no arrow says what {part} may import"
         return
     for target in module.imports:
         root, target_part = target.split(".")[0], part_of(target)
         if root in ("experiments", "benchmarks", "tests"):
-            yield f"the library does not know {target}"
+            yield f"the library must not import {target}"
         elif root == "dppo_jax" and target_part not in reach:
-            yield f"no arrow mentions {target}; import it from where it lives"
+            yield f"no arrow mentions {target}; import it from its own module"
         elif root == "dppo_jax" and target_part not in reach[part] | {part}:
             yield f"no arrow leads from {target_part} to {part}"
 
@@ -215,47 +214,47 @@ RULES = (
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_the_sources_obey(rule):
+def test_the_sources_obey_the_rules(rule):
     complaints = [f"{m.name}: {said}" for m in modules() for said in rule(m)]
     assert not complaints, "\n".join(["", *complaints])
 
 
 OFFENCES = {
-    "envs know no policies": (
+    "envs import no policies": (
         *("dppo_jax.envs.core", "from dppo_jax.policies import diffusion_policy"),
         "no arrow leads from policies to envs",
     ),
-    "a replay buffer holds what it is given, from wherever": (
+    "the replay buffer imports no demonstrations": (
         *("dppo_jax.replay", "from dppo_jax.demonstrations import transitions"),
         "no arrow leads from demonstrations to replay",
     ),
-    "data are prepared without the buffer that may hold them": (
+    "demonstrations do not import the replay buffer": (
         *("dppo_jax.demonstrations.transitions", "from dppo_jax import replay"),
         "no arrow leads from replay to demonstrations",
     ),
-    "nor do networks know returns, even relatively": (
+    "networks import no returns, even by a relative import": (
         *("dppo_jax.networks.mlp", "from ..learning.returns import gae"),
         "no arrow leads from learning to networks",
     ),
-    "training imports no algorithm, not even late": (
+    "training imports no algorithm, even inside a function": (
         *("dppo_jax.training.loop", "def run():\n    import dppo_jax.algorithms.ppo"),
         "no arrow leads from algorithms to training",
     ),
-    "checkpoints neither": (
+    "checkpoints import no algorithm": (
         *("dppo_jax.training.checkpoint", "from dppo_jax.algorithms import ppo"),
         "no arrow leads from algorithms to training.checkpoint",
     ),
-    "nor parallel, that pre-training is one": (
+    "parallel does not import cloning": (
         *("dppo_jax.training.parallel", "from dppo_jax.algorithms import clone"),
         "no arrow leads from algorithms to training.parallel",
     ),
-    "the library knows no program": (
+    "the library imports no program": (
         *("dppo_jax.evaluate", "import experiments.finetune"),
-        "the library does not know experiments.finetune",
+        "the library must not import experiments.finetune",
     ),
-    "the public face is for users": (
+    "modules import nothing from dppo_jax itself": (
         *("dppo_jax.rollout", "from dppo_jax import ChainPolicy"),
-        "no arrow mentions dppo_jax.ChainPolicy; import it from where it lives",
+        "no arrow mentions dppo_jax.ChainPolicy; import it from its own module",
     ),
     "a new part needs an arrow": (
         *("dppo_jax.utilities", ""),
@@ -269,20 +268,20 @@ OFFENCES = {
         *("dppo_jax.learning.losses", "import ml_collections\ndef make_loss(): ..."),
         "learning.losses takes plain arguments, no ml_collections",
     ),
-    "updates that several algorithms share too": (
+    "updates that several algorithms share take plain arguments": (
         "dppo_jax.learning.soft_actor_critic",
         "from ml_collections import ConfigDict\ndef make_updates(): ...",
         "learning.soft_actor_critic takes plain arguments, no ml_collections",
     ),
-    "networks too, but for their build": (
+    "networks except their build take plain arguments": (
         *("dppo_jax.networks.mlp", "import ml_collections\ndef make_mlp(): ..."),
         "networks.mlp takes plain arguments, no ml_collections",
     ),
-    "objects by name know nothing of what they are": (
+    "objects by name import no environments": (
         *("dppo_jax.objects", "from dppo_jax.envs.core import vectorize"),
         "no arrow leads from envs to objects",
     ),
-    "configuration ends at make": (
+    "only make functions read configurations": (
         *("dppo_jax.learning.off_policy", "from ml_collections import ConfigDict"),
         "ml_collections without a make_* or default_config",
     ),
@@ -294,11 +293,11 @@ OFFENCES = {
         *("dppo_jax.interop.weights", "from pickle import loads"),
         "pickle.loads could unpickle a file",
     ),
-    "nor by way of numpy": (
+    "nothing is unpickled by NumPy": (
         *("dppo_jax.normalize", "np.load(path, allow_pickle=True)"),
         "allow_pickle=True",
     ),
-    "a tuple is not unpacked to save a line": (
+    "calls do not unpack a literal tuple": (
         *("dppo_jax.rollout", "run(*(env, act), keys)"),
         "*(env, act) hides which argument is which",
     ),
@@ -310,13 +309,13 @@ OFFENCES = {
 
 
 @pytest.mark.parametrize("offence", OFFENCES)
-def test_an_offence_is_caught_by_exactly_one_rule(offence):
+def test_an_offence_breaks_exactly_one_rule(offence):
     name, source, expected = OFFENCES[offence]
     module = parse(name, source)
     assert [said for rule in RULES for said in rule(module)] == [expected]
 
 
-def test_what_the_arrows_allow_passes():
+def test_allowed_imports_pass():
     source = "import jax, mujoco.mjx\nfrom ml_collections import ConfigDict\n"
     source += "from dppo_jax import rollout\nfrom dppo_jax.types import Env\n"
     source += "from dppo_jax.diffusion import denoising\n"

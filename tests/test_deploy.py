@@ -1,4 +1,4 @@
-"""A policy comes back from its run directory, whatever wrote it."""
+"""`load_policy` loads the policies of stages and of `dppo_jax.train`."""
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def acts_as(loaded, act, params):
 
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory):
-    """A run of `dppo_jax.train` without a configuration, and what it trained."""
+    """A run of `dppo_jax.train` without a configuration, and its trained policy."""
     run_dir, policy = tmp_path_factory.mktemp("run"), tiny.tiny_diffusion_policy()
     params = train(
         run_dir, tiny.make_tiny_ppo(policy), num_iterations=2, checkpoint_every=1
@@ -85,7 +85,7 @@ def test_without_a_policy_parameters_are_plain(notebook):
     assert tiny.same(loaded.params["tuned"], params.tuned)
 
 
-def test_histories_of_a_notebook_are_told(tmp_path):
+def test_a_run_of_a_notebook_needs_its_history(tmp_path):
     policy = tiny.tiny_diffusion_policy()
     obs = {"state": jnp.zeros((1, 2, 2))}
     params = policy.init(jax.random.key(0), obs)
@@ -122,7 +122,7 @@ def test_a_policy_may_act_by_other_settings_of_sampling(tmp_path):
     assert not np.allclose(action, loaded.act(params, KEYS, tiny.OBS)[0])
 
 
-def test_soft_actor_critic_comes_back(tmp_path):
+def test_a_soft_actor_critic_policy_is_loaded(tmp_path):
     config = tiny_config(
         algorithm__name="sac",
         model__kind="squashed",
@@ -139,8 +139,8 @@ def test_soft_actor_critic_comes_back(tmp_path):
     acts_as(loaded, algorithm.act, params)
 
 
-def test_the_moves_that_an_annealed_chain_still_tunes_come_back(tmp_path):
-    """K' = 2 drops to 1 after one iteration: the frozen network makes one more move."""
+def test_an_annealed_number_of_tuned_steps_is_loaded(tmp_path):
+    """K' drops from 2 to 1, so the frozen network makes one more move."""
     config = tiny_config(
         algorithm__ppo__tuned_steps_drop=1, algorithm__ppo__tuned_steps_every=1
     )
@@ -171,16 +171,16 @@ def test_another_architecture_than_the_one_saved_is_refused(tmp_path):
     message = r"has shape \(16,\), expected \(8,\); restore the config.json"
     with pytest.raises(ValueError, match=message):
         load_policy(tmp_path, model=config.model)
-    with pytest.raises(ValueError, match="not whole.*default_config"):
+    with pytest.raises(ValueError, match="incomplete.*default_config"):
         load_policy(tmp_path, model={"kind": "diffusion"})
 
 
-def test_what_is_not_there_is_refused_by_name(notebook, tmp_path):
+def test_missing_checkpoints_and_runs_are_named(notebook, tmp_path):
     run_dir, policy, _ = notebook
     for checkpoint, message in [
         (7, r"no checkpoint 7; it has \[1, 2\]"),
         ("newest", r"no checkpoint 'newest'; it has \[1, 2\], 'latest'"),
-        ("best", "no checkpoint 'best'; it is kept where evaluations are made"),
+        ("best", "no checkpoint 'best', because its run set no keep_best"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_policy(run_dir, checkpoint, policy=policy)

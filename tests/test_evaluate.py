@@ -11,7 +11,7 @@ PARAMS = jnp.array(0.5)
 
 
 def constant(params, keys, obs, *, deterministic=False):
-    """Always the action that its parameters name; exploring adds 1."""
+    """The action is the parameters; exploring adds 1."""
     action = params + (0.0 if deterministic else 1.0)
     return jnp.full((len(keys), tiny.CHUNK, 1), action), ()
 
@@ -27,8 +27,8 @@ def evaluate(env, **settings):
 
 
 def test_only_the_first_episode_of_an_environment_counts():
-    """Half of all episodes are long. Of those that finish in the time of a long one,
-    seven in eight are short, which is what counting every episode would report."""
+    """Half of all episodes are long. To count every episode that ends during a long one
+    would be wrong, because seven in eight of these are short."""
     env = tiny.point_env(1000, lengths=(2, 16), max_steps=16)
     lengths = evaluate(env, num_episodes=1000).metrics["episode_length"]
     assert set(np.unique(lengths)) == {2.0, 16.0}
@@ -44,7 +44,7 @@ def test_there_are_as_many_episodes_as_asked_for_in_rounds_of_different_keys():
 
 
 def test_an_episode_is_scored_where_it_ends():
-    """At the goal the return is 0; one further, minus one for every step."""
+    """At the goal the return is 0; at a distance of 1 it is minus one per step."""
     env = tiny.point_env(3, lengths=(3,))
     at_goal = evaluate(env).metrics
     np.testing.assert_array_equal(at_goal["episode_return"], 0.0)
@@ -79,8 +79,8 @@ def test_an_episode_does_not_depend_on_how_many_run_at_once(num_envs):
     assert len(np.unique(one["episode_return"])) == 50
 
 
-def test_what_is_not_traced_is_no_trace_whatever_its_shape():
-    """The task shows its action [1] at every control step, if asked to."""
+def test_only_traced_metrics_are_in_traces():
+    """The task's metric `action` has the shape [1]."""
     assert evaluate(tiny.point_env(3, lengths=(3,))).traces == {}
     env = tiny.point_env(3, lengths=(3,), max_steps=8, trace=("action",))
     traces = evaluate(env, num_episodes=4).traces

@@ -1,4 +1,4 @@
-"""Laws of the maps between task units and [-1, 1]."""
+"""Properties of the maps between task units and [-1, 1]."""
 
 import numpy as np
 import pytest
@@ -22,15 +22,15 @@ def test_bounds_become_minus_one_and_one(normalizer):
     np.testing.assert_allclose(action[:, 0], [-1, 1, 0.5], atol=1e-6)
 
 
-def test_a_constant_entry_becomes_minus_one_and_comes_back(normalizer):
+def test_a_constant_entry_becomes_minus_one_and_is_restored(normalizer):
     obs = normalize.normalize_obs(normalizer, OBSERVATIONS)
     np.testing.assert_array_equal(obs[:, 1], -1)
     again = normalize.unnormalize_obs(normalizer, obs)
     np.testing.assert_allclose(again, OBSERVATIONS, atol=1e-5)
 
 
-def test_a_policy_sees_nothing_far_outside_of_its_data(normalizer):
-    """A millimetre off in a column that never changed would be 1999."""
+def test_observations_far_outside_of_the_data_are_clipped(normalizer):
+    """Without clipping, 1 mm off in a constant column would be 1999."""
     seen = normalize.policy_obs(normalizer, OBSERVATIONS + [0.0, 1e-3])
     np.testing.assert_allclose(seen[:, 0], [-1, 1, -0.2], atol=1e-6)
     np.testing.assert_array_equal(seen[:, 1], 1.0)
@@ -44,7 +44,7 @@ def test_actions_of_one_reach_the_exact_bounds(normalizer):
     np.testing.assert_array_equal(action[:, 0], [-2, 2, 0])
 
 
-def test_a_file_gives_back_what_was_saved(normalizer, tmp_path):
+def test_a_saved_file_reads_back_the_same(normalizer, tmp_path):
     path = tmp_path / "folder" / "normalization.npz"
     normalize.save_normalizer(path, normalizer)
     for source in (path, path.parent):
@@ -97,7 +97,7 @@ def test_bounds_are_only_fitted_to_complete_finite_rows():
         fit_normalizer(np.zeros((0, 1)), np.zeros((0, 1)))
 
 
-def test_bounds_that_are_none_are_not_saved(tmp_path):
+def test_invalid_bounds_are_not_saved(tmp_path):
     swapped = Normalizer(np.ones(1), np.zeros(1), np.zeros(1), np.ones(1))
     with pytest.raises(ValueError, match="obs_min=1.0 and obs_max=0.0"):
         normalize.save_normalizer(tmp_path / "normalization.npz", swapped)

@@ -1,4 +1,4 @@
-"""Objects are found by name, and names that find none say why."""
+"""Loading objects by name, and the messages for names that fail."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from dppo_jax.objects import call, is_reference, load_object, takes
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Write a file into an empty current directory, its time always another one."""
+    """Write a file into an empty current directory, each time with a new time."""
     monkeypatch.chdir(tmp_path)
     times = iter(range(1, 100))
 
@@ -108,7 +108,7 @@ def test_data_classes_of_a_file_find_their_module(write):
         ("misses_too:make", r"misses_too fails .*No module named 'absent'"),
     ],
 )
-def test_what_finds_nothing_says_why(write, monkeypatch, name, message):
+def test_a_name_that_cannot_be_loaded_says_why(write, monkeypatch, name, message):
     path = write(
         "some.py", "import os\ndef make(): ...\ndef other(): ...\n_hidden = 1\n"
     )
@@ -120,7 +120,7 @@ def test_what_finds_nothing_says_why(write, monkeypatch, name, message):
     write("misses_too.py", "import absent\n")
     monkeypatch.syspath_prepend(path.parent)
     before = set(sys.modules)
-    for _ in range(2):  # A failure is not remembered as a success.
+    for _ in range(2):  # A module that failed must fail again.
         with pytest.raises(ValueError, match=message) as raised:
             load_object(name, hint="It could be a colour.")
         found = "fails" in message
@@ -129,7 +129,7 @@ def test_what_finds_nothing_says_why(write, monkeypatch, name, message):
     assert len(left) == (name.startswith(("some", "empty")))
 
 
-def test_what_was_there_stays_after_a_change_that_fails(write):
+def test_a_failed_reload_keeps_the_loaded_module(write):
     write("task.py", "class Task:\n    pass\n")
     task = load_object("task.py:Task")
     write("task.py", "1 / 0\n")
@@ -138,7 +138,7 @@ def test_what_was_there_stays_after_a_change_that_fails(write):
     assert sys.modules[task.__module__].Task is task
 
 
-def test_functions_get_what_they_take():
+def test_functions_get_only_the_arguments_they_take():
     def function(*, size, engine="none", **rest):
         return size, engine, rest
 

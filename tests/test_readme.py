@@ -1,4 +1,4 @@
-"""The README is true: its example runs, and the files that it names exist."""
+"""The example of the README runs, and the files and programs that it names exist."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_the_notebook_example_runs(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_links_lead_somewhere(link):
+def test_links_lead_to_files(link):
     assert (REPOSITORY / link).exists()
 
 

@@ -1,8 +1,8 @@
-"""Agreement with numbers that the reference implementation of DPPO produced.
+"""Comparison with numbers from the reference implementation of DPPO.
 
 Every `.npz` file in ../shared/golden, or in the folder that DPPO_JAX_GOLDEN names, is
-a case. Sizes and settings come from the case itself, so a folder with other sizes
-and settings runs as well; what belongs to no kind known here is skipped by name.
+a case. Sizes and settings come from the case itself, so a folder with other sizes and
+settings runs as well. Cases of an unknown kind are skipped by name.
 """
 
 import os
@@ -202,7 +202,7 @@ def check_lr_schedule(path, tmp_path):
 
 
 def check_dataset(path, tmp_path):
-    """A data set comes back from our own writer as it was; windows: see its check."""
+    """A data set survives our own writer; cases `NAME_check` compare windows."""
     data = path.with_name(path.name.replace("_check.npz", ".npz"))
     if not data.is_file():
         pytest.skip(f"{path.stem}: needs {data.name}")
@@ -242,7 +242,7 @@ def check_dataset(path, tmp_path):
         np.testing.assert_array_equal(channels_first, case.arrays["out/rgb"])
 
 
-# A case belongs to the first kind that its name is, or starts with.
+# A case belongs to the first kind that its name equals or starts with.
 KINDS = {
     "schedule": check_schedule,
     "net_diffusion_mlp": check_diffusion_mlp,

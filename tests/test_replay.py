@@ -1,4 +1,4 @@
-"""Laws of the replay buffer, against lists of Python."""
+"""Properties of the replay buffer, compared with Python lists."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 
 
 class Step(NamedTuple):
-    """id: [] tells steps apart; image: [2] bytes, the id's last two digits."""
+    """id: [] identifies a step; image: [2] bytes, the id's last two digits."""
 
     id: Any
     image: Any
@@ -70,7 +70,7 @@ def numbered(start, num_steps, num_envs):
 
 
 sizes = st.sampled_from([(1, 1), (3, 4)])  # B, L
-# None, less than a ring, more, and more than two rings. Few, since each one compiles.
+# None, less than a ring, more, and more than two rings; few, because each compiles.
 num_steps = st.sampled_from([0, 1, 3, 5, 9])
 
 
@@ -88,7 +88,7 @@ def test_rings_hold_exactly_the_last_steps_in_order(size, lengths):
 
 
 @given(sizes, num_steps, num_steps)
-def test_one_insertion_is_as_many_as_it_has_steps(size, before, num_steps):
+def test_inserting_many_steps_equals_inserting_each(size, before, num_steps):
     num_envs, length = size
     one = many = INSERT(empty(num_envs, length), steps(numbered(50, before, num_envs)))
     ids = numbered(0, num_steps, num_envs)
@@ -102,7 +102,7 @@ def test_offline_data_are_spread_evenly_and_kept_in_order(size, num_items, num_s
     num_envs, length = size
     num_items = min(num_items, num_envs * length)
     later = numbered(50, num_steps, num_envs)
-    # What the buffer held before is gone.
+    # `fill` removes what the buffer held before.
     before = INSERT(empty(num_envs, length), steps(numbered(90, 3, num_envs)))
     filled = FILL(before, steps(np.arange(num_items)))
     assert sum(rings(filled), []) == list(range(num_items))
@@ -213,7 +213,7 @@ def test_windows_never_cross_the_head_or_an_end(size, num_steps, length, how, da
     assert {found[0] for found in items.id.tolist()} == set(after)
 
 
-def test_ends_of_windows_are_what_the_caller_says():
+def test_the_caller_chooses_what_ends_a_window():
     buffer = replay.insert(empty(1, 4), steps(numbered(0, 4, 1), np.ones((4, 1), bool)))
     _, valid = replay.sample_windows(
         buffer, jax.random.key(0), 64, 2, ends=lambda items: items.id == 10
@@ -223,7 +223,7 @@ def test_ends_of_windows_are_what_the_caller_says():
     assert valid[:, 1].tolist() == [i not in (10, 30) for i in items.id[:, 0].tolist()]
 
 
-def test_scanned_and_donated_nothing_copies_the_storage():
+def test_a_donated_scan_does_not_copy_the_storage():
     num_envs, length = 4, 50_000
     shapes = jax.eval_shape(lambda: empty(num_envs, length))
     items = jax.eval_shape(lambda: steps(np.zeros((3, 7, num_envs), int)))
@@ -244,7 +244,7 @@ def test_scanned_and_donated_nothing_copies_the_storage():
     assert memory.temp_size_in_bytes < storage / 100
 
 
-def test_jit_changes_nothing_and_seeds_may_be_mapped_over():
+def test_jit_and_vmap_change_nothing():
     ids = [numbered(start, 7, 2) for start in (0, 50)]
     apart = [replay.insert(empty(2, 4), steps(i)) for i in ids]
     chex.assert_trees_all_equal(INSERT(empty(2, 4), steps(ids[0])), apart[0])
@@ -259,7 +259,7 @@ def test_jit_changes_nothing_and_seeds_may_be_mapped_over():
 
 
 def test_bytes_are_those_that_are_allocated():
-    # 14 steps make 3 rings of 4; a step has 4 + 2 + 4 + 4 bytes, beside 4 counters.
+    # 14 steps make 3 rings of 4; a step has 4 + 2 + 4 + 4 bytes, plus 4 counters.
     buffer = replay.init(EXAMPLE, 3, 14)
     assert replay.nbytes(EXAMPLE, 3, 14) == 3 * 4 * 14 + 4 * 4
     assert sum(x.nbytes for x in jax.tree.leaves(buffer)) == 3 * 4 * 14 + 4 * 4
@@ -283,7 +283,7 @@ ONE = steps(numbered(0, 1, 2))
             r"items.image float32 \(1, 2, 2\) must be uint8",
         ),
         (lambda b: replay.fill(b, steps(np.arange(9))), "9 items .* at least 10"),
-        (lambda b: replay.fill(b, steps(np.arange(1))), "num_envs of at most 1"),
+        (lambda b: replay.fill(b, steps(np.arange(1))), "num_envs to at most 1"),
         (lambda b: replay.sample(b, jax.random.key(0), 4), "buffer is empty"),
         (lambda b: replay.sample(b, jax.random.key(0), 0), "divide the 0 items"),
         (
@@ -296,7 +296,7 @@ ONE = steps(numbered(0, 1, 2))
         ),
         (
             lambda b: replay.sample_windows(b, jax.random.key(0), 4, 5),
-            "length=5 .*the 4 steps",
+            "length=5 .*the 4 items",
         ),
         (
             lambda b: replay.sample_windows(b, jax.random.key(0), 4, 0),
@@ -323,7 +323,7 @@ def test_wrong_settings_are_refused(call, message):
 
 
 @pytest.mark.slow
-def test_four_devices_store_and_draw_what_one_does():
+def test_four_devices_store_and_draw_the_same_as_one():
     child = subprocess.run(
         [sys.executable, "-m", "tests.sharded_replay"],
         cwd=REPOSITORY,
@@ -334,5 +334,5 @@ def test_four_devices_store_and_draw_what_one_does():
     assert child.returncode == 0, child.stderr
     said = json.loads(child.stdout)
     assert said["four"] == said["one"]
-    assert len(set(said["one"]["drawn"])) > 8  # And not one item again and again.
+    assert len(set(said["one"]["drawn"])) > 8  # Draws differ.
     assert "multiple of the 4 devices" in said["refusal"]

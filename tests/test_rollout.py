@@ -42,7 +42,7 @@ def test_a_roll_out_executes_the_start_of_every_chunk_and_records_what_follows()
     np.testing.assert_allclose(metrics["episode_return"][1], reward[:2].sum(), 1e-5)
 
 
-def test_the_next_observation_is_acted_on_unless_an_episode_ended():
+def test_the_policy_sees_the_next_observation_or_that_of_a_reset():
     state, transitions, _ = run(constant)
     obs, following = transitions.obs["state"], transitions.next_obs["state"]
     np.testing.assert_array_equal(obs[1], following[0])
@@ -50,7 +50,7 @@ def test_the_next_observation_is_acted_on_unless_an_episode_ended():
     np.testing.assert_array_equal(state.obs["state"], following[-1])
 
 
-def test_two_halves_make_a_whole():
+def test_two_half_roll_outs_equal_a_whole_one():
     env, keys = tiny.point_env(2, lengths=(3,)), env_keys(KEY, 2)
     start = env.reset(keys)
     whole = rollout(env, constant, start, keys, 4)[1]
@@ -60,7 +60,7 @@ def test_two_halves_make_a_whole():
         np.testing.assert_array_equal(a, jnp.concatenate([b, c]))
 
 
-def test_what_to_keep_of_a_step_is_for_the_caller_to_say():
+def test_the_caller_chooses_what_to_record():
     env, keys = tiny.point_env(2, lengths=(3,)), env_keys(KEY, 2)
     _, kept, _ = rollout(
         env,
@@ -75,12 +75,12 @@ def test_what_to_keep_of_a_step_is_for_the_caller_to_say():
     np.testing.assert_array_equal(kept[1], transitions.truncated)
 
 
-def test_every_step_of_every_environment_draws_from_a_key_of_its_own():
+def test_every_step_of_every_environment_has_its_own_key():
     action = np.asarray(run(random, num_chunks=5)[1].action)
     assert len(np.unique(action)) == action.size
 
 
-def test_an_environment_does_not_depend_on_how_many_others_run():
+def test_an_environment_does_not_depend_on_the_number_of_others():
     def actions(num_envs):
         env = tiny.point_env(num_envs, lengths=(1, 3, 9))
         start = env.reset(env_keys(KEY, num_envs))
@@ -100,7 +100,7 @@ def test_first_episodes_are_those_of_a_roll_out_up_to_their_ends():
     for i, length in enumerate(np.asarray(episodes.length)):
         total = np.asarray(episodes.kept)[:length, i].sum()
         assert np.isclose(episodes.metrics["episode_return"][i], total, rtol=1e-5)
-    # The same start and keys, one episode at a time.
+    # The same start and keys, but one episode at a time.
     for i in range(6):
         one = tiny.point_env(1, lengths=(1, 3, 9), max_steps=8)
         alone = first_episodes(one, random, keys[i : i + 1])
@@ -110,7 +110,7 @@ def test_first_episodes_are_those_of_a_roll_out_up_to_their_ends():
 
 
 def test_first_episodes_end_with_the_longest_of_them():
-    """Steps beyond the end of all episodes are not taken."""
+    """No steps are taken after the end of all episodes."""
     steps = []
 
     def counting(keys, obs):

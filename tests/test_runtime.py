@@ -1,4 +1,4 @@
-"""Settings of a process, seen in processes of their own."""
+"""Settings of a process, tested in separate processes."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ print(os.environ.get("PJRT_NPROC"))
 
 
 def run(source, **environment):
-    """Run a program on the package that is tested, wherever this test was started."""
+    """Run a program with this package, whatever the current directory is."""
     inherited = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
     path = os.pathsep.join([str(REPOSITORY), inherited.get("PYTHONPATH", "")])
     return subprocess.run(

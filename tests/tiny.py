@@ -1,4 +1,4 @@
-"""Small worlds, policies and settings that the tests of training share."""
+"""Small environments, policies and settings that the tests of training share."""
 
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ NORMALIZER = Normalizer(
 
 
 class PointState(NamedTuple):
-    """length: [] steps that this episode takes; step: those it took."""
+    """length: [] steps of this episode; step: steps taken so far."""
 
     length: Array
     step: Array
@@ -42,7 +42,7 @@ class PointState(NamedTuple):
 def point_task(lengths: tuple[int, ...] = (1,)) -> Env:
     """Reward -(action - GOAL)^2; terminates after a length drawn from `lengths`.
 
-    The observation is (last action, steps taken), so that nothing is hidden.
+    The observation is (last action, steps taken), the whole state but the length.
     """
 
     def reset(key: Array) -> PointState:
@@ -72,13 +72,13 @@ def point_env(
     max_steps: int = 8,
     trace: tuple[str, ...] = (),
 ) -> VecEnv:
-    """`point_task` behind the wrappers of a real one."""
+    """`point_task` with the wrappers of a real task."""
     env = stack_observations(time_limit(point_task(lengths), max_steps), 1)
     return vectorize(chunk_actions(env, CHUNK, trace), num_envs)
 
 
 def start(env: VecEnv, key: Array) -> Any:
-    """Reset every environment from a key of its own."""
+    """Reset every environment with its own key."""
     return env.reset(env_keys(key, env.num_envs))
 
 
@@ -109,7 +109,7 @@ def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> ChainP
 def tiny_gaussian_policy(
     fixed_std: float = 0.2, *, learn_fixed_std: bool = False
 ) -> ChainPolicy:
-    """A mean of one hidden layer of 16, and a standard deviation beside it."""
+    """A mean from one hidden layer of 16, and a separate standard deviation."""
     network = GaussianMLP(
         action_dim=ACTION_DIM,
         chunk=CHUNK,
@@ -146,10 +146,10 @@ def make_tiny_ppo(
     reset_at_iteration: bool = True,
     **changes: Any,
 ):
-    """PPO on `point_env`; dots in the names of `changes` are double underscores.
+    """PPO on `point_env`; write dots in names of `changes` as double underscores.
 
     Args:
-        num_envs, num_tuned_steps: where `env` and `policy` are not given.
+        num_envs, num_tuned_steps: used if `env` and `policy` are not given.
     """
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     return ppo.make_ppo(
@@ -177,7 +177,7 @@ def tiny_squashed_policy() -> SquashedPolicy:
 
 
 def make_tiny_sac(env: VecEnv | None = None, *, num_chunks: int = 4, **changes: Any):
-    """SAC on `point_env`: 16 transitions and as many updates of 32 an iteration."""
+    """SAC on `point_env`: 16 transitions and 16 updates of 32 rows per iteration."""
     config = ConfigDict()
     config.rollout = dict(num_chunks=num_chunks, reset_at_iteration=False)
     config.critic = dict(hidden_sizes=(32,), activation="relu")
@@ -194,7 +194,7 @@ def make_tiny_sac(env: VecEnv | None = None, *, num_chunks: int = 4, **changes: 
 
 
 def silent(init, step, params, **more: Any) -> Algorithm:
-    """An Algorithm that never acts, and whose loss must be finite."""
+    """An Algorithm that must not act, and whose loss must be finite."""
 
     def act(*args: Any, **settings: Any) -> Any:
         raise AssertionError("nothing should act here")
@@ -224,7 +224,7 @@ def random_params(module: Any, *inputs: Any, seed: int = 0) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Bit for bit the same leaves, random keys included."""
+    """Whether all leaves are equal bit for bit, including random keys."""
 
     def bits(leaf: Any) -> Any:
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,4 +1,4 @@
-"""Measurements one after another within a time limit; what fails loses no other."""
+"""Runs measurements within a time limit; if one fails, the others still run."""
 
 import queue
 import sys
@@ -17,8 +17,12 @@ Row = dict[str, Any]
 
 
 class Job(NamedTuple):
-    """Something to measure: the table it belongs to, what tells its rows apart from
-    others, and what measures them; rows it has yielded stay, whatever comes after."""
+    """A measurement.
+
+    table: the table of its rows.
+    about: columns that identify its rows.
+    run: yields the rows; those yielded before an error are kept.
+    """
 
     table: str
     about: Row
@@ -32,13 +36,13 @@ def run_jobs(
     keep: Callable[[list[Row]], Any],
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Row]:
-    """Rows of all jobs; what fails or has no time left says so in a row of its own.
+    """The rows of all jobs; a job that fails or has no time left gives a row saying so.
 
     Args:
-        max_minutes: a job that is not done by then is cut off, and its thread left at
-            work: end the process when this returns.
-        keep: called with all rows so far whenever there is one more.
-        clock: seconds.
+        max_minutes: a job that is not done by then is cut off, but its thread keeps
+            running: end the process after this returns.
+        keep: called with all rows so far after every new row.
+        clock: returns seconds.
     """
     rows: list[Row] = []
     begin = clock()
@@ -60,9 +64,9 @@ def run_jobs(
                 add(about | row)
         except _CutOff:
             add(about | {"skipped": f"{CUT_OFF} {max_minutes:g} minutes were over"})
-        except SettingsError as error:  # A setting that cannot be had here.
+        except SettingsError as error:  # This machine cannot measure it.
             add(about | {"skipped": one_line(error)})
-        except Exception as error:  # Whatever it is, the other rows matter.
+        except Exception as error:  # After any error measure the others.
             add(about | {"error": f"{type(error).__name__}: {one_line(error)}"})
         # Compiled programs hold memory of the device.
         jax.clear_caches()
@@ -74,12 +78,13 @@ class _CutOff(Exception):
 
 
 def rows_within(run: Callable[[], Iterable[Row]], seconds: float) -> Iterator[Row]:
-    """The rows of `run`, one by one, as long as there is time.
+    """The rows of `run`, one by one, until the time is up.
 
-    A compiler cannot be interrupted, so `run` has a thread of its own.
+    A compiler cannot be interrupted, so `run` has its own thread. Errors of `run` are
+    raised here.
 
     Raises:
-        _CutOff: time is up; or whatever `run` raises.
+        _CutOff: the time is up.
     """
     found: queue.Queue[Row | BaseException | None] = queue.Queue()
 
@@ -106,5 +111,5 @@ def rows_within(run: Callable[[], Iterable[Row]], seconds: float) -> Iterator[Ro
 
 
 def one_line(error: Exception) -> str:
-    """The beginning of what an error says."""
+    """The beginning of an error message, in one line."""
     return " ".join(str(error).split())[:300]

@@ -1,4 +1,4 @@
-"""The command line, and what is measured in which order."""
+"""The command line, and the order of the measurements."""
 
 import argparse
 import functools
@@ -26,7 +26,7 @@ from benchmarks.gpu.target import measure_target
 def make_jobs(
     sizes: Sizes, *, engines: Sequence[str] = ENGINES, data: str | None = None
 ) -> list[Job]:
-    """What to measure, the most telling first."""
+    """The measurements, the most important first."""
     jobs: list[Job] = []
 
     def add(table: str, run: Callable[..., Iterable[Row]], **about: Any) -> None:
@@ -59,7 +59,7 @@ def make_jobs(
 
 
 def result_path(report: dict[str, Any], *, small: bool) -> Path:
-    """benchmarks/results/<device>-<date>.json; trials are called small-..."""
+    """benchmarks/results/<device>-<date>.json; with `small` small-<device>-..."""
     path = timing.result_path("small" if small else "gpu", report)
     return path if small else path.with_name(path.name.removeprefix("gpu-"))
 
@@ -68,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, keep and print."""
     parser = argparse.ArgumentParser("benchmarks.gpu")
     add = parser.add_argument
-    add("--max-minutes", type=float, default=8.0, help="after which nothing runs")
-    add("--only", nargs="+", choices=TABLES, default=TABLES, help="these tables")
-    add("--engines", nargs="+", choices=ENGINES, default=ENGINES, help="of end_to_end")
+    add("--max-minutes", type=float, default=8.0, help="stop after this time")
+    add("--only", nargs="+", choices=TABLES, default=TABLES, help="only these")
+    add("--engines", nargs="+", choices=ENGINES, default=ENGINES, help="for end_to_end")
     add("--data", help="demonstrations of Hopper, for its time to target")
     add("--small", action="store_true", help="sizes for a trial on a CPU")
     add("--json", help="file to write")
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sizes = SMALL if options.small else FULL
     if jax.default_backend() == "cpu" and not options.small:
-        parser.error("there is no GPU here; --small tries the program out on a CPU.")
+        parser.error("JAX sees no GPU; --small tries the program out on a CPU.")
     report = timing.start() | {"sizes": sizes._asdict()}
     path = options.json or result_path(report, small=options.small)
     jobs = make_jobs(sizes, engines=options.engines, data=options.data)
@@ -92,5 +92,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         timing.print_table([row for row in rows if row["table"] == table])
     print(f"wrote {path}", flush=True)
     if any(CUT_OFF in row.get("skipped", "") for row in rows):
-        # Its thread is still at work.
+        # The thread of the row that was cut off is still running.
         os._exit(0)

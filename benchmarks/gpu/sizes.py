@@ -1,4 +1,4 @@
-"""How much is measured, and the configurations at that size."""
+"""Sizes of the measurements, and the configurations at these sizes."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ TABLES = (
 )
 ENGINES = ("mjx", "mjx-warp")
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
-# Variants with minibatches of chains, except `avoid`.
+# Variants with minibatches of chains; `avoid` has minibatches of pairs.
 CONFIGS = {
     "hopper": "experiments/configs/hopper.py:fast",
     "halfcheetah": "experiments/configs/halfcheetah.py:fast",
@@ -24,19 +24,19 @@ CONFIGS = {
 
 
 class Sizes(NamedTuple):
-    """How much is measured.
+    """Sizes of the measurements.
 
-    tasks: of `end_to_end`, the first one also of the parts.
-    batches: environments, the most telling first.
-    widths: of square products.
-    seeds: side by side.
-    updates: minibatches of cloning.
-    chunks: of every environment in an iteration.
-    hidden: layers of all networks; None: those of the configurations.
-    seconds: of repeating a measurement.
+    tasks: tasks of `end_to_end`; the parts use the first one.
+    batches: numbers of environments, the most important first.
+    widths: widths of square products.
+    seeds: numbers of seeds side by side.
+    updates: minibatches in an epoch of cloning.
+    chunks: chunks of every environment in an iteration.
+    hidden: layer sizes of all networks; None: those of the configurations.
+    seconds: time in which a measurement is repeated.
     targets: tasks of `time_to_target`.
-    target_settings: what it changes of theirs.
-    target_seconds: after which fine-tuning gives up.
+    target_settings: changed settings of these tasks.
+    target_seconds: time after which fine-tuning gives up.
     """
 
     tasks: tuple[str, ...]
@@ -62,8 +62,8 @@ FULL = Sizes(
     hidden=None,
     seconds=3.0,
     targets=("avoid", "hopper"),
-    # A GPU steps 512 environments as fast as 40, so an iteration has five times the
-    # chunks of `:fast` in two fifths of its steps, and as many updates.
+    # A GPU steps 512 environments as fast as 40. Compared with `:fast` an iteration has
+    # five times the chunks, two fifths of the steps per environment, as many updates.
     target_settings={
         "hopper": {
             "rollout.num_envs": 512,
@@ -113,7 +113,7 @@ def make_config(
     """The configuration of a task, at the sizes to measure: 2 epochs of 10 updates.
 
     Raises:
-        SettingsError: an engine that cannot be had here.
+        SettingsError: an engine that cannot run here.
     """
     config = load_config(CONFIGS[task])
     if precision == "bfloat16":
@@ -134,6 +134,6 @@ def shrink(config: ConfigDict, sizes: Sizes) -> None:
 
 
 def products_in(precision: str) -> Any:
-    """A context in which float32 products are computed so; of compilation."""
+    """A context for compiling, which sets the precision of float32 products."""
     tf32 = precision == "tensorfloat32"
     return jax.default_matmul_precision(precision if tf32 else "float32")

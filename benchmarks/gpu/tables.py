@@ -1,4 +1,4 @@
-"""The measurements of every table but `time_to_target`."""
+"""The measurements of all tables except `time_to_target`."""
 
 import concurrent.futures
 import time
@@ -25,7 +25,7 @@ from experiments.settings import load_config
 
 
 def compile_together(calls: dict[str, timing.Call]) -> dict[str, timing.Call]:
-    """The calls, compiled side by side: compiling MJX keeps one core busy."""
+    """Compile calls in parallel, because compiling MJX uses only one core."""
     lowered = {
         name: jax.jit(call.function).lower(*call.args) for name, call in calls.items()
     }
@@ -38,7 +38,7 @@ def compile_together(calls: dict[str, timing.Call]) -> dict[str, timing.Call]:
 
 
 def rollout_call(setup: Setup, act: BoundAct, env_state: Any) -> timing.Call:
-    """A roll-out of an iteration, which goes on from where the last one ended."""
+    """The roll-out of an iteration; each call continues where the last one ended."""
     num_chunks = setup.config.rollout.num_chunks
 
     def run(carry: Any) -> Any:
@@ -57,15 +57,15 @@ def measure_end_to_end(
 ) -> Iterator[Row]:
     """Control steps per second: physics alone, with the policy acting, with learning.
 
-    Three programs, each compiled from nothing and all at once, then timed in turns.
+    These are three programs, compiled in parallel without a cache and timed in turns.
 
     Raises:
-        SettingsError: an engine that cannot be had here, or that would drop contacts.
+        SettingsError: an engine that cannot run here, or that would drop contacts.
     """
     if resolve_engine(engine, engine) == "mjx-warp":
         raise SettingsError(
-            "tasks ask mjx-warp for no room (max_contacts), so that all environments "
-            "together have that for the contacts of one."
+            "tasks do not set max_contacts for mjx-warp, so all environments together "
+            "would have space for the contacts of one; use engine mjx."
         )
     setup = make_setup(make_config(task, sizes, envs=envs, engine=engine))
     algorithm = make_algorithm(setup.env, setup.policy, setup.config)
@@ -100,7 +100,7 @@ def measure_end_to_end(
 
 
 def measure_seeds(sizes: Sizes, number: int) -> Iterator[Row]:
-    """An iteration of `avoid`, of many seeds side by side."""
+    """An iteration of `avoid` with `number` seeds side by side."""
     config = load_config(CONFIGS["avoid"])
     config.env.engine = "mjx"
     if sizes.hidden is not None:
@@ -124,7 +124,7 @@ def measure_seeds(sizes: Sizes, number: int) -> Iterator[Row]:
 
 
 def measure_denoising(sizes: Sizes, batch: int, precision: str) -> Iterator[Row]:
-    """Four times all K denoising steps for `batch` environments."""
+    """All K denoising steps for `batch` environments, four times."""
     setup = make_setup(make_config(sizes.tasks[0], sizes, precision=precision))
     row = part_row(denoising_part(setup, batch, 4), precision, sizes)
     yield row | {"chunks/s": 4 * batch / row["median s"]}
@@ -148,7 +148,7 @@ def measure_pretrain(sizes: Sizes, batch: int, precision: str) -> Iterator[Row]:
 
 
 def part_row(part: Part, precision: str, sizes: Sizes) -> Row:
-    """The part alone; its floor would take four more programs to compile."""
+    """The row of a part, without its floor, for which four more programs compile."""
     with products_in(precision):
         timed = timing.measure(
             part.call.function,

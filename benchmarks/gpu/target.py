@@ -1,4 +1,4 @@
-"""Time from demonstrations to a target."""
+"""Measures the time from demonstrations to a target."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +22,11 @@ from experiments.settings import load_config
 
 
 class Target(NamedTuple):
-    """What fine-tuning is to reach.
+    """The goal of fine-tuning.
 
-    metric: of deterministic evaluations, their mean; score: how much of it.
-    evaluate_every: iterations.
+    metric: name of a metric, averaged over a deterministic evaluation.
+    score: mean to reach.
+    evaluate_every: iterations between evaluations.
     """
 
     config: str
@@ -41,10 +42,10 @@ TARGETS = {
 
 
 def demonstrations(config: ConfigDict, task: str, data: str | None) -> Episodes:
-    """Those in `data`, or for `avoid` scripted ones.
+    """Scripted demonstrations for `avoid`, otherwise those in `data`.
 
     Raises:
-        SettingsError: no data for a task that has no script.
+        SettingsError: no data, for a task without a script.
     """
     if task == "avoid":
         return normalize_episodes(collect.collect_avoid(config))
@@ -56,7 +57,7 @@ def demonstrations(config: ConfigDict, task: str, data: str | None) -> Episodes:
 def measure_target(
     sizes: Sizes, data: str | None, task: str, precision: str
 ) -> Iterator[Row]:
-    """Clone, then fine-tune and evaluate in turns, until a target; a row each time."""
+    """Clone, then fine-tune until the target is reached; a row for each evaluation."""
     target = TARGETS[task]
     config = load_config(target.config)
     config.env.engine = "mjx"
@@ -108,7 +109,7 @@ def improve(
     config: ConfigDict,
     evaluate_every: int,
 ) -> Iterator[Row]:
-    """Fine-tune `params`; the means of an evaluation before, on the way and after."""
+    """Fine-tune `params`; the means of evaluations before, during and after it."""
     yield summarize(score(params)) | {"iteration": 0, "control steps": 0}
     state = jax.jit(algorithm.init)(jax.random.key(config.seed), params)
     step = jax.jit(algorithm.step)

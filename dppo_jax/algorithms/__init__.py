@@ -1,4 +1,4 @@
-"""The algorithms that `config.algorithm.name` may name; they do not know each other."""
+"""The table of algorithms from which `config.algorithm.name` selects one."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,12 +11,14 @@ from dppo_jax.types import Algorithm, VecEnv
 
 
 class Entry(NamedTuple):
-    """default_config: () -> the section `config.algorithm.<name>`.
+    """One algorithm of the table.
 
-    make: (env, policy, config, data=None) -> Algorithm, from the whole configuration.
-    uses_data: whether it learns from demonstrations as well.
-    takes_critic: whether `Algorithm.init` takes, after what acts, the `critic_params`
-        of an earlier run.
+    default_config: () -> the section `config.algorithm.<name>`.
+    make: (env, policy, config, data=None) -> Algorithm; config is the whole
+        configuration.
+    uses_data: whether the algorithm also learns from demonstrations.
+    takes_critic: whether `Algorithm.init` accepts, after the policy's parameters, the
+        `critic_params` of an earlier run.
     """
 
     default_config: Callable[[], ConfigDict]
@@ -41,7 +43,7 @@ def default_config() -> ConfigDict:
 
 
 def find_algorithm(name: str) -> Entry:
-    """The entry of a name; raises SettingsError if there is none."""
+    """Return the entry of a name; raise SettingsError if the name is unknown."""
     if name not in ALGORITHMS:
         raise SettingsError(
             f"algorithm.name={name!r} is unknown; use one of {', '.join(ALGORITHMS)}."
@@ -52,7 +54,7 @@ def find_algorithm(name: str) -> Entry:
 def make_algorithm(
     env: VecEnv, policy: Any, config: ConfigDict, data: Any = None
 ) -> Algorithm:
-    """The algorithm that `config.algorithm.name` names.
+    """Make the algorithm that `config.algorithm.name` selects.
 
     Args:
         config: the whole configuration; an algorithm reads its own section,
@@ -60,6 +62,6 @@ def make_algorithm(
         data: demonstrations, for algorithms that learn from them.
 
     Raises:
-        SettingsError: an unknown name, or settings that the algorithm refuses.
+        SettingsError: an unknown name, or settings that the algorithm does not accept.
     """
     return find_algorithm(config.algorithm.name).make(env, policy, config, data)

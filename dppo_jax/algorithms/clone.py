@@ -16,10 +16,11 @@ from dppo_jax.types import Algorithm, Array, Metrics, Obs, PyTree
 
 
 class PretrainState(NamedTuple):
-    """What an epoch starts from.
+    """The training state between two epochs.
 
-    params: network parameters; ema: their moving average, which is the policy.
-    epoch, updates: counters.
+    params: the network parameters that are trained.
+    ema: their exponential moving average, which is the policy.
+    epoch, updates: how many have been completed.
     """
 
     params: PyTree
@@ -41,7 +42,7 @@ def default_config() -> ConfigDict:
     config.weight_decay = 1e-6
     config.ema_decay = 0.995
     config.ema_every = 10  # updates
-    # The first epoch, counted from 1, with an average; before it is the network itself.
+    # Averaging starts in this epoch, counted from 1; before it, ema copies params.
     config.ema_start = 20
     config.clone_entropy_coef = 0.0  # Gaussian policies only
     # Pixels that images are shifted by at most, at random; 4 in the paper, 0: none.
@@ -52,19 +53,19 @@ def default_config() -> ConfigDict:
 def make_pretrain(
     policy: ChainPolicy, dataset: Windows, config: ConfigDict
 ) -> Algorithm:
-    """Behaviour cloning as an Algorithm; one `step` is one epoch.
+    """Make behaviour cloning an Algorithm; one `step` is one epoch.
 
     Args:
-        policy: whose `clone_loss` is minimised, less `clone_entropy_coef` times its
+        policy: the loss is its `clone_loss` minus `clone_entropy_coef` times its
             entropy.
         dataset: windows of demonstrations, on the device.
 
     Returns:
-        An Algorithm. Each epoch sees every window, in whole minibatches; the last
-        one is filled up from the epoch's beginning.
+        An Algorithm. Each epoch uses every window, in minibatches of equal size; the
+        last one is filled up with samples from the beginning of the epoch.
 
     Raises:
-        SettingsError: settings that cannot work, by name.
+        SettingsError: an invalid setting, which the message names.
     """
     if not isinstance(policy, ChainPolicy):
         raise SettingsError(
@@ -149,7 +150,7 @@ def make_pretrain(
         return state, {"loss": loss.mean(), "learning_rate": learning_rate}
 
     def params(state: PretrainState) -> PolicyParams:
-        """The averaged network, as base and as what fine-tuning starts from."""
+        """Use the averaged network as the base network and as the tuned network."""
         return PolicyParams(base=state.ema, tuned=state.ema)
 
     return Algorithm(

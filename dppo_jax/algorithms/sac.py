@@ -1,7 +1,7 @@
 """Soft actor-critic over action chunks (Haarnoja et al. 2018b, arXiv 1812.05905).
 
-With more critics than enter a target, their mean for the actor and many updates per
-transition it is REDQ (Chen et al. 2021, arXiv 2101.05982).
+With num_critics > target_critics, actor_value = "mean" and many updates per transition,
+it is REDQ (Chen et al. 2021, arXiv 2101.05982).
 """
 
 from typing import Any
@@ -29,15 +29,15 @@ def default_config() -> ConfigDict:
     """Settings of the paper's appendix D."""
     config = ConfigDict()
     config.replay = off_policy.default_config()
-    # Actor and temperature are updated once in a round, after the critics; so often on
-    # its last batch. The reference implementation has updates_per_round = 2 and 2 here.
+    # At the end of each round, actor and temperature are updated this often, on its
+    # last batch. The reference implementation has updates_per_round = 2 and 2 here.
     config.actor_updates = 1
     config.discount = 0.99  # per chunk
     config.reward_scale = 1.0
     config.num_critics = 2
-    config.target_critics = 2  # drawn anew among them for every target
+    config.target_critics = 2  # critics drawn at random for every target
     config.target_rate = 0.005
-    config.actor_value = "min"  # or "mean", over the critics
+    config.actor_value = "min"  # or "mean", over all critics
     for name in ("actor", "critic", "temperature"):
         config[name] = ConfigDict(
             dict(learning_rate=3e-4, weight_decay=0.0, max_grad_norm=placeholder(float))
@@ -51,19 +51,19 @@ def default_config() -> ConfigDict:
 def make(
     env: VecEnv, policy: SquashedPolicy, config: ConfigDict, data: Any = None
 ) -> Algorithm:
-    """Soft actor-critic with the settings of `default_config`.
+    """Make soft actor-critic from a whole configuration.
 
     Args:
-        env: whose action is the policy's whole chunk, [Ta, Da] in [-1, 1].
-        config: read are its sections `rollout`, `critic` and `algorithm.sac`.
-        data: not used; the algorithm learns from what it collects.
+        env: its action is the policy's whole chunk, [Ta, Da] in [-1, 1].
+        config: its sections `rollout`, `critic` and `algorithm.sac` are read.
+        data: not used.
 
     Returns:
         An Algorithm; `init(key, params=None)` starts from given parameters of the
         actor, or from new ones.
 
     Raises:
-        SettingsError: settings that contradict each other, by name.
+        SettingsError: invalid or contradictory settings, which the message names.
     """
     del data
     settings = config.algorithm.sac
@@ -81,7 +81,7 @@ def make(
 def make_learner(
     env: VecEnv, policy: SquashedPolicy, critic: StateActionCritic, config: ConfigDict
 ) -> off_policy.Learner:
-    """The updates of soft actor-critic; `config` is `default_config` with changes."""
+    """Make the learner; `config` is `default_config` with changes."""
     trainers, updates = make_updates(env, policy, critic, config)
     return soft_actor_critic(
         policy,
@@ -97,7 +97,7 @@ def make_learner(
 def make_updates(
     env: VecEnv, policy: SquashedPolicy, critic: StateActionCritic, config: ConfigDict
 ) -> tuple[Trainers, Updates]:
-    """What a round of `make_learner` is made of."""
+    """Make the optimizers and the two updates that `make_learner` combines."""
     trainers = Trainers(
         *(optimizers.trainer(**config[name]) for name in Trainers._fields)
     )
@@ -122,7 +122,7 @@ def make_updates(
 def _check_config(config: ConfigDict, policy: SquashedPolicy) -> None:
     if not isinstance(policy, SquashedPolicy):
         raise SettingsError(
-            "sac needs log-probabilities of a squashed Gaussian policy; set "
+            f"sac needs a squashed Gaussian policy, not a {type(policy).__name__}; set "
             "model.kind='squashed'."
         )
     for name, fits, wanted in (

@@ -1,4 +1,4 @@
-"""Demonstration data: readers and the windows that training draws from."""
+"""Data sets of demonstrations: formats, recorder, windows and transitions."""
 
 from dppo_jax.demonstrations.dataset import (
     Episodes,

@@ -19,15 +19,15 @@ from dppo_jax.types import Array, Obs
 
 
 class Episodes(NamedTuple):
-    """Episodes laid end to end: N steps of E episodes.
+    """E concatenated episodes with N steps in total.
 
     observations: "state" [N, Do] float32 and optionally "rgb" [N, H, W, C] uint8.
     actions: [N, Da] float32.
-    episode_lengths: [E] integers that add up to N.
+    episode_lengths: [E] integers whose sum is N.
     rewards: [N] float32, or None.
-    terminals: [N] bool, true where the task ended, or None.
-    normalizer: bounds that observations and actions were normalised with; None where
-        they are in the units of the task.
+    terminals: [N] bool, True where the task ended, or None.
+    normalizer: bounds with which observations and actions were normalised; None if they
+        are in task units.
     """
 
     observations: dict[str, np.ndarray]
@@ -39,11 +39,11 @@ class Episodes(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """W training samples as rows of flat arrays, which are stored once.
+    """W samples of behaviour cloning, as row indices into arrays that are stored once.
 
-    observations, actions: the flat arrays of `Episodes`, on the device.
-    observation_rows: per observation entry, [W, To] rows of the history.
-    action_rows: [W, Ta] rows of the action chunk.
+    observations, actions: the arrays of `Episodes`, on the device.
+    observation_rows: for each observation entry, row indices of the history [W, To].
+    action_rows: row indices of the action chunk [W, Ta].
     """
 
     observations: Obs
@@ -60,19 +60,19 @@ class Windows(NamedTuple):
 def windows(
     episodes: Episodes, *, chunk: int, history: int = 1, image_history: int = 1
 ) -> Windows:
-    """Every window that lies within one episode, in the order of the data.
+    """Make all windows that lie within one episode, in the order of the data.
 
-    A window is an action chunk together with the observations up to its first
-    step; before the start of an episode its first observation is repeated.
+    A window is an action chunk and the observations up to its first step. The first
+    observation of an episode is repeated to fill the history.
 
     Args:
-        chunk: Ta; only full chunks count, so the last Ta - 1 steps start none.
+        chunk: Ta; chunks must be complete, so none starts in the last Ta - 1 steps.
         history: To of the state.
         image_history: To of the images, at most `history`.
 
     Raises:
-        SettingsError: episodes that are not consistent (see `check_episodes`), a chunk
-            longer than every episode, or a history that is not positive.
+        SettingsError: inconsistent episodes (see `check_episodes`), a chunk longer than
+            every episode, or a history that is not positive.
     """
     check_episodes(episodes, "episodes")
     check_window(chunk, history, image_history)
@@ -101,10 +101,10 @@ def windows(
 
 
 def gather(windows: Windows, window: Array) -> tuple[Obs, Array]:
-    """The batch of windows with these numbers; pure, for use inside `jit`.
+    """Gather a batch of windows; pure, for use inside `jit`.
 
     Args:
-        window: [B] integers in [0, W).
+        window: [B] indices in [0, W).
 
     Returns:
         Observations {"state": [B, To, Do], ...} and actions [B, Ta, Da].
@@ -118,16 +118,17 @@ def gather(windows: Windows, window: Array) -> tuple[Obs, Array]:
 
 
 def concatenate(parts: Sequence[Episodes], source: str) -> Episodes:
-    """Lay episodes of one task, in its units, end to end.
+    """Concatenate episodes of one task, in task units.
 
-    Rewards and terminals are kept where every part has them.
+    Rewards and terminals are kept only if every part has them.
 
     Args:
-        parts: whose normalisers, if any, are dropped: no two parts share bounds.
-        source: what to call the data in a message, for example its file.
+        parts: their normalisers, if any, are dropped, because bounds of parts differ.
+        source: name of the data in messages, for example its file.
 
     Raises:
-        SettingsError: no parts, or parts of different observations or action sizes.
+        SettingsError: no parts, or parts with different sizes of observations or
+            actions.
     """
     if not parts:
         raise SettingsError(f"{source} holds no episodes; check the data.")
@@ -140,7 +141,7 @@ def concatenate(parts: Sequence[Episodes], source: str) -> Episodes:
         if sizes(part) != sizes(parts[0]):
             raise SettingsError(
                 f"{source}: episode {index} has sizes {sizes(part)}, but episode 0 has "
-                f"{sizes(parts[0])}; keep data of different tasks apart."
+                f"{sizes(parts[0])}; do not mix data of different tasks."
             )
     rewards = [part.rewards for part in parts if part.rewards is not None]
     terminals = [part.terminals for part in parts if part.terminals is not None]
@@ -157,7 +158,7 @@ def concatenate(parts: Sequence[Episodes], source: str) -> Episodes:
 
 
 def select_episodes(episodes: Episodes, indices: np.ndarray) -> Episodes:
-    """The episodes with these numbers, in this order."""
+    """Select episodes by index, in the order of `indices`."""
     lengths = np.asarray(episodes.episode_lengths)
     begin = np.cumsum(lengths) - lengths
     rows = np.concatenate([begin[i] + np.arange(lengths[i]) for i in indices])
@@ -174,11 +175,14 @@ def select_episodes(episodes: Episodes, indices: np.ndarray) -> Episodes:
 def split_episodes(
     episodes: Episodes, fraction: float, seed: int
 ) -> tuple[Episodes, Episodes]:
-    """Draw whole episodes for validation: neighbouring steps are too much alike.
+    """Draw episodes for validation.
+
+    Whole episodes are drawn, because neighbouring steps are too similar.
 
     Args:
-        fraction: of the episodes that go to validation, in (0, 1); they are at least
-            one, and at least one is left to train on.
+        fraction: fraction of the episodes for validation, in (0, 1); both sets get at
+            least one episode.
+        seed: of the random draw.
 
     Returns:
         (train, validation), each in the order of the data.
@@ -189,8 +193,8 @@ def split_episodes(
     total = len(episodes.episode_lengths)
     if not 0 < fraction < 1 or total < 2:
         raise SettingsError(
-            f"fraction={fraction} of {total} episodes cannot be split off; it "
-            "must lie in (0, 1), and there must be at least 2 episodes."
+            f"fraction={fraction} of {total} episodes cannot be drawn for validation; "
+            "it must lie in (0, 1), and there must be at least 2 episodes."
         )
     held_out = min(max(round(fraction * total), 1), total - 1)
     order = np.random.default_rng(seed).permutation(total)
@@ -201,10 +205,10 @@ def split_episodes(
 def normalize_episodes(
     episodes: Episodes, normalizer: Normalizer | None = None
 ) -> Episodes:
-    """Map episodes in task units to [-1, 1]; ones with a normaliser stay as they are.
+    """Normalise episodes in task units to [-1, 1]; return normalised ones unchanged.
 
     Args:
-        normalizer: bounds to use; None fits them to the episodes.
+        normalizer: bounds to use; None: fit them to the episodes.
     """
     if episodes.normalizer is not None:
         return episodes
@@ -220,14 +224,14 @@ def normalize_episodes(
 
 
 def unnormalize_episodes(episodes: Episodes) -> Episodes:
-    """The inverse of `normalize_episodes`: the same episodes in task units."""
+    """Convert episodes to task units, the inverse of `normalize_episodes`."""
     bounds = episodes.normalizer
     if bounds is None:
         return episodes
     low, high = bounds.action_min, bounds.action_max
     state = unnormalize_obs(bounds, episodes.observations["state"])
-    # `unnormalize_action` stretches a little so that a policy reaches its bounds;
-    # recorded actions need the exact inverse, which is that of observations.
+    # `unnormalize_action` is not an exact inverse, so that a policy reaches its bounds.
+    # Recorded actions need the exact inverse, which is `unnormalize_obs`.
     actions = unnormalize_obs(Normalizer(low, high, low, high), episodes.actions)
     return episodes._replace(
         observations={**episodes.observations, "state": np.asarray(state, np.float32)},
@@ -237,20 +241,20 @@ def unnormalize_episodes(episodes: Episodes) -> Episodes:
 
 
 def check_episodes(episodes: Episodes, source: str) -> None:
-    """Refuse episodes that would train a policy on nonsense.
+    """Check that episodes are consistent and finite.
 
     Args:
-        source: what to call the data in a message, for example its file.
+        source: name of the data in messages, for example its file.
 
     Raises:
-        SettingsError: no steps, arrays of unequal length, lengths that do not add up,
-            entries of an unknown name, NaN or infinite values.
+        SettingsError: no steps, arrays of unequal length, episode lengths with a wrong
+            sum, an unknown observation entry, NaN or infinite values.
     """
     named = episodes.observations
     if "state" not in named or set(named) - {"state", "rgb"}:
         raise SettingsError(
-            f"{source}: observations {sorted(named)} must hold state, and besides "
-            "only rgb."
+            f"{source}: observations {sorted(named)} must be state and optionally rgb; "
+            "rename or remove others."
         )
     tables = {**named, "actions": episodes.actions}
     if episodes.rewards is not None:
@@ -263,7 +267,7 @@ def check_episodes(episodes: Episodes, source: str) -> None:
         if array.ndim != ranks[name] or len(array) != steps:
             raise SettingsError(
                 f"{source}: {name} {array.shape} must have {ranks[name]} axes, the "
-                f"first of the {steps} steps that the actions have."
+                f"first of length {steps}, like the actions."
             )
     _check_lengths(episodes.episode_lengths, steps, source)
     for name, array in tables.items():
@@ -278,7 +282,7 @@ def check_episodes(episodes: Episodes, source: str) -> None:
 
 
 def check_window(chunk: int, history: int, image_history: int) -> None:
-    """Raises SettingsError for a chunk or a history that no sample can have."""
+    """Raise SettingsError for invalid lengths of a chunk or a history."""
     if chunk < 1 or history < 1 or not 1 <= image_history <= history:
         raise SettingsError(
             f"chunk={chunk}, history={history}, image_history={image_history}: all "
@@ -287,7 +291,7 @@ def check_window(chunk: int, history: int, image_history: int) -> None:
 
 
 def summary(episodes: Episodes) -> str:
-    """A few lines that describe the data: sizes, lengths, ranges."""
+    """Describe the data in a few lines: sizes, lengths, ranges."""
     lengths = episodes.episode_lengths
     lines = [
         f"{len(lengths)} episodes, {len(episodes.actions)} steps (shortest "
@@ -328,7 +332,8 @@ def _check_lengths(lengths: np.ndarray, steps: int, source: str) -> None:
         )
     if len(lengths) == 0 or steps == 0:
         raise SettingsError(
-            f"{source}: the data set is empty ({len(lengths)} episodes, {steps} steps)."
+            f"{source}: the data set is empty ({len(lengths)} episodes, {steps} steps);"
+            " give one with episodes."
         )
     if lengths.min() < 1:
         raise SettingsError(

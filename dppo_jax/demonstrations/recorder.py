@@ -1,4 +1,4 @@
-"""Record what a policy does as a data set, the way the sets of D4RL were recorded."""
+"""Record the episodes of a policy as a data set, as in D4RL."""
 
 import functools
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from dppo_jax.types import Act, Array, Obs, PyTree, TimeStep, Transition, VecEnv
 
 
 class _Rows(NamedTuple):
-    """What a control step showed; leaves [T, B, ...] of a round."""
+    """The recorded control steps of a round; leaves [T, B, ...]."""
 
     state: Any
     action: Any
@@ -35,24 +35,24 @@ def make_recorder(
     *,
     num_control_steps: int,
 ) -> Callable[[PyTree, Array], Episodes]:
-    """Record whole episodes, until they hold `num_control_steps` control steps or more.
+    """Make a function that records whole episodes with at least N control steps.
 
-    Every environment gives the first episode of a round, since taking whatever ends
-    first would favour short ones; rounds of the same compiled program follow each
-    other until there are enough. The last episode is not cut.
+    In each round every environment records its first episode, because recording the
+    episodes that end first would favour short ones. Rounds of the same compiled program
+    follow each other until there are N control steps. The last episode is complete.
 
     Args:
-        env: at the control rate and in task units, with a time limit.
-        act: (params, keys [B], obs {"state": [B, Do]}) -> (action [B, Da], extras),
-            the actions that are executed and recorded, in task units.
-        num_control_steps: N at least.
+        env: with one control step per step, in task units, with a time limit.
+        act: (params, keys [B], obs {"state": [B, Do]}) -> (action [B, Da], extras);
+            its actions, in task units, are executed and recorded.
+        num_control_steps: N.
 
     Returns:
-        (params, key) -> Episodes in task units with `rewards` and `terminals`; an
-        episode without a terminal is one that the time limit cut.
+        (params, key) -> Episodes in task units with `rewards` and `terminals`; the time
+        limit ended those without a terminal.
 
     Raises:
-        SettingsError: no time limit, or less than one step.
+        SettingsError: no time limit, or `num_control_steps` below 1.
     """
     if env.max_steps is None:
         raise SettingsError(
@@ -89,7 +89,7 @@ def make_recorder(
         while missing > 0:
             key, round_key = jax.random.split(key)
             length, rows = jax.tree.map(np.asarray, play(params, round_key))
-            # As many episodes as are missing, in the order of the environments.
+            # Keep only as many episodes as needed, in the order of the environments.
             length = length[: np.searchsorted(np.cumsum(length), missing) + 1]
             kept = np.arange(max_steps) < length[:, None]
             parts.append(
@@ -110,13 +110,12 @@ def make_recorder(
 
 
 def in_task_units(act: Act, normalizer: Normalizer) -> Act:
-    """What a policy with To = 1 does, at the control rate and in task units.
+    """Convert the `act` of a policy with To = 1 to task units and single actions.
 
     Returns:
         (params, keys [B], obs {"state": [B, Do]}) -> (action [B, Da], extras): the
-        first action of each chunk that `act` chooses, clipped to the bounds, because
-        Gaussian noise reaches beyond what a motor can do, and data should say what was
-        done.
+        first action of each chunk of `act`, clipped to the bounds. Gaussian noise may
+        exceed the limits of motors, and data must hold the executed actions.
     """
 
     def act_on_raw(
@@ -131,17 +130,18 @@ def in_task_units(act: Act, normalizer: Normalizer) -> Act:
 
 
 def random_bounds(env: VecEnv, key: Array, *, num_control_steps: int) -> Normalizer:
-    """Bounds for a policy that starts from nothing: what random actions show.
+    """Find bounds by random actions, for a policy that trains without demonstrations.
 
-    They stay as they are, unlike running moments, so that a checkpoint carries them
-    like those of a data set. A policy that outgrows them sees entries beyond +-1.
+    Unlike running moments, the bounds are constant, so that a checkpoint stores them
+    like those of a data set. A policy that leaves them sees entries beyond +-1.
 
     Args:
         env: as for `make_recorder`, with actions in [-1, 1].
-        num_control_steps: of random actions, uniform in [-1, 1]; at least.
+        num_control_steps: at least this many steps are run, with actions that are
+            uniform in [-1, 1].
 
     Returns:
-        The smallest and largest observations; [-1, 1] itself for the actions.
+        The smallest and largest observations as bounds, and [-1, 1] for the actions.
     """
 
     def act(

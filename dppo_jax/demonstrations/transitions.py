@@ -13,15 +13,15 @@ from dppo_jax.errors import SettingsError
 
 
 class Transitions(NamedTuple):
-    """N chunk steps in the order of the data, on the host.
+    """N transitions of chunks in the order of the data, on the host.
 
-    obs: "state" [N, To, Do], and "rgb" [N, To, H, W, C] where the data have images.
-    action: [N, Ta, Da]
+    obs: "state" [N, To, Do], and "rgb" [N, To, H, W, C] if the data have images.
+    action: [N, Ta, Da].
     reward: [N] summed over the executed control steps of the chunk.
     next_obs: as `obs`, after the chunk or at the end of the episode.
     terminated: [N] 1 where the task ended within the chunk; nothing is bootstrapped.
-    truncated: [N] 1 where the recording ended within the chunk and the task did not;
-        still bootstrapped.
+    truncated: [N] 1 where the recording ended within the chunk but the task did not;
+        the value of `next_obs` is bootstrapped.
     return_to_go: [N] discounted sum of this and all later rewards of the episode.
     """
 
@@ -45,36 +45,37 @@ def chunked_transitions(
     step_discount: float = 1.0,
     drop_unfollowed: bool = False,
 ) -> Transitions:
-    """What an environment behind `chunk_actions` would show of the same episodes.
+    """Convert episodes to the transitions that `chunk_actions` would give.
 
-    A chunk that reaches the end of its episode sums the rewards up to there, repeats
-    the last action in the entries that were not executed, and leads to the last
-    observation.
+    If a chunk reaches the end of its episode, its reward is the sum up to there, its
+    last action is repeated in the entries that were not executed, and `next_obs` is the
+    last observation.
 
-    Data sets hold what was seen before each action, so the observation after the last
-    one is missing. An episode whose task ended does not need it. One that was cut off
-    bootstraps from its last observation instead, the one that its last action answered:
-    with Ta = 1 that transition leads to itself. `drop_unfollowed` leaves that action
-    out, so that every `next_obs` but those of terminations is what really followed.
+    Data sets hold the observation before each action, so the observation after the last
+    action is missing. A terminated episode does not need it. A truncated one bootstraps
+    from the observation before the last action instead; with Ta = 1 the `next_obs` of
+    this transition equals its `obs`. `drop_unfollowed` leaves out the last action of
+    truncated episodes, so that `next_obs` is always the true next observation, except
+    at terminations.
 
     Args:
-        episodes: with rewards, and in the units that the policy acts in, see
-            `normalize_episodes`. Only a terminal at the last step of an episode counts;
-            without terminals all episodes were cut off.
+        episodes: with rewards, and in the units in which the policy acts, see
+            `normalize_episodes`. Terminals before the last step of an episode are
+            ignored; without terminals all episodes are truncated.
         chunk: Ta.
         discount: of `return_to_go`, per chunk.
         history: To of the state; the first observation of an episode is repeated.
         image_history: To of the images, at most `history`.
-        stride: control steps from one transition to the next, at most Ta. 1 uses every
-            step; with Ta transitions follow each other, as windows of consecutive ones
+        stride: control steps from one transition to the next, at most Ta. 1 starts a
+            transition at every step. Ta makes consecutive transitions, which windows
             (`replay.sample_windows`) need.
-        step_discount: of the rewards within a chunk, per control step; 1 adds them up,
-            which is what environments do.
+        step_discount: of the rewards within a chunk, per control step; 1 sums them, as
+            environments do.
         drop_unfollowed: see above.
 
     Returns:
-        Transitions, float32 (images uint8). `return_to_go` of an episode that was cut
-        off has nothing after the cut.
+        Transitions, float32 (images uint8). `return_to_go` of a truncated episode ends
+        with its last reward.
 
     Raises:
         SettingsError: no rewards, inconsistent episodes, settings out of range, or no
@@ -84,32 +85,31 @@ def chunked_transitions(
     check_window(chunk, history, image_history)
     if not 1 <= stride <= chunk:
         raise SettingsError(
-            f"stride={stride} must lie between 1, for every control step, and "
-            f"chunk={chunk}, beyond which actions are skipped."
+            f"stride={stride} must lie between 1 and chunk={chunk}; larger strides "
+            "would skip actions."
         )
     for name, value in dict(discount=discount, step_discount=step_discount).items():
         if not 0 <= value <= 1:
             raise SettingsError(f"{name}={value} must lie between 0 and 1.")
     if episodes.rewards is None:
         raise SettingsError(
-            "these episodes have no rewards, which off-policy training needs; choose a "
-            "data set that holds them (`rewards`), or record one with "
-            "experiments.collect."
+            "these episodes have no rewards, which off-policy training needs; use a "
+            "data set with `rewards`, or record one with experiments.collect."
         )
     length = np.asarray(episodes.episode_lengths)
     begin, end = np.cumsum(length) - length, np.cumsum(length)
     terminals = episodes.terminals
     ended = np.zeros(len(length), bool) if terminals is None else terminals[end - 1] > 0
-    # The last observation that a next_obs may be; the last action that counts.
+    # Row of the last observation for next_obs, and of the last action to use.
     last_seen = end - 1
     last_acted = end - 1 - (~ended & drop_unfollowed)
     count = last_acted - begin + 1
     if count.sum() == 0:
         raise SettingsError(
-            "drop_unfollowed=True leaves nothing of episodes of one step that were cut "
-            "off; set it to False."
+            "drop_unfollowed=True leaves nothing of truncated episodes of one step; "
+            "set it to False."
         )
-    # Per control step from here on; `stride` selects at the end.
+    # From here on, arrays have one entry per control step; `stride` selects later.
     begin, ended, last_seen, last_acted = (
         np.repeat(x, count) for x in (begin, ended, last_seen, last_acted)
     )
@@ -144,14 +144,14 @@ def chunked_transitions(
 def _returns(
     reward: np.ndarray, steps_left: np.ndarray, chunk: int, discount: float
 ) -> np.ndarray:
-    """[N] float32 discounted sums over every `chunk`-th row, to the end of the episode.
+    """Discounted sums [N] float32 over every `chunk`-th row to the end of the episode.
 
     Args:
         reward: [N] float64 of the chunk that starts at each control step.
-        steps_left: [N] rows of the same episode that follow.
+        steps_left: [N] number of later rows of the same episode.
     """
     result = reward.copy()
-    # Rows with equally many chunks to come need nothing of each other.
+    # Rows with equally many chunks left do not depend on each other.
     chunks_left = steps_left // chunk
     order = np.argsort(chunks_left, kind="stable")
     bounds = np.cumsum(np.bincount(chunks_left))[:-1]

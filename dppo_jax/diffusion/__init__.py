@@ -1,1 +1,1 @@
-"""Chains of Gaussian moves, and denoising as one of them."""
+"""Chains of Gaussian moves, denoising as such a move, and its noise schedules."""

@@ -1,11 +1,11 @@
-"""Chains of Gaussian moves: sampling and log-probabilities over a `move`.
+"""Chains of Gaussian moves: sampling and log-probabilities for any kind of move.
 
-Diffusion and flow policies act by a chain x_0 -> x_1 -> ... -> x_K, of which each move
-is Gaussian (paper Sec. 4.1),
+Diffusion and flow policies act by a chain x_0 -> x_1 -> ... -> x_K of Gaussian moves
+(paper Sec. 4.1),
 
     mean, std = move(params, x_k, k, condition),    x_{k+1} ~ N(mean, std^2).
 
-Here is everything that does not depend on which move it is. Step k = 0 is the noisiest.
+Step k = 0 is the noisiest.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from dppo_jax.types import Array, PyTree
 
-# (params, x [B, Ta, Da], step, condition) -> mean like x, and a standard deviation that
-# broadcasts to x: a table over steps, or what a network makes of x and the condition.
-# `step` is a scalar, the same for all rows, or [B].
+# (params, x [B, Ta, Da], step, condition) -> (mean like x, standard deviation that
+# broadcasts to x). The standard deviation may be a table over steps or the output of a
+# network. `step` is [B], or a scalar for all rows.
 Move = Callable[[PyTree, Array, Array, PyTree], tuple[Array, Array]]
 
 
@@ -29,10 +29,11 @@ class Chain(NamedTuple):
     explore: move of roll-outs and of log-probabilities.
     deterministic: move of evaluation.
     num_denoising_steps: K.
-    draw_clip: bound of standard-normal draws; the density stays unclipped.
-    final_clip: bound of the action that leaves the chain, or None.
-    min_log_prob_std: floor of the standard deviation in log-probabilities; 0: none, for
-        moves whose own is never near zero.
+    draw_clip: standard-normal draws are clipped to +- this; log-probabilities ignore
+        the clipping.
+    final_clip: the action is clipped to +- this; None: not clipped.
+    min_log_prob_std: floor of the standard deviation in log-probabilities; 0, no floor,
+        suits moves whose standard deviation is never near zero.
     """
 
     explore: Move
@@ -44,7 +45,7 @@ class Chain(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A network and what it made of the observations, once for a whole chain."""
+    """Parameters of a network and its encoding of the observations of a chain."""
 
     params: PyTree
     condition: PyTree
@@ -73,7 +74,7 @@ def move_log_prob(
     """Log-probability of the exploring moves x -> next_x, entry by entry (eq. 4.3).
 
     Args:
-        network: whose condition has leaves [B, ...].
+        network: its condition has leaves [B, ...].
         x, next_x: [B, Ta, Da].
         step: [B] index of the move among all K.
 
@@ -99,14 +100,14 @@ def run_moves(
     """Run steps `first` ... `last - 1` of a chain on given standard-normal draws.
 
     Args:
-        network_of: step -> the network that owns it.
+        network_of: step -> the network that runs it.
         x: [B, Ta, Da] before step `first`.
         draws: [K, B, Ta, Da]; entry k belongs to step k and is clipped here.
         min_std: floor of the sampling standard deviation.
 
     Returns:
-        x after the last step, and, over the steps run, every x [S, B, Ta, Da] and its
-        entry-wise log-probability [S, B, Ta, Da], as `move_log_prob` has it.
+        x after the last step. For all S steps, x after the step and its entry-wise
+        log-probability as in `move_log_prob`, both [S, B, Ta, Da].
     """
 
     def one(x: Array, inputs: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
@@ -140,8 +141,8 @@ def sample_chain(
     """Denoise from x_0 ~ N(0, I); keep the last `num_tuned` steps (paper eq. 4.2).
 
     Args:
-        base: network of the early steps, which nothing else ever evaluates.
-        network_of: step -> network of a tuned step.
+        base: network of the first K - num_tuned steps.
+        network_of: step -> network of a later step.
         draws: [K + 1, B, Ta, Da] standard normal; entry 0 is x_0 itself.
         min_std: floor of the sampling standard deviation; unused if deterministic.
     """

@@ -1,7 +1,7 @@
-"""Denoising as a chain: what a `Schedule` makes of a network, and how it is cloned.
+"""Denoising as a chain of moves, and the loss of its behaviour cloning.
 
 DDPM (Ho et al. 2020), DDIM (Song et al. 2021) and prediction of the noise or of
-the clean action differ only in the arrays of a `Schedule`. With `out` the network's
+the clean action differ only in the arrays of a `Schedule`. If `out` is the network's
 output at step k,
 
     x0   = x0_from_x[k] x + x0_from_out[k] out            (then clipped)
@@ -26,17 +26,17 @@ Denoise = Callable[[PyTree, Array, Array, PyTree], Array]
 
 
 class Diffusion(NamedTuple):
-    """What turns a network into a distribution over chains.
+    """Schedules and bounds that turn a network into a distribution over chains.
 
     explore: schedule of roll-outs and of log-probabilities.
     deterministic: schedule of evaluation.
-    training: schedule of the forward process in the behaviour-cloning loss; has
-        more steps than the others where DDIM skips some.
-    predict_noise: the network predicts the noise; otherwise the clean action.
+    training: schedule of the forward process in the behaviour-cloning loss; with DDIM
+        it has more steps than the other two.
+    predict_noise: True if the network predicts the noise, False for the clean action.
     x0_clip: bound of the predicted clean action, or None.
     noise_clip: bound of the predicted noise in the mean (DDIM), or None.
-    draw_clip: bound of standard-normal draws; the density stays unclipped.
-    final_clip: bound of the action that leaves the chain, or None.
+    draw_clip: bound of standard-normal draws; log-probabilities ignore it.
+    final_clip: bound of the action at the end of the chain, or None.
     min_log_prob_std: floor of the standard deviation in log-probabilities.
     """
 
@@ -63,12 +63,15 @@ def make_diffusion(
     final_clip: float | None = None,
     min_log_prob_std: float = 0.1,
 ) -> Diffusion:
-    """The schedules and bounds of one diffusion policy.
+    """Make the schedules and bounds of a diffusion policy.
 
     Args:
-        num_denoising_steps: K, or the training steps where `ddim_steps` is given.
+        num_denoising_steps: denoising steps in training; also K if `ddim_steps` is
+            None.
         ddim_steps: K of a sub-sampled DDIM chain; None samples by DDPM.
         eta: DDIM noise while exploring; evaluation always uses 0.
+        predict_noise, x0_clip, noise_clip, draw_clip, final_clip, min_log_prob_std: see
+            `Diffusion`.
 
     Raises:
         SettingsError: DDIM for a network that predicts the clean action, or a bound
@@ -140,7 +143,7 @@ def diffusion_chain(diffusion: Diffusion, denoise: Denoise) -> Chain:
         def move(
             params: PyTree, x: Array, step: Array, condition: PyTree
         ) -> tuple[Array, Array]:
-            # One time for all rows is embedded once.
+            # A time [1] for all rows is embedded only once.
             time = jnp.atleast_1d(schedule.time[step])
             out = denoise(params, x, time, condition)
             mean = denoise_mean(diffusion, schedule, x, out, step)
@@ -159,12 +162,12 @@ def diffusion_chain(diffusion: Diffusion, denoise: Denoise) -> Chain:
 
 
 class Cloning(NamedTuple):
-    """What a chain's network is asked when it is cloned.
+    """The inputs and targets of a chain's network in behaviour cloning.
 
-    draw_time: key -> scalar, where between noise and action to look; an integer step
-        or a continuous time.
-    corrupt: (action [B, Ta, Da], noise like it, time [B]) -> x like it, the time that
-        the network is told [B], and the target of its output, like x.
+    draw_time: key -> scalar position between noise and action, an integer step or a
+        continuous time.
+    corrupt: (action [B, Ta, Da], noise like it, time [B]) -> (x like it, the network's
+        input time [B], the target of its output, like x).
     """
 
     draw_time: Callable[[Array], Array]
@@ -172,9 +175,9 @@ class Cloning(NamedTuple):
 
 
 def diffusion_cloning(diffusion: Diffusion) -> Cloning:
-    """Every step of the training schedule alike (Ho et al. 2020, algorithm 1).
+    """Draw steps of the training schedule uniformly (Ho et al. 2020, algorithm 1).
 
-    Times are integers in [0, K), 0 the cleanest, as in the literature.
+    Times are integers in [0, K); 0 is the cleanest, as in the literature.
     """
     schedule = diffusion.training
 
@@ -218,5 +221,5 @@ def cloning_loss(
 
 
 def _column(table: Array, like: Array) -> Array:
-    """Give per-sample numbers [B] (or a scalar) the axes of `like` [B, ...]."""
+    """Append axes to per-sample numbers [B] (or a scalar) to match `like` [B, ...]."""
     return table.reshape(table.shape + (1,) * (like.ndim - table.ndim))

@@ -1,4 +1,4 @@
-"""Noise schedules: every difference between samplers, as arrays.
+"""Noise schedules: arrays of coefficients, in which alone the samplers differ.
 
 `alpha_bar` is the product of (1 - beta), called alpha in the DDIM paper.
 """
@@ -11,21 +11,22 @@ import numpy as np
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array
 
-# DDPM tables floor the posterior variance; deterministic DDPM floors its std.
+# Floors of the posterior variance in DDPM, and of std in deterministic DDPM and DDIM.
 _MIN_VARIANCE = 1e-20
 _MIN_DETERMINISTIC_STD = 1e-3
 _MIN_DDIM_STD = 1e-10
 
 
 class Schedule(NamedTuple):
-    """[K] arrays, noisiest step first.
+    """[K] arrays of coefficients, the noisiest step first.
 
-    time: what the network is told.
+    time: the network's input time.
     signal, noise: the forward process x_k = signal[k] x0 + noise[k] epsilon.
-    x0_from_x, x0_from_out: the clean action from x and the network's output.
-    mean_from_x0, mean_from_x: the mean of the next x.
-    mean_from_noise: weight of the predicted noise in that mean (0 for DDPM); only
-        read where the predicted noise is clipped.
+    x0_from_x, x0_from_out: weights of x and the network's output in the clean action.
+    mean_from_x0, mean_from_x: weights of the clean action and x in the mean of the next
+        x.
+    mean_from_noise: weight of the predicted noise in that mean (0 for DDPM); used only
+        if the predicted noise is clipped.
     std: standard deviation of the next x.
     """
 
@@ -69,9 +70,8 @@ def cosine_betas(num_denoising_steps: int, *, offset: float = 0.008) -> np.ndarr
 
 def alpha_bars_of(betas: np.ndarray) -> np.ndarray:
     """Signal power alpha_bar, the running product of (1 - beta), float32."""
-    # 1 - alpha_bar cancels at the clean end, so the rounding counts: the product
-    # runs in float64 over float32 rates, as in the code that trained the
-    # checkpoints people have.
+    # 1 - alpha_bar cancels at the clean end, so rounding matters. As in the reference,
+    # whose checkpoints can be loaded, the product of float32 rates is in float64.
     return np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
 
 
@@ -83,8 +83,8 @@ def ddpm_schedule(
     Args:
         num_denoising_steps: K.
         predict_noise: whether the network predicts the noise or the clean action.
-        deterministic: keep the posterior noise (at least 1e-3) but add none in the
-            last step, as the reference evaluates.
+        deterministic: use the posterior std (at least 1e-3), but 0 in the last step, as
+            the reference does in evaluation.
     """
     betas = cosine_betas(num_denoising_steps)
     alpha_bars = alpha_bars_of(betas)
@@ -108,15 +108,17 @@ def ddpm_schedule(
 def ddim_schedule(
     num_denoising_steps: int, *, num_training_steps: int, eta: float
 ) -> Schedule:
-    """Sub-sampled chain of noise predictions (Song et al. 2021, eqs. 12 and 16).
+    """DDIM sampling over some steps of training (Song et al. 2021, eqs. 12 and 16).
+
+    The network predicts the noise.
 
     Args:
-        num_denoising_steps: K, steps that are sampled ("leading" spacing).
-        num_training_steps: steps of the schedule that the network was trained on.
-        eta: 1 gives DDPM-like noise (exploration), 0 none (evaluation).
+        num_denoising_steps: K, number of sampled steps ("leading" spacing).
+        num_training_steps: denoising steps of training.
+        eta: 1 gives noise as in DDPM (exploration), 0 gives none (evaluation).
 
     Raises:
-        SettingsError: more sampled than trained steps.
+        SettingsError: more steps in sampling than in training.
     """
     if not 1 <= num_denoising_steps <= num_training_steps:
         raise SettingsError(
@@ -142,7 +144,7 @@ def ddim_schedule(
 
 
 def _schedule(*, time, alpha_bars, predict_noise, **means) -> Schedule:
-    """Fill in what follows from alpha_bar and turn everything noisiest first."""
+    """Add the arrays that follow from alpha_bar; reverse all to noisiest first."""
     if predict_noise:
         x0_from_x = np.sqrt(1 / alpha_bars)
         x0_from_out = -np.sqrt(1 / alpha_bars - 1)

@@ -1,4 +1,4 @@
-"""Environments as pure functions: tasks, wrappers, physics engines, batches."""
+"""Environments: tasks, wrappers, physics engines, adapters, vectorisation."""
 
 from dppo_jax.envs.adapters import make_host_task
 from dppo_jax.envs.adapters.host import host_vec_env

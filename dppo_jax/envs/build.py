@@ -1,4 +1,4 @@
-"""From a configuration to the environment that algorithms see."""
+"""Make environments from a configuration."""
 
 from collections.abc import Sequence
 
@@ -22,25 +22,25 @@ from dppo_jax.types import Env, VecEnv
 
 
 def default_config() -> ConfigDict:
-    """What an environment is made of."""
+    """Settings of an environment."""
     config = ConfigDict()
-    config.task = ""  # of dppo_jax, or `library:name`, see docs/environments.md
+    config.task = ""  # see docs/environments.md
     config.engine = "auto"
     config.options = ConfigDict()  # keyword arguments of the task
     config.max_steps = 100  # control steps until the time limit
     config.history = 1  # To
-    # Functions Env -> Env around the task, in task units, the first one innermost: a
-    # reward of one's own, for example. `module:function` or `path/to/file.py:function`.
+    # User functions Env -> Env that wrap the task in task units, the first one
+    # innermost, by name: `module:function` or `path/to/file.py:function`.
     config.wrappers = ()
     config.executed = placeholder(int)  # actions of a chunk; None: all of them
     return config
 
 
 def make_single(config: ConfigDict) -> Env:
-    """The single environment of a configuration, in task units: task and wrappers.
+    """Make the task with `env.wrappers`, in task units and not vectorised.
 
     Raises:
-        SettingsError: a task that runs in host processes, or one or a wrapper that
+        SettingsError: a task that runs in host processes, or a task or wrapper that
             cannot be made.
     """
     env = make_task(config.task, engine=config.engine, **config.options)
@@ -57,14 +57,14 @@ def make_env(
     num_envs: int,
     trace: Sequence[str] = (),
 ) -> VecEnv:
-    """The vectorised, normalised, chunked environment of a configuration.
+    """Make the vectorised, normalised, chunked environment of a configuration.
 
     Args:
         chunk: Ta, actions that the policy predicts.
         trace: metrics to report at every control step.
 
     Raises:
-        SettingsError: settings that cannot work, by name.
+        SettingsError: invalid settings, which the message names.
     """
     executed = chunk if config.executed is None else config.executed
     if not 1 <= executed <= chunk:
@@ -75,9 +75,9 @@ def make_env(
     if is_host(config.task):
         if config.wrappers:
             raise SettingsError(
-                f"env.wrappers={tuple(config.wrappers)}: {config.task} runs in host "
-                "processes, where no wrapper of this project reaches; leave them out, "
-                "and wrap the simulator itself."
+                f"env.wrappers={tuple(config.wrappers)} do not work with {config.task},"
+                " which runs in host processes; remove them, and wrap the simulator "
+                "itself."
             )
         return host_vec_env(
             make_host_task(config.task, engine=config.engine, **config.options),

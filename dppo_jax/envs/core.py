@@ -1,4 +1,4 @@
-"""From one environment to many: `vectorize` runs a batch that resets itself."""
+"""`vectorize` makes a batch of environments that reset themselves."""
 
 from typing import Any, NamedTuple
 
@@ -15,10 +15,10 @@ class VecState(NamedTuple):
     """State of a VecEnv; every leaf has the leading axis [B].
 
     env: environment states.
-    obs: what to act on next.
-    episode_return: [B] rewards of the running episode.
+    obs: the observation before the next action.
+    episode_return: [B] sum of the rewards of the running episode.
     episode_length: [B] steps of the running episode.
-    key: [B] one key per environment, consumed by its own resets alone.
+    key: [B] one key per environment, used only for its resets.
     """
 
     env: Any
@@ -29,7 +29,7 @@ class VecState(NamedTuple):
 
 
 def select(mask: Array, on_true: PyTree, on_false: PyTree) -> PyTree:
-    """Leafwise `where`; `mask` [...] lines up with the leading axes of the leaves."""
+    """Leafwise `where`; the axes of `mask` are the leading axes of the leaves."""
 
     def where(true, false):
         return jnp.where(
@@ -42,18 +42,17 @@ def select(mask: Array, on_true: PyTree, on_false: PyTree) -> PyTree:
 def vectorize(env: Env, num_envs: int) -> VecEnv:
     """Run `num_envs` copies of `env` that reset themselves.
 
-    After a step the state holds the new episode where one ended, while the
-    TimeStep keeps the observation that ended the old one, so that a truncated
-    episode can still bootstrap from it. `reset` takes one key per environment, from
-    which it draws all its resets: its trajectory does not depend on how many others
-    run.
+    If a step ends an episode, the state is that of the next one, and the TimeStep has
+    the last observation of the old one, from which a truncated episode bootstraps.
+    `reset` takes one key per environment, from which all its resets are drawn, so its
+    trajectory does not depend on the number of environments.
 
-    Metrics gain `episode_return` and `episode_length` [B], which include the
-    present step and are therefore final where an episode ended. A length that the
-    environment reports itself stays, because it knows steps inside of a chunk.
+    The metrics `episode_return` and `episode_length` [B] are added. They include the
+    current step, so they are final where an episode ends. An `episode_length` that the
+    environment reports itself is kept, because it counts control steps inside a chunk.
 
     Raises:
-        SettingsError: if `num_envs` is not positive.
+        SettingsError: `num_envs` is not positive.
     """
     if num_envs < 1:
         raise SettingsError(f"num_envs={num_envs} must be at least 1.")
@@ -87,8 +86,8 @@ def vectorize(env: Env, num_envs: int) -> VecEnv:
             "episode_return": state.episode_return,
         }
         done = jnp.maximum(time_step.terminated, time_step.truncated) > 0
-        # A branch for the whole batch: most steps end no episode, and resets may be
-        # as costly as steps. Inside the vmap it would become a select of both.
+        # One branch for the whole batch, because most steps end no episode and a reset
+        # may cost as much as a step. Inside `vmap` both sides would always run.
         state = jax.lax.cond(
             done.any(),
             lambda state: select(done, jax.vmap(fresh)(state.key), state),

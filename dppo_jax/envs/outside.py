@@ -1,4 +1,4 @@
-"""Tasks and wrappers that a user writes outside of the package, by name.
+"""Load a user's own tasks and wrappers, outside the package, by name.
 
 See `dppo_jax.objects` for the names: `module:function` or `path/to/file.py:function`.
 """
@@ -12,17 +12,17 @@ from dppo_jax.types import Env
 
 
 def make_outside(reference: str, *, engine: str = "auto", **options: Any) -> Env:
-    """The task that a function makes: `make(engine=..., **options) -> Env`.
+    """Make a task by calling a user's function `make(engine=..., **options) -> Env`.
 
     Args:
-        reference: its name, e.g. "path/to/reach.py:make_task".
-        engine: physics engine, see `dppo_jax.envs.physics`; for a function that names
-            no argument `engine` only "auto".
-        **options: its further arguments.
+        reference: name of the function, e.g. "path/to/reach.py:make_task".
+        engine: physics engine, see `dppo_jax.envs.physics`; must be "auto" if the
+            function has no argument `engine`.
+        **options: further arguments of the function.
 
     Raises:
         SettingsError: no such function, arguments that it does not take, or a result
-            that is no Env.
+            that is not an Env.
     """
     libraries = ", ".join(f"{library}:" for library in (*PURE, *HOST))
     make = load_object(
@@ -31,8 +31,8 @@ def make_outside(reference: str, *, engine: str = "auto", **options: Any) -> Env
     )
     if engine != "auto" and not takes(make, "engine"):
         raise SettingsError(
-            f"env.engine={engine!r} was asked for, but {reference} takes no argument "
-            "'engine'; leave 'auto', or let it take one."
+            f"env.engine={engine!r} is set, but {reference} takes no argument "
+            "'engine'; use 'auto', or add the argument."
         )
     return _checked(
         reference, call(reference, make, options=options, offered={"engine": engine})
@@ -40,10 +40,10 @@ def make_outside(reference: str, *, engine: str = "auto", **options: Any) -> Env
 
 
 def apply_wrapper(env: Env, reference: str) -> Env:
-    """The environment behind a wrapper `Env -> Env` that is loaded by name.
+    """Load a wrapper `Env -> Env` by name and apply it.
 
     Raises:
-        SettingsError: no such function, or a result that is no Env.
+        SettingsError: no such function, or a result that is not an Env.
     """
     wrap = load_object(reference, hint="env.wrappers names it.")
     return _checked(reference, call(reference, wrap, env))
@@ -52,7 +52,7 @@ def apply_wrapper(env: Env, reference: str) -> Env:
 def _checked(reference: str, env: Any) -> Env:
     if not isinstance(env, Env):
         raise SettingsError(
-            f"{reference} returned a {type(env).__name__}; let it return a "
+            f"{reference} returned a {type(env).__name__}; it must return a "
             "dppo_jax.types.Env, a single environment that is not vectorised."
         )
     return env

@@ -1,4 +1,4 @@
-"""Pure functions `Env -> Env`, applied in the order
+"""Wrappers, pure functions `Env -> Env`, which are applied in the order
 
 task -> normalize -> time_limit -> stack_observations -> chunk_actions.
 """
@@ -41,7 +41,7 @@ class StackState(NamedTuple):
 
 
 def check_sizes(normalizer: Normalizer, obs_size: int, action_dim: int) -> None:
-    """Raise SettingsError if the normalizer does not fit the sizes of the task."""
+    """Raise SettingsError if the normalizer has other sizes than the environment."""
     sizes = {
         "observation": (normalizer.obs_min.shape[-1], obs_size),
         "action": (normalizer.action_min.shape[-1], action_dim),
@@ -55,10 +55,10 @@ def check_sizes(normalizer: Normalizer, obs_size: int, action_dim: int) -> None:
 
 
 def normalize(env: Env, normalizer: Normalizer) -> Env:
-    """Show `obs["state"]` as `policy_obs` does and take actions in [-1, 1].
+    """Normalise `obs["state"]` by `policy_obs`, and take actions in [-1, 1].
 
     Raises:
-        SettingsError: if the normalizer was made for other sizes than the task has.
+        SettingsError: the normalizer has other sizes than the environment.
     """
     check_sizes(normalizer, env.obs_shape["state"][-1], env.action_shape[-1])
 
@@ -80,12 +80,13 @@ def normalize(env: Env, normalizer: Normalizer) -> Env:
 
 
 def time_limit(env: Env, max_steps: int) -> Env:
-    """Truncate an episode after `max_steps` steps, unless it terminated then.
+    """Truncate an episode after `max_steps` steps, unless the last step terminates it.
 
-    Metrics gain `episode_length`, the steps so far, also behind `chunk_actions`.
+    The metric `episode_length` is added, the number of steps so far. Inside
+    `chunk_actions` it counts control steps.
 
     Raises:
-        SettingsError: if `max_steps` is not positive.
+        SettingsError: `max_steps` is not positive.
     """
     if max_steps < 1:
         raise SettingsError(f"max_steps={max_steps} must be at least 1.")
@@ -107,12 +108,12 @@ def time_limit(env: Env, max_steps: int) -> Env:
 
 
 def stack_observations(env: Env, num: int) -> Env:
-    """Show the last `num` observations, each entry [Do] -> [To, Do], latest last.
+    """Return the last `num` observations, each entry [Do] -> [To, Do], newest last.
 
     The first observation of an episode is repeated to fill the history.
 
     Raises:
-        SettingsError: if `num` is not positive.
+        SettingsError: `num` is not positive.
     """
     if num < 1:
         raise SettingsError(f"num={num} stacked observations must be at least 1.")
@@ -138,18 +139,18 @@ def stack_observations(env: Env, num: int) -> Env:
 def chunk_actions(env: Env, chunk: int, trace: Sequence[str] = ()) -> Env:
     """Execute `chunk` actions per step, open loop: actions are [Ta, Da].
 
-    The reward is summed over the chunk. Where the episode ends inside a chunk
-    nothing more happens: the state stays, no reward is added, and observation,
-    flags and metrics are those of the last control step that took place.
+    The reward is summed over the chunk. If the episode ends inside a chunk, the other
+    actions are not executed: observation, flags and metrics are those of the last
+    executed control step.
 
     Args:
-        env: the environment that runs at the control rate.
+        env: the environment, with one control step per step.
         chunk: Ta, control steps per step.
         trace: names of traces or metrics of `env` to return as `TimeStep.trace` for
             every control step, [Ta, ...]; after an end the last value is repeated.
 
     Raises:
-        SettingsError: if `chunk` is not positive or `trace` names an unknown metric.
+        SettingsError: `chunk` is not positive, or `trace` has an unknown name.
     """
     if chunk < 1:
         raise SettingsError(f"chunk={chunk} actions must be at least 1.")
@@ -159,7 +160,7 @@ def chunk_actions(env: Env, chunk: int, trace: Sequence[str] = ()) -> Env:
         known = _traceable(jax.eval_shape(env.step, state, action)[1])
         unknown = sorted(set(trace) - set(known))
         if unknown:
-            raise SettingsError(f"Cannot trace {unknown}; there are {sorted(known)}.")
+            raise SettingsError(f"Cannot trace {unknown}; use some of {sorted(known)}.")
 
     def step(state: Any, action: Array) -> tuple[Any, TimeStep]:
         chex.assert_shape(action, (chunk, *env.action_shape))
@@ -173,7 +174,7 @@ def chunk_actions(env: Env, chunk: int, trace: Sequence[str] = ()) -> Env:
             traced = {name: _traceable(time_step)[name] for name in trace}
             return (state, time_step, ended), (reward, traced)
 
-        # Placeholders only: the first control step of a chunk always takes place.
+        # Placeholders: the first control step of a chunk is always executed.
         shapes = jax.eval_shape(env.step, state, action[0])[1]
         last = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         (state, time_step, _), (reward, traced) = jax.lax.scan(

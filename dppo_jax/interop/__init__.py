@@ -1,4 +1,4 @@
-"""Exchange with other implementations."""
+"""Read and write checkpoints of the reference implementation."""
 
 from dppo_jax.interop.reference_checkpoint import (
     ReferenceCheckpoint,

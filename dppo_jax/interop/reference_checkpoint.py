@@ -1,9 +1,9 @@
-"""Checkpoints of the published DPPO code (github irom-princeton/dppo) <-> ours.
+"""Convert checkpoints of the published DPPO code (github irom-princeton/dppo) <-> ours.
 
-Pre-training there saves {"epoch", "model", "ema"}, whose weights are `network.*`;
-fine-tuning saves {"itr", "model"} with `actor.*` (the frozen network), `actor_ft.*`
-(the tuned one), `critic.*`, and `network.*`, which repeats one of the two. Schedules
-are no part of it: what the weights do not tell, a configuration must.
+Its pre-training saves {"epoch", "model", "ema"} with weights `network.*`. Its
+fine-tuning saves {"itr", "model"} with `actor.*` (the base network), `actor_ft.*` (the
+tuned network), `critic.*`, and `network.*`, a copy of one of the two. Checkpoints hold
+no schedules; a configuration must give what cannot be inferred from the weights.
 """
 
 import os
@@ -20,7 +20,7 @@ from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import PolicyParams
 from dppo_jax.types import PyTree
 
-# Bounds of the noise level of DDIM in every published configuration.
+# Bounds of eta, the noise level of DDIM, in all published configurations.
 _ETA_BOUNDS = (0.1, 1.0)
 
 
@@ -28,9 +28,9 @@ class ReferenceCheckpoint(NamedTuple):
     """A policy of the reference implementation.
 
     stage: "pretrain" or "finetune".
-    params: base and tuned network; the same one twice after pre-training.
-    critic: parameters of V(s), None where there is none (Q(s, a) is left out).
-    std_bounds: least and largest standard deviation of a Gaussian policy.
+    params: base and tuned network; the same network twice after pre-training.
+    critic: parameters of V(s); None if there is none (Q(s, a) is not read).
+    std_bounds: least and largest standard deviation of a Gaussian policy, or None.
     iteration: epoch of pre-training, or iteration of fine-tuning.
     """
 
@@ -42,11 +42,11 @@ class ReferenceCheckpoint(NamedTuple):
 
 
 def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
-    """Read a `state_<n>.pt`; of a pre-trained policy its moving average, if any.
+    """Read a `state_<n>.pt`; of a pre-trained policy the moving average, if saved.
 
     Raises:
-        SettingsError: a file that cannot be read, that is no such checkpoint, or that
-            holds networks other than perceptrons and image encoders.
+        SettingsError: a file that cannot be read, is not such a checkpoint, or holds
+            networks other than perceptrons and image encoders.
     """
     tree = load_torch_file(path)
     tree = tree if isinstance(tree, dict) else {}
@@ -59,8 +59,8 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
         or not isinstance(iteration, int)
     ):
         raise SettingsError(
-            f"{path} is no checkpoint of the reference's pre-training (epoch, model, "
-            "ema) or fine-tuning (itr, model); pass a state_<n>.pt that it saved."
+            f"{path} is not a checkpoint of the reference's pre-training (epoch, model,"
+            " ema) or fine-tuning (itr, model); pass a state_<n>.pt that it saved."
         )
     tuned = any(name.startswith("actor_ft.") for name in weights)
     prefixes = ("actor.", "actor_ft.") if tuned else ("network.", "network.")
@@ -92,17 +92,18 @@ def save_reference_checkpoint(
     *,
     eta: float | None = None,
 ) -> None:
-    """Write a `.pt` that the reference loads.
+    """Write a `.pt` that the reference can load.
 
-    Of a pre-trained policy there is only the moving average, which goes by both names,
-    `model` and `ema`. A fine-tuned one without a critic loads where the reference
-    allows missing weights (`network_path`, evaluation), but does not resume a run.
+    For a pre-trained policy, both `model` and `ema` are the moving average. The
+    reference can load a fine-tuned policy without a critic only where it allows missing
+    weights (`network_path`, evaluation); it cannot resume a run from it.
 
     Args:
-        eta: noise level of a DDIM policy; the reference keeps it among the weights.
+        eta: noise level of a DDIM policy, which the reference saves with the weights.
 
     Raises:
-        SettingsError: parameters that have no name in the reference.
+        SettingsError: parameters that have no name in the reference, or an `eta`
+            outside the reference's bounds.
     """
     constants = {}
     if checkpoint.std_bounds is not None:
@@ -119,8 +120,8 @@ def save_reference_checkpoint(
         tree = {"epoch": checkpoint.iteration, "model": network, "ema": network}
         save_torch_file(path, tree)
         return
-    # There the network of the base class is the frozen one of a diffusion policy and
-    # the tuned one of a Gaussian policy.
+    # In the reference, `network.*` is the base network of a diffusion policy, but the
+    # tuned network of a Gaussian policy.
     is_diffusion = _is_diffusion(checkpoint.params.tuned)
     model = _prefixed("network", base if is_diffusion else tuned)
     if eta is not None:
@@ -134,19 +135,19 @@ def save_reference_checkpoint(
 def infer_settings(
     checkpoint: ReferenceCheckpoint, normalizer: Normalizer
 ) -> dict[str, Any]:
-    """What the weights tell of the configuration, under its names.
+    """Infer settings of the configuration from the weights.
 
     Args:
-        normalizer: bounds that the policy was trained with; their number tells the
-            sizes of an action and of an observation, the weights only those of a
-            chunk and of a history.
+        normalizer: bounds that the policy was trained with. They give the sizes of an
+            action and an observation, which are needed to infer the lengths of chunk
+            and history from the weights.
 
     Returns:
         For example {"model.chunk": 4, "model.network.hidden_sizes": (512, 512, 512)}.
-        A setting without an effect on the weights is missing.
+        Settings on which the weights do not depend are missing.
 
     Raises:
-        SettingsError: a normalizer of other sizes, or networks with layers missing.
+        SettingsError: a normalizer of other sizes, or networks with missing layers.
     """
     net, critic = checkpoint.params.base["params"], {}
     try:
@@ -162,8 +163,8 @@ def infer_settings(
             critic = _critic_settings(checkpoint.critic["params"])
     except KeyError as error:
         raise SettingsError(
-            f"the policy lacks the weights {error}, which a denoiser, a Gaussian "
-            "policy or V(s) has; nothing else can be imported."
+            f"the policy lacks the weights {error}; only a denoiser, a Gaussian "
+            "policy and V(s) can be imported."
         ) from None
     trunk = settings.pop("trunk")
     for what, vector, size, name in (
@@ -173,7 +174,7 @@ def infer_settings(
         settings[name], rest = divmod(size, len(vector))
         if rest or not settings[name]:
             raise SettingsError(
-                f"the policy has {size} {what}, which is no multiple of the "
+                f"the policy has {size} {what}, which is not a multiple of the "
                 f"{len(vector)} in the normalization; pass the --normalization that "
                 "the policy was trained with."
             )
@@ -223,7 +224,7 @@ def _critic_settings(net: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _perceptron(net: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a plain or a residual perceptron from its layers."""
+    """Infer the settings of a plain or residual perceptron from its layers."""
     residual = "linear_0" in net
     sizes: tuple[int, ...]
     if residual:
@@ -265,12 +266,12 @@ def _prefixed(prefix: str, items: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _eta_logit(eta: float) -> np.ndarray:
-    """The number that the reference squashes by tanh into the bounds of eta."""
+    """Compute the parameter that the reference maps by tanh into the bounds of eta."""
     low, high = _ETA_BOUNDS
     if not low <= eta <= high:
         raise SettingsError(
-            f"eta={eta} lies outside of [{low}, {high}], where the reference keeps it; "
-            "its configurations use 1 in training and 0, always, in evaluation."
+            f"eta={eta} lies outside [{low}, {high}], the reference's bounds; its "
+            "configurations use 1 in training, and it always uses 0 in evaluation."
         )
     with np.errstate(divide="ignore"):
         return np.arctanh([np.float32(2 * (eta - low) / (high - low) - 1)])

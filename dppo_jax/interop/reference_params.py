@@ -1,12 +1,12 @@
-"""Network weights under PyTorch names <-> our Flax parameters, by renaming alone.
+"""Convert network weights under PyTorch names <-> our Flax parameters.
 
 The names are those of the published DPPO models (github irom-princeton/dppo): a
 plain perceptron is `moduleList.<i>.linear_1` / `norm_1`, a residual one `layers.<i>`
 with blocks `l1`, `l2`, `norm1`, `norm2`. Torch stores a linear weight as
 [out, in], Flax as [in, out].
 
-There V(s) is `Q1` alone, and Q(s, a) has two forms, `Q1` beside `Q2` or a `Q1` whose
-weights have an axis of members in front; both are the members of an ensemble here.
+There V(s) is `Q1` alone. Q(s, a) has two forms: `Q1` and `Q2`, or a `Q1` whose weights
+have a leading axis of members. Both become an ensemble here.
 """
 
 import re
@@ -31,8 +31,8 @@ _NETWORKS = {
     "Q1": "value",
 }
 _MEMBERS = "members"  # of an ensemble; the first axis of every leaf
-# Torch path -> our path, inside a network. The kind of a bare `layers.<i>` shows in
-# the rank of its weight, so that rule carries the kind in a group of its own.
+# Torch path -> our path, inside a network. The rule for `layers.<i>` alone is added
+# later, because the rank of its weight decides between a linear layer and a norm.
 _LAYERS = [
     (r"moduleList\.(\d+)\.linear_1", r"layer_\1/linear"),
     (r"moduleList\.(\d+)\.norm_1", r"layer_\1/norm"),
@@ -46,34 +46,34 @@ _LAYERS_BACK = [
     (r"block_(\d+)/norm_([12])", r"layers.\1.norm\2"),
     (r"(?:linear|norm)_(\d+)", r"layers.\1"),
 ]
-# The two linear layers stand at these places among activations.
+# The indices 1 and 3 are those of the linear layers; the others are not linear.
 _TIME_EMBEDDING = {
     "time_embedding.1": "time_embedding/linear_1",
     "time_embedding.3": "time_embedding/linear_2",
 }
 _FIXED_LOG_VARIANCE = "fixed_log_variance"
-# Settings that torch keeps beside the weights.
+# Settings that the reference saves with the weights.
 _CONSTANTS = {"logvar_min", "logvar_max"}
 
 
 def params_from_reference(
     state_dict: Mapping[str, np.ndarray], *, prefix: str = ""
 ) -> PyTree:
-    """Flax parameters, as `init` returns them, from weights under torch names.
+    """Convert weights under torch names to Flax parameters, as `init` returns them.
 
     Args:
         state_dict: one array per name.
-        prefix: take only the names that start with it, and cut it off; a whole
-            policy's weights are told apart so (for example "actor_ft.").
+        prefix: use only names that start with it, and remove it. It selects one network
+            of a policy (for example "actor_ft.").
 
     Returns:
-        Parameters. Q1 beside Q2, and a Q1 with an axis of members, become those of a
-        `StateActionCritic`; a single Q1 those of V(s), or of one member, see
+        Parameters. Q1 and Q2, or a Q1 with an axis of members, become those of a
+        `StateActionCritic`. A single Q1 becomes V(s), or one member, see
         `stack_critics`.
 
     Raises:
-        SettingsError: names that belong to no network here (they are listed), no name
-            with the prefix, or a weight of the wrong rank.
+        SettingsError: unknown names (the message lists them), no name with the prefix,
+            or a weight of the wrong rank.
     """
     state_dict = {
         name[len(prefix) :]: np.asarray(array)
@@ -81,7 +81,10 @@ def params_from_reference(
         if name.startswith(prefix) and name[len(prefix) :] not in _CONSTANTS
     }
     if not state_dict:
-        raise SettingsError(f"No weights whose names start with {prefix!r}.")
+        raise SettingsError(
+            f"there are no weights whose names start with {prefix!r}; pass a "
+            "checkpoint that has them."
+        )
     members = _members(state_dict)
     if len(members) > 1:
         critics = [params_from_reference(member) for member in members]
@@ -118,20 +121,20 @@ def params_from_reference(
 
 
 def stack_critics(critics: Sequence[PyTree]) -> PyTree:
-    """Parameters of a `StateActionCritic` from those of its members, {"value": ...}."""
+    """Stack the parameters of members, {"value": ...}, for a `StateActionCritic`."""
     members = [critic["params"]["value"] for critic in critics]
     stacked = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *members)
     return {"params": {_MEMBERS: stacked}}
 
 
 def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
-    """Weights under torch names from Flax parameters: the way back.
+    """Convert Flax parameters to weights under torch names.
 
-    Ensembles of one or two critics become Q1 and Q2, others a Q1 with an axis of
-    members in front.
+    An ensemble of one critic becomes Q1, of two Q1 and Q2, of more a Q1 with a leading
+    axis of members.
 
     Raises:
-        SettingsError: parameters without a torch name (they are listed).
+        SettingsError: parameters without a torch name; the message lists them.
     """
     if set(params["params"]) == {_MEMBERS}:
         return _critics_to_reference(params["params"][_MEMBERS])
@@ -154,7 +157,7 @@ def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
 
 
 def _members(state_dict: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """The weights of each critic of an ensemble, all under the name Q1."""
+    """Split the weights of an ensemble into those of each critic, named Q1."""
     second = [name for name in state_dict if name.startswith("Q2.")]
     if second:
         first = {name: a for name, a in state_dict.items() if name not in second}

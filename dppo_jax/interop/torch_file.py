@@ -1,10 +1,10 @@
-"""Files of `torch.save`, read and written without torch; nothing in them can run.
+"""Read and write files of `torch.save` without torch, and without running their code.
 
 Such a file is a zip archive: `data.pkl` describes a tree of containers and tensors,
-`data/<key>` are the raw bytes behind the tensors. `data.pkl` is written in the
-language of pickles, which in general calls whatever it names. Here a small
-interpreter knows only the instructions that saving weights needs, and of names only
-those of tensors and their types; it imports and calls nothing that a file names.
+`data/<key>` are the raw bytes of the tensors. `data.pkl` is a pickle, which in general
+may call any function that it names. Here a small interpreter implements only the
+instructions that weights need, and accepts only the names of tensors and their types.
+It never imports or calls what a file names.
 """
 
 import os
@@ -36,7 +36,7 @@ _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
 _ORDERED_DICT = "collections OrderedDict"
 _NAMES = {*_STORAGES, _TENSOR, _PARAMETER, _ORDERED_DICT}
-# What `archive/version` may say; 3 is written since torch 1.6.
+# Accepted contents of `archive/version`; torch has written 3 since 1.6.
 _VERSIONS = range(1, 11)
 _BYTE_ORDERS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
 _SAVE_AGAIN = (
@@ -47,7 +47,7 @@ _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError),
     *(RuntimeError, NotImplementedError),  # encrypted, compressed in unknown ways
 )
-# What malformed instructions lead to, all of it harmless.
+# The errors that malformed instructions raise in the interpreter.
 _MALFORMED = (
     *(ValueError, TypeError, LookupError, AttributeError),
     *(OverflowError, struct.error),
@@ -55,20 +55,20 @@ _MALFORMED = (
 
 
 class _Name(NamedTuple):
-    """A function or class that the stream names: "module name"."""
+    """A function or class that a file names, as "module name"."""
 
     name: str
 
 
 def load_torch_file(path: str | os.PathLike) -> Any:
-    """The tree in a file of `torch.save`: dictionaries, lists, numbers and tensors.
+    """Read the tree in a file of `torch.save`: dictionaries, lists, numbers, tensors.
 
-    Tensors come as numpy arrays, read-only views of their storages; those that share a
-    storage in the file share it here.
+    Tensors are returned as numpy arrays, read-only views of their storages. Tensors
+    that share a storage in the file share it here.
 
     Raises:
         SettingsError: a file that is missing, damaged, older than torch 1.6, or that
-            holds anything else than containers, numbers, strings and tensors.
+            holds other objects than containers, numbers, strings and tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,7 +90,9 @@ def _load(archive: zipfile.ZipFile, path: Path) -> Any:
         if name.endswith("/data.pkl")
     ]
     if len(folders) != 1:
-        raise SettingsError(f"{path} is a zip file, but not one of torch.save.")
+        raise SettingsError(
+            f"{path} is a zip file, but not one of torch.save; check the path."
+        )
     records = {
         name.removeprefix(f"{folders[0]}/"): archive.getinfo(name)
         for name in archive.namelist()
@@ -114,7 +116,7 @@ def _load(archive: zipfile.ZipFile, path: Path) -> Any:
     def storage(kind: str, type_: _Name, key: str, device: str, size: int) -> Any:
         dtype = np.dtype(_STORAGES[type_.name]).newbyteorder(_BYTE_ORDERS[byte_order])
         info = records[f"data/{key}"]
-        # Checked before reading, so that a false size costs no memory.
+        # Check the size before reading, so that a wrong one allocates no memory.
         if kind != "storage" or info.file_size != size * dtype.itemsize:
             raise SettingsError(f"storage {key} has {info.file_size} bytes")
         if key not in storages:
@@ -135,7 +137,7 @@ def _load(archive: zipfile.ZipFile, path: Path) -> Any:
 
 
 class _Refused(Exception):
-    """What a file holds beyond weights."""
+    """A file holds a name or an instruction that weights do not need."""
 
 
 _LITERALS = {
@@ -151,7 +153,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def _interpret(instructions: bytes, storage: Callable[..., Any]) -> Any:
-    """Run the stack machine that such a stream is written for."""
+    """Interpret pickle instructions on a stack and return the tree."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -208,7 +210,7 @@ def _interpret(instructions: bytes, storage: Callable[..., Any]) -> Any:
             function, arguments = pop(2)
             stack.append(_call(function.name, arguments))
         elif name == "BUILD":
-            pop(1)  # Attributes of a container: the versions of its modules.
+            pop(1)  # Ignore attributes of a container, the versions of its modules.
         elif name == "STOP":
             return stack.pop()
         elif name != "PROTO":
@@ -229,7 +231,7 @@ def _call(name: str, arguments: tuple) -> Any:
 def _tensor(
     storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> np.ndarray:
-    """A view of the storage; shape and strides count elements, as in torch."""
+    """Make a view of the storage; shape and strides count elements, as in torch."""
     if len(shape) != len(strides) or min((offset, *shape, *strides), default=0) < 0:
         raise SettingsError(f"a tensor {shape} with strides {strides}")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
@@ -248,12 +250,11 @@ def save_torch_file(path: str | os.PathLike, tree: Any) -> None:
 
     Args:
         tree: dictionaries, lists, tuples, strings, numbers, None and numpy arrays,
-            which become tensors. The same array in two places is stored once, and
-            the two tensors share their memory.
+            which become tensors. An array that occurs twice is stored once, and its
+            tensors share memory.
 
     Raises:
-        SettingsError: anything else in the tree, or an array of another type than torch
-            has.
+        SettingsError: another object in the tree, or an array whose type torch lacks.
     """
     path = Path(path)
     storages: dict[int, np.ndarray] = {}
@@ -268,7 +269,7 @@ def save_torch_file(path: str | os.PathLike, tree: Any) -> None:
                 records[f"data/{key}"] = little.tobytes()
             records["version"] = b"3\n"
             for name, content in records.items():
-                # Without a time of writing the same tree gives the same bytes.
+                # ZipInfo omits the time of writing, so equal trees give equal bytes.
                 archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
         os.replace(temporary, path)
     except BaseException:
@@ -277,7 +278,7 @@ def save_torch_file(path: str | os.PathLike, tree: Any) -> None:
 
 
 def _encode(tree: Any, storages: dict[int, np.ndarray]) -> bytes:
-    """Instructions that rebuild `tree`; its arrays enter `storages`, by identity."""
+    """Encode instructions that rebuild `tree`; add its arrays to `storages` by id."""
     if tree is None:
         return b"N"
     if isinstance(tree, bool):
@@ -311,7 +312,8 @@ def _encode(tree: Any, storages: dict[int, np.ndarray]) -> bytes:
         hooks = _name(_ORDERED_DICT) + b")R"
         return _name(_TENSOR) + b"(" + place + layout + hooks + b"tR"
     raise SettingsError(
-        f"a file of torch.save cannot hold a {type(tree).__name__} here."
+        f"a {type(tree).__name__} cannot be written to a file of torch.save; use "
+        "containers, numbers, strings, None and numpy arrays."
     )
 
 

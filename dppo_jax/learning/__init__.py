@@ -1,1 +1,1 @@
-"""What algorithms learn with, on plain arrays and pure functions."""
+"""Losses, returns, minibatches, optimizers and the off-policy iteration."""

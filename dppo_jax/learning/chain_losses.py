@@ -1,4 +1,4 @@
-"""Losses over the moves of a policy's chain; everything else is in `losses`."""
+"""Losses over the moves of a policy's chain; `losses` has those on plain arrays."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from dppo_jax.learning import losses
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.types import Array, Obs, PyTree
 
-# The reference's bounds of a log-probability, which keep ratios finite.
+# The reference's bounds of log-probabilities; they keep probability ratios finite.
 LOG_PROB_BOUNDS = (-5.0, 2.0)
 
 
@@ -20,16 +20,17 @@ def mean_log_prob(
     bounds: tuple[float, float] | None = LOG_PROB_BOUNDS,
     bound_entries: bool = True,
 ) -> Array:
-    """The log-probability of a move that a ratio is made of: a mean over its entries.
+    """Average log-probabilities over a move's entries, for probability ratios.
 
-    A mean keeps ratios near one whatever the size of the action.
+    Unlike a sum, a mean keeps ratios near one for actions of any size.
 
     Args:
         log_prob: [..., Ta, Da], entry by entry.
-        horizon: actions of the chunk that count; None: all.
-        bounds: where it is clamped; None: nowhere.
-        bound_entries: clamp every entry before averaging, as the reference does for
-            diffusion policies; otherwise the mean, as it does for Gaussian ones.
+        horizon: number of first actions of the chunk to average over; None: all.
+        bounds: log-probabilities are clamped to these; None: not clamped.
+        bound_entries: True clamps every entry before averaging, as the reference does
+            for diffusion policies; False clamps the mean, as it does for Gaussian
+            policies.
 
     Returns:
         [...].
@@ -62,16 +63,16 @@ def policy_loss(
     num_active: Array | None = None,
     mean: Callable[[Array], Array] = mean_log_prob,
 ) -> tuple[Array, losses.SurrogateInfo]:
-    """The clipped objective over a minibatch of moves (paper eq. 4.5).
+    """Clipped objective over a minibatch of moves (paper eq. 4.5), to be minimised.
 
     Args:
-        x, next_x: [B, Ta, Da] the moves.
-        step: [B] index of the move, 0 the noisiest tuned one.
-        old_log_prob: [B] from the sampling pass, averaged by `mean`.
-        advantage: [B] of the environment step.
-        mean: of the log-probabilities of a move's entries, [B, Ta, Da] -> [B].
-        num_active: moves that are still tuned, where K' is annealed; earlier ones
-            get no weight. None: all K'.
+        x, next_x: [B, Ta, Da] before and after the moves.
+        step: [B] index of the move; 0 is the noisiest tuned one.
+        old_log_prob: [B] computed while sampling, averaged by `mean`.
+        advantage: [B] of the chunk that the move belongs to.
+        mean: averages the log-probabilities of a move, [B, Ta, Da] -> [B].
+        num_active: number of last moves that are still tuned if K' is annealed; earlier
+            moves get weight zero. None: all K'.
     """
     advantage = move_advantage(
         advantage,
@@ -105,11 +106,11 @@ def move_advantage(
     quantiles: tuple[float, float] = (0.0, 1.0),
     num_active: Array | None = None,
 ) -> Array:
-    """Advantages of moves from those of their environment steps.
+    """Compute the advantages of moves from those of their chunks.
 
-    All that looks at the minibatch as a whole happens here, so that `surrogate_loss`
-    is a plain mean over moves. Arguments as in `policy_loss`, `advantage` and `step` of
-    any one shape; num_tuned_steps is K'.
+    Every operation that needs the whole minibatch is here, so that `surrogate_loss` is
+    a plain mean over moves. Arguments are as in `policy_loss`; `advantage` and `step`
+    have the same shape, which may be any; num_tuned_steps is K'.
     """
     weight = move_weight(step, num_tuned_steps, num_active)
     if normalize:
@@ -132,11 +133,11 @@ def surrogate_loss(
     clip_rate: float,
     num_active: Array | None = None,
 ) -> tuple[Array, losses.SurrogateInfo]:
-    """`policy_loss` with the `advantage` that `move_advantage` gives.
+    """`policy_loss`, given the `advantage` that `move_advantage` returns.
 
     Args:
-        log_prob: of the moves, now; like `step`, `old_log_prob` and `advantage` of any
-            one shape.
+        log_prob: of the moves under the current parameters. It has the same shape as
+            `step`, `old_log_prob` and `advantage`, which may be any.
         num_tuned_steps: K'.
     """
     active_step, active = step, jnp.asarray(num_tuned_steps)
@@ -156,7 +157,7 @@ def surrogate_loss(
 def move_weight(
     step: Array, num_tuned_steps: int, num_active: Array | None
 ) -> Array | None:
-    """1 for moves that are still tuned, 0 for others; None where all K' are."""
+    """1 for moves that are still tuned, 0 for others; None if all K' are tuned."""
     return None if num_active is None else 1.0 * (step >= num_tuned_steps - num_active)
 
 
@@ -170,14 +171,14 @@ def cloning_penalty(
     num_active: Array | None = None,
     mean: Callable[[Array], Array] = mean_log_prob,
 ) -> Array:
-    """Minus the log-probability of chains that the frozen policy would sample.
+    """Negative mean log-probability of chains sampled with the base network.
 
-    Keeps the policy near its teacher on the states it visits itself (Zhu et al.
-    2024, arXiv 2403.03949, eq. 2).
+    It keeps the policy near the cloned one on the observations that the policy itself
+    visits (Zhu et al. 2024, arXiv 2403.03949, eq. 2).
 
     Args:
         keys: [B], one for the chain of each observation.
-        num_active, mean: as in `policy_loss`; only active moves count.
+        num_active, mean: as in `policy_loss`; the mean is over active moves.
     """
     chain = policy.sample(PolicyParams(base, base), keys, obs).chain
     log_prob = mean(policy.chain_log_prob(params, jax.lax.stop_gradient(chain), obs))

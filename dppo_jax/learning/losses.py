@@ -1,4 +1,4 @@
-"""Losses and the bookkeeping around them, on plain arrays."""
+"""Losses of PPO, and the advantages and clip ranges they need, on plain arrays."""
 
 from typing import NamedTuple
 
@@ -33,8 +33,8 @@ def clipped_surrogate(
 
     Args:
         log_prob, old_log_prob, advantage: [B].
-        clip: [B] or scalar half-width of the ratio's range.
-        weight: [B] 0/1, pairs that count; None counts all.
+        clip: [B] or scalar; ratios are clipped to [1 - clip, 1 + clip].
+        weight: [B] 1 for pairs to include and 0 for others; None: include all.
     """
     chex.assert_equal_shape([log_prob, old_log_prob, advantage])
     log_ratio = log_prob - old_log_prob
@@ -57,14 +57,14 @@ def value_loss(
     clip: float | None = None,
     weight: Array | None = None,
 ) -> Array:
-    """Half the mean squared error; optionally the worse of it and its clipped twin.
+    """Half the mean squared error; with `clip`, the larger of this and a clipped one.
 
     Args:
         value, target: [B].
-        old_value: [B] prediction at collection time; needed with `clip`.
-        clip: how far the prediction may move from `old_value` before its gradient
-            stops; None leaves it free.
-        weight: [B] how often each row counts; None: once.
+        old_value: [B] prediction when the data were collected; `clip` needs it.
+        clip: in the clipped error the prediction moves at most this far from
+            `old_value`; None: no clipping.
+        weight: [B]; None: equal weights.
     """
     chex.assert_equal_shape([value, target])
     error = (value - target) ** 2
@@ -78,7 +78,7 @@ def value_loss(
 def normalize_advantage(
     advantage: Array, weight: Array | None = None, *, epsilon: float = 1e-8
 ) -> Array:
-    """Zero mean and unit (unbiased) standard deviation over the minibatch [B]."""
+    """Scale [B] to zero mean and unit (unbiased) standard deviation."""
     local = None if weight is None else weight.sum()
     size = (
         advantage.size * parallel.num_shards()
@@ -86,7 +86,7 @@ def normalize_advantage(
         else parallel.total(local)
     )
     centred = advantage - parallel.mean(weighted_mean(advantage, weight), local)
-    # A single row has no spread; its advantage becomes zero rather than 0 / 0.
+    # The advantage of a single row becomes zero, not 0 / 0.
     variance = parallel.mean(weighted_mean(centred**2, weight), local)
     variance = variance * size / jnp.maximum(size - 1, 1)
     return centred / (jnp.sqrt(variance) + epsilon)
@@ -95,7 +95,7 @@ def normalize_advantage(
 def clip_quantiles(
     advantage: Array, lower: float, upper: float, weight: Array | None = None
 ) -> Array:
-    """Clip advantages [B] to their own quantiles; (0, 1) leaves them alone."""
+    """Clip advantages [B] to their own quantiles; (0, 1) does not change them."""
     if lower <= 0 and upper >= 1:
         return advantage
     if weight is None:
@@ -103,14 +103,13 @@ def clip_quantiles(
     else:
         counted = jnp.where(weight > 0, advantage, jnp.nan)
         bounds = jnp.nanquantile(counted, jnp.array([lower, upper]))
-        # Without any row that counts there are no quantiles; NaN times a weight of
-        # zero would still be NaN.
+        # If all weights are zero, the quantiles are NaN, and NaN times zero is NaN.
         bounds = jnp.where(weight.sum() > 0, bounds, 0.0)
     return jnp.clip(advantage, bounds[0], bounds[1])
 
 
 def denoising_discount(step: Array, *, num_tuned_steps: int, discount: float) -> Array:
-    """discount^(moves left): noisier moves earn less (paper eq. 4.6).
+    """discount^(moves left): noisier moves get smaller advantages (paper eq. 4.6).
 
     Args:
         step: [B] index of the tuned move, 0 the noisiest.
@@ -125,8 +124,7 @@ def clip_range(
     """Clip range that grows exponentially from `base` to `top` along the chain.
 
     base + (top - base) (e^(rate t) - 1) / (e^rate - 1) with t = step / (K' - 1)
-    (paper Sec. 4.3). A chain of one move has the full range. The reference gives
-    such a chain a range of 0/0 there, so nothing is copied from it.
+    (paper Sec. 4.3). If K' = 1, the range is `top`; the reference computes 0/0.
     """
     last = jnp.maximum(num_tuned_steps - 1, 1)
     t = jnp.where(num_tuned_steps > 1, step / last, 1.0)
@@ -134,7 +132,7 @@ def clip_range(
 
 
 def weighted_mean(x: Array, weight: Array | None) -> Array:
-    """Mean over entries with weight; all of them where weight is None."""
+    """Weighted mean over all entries; plain mean if `weight` is None."""
     if weight is None:
         return x.mean()
     return (x * weight).sum() / jnp.maximum(weight.sum(), 1.0)

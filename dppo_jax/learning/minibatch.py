@@ -14,18 +14,18 @@ from dppo_jax.types import Array, PyTree
 
 Result = TypeVar("Result")
 
-# Rows for each core. Of 500 to 20,000 rows at a time, through a network 512 wide on an
-# AMD EPYC, 1250 were fastest on one core and 2500 on two: a third less time per row
-# than with all 20,000. `benchmarks.train_step` measures what is reached.
+# Rows per core. With micro-batches of 500 to 20,000 rows and a network of width 512 on
+# an AMD EPYC, 1250 rows were fastest on one core and 2500 on two: a third less time per
+# row than with 20,000. Run `benchmarks.train_step` to measure the time.
 CPU_ROWS = 1250
 
 
 def shuffled_batches(key: Array, size: int, batch_size: int) -> Array:
-    """A fresh permutation of range(size), cut into whole minibatches.
+    """Permute range(size) and cut it into minibatches of equal size.
 
     Args:
         size: number of items.
-        batch_size: items of a minibatch; the remainder is left out this time.
+        batch_size: items of a minibatch; items that do not fill one are left out.
 
     Returns:
         [size // batch_size, batch_size] indices.
@@ -45,16 +45,17 @@ def shuffled_batches(key: Array, size: int, batch_size: int) -> Array:
 def grouped_batches(
     key: Array, shape: tuple[int, int, int], batch_size: int, *, num_groups: int
 ) -> Array:
-    """As `shuffled_batches`, but items are shuffled within groups of environments.
+    """As `shuffled_batches`, but shuffle within groups of neighbouring environments.
 
-    Each of the groups, neighbours all, gives a minibatch the same number of its items.
-    Inside of a sharded step a device has whole groups, and nothing of the others; the
-    order within a group does not depend on how many devices there are.
+    Every minibatch has the same number of items from each group. In a sharded step a
+    device holds whole groups. The order within a group does not depend on the number
+    of devices.
 
     Args:
-        shape: T, B, M: M items of each step of each environment of this device.
-        batch_size: items of a minibatch, of all devices; a multiple of `num_groups`.
-        num_groups: of all devices; a multiple of their number.
+        shape: (T, B, M), M items of each of T chunks in B environments of this device.
+        batch_size: items of a minibatch on all devices together; a multiple of
+            `num_groups`.
+        num_groups: groups on all devices together; a multiple of the number of devices.
 
     Returns:
         [number of minibatches, items of this device] indices into T * B * M.
@@ -63,7 +64,7 @@ def grouped_batches(
     if num_groups == 1:
         return shuffled_batches(key, num_chunks * num_envs * moves, batch_size)
     keys = parallel.local_part(jax.random.split(key, num_groups))
-    group = num_envs * moves // keys.shape[0]  # Items of a step.
+    group = num_envs * moves // keys.shape[0]  # Items per group and time t.
     index = jax.vmap(
         lambda key: shuffled_batches(key, num_chunks * group, batch_size // num_groups)
     )(keys)
@@ -74,7 +75,10 @@ def grouped_batches(
 
 
 def covering_batches(key: Array, size: int, batch_size: int) -> Array:
-    """As `shuffled_batches`, but every item is seen: the last batch starts over.
+    """As `shuffled_batches`, but use every item.
+
+    If the last minibatch is not full, items from the beginning of the permutation fill
+    it up.
 
     Returns:
         [ceil(size / batch_size), batch_size] indices.
@@ -87,18 +91,18 @@ def covering_batches(key: Array, size: int, batch_size: int) -> Array:
 
 
 def drawn_rows(data: PyTree, row: Array) -> tuple[PyTree, Array | None]:
-    """What to evaluate for a minibatch of rows of which some may be drawn repeatedly.
+    """Select the rows to evaluate for a minibatch that may contain a row several times.
 
-    Where more rows are drawn than there are, each is evaluated once instead and counts
-    as often as it was drawn.
+    If B > N, all N rows are returned once, each with the number of times that it was
+    drawn as its weight.
 
     Args:
         data: leaves [N, ...].
         row: [B] indices.
 
     Returns:
-        Leaves [min(B, N), ...] and weights, None for all alike; the weighted mean over
-        these rows is the mean over the drawn ones.
+        Leaves [min(B, N), ...] and weights (None: equal weights). The weighted mean
+        over these rows is the mean over the drawn rows.
     """
     num_rows = jax.tree.leaves(data)[0].shape[0]
     if row.size <= num_rows:
@@ -107,19 +111,20 @@ def drawn_rows(data: PyTree, row: Array) -> tuple[PyTree, Array | None]:
 
 
 def micro_batch_size(size: int, wanted: int | None = None, *, moves: int = 1) -> int:
-    """Items of each micro-batch of a minibatch of `size` items.
+    """Choose how many of the `size` items of a minibatch form a micro-batch.
 
     On a CPU the activations of many rows do not fit into the caches. Micro-batches of
-    at most `CPU_ROWS` rows per core are faster and give the same mean. Accelerators
-    compute the whole minibatch at once, and so does a CPU if no divisor of `size` is
+    at most `CPU_ROWS` rows per core are faster and give the same mean. On accelerators
+    the whole minibatch is one micro-batch, and also on a CPU if no divisor of `size` is
     near that number.
 
     Args:
-        wanted: rows of a micro-batch; None chooses.
+        wanted: rows of a micro-batch; None: choose automatically.
         moves: rows of an item: K' if items are whole chains, else 1.
 
     Raises:
-        SettingsError: micro-batches of `wanted` rows do not divide the minibatch.
+        SettingsError: `wanted` does not divide the rows of the minibatch into whole
+            items.
     """
     if wanted is not None:
         if wanted < 1 or wanted % moves or size * moves % wanted:
@@ -143,18 +148,18 @@ def mean_over_micro_batches(
     size: int,
     weight: Array | None = None,
 ) -> Result:
-    """`function(batch)`, computed from one micro-batch after another.
+    """Compute `function(batch)` micro-batch by micro-batch.
 
     Args:
         function: micro-batch -> arrays, each a mean over the rows of the micro-batch,
-            weighted by `weight` where there is one.
+            weighted by `weight` if it is given.
         batch: leaves [B, ...].
         size: rows of a micro-batch; divides B.
-        weight: [B]; a micro-batch counts by the sum of its weights. None: all count
-            alike.
+        weight: [B]; a micro-batch has the sum of these as its weight. None: equal
+            weights.
 
     Returns:
-        The same as `function(batch)` but for rounding.
+        `function(batch)`, apart from rounding.
     """
     num_rows = jax.tree.leaves(batch)[0].shape[0]
     chex.assert_tree_shape_prefix(batch, (num_rows,))

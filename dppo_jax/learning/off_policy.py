@@ -1,4 +1,4 @@
-"""The iteration that off-policy algorithms share: collect, store, learn from it."""
+"""The iteration that off-policy algorithms share: collect, store, draw, update."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,15 +25,15 @@ from dppo_jax.types import (
 
 
 class Learner(NamedTuple):
-    """What an off-policy algorithm adds to the loop; `state` is a pytree of its own.
+    """What an off-policy algorithm adds to the shared iteration.
 
-    init: (key, obs with leaves [1, ...], ...) -> state; what follows the observation
-        are the further arguments of the Algorithm's `init`.
-    update: (state, batches, key) -> (state, metrics), one round of updates. A
-        Transition with leaves [updates_per_round, N, ...] and no extras; in a sharded
-        step N is this device's part, and gradients and metrics are reduced with
-        `parallel.mean`.
-    params: state -> what acts.
+    init: (key, obs with leaves [1, ...], ...) -> state, any pytree; the arguments after
+        the observation are those of the Algorithm's `init` after its key.
+    update: (state, batches, key) -> (state, metrics), one round of updates. `batches`
+        is a Transition with leaves [updates_per_round, N, ...] and no extras. In a
+        sharded step N is this device's part, and `update` must reduce gradients and
+        metrics with `parallel.mean`.
+    params: state -> the parameters that act.
     act: see `types.Act`; takes what `params` returns.
     finite: names of the metrics that must be finite.
     """
@@ -46,10 +46,10 @@ class Learner(NamedTuple):
 
 
 class OffPolicyState(NamedTuple):
-    """Everything an iteration starts from; a checkpoint of it resumes exactly.
+    """The training state between two iterations; a checkpoint of it resumes exactly.
 
-    replay: transitions collected so far.
-    offline: transitions that were given, None without any.
+    replay: the collected transitions.
+    offline: the given transitions; None if there are none.
     """
 
     learner: Any
@@ -61,7 +61,7 @@ class OffPolicyState(NamedTuple):
 
 
 def default_config() -> ConfigDict:
-    """Settings of the buffer and of the updates, keyword arguments of `off_policy`."""
+    """Settings of buffer and updates, which are keyword arguments of `off_policy`."""
     config = ConfigDict()
     config.capacity = 1_000_000
     config.batch_size = 256
@@ -89,89 +89,65 @@ def off_policy(
     offline: Replay | None = None,
     offline_share: float = 0.5,
 ) -> Algorithm:
-    """An Algorithm that learns from a replay buffer.
+    """Make an Algorithm that learns from a replay buffer.
 
-    One `step` collects `num_chunks` chunks in every environment, stores them, and makes
-    as many updates as the ratio says, each on a batch of its own. Counts are
-    transitions, one per chunk, of all environments together.
+    One `step` collects `num_chunks` chunks in every environment, stores them as
+    transitions and makes `updates_per_transition` updates for each, every update on a
+    new batch. All counts are transitions of all environments together.
 
     Args:
-        env: whose action is a chunk, [Ta, Da], with entries in [-1, 1].
-        reset_at_iteration: begin every iteration with new episodes.
-        capacity: of the buffer; the oldest make room.
-        batch_size: of one update.
-        random_steps: collected with uniform actions before the policy acts, rounded up
-            to whole iterations.
-        min_fill: collected before the first update; until then a step only collects,
-            and reports zero for what updates report.
+        env: its action is a chunk, [Ta, Da], with entries in [-1, 1].
+        reset_at_iteration: start every iteration with new episodes.
+        capacity: size of the buffer; new transitions overwrite the oldest.
+        batch_size: transitions of one update.
+        random_steps: transitions under uniform random actions before the policy acts,
+            rounded up to whole iterations.
+        min_fill: transitions to collect before the first update; until then the metrics
+            of the updates are zero.
         updates_per_transition: the update-to-data ratio.
-        updates_per_round: batches that `Learner.update` is given at a time.
+        updates_per_round: batches that one call of `Learner.update` gets.
         offline: a buffer of given transitions to mix into every batch; None: none.
         offline_share: share of a batch that is drawn from `offline`.
-        num_groups: of environments that give a batch equally many transitions; with
-            many devices a multiple of their number.
+        num_groups: groups of environments that each give a batch equally many
+            transitions; must be a multiple of the number of devices.
 
     Returns:
-        An Algorithm; what `update` reports are means over the rounds of an iteration.
+        An Algorithm; the metrics of `Learner.update` are averaged over the rounds of an
+        iteration.
 
     Raises:
-        SettingsError: settings that contradict each other, by name.
+        SettingsError: invalid or contradictory settings, which the message names.
     """
     num_envs = env.num_envs
     per_iteration = num_envs * num_chunks
     num_rounds = _num_rounds(per_iteration, updates_per_transition, updates_per_round)
-    if len(env.action_shape) != 2:
-        raise SettingsError(
-            f"the environment takes actions of shape {env.action_shape}, but policies "
-            "act in chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), Ta = 1 for "
-            "single actions."
-        )
-    if batch_size < 1 or batch_size % num_groups or num_envs % num_groups:
-        raise SettingsError(
-            f"replay.num_groups={num_groups} must divide replay.batch_size={batch_size}"
-            f" and the {num_envs} environments; change one of them."
-        )
-    if min_fill > capacity:
-        raise SettingsError(
-            f"replay.min_fill={min_fill} transitions never fit replay.capacity="
-            f"{capacity}; change one of them."
-        )
-    if reset_at_iteration and env.max_steps is not None and num_chunks < env.max_steps:
-        raise SettingsError(
-            f"rollout.reset_at_iteration=True with num_chunks={num_chunks} never sees "
-            f"the end of an episode of {env.max_steps} chunks; set it to False, or "
-            f"num_chunks to at least {env.max_steps}."
-        )
-
-    def random_action(keys: Array) -> Array:
-        draw = jax.vmap(lambda key: jax.random.uniform(key, env.action_shape))(keys)
-        return 2 * draw - 1
-
-    def collect(
-        learner_state: Any, env_state: Any, keys: Array, iteration: Array
-    ) -> tuple[Any, Any, Metrics]:
-        params = learner.params(learner_state)
-        is_random = iteration * per_iteration < random_steps
-
-        def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
-            if random_steps == 0:
-                return learner.act(params, keys, obs)[0], ()
-            action = jax.lax.cond(
-                is_random,
-                lambda: random_action(keys),
-                lambda: learner.act(params, keys, obs)[0][:, : env.action_shape[0]],
-            )
-            return action, ()
-
-        return rollout(env, act, env_state, keys, num_chunks)
+    _check_settings(
+        env,
+        num_chunks=num_chunks,
+        reset_at_iteration=reset_at_iteration,
+        capacity=capacity,
+        batch_size=batch_size,
+        min_fill=min_fill,
+        num_groups=num_groups,
+    )
+    collect = _make_collect(env, learner, num_chunks, random_steps)
+    learn = _make_learn(
+        learner,
+        num_rounds=num_rounds,
+        updates_per_round=updates_per_round,
+        batch_size=batch_size,
+        num_groups=num_groups,
+        offline_share=offline_share,
+    )
 
     def init(key: Array, *args: Any) -> OffPolicyState:
         env_key, learner_key, key = jax.random.split(key, 3)
         keys = env_keys(env_key, num_envs)
-        # Not compiled as a whole: offline data would become constants of the program.
+        # Compile only parts of `init`: otherwise the offline data would become
+        # constants of the program.
         env_state = jax.jit(env.reset)(keys)
         obs = jax.tree.map(lambda x: x[:1], env_state.obs)
-        learner_state = jax.jit(learner.init)(learner_key, obs, *args)
+        learner_state = learner.init(learner_key, obs, *args)
         iteration = jnp.zeros((), jnp.int32)
         _, transitions, _ = jax.eval_shape(
             collect, learner_state, env_state, keys, iteration
@@ -182,45 +158,12 @@ def off_policy(
         return OffPolicyState(
             learner=learner_state,
             replay=buffers.init(one, num_envs, capacity),
-            # A copy: the host loop overwrites the state, not what it was given.
+            # Copy, because the host loop donates the buffers of the state.
             offline=jax.tree.map(jnp.copy, offline),
             env=env_state,
             key=key,
             iteration=iteration,
         )
-
-    def draw(state: OffPolicyState, key: Array) -> Transition:
-        """The batches of a round, leaves [updates_per_round, N, ...]."""
-        num_rows = updates_per_round * batch_size
-        if state.offline is None:
-            rows = buffers.sample(state.replay, key, num_rows, num_groups=num_groups)
-        else:
-            rows = buffers.sample_mixed(
-                state.replay,
-                state.offline,
-                key,
-                num_rows,
-                offline_share=offline_share,
-                num_groups=num_groups,
-            )
-        # Neighbours, which are of the same group and of the same buffer, are dealt to
-        # different batches, so that each has its share of all.
-        return jax.tree.map(
-            lambda x: x.reshape(-1, updates_per_round, *x.shape[1:]).swapaxes(0, 1),
-            rows,
-        )
-
-    def learn(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
-        def one_round(learner_state: Any, key: Array) -> tuple[Any, Metrics]:
-            draw_key, update_key = jax.random.split(key)
-            return learner.update(learner_state, draw(state, draw_key), update_key)
-
-        learner_state, metrics = jax.lax.scan(
-            one_round, state.learner, jax.random.split(key, num_rounds)
-        )
-        metrics = jax.tree.map(lambda x: x.mean(0), metrics)
-        num_updates = jnp.int32(num_rounds * updates_per_round)
-        return learner_state, metrics | {"num_updates": num_updates}
 
     def learn_when_filled(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
         if min_fill <= per_iteration:
@@ -236,7 +179,7 @@ def off_policy(
         )
 
     def collect_and_store(state: OffPolicyState) -> tuple[OffPolicyState, Metrics]:
-        """The first half of an iteration."""
+        """Run the first phase of an iteration."""
         key, reset_key, act_key = jax.random.split(state.key, 3)
         if reset_at_iteration:
             state = state._replace(env=env.reset(env_keys(reset_key, num_envs)))
@@ -254,7 +197,7 @@ def off_policy(
     def update(
         state: OffPolicyState, episodes: Metrics
     ) -> tuple[OffPolicyState, Metrics]:
-        """The second half."""
+        """Run the second phase."""
         key, learn_key = jax.random.split(state.key)
         learner_state, losses = learn_when_filled(state, learn_key)
         iteration = state.iteration + 1
@@ -269,7 +212,7 @@ def off_policy(
         return update(*collect_and_store(state))
 
     def split(state: OffPolicyState, num_devices: int) -> OffPolicyState:
-        """Environments and what they collected are split, the learner is not."""
+        """Split the environments and both buffers; replicate the learner."""
         if num_groups % num_devices:
             raise SettingsError(
                 f"replay.num_groups={num_groups} must be a multiple of the "
@@ -300,8 +243,119 @@ def off_policy(
 
 
 def row_keys(key: Array, num_rows: int) -> Array:
-    """One key for each row of this device's part of a batch, of `num_rows` rows."""
+    """One key per row of this device's part of a batch, which has `num_rows` rows."""
     return env_keys(key, num_rows * parallel.num_shards())
+
+
+def _check_settings(
+    env: VecEnv,
+    *,
+    num_chunks: int,
+    reset_at_iteration: bool,
+    capacity: int,
+    batch_size: int,
+    min_fill: int,
+    num_groups: int,
+) -> None:
+    if len(env.action_shape) != 2:
+        raise SettingsError(
+            f"the environment takes actions of shape {env.action_shape}, but off_policy"
+            " needs chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), with Ta = 1 for"
+            " single actions."
+        )
+    if batch_size < 1 or batch_size % num_groups or env.num_envs % num_groups:
+        raise SettingsError(
+            f"replay.num_groups={num_groups} must divide replay.batch_size={batch_size}"
+            f" and the {env.num_envs} environments; change one of them."
+        )
+    if min_fill > capacity:
+        raise SettingsError(
+            f"replay.min_fill={min_fill} must not be above replay.capacity={capacity}; "
+            "change one of them."
+        )
+    if reset_at_iteration and env.max_steps is not None and num_chunks < env.max_steps:
+        raise SettingsError(
+            f"rollout.reset_at_iteration=True with num_chunks={num_chunks} stops every "
+            f"episode before its time limit of {env.max_steps} chunks; set it to False,"
+            f" or num_chunks to at least {env.max_steps}."
+        )
+
+
+def _make_collect(
+    env: VecEnv, learner: Learner, num_chunks: int, random_steps: int
+) -> Callable[[Any, Any, Array, Array], tuple[Any, Any, Metrics]]:
+    """Make (learner state, environment state, keys [B], iteration) -> a roll-out."""
+
+    def random_action(keys: Array) -> Array:
+        draw = jax.vmap(lambda key: jax.random.uniform(key, env.action_shape))(keys)
+        return 2 * draw - 1
+
+    def collect(
+        learner_state: Any, env_state: Any, keys: Array, iteration: Array
+    ) -> tuple[Any, Any, Metrics]:
+        params = learner.params(learner_state)
+        is_random = iteration * env.num_envs * num_chunks < random_steps
+
+        def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
+            if random_steps == 0:
+                return learner.act(params, keys, obs)[0], ()
+            action = jax.lax.cond(
+                is_random,
+                lambda: random_action(keys),
+                lambda: learner.act(params, keys, obs)[0][:, : env.action_shape[0]],
+            )
+            return action, ()
+
+        return rollout(env, act, env_state, keys, num_chunks)
+
+    return collect
+
+
+def _make_learn(
+    learner: Learner,
+    *,
+    num_rounds: int,
+    updates_per_round: int,
+    batch_size: int,
+    num_groups: int,
+    offline_share: float,
+) -> Callable[[OffPolicyState, Array], tuple[Any, Metrics]]:
+    """Make (state, key) -> the learner's state after all rounds, and their metrics."""
+
+    def draw(state: OffPolicyState, key: Array) -> Transition:
+        """Draw the batches of a round, leaves [updates_per_round, N, ...]."""
+        num_rows = updates_per_round * batch_size
+        if state.offline is None:
+            rows = buffers.sample(state.replay, key, num_rows, num_groups=num_groups)
+        else:
+            rows = buffers.sample_mixed(
+                state.replay,
+                state.offline,
+                key,
+                num_rows,
+                offline_share=offline_share,
+                num_groups=num_groups,
+            )
+        # Neighbouring rows come from the same group and buffer. Put them into different
+        # batches, so that each batch has its share of every group and buffer.
+        return jax.tree.map(
+            lambda x: x.reshape(-1, updates_per_round, *x.shape[1:]).swapaxes(0, 1),
+            rows,
+        )
+
+    def learn(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
+        def one_round(learner_state: Any, key: Array) -> tuple[Any, Metrics]:
+            draw_key, update_key = jax.random.split(key)
+            return learner.update(learner_state, draw(state, draw_key), update_key)
+
+        learner_state, metrics = jax.lax.scan(
+            one_round, state.learner, jax.random.split(key, num_rounds)
+        )
+        metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+        num_updates = jnp.int32(num_rounds * updates_per_round)
+        return learner_state, metrics | {"num_updates": num_updates}
+
+    return learn
 
 
 def _num_rounds(

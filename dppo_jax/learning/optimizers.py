@@ -1,4 +1,4 @@
-"""AdamW with the learning rate handed in at every update, rates, target networks."""
+"""AdamW that gets its learning rate at every update, rate schedules, Polyak average."""
 
 import math
 from collections.abc import Callable
@@ -15,10 +15,11 @@ from dppo_jax.types import Array, PyTree
 def adamw(
     *, weight_decay: float, max_grad_norm: float | None = None
 ) -> optax.GradientTransformation:
-    """Decoupled AdamW (Loshchilov and Hutter 2019) without its learning rate.
+    """AdamW (Loshchilov and Hutter 2019) without a learning rate; `update` applies it.
 
     Args:
-        max_grad_norm: global norm that gradients are scaled down to first.
+        max_grad_norm: gradients with a larger global norm are first scaled down to it;
+            None: no limit.
     """
     clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
     return optax.chain(
@@ -33,7 +34,7 @@ def update(
     params: PyTree,
     learning_rate: Array | float,
 ) -> tuple[PyTree, Any]:
-    """One step of `learning_rate`: new parameters and optimizer state."""
+    """Make one update; return new parameters and optimizer state."""
     direction, state = optimizer.update(grads, state, params)
     return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), state
 
@@ -46,7 +47,11 @@ class Trained(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """init: params -> Trained.  descend: (Trained, gradients) -> Trained, one step."""
+    """An optimizer.
+
+    init: params -> Trained.
+    descend: (Trained, gradients) -> Trained, one update.
+    """
 
     init: Callable[[PyTree], Trained]
     descend: Callable[[Trained, PyTree], Trained]
@@ -58,7 +63,7 @@ def trainer(
     weight_decay: float = 0.0,
     max_grad_norm: float | None = None,
 ) -> Trainer:
-    """AdamW at one learning rate throughout.
+    """AdamW with a constant learning rate.
 
     Raises:
         SettingsError: a negative learning rate.
@@ -90,14 +95,14 @@ def polyak(target: PyTree, online: PyTree, rate: float) -> PyTree:
 def cosine_restarts(
     step: Array, *, peak: float, floor: float, cycle_steps: int, warmup_steps: int
 ) -> Array:
-    """Linear warm-up to `peak`, cosine decay to `floor`, then again, for ever.
+    """Repeat a linear warm-up to `peak` and a cosine decay to `floor`.
 
-    The schedule of DPPO's reference code (cosine annealing with warm restarts,
-    Loshchilov and Hutter 2017, with a linear warm-up in every cycle). The very
-    first value is the floor even without a warm-up, as there.
+    This is the schedule of DPPO's reference code: cosine annealing with warm restarts
+    (Loshchilov and Hutter 2017) and a linear warm-up in every cycle. As there, the
+    value at step 0 is the floor even without a warm-up.
 
     Args:
-        step: scheduler steps taken so far, from 0.
+        step: number of scheduler steps taken so far.
         cycle_steps: length of a cycle, warm-up included.
     """
     position = step % cycle_steps
@@ -111,7 +116,7 @@ def cosine_restarts(
 def check_cosine_restarts(
     name: str, *, peak: float, floor: float, cycle_steps: int, warmup_steps: int
 ) -> None:
-    """Raise a SettingsError for settings that `cosine_restarts` cannot follow."""
+    """Raise a SettingsError for invalid settings of `cosine_restarts`."""
     if not 0 <= warmup_steps < cycle_steps:
         raise SettingsError(
             f"{name}: warmup_steps={warmup_steps} must be at least 0 and less than "
@@ -125,7 +130,7 @@ def check_cosine_restarts(
 
 
 def linear_anneal(step: Array, *, start: float, end: float, steps: int) -> Array:
-    """From `start` to `end` over `steps`, constant afterwards; 0 steps: `start`."""
+    """Interpolate from `start` to `end` over `steps`, then stay; 0 steps: `start`."""
     if steps == 0:
         return jnp.asarray(start, jnp.float32)
     return start + (end - start) * jnp.clip(step / steps, 0.0, 1.0)

@@ -12,14 +12,14 @@ from dppo_jax.types import Array
 
 
 def soft_value(value: Array, log_prob: Array, temperature: Array | float) -> Array:
-    """V(s) of a sampled action, the least of the critics (eq. 3; Fujimoto et al. 2018).
+    """Estimate V(s) from one sampled action (eq. 3; minimum: Fujimoto et al. 2018).
 
-    min_i Q_i(s, a) - temperature log pi(a | s)
+    V(s) = min_i Q_i(s, a) - temperature log pi(a | s)
 
     Args:
-        value: [N, B] of N critics; a subset of an ensemble for REDQ (Chen et al. 2021).
+        value: [N, B] of N critics; a subset of an ensemble in REDQ (Chen et al. 2021).
         log_prob: [B].
-        temperature: alpha; 0 leaves the entropy out.
+        temperature: alpha; 0 removes the entropy term.
 
     Returns:
         [B].
@@ -32,16 +32,16 @@ def soft_value(value: Array, log_prob: Array, temperature: Array | float) -> Arr
 def td_target(
     reward: Array, next_value: Array, terminated: Array, *, discount: float
 ) -> Array:
-    """What Q(s, a) should be: reward + discount (1 - terminated) V(s') (eq. 2), [B].
+    """Target of Q(s, a): reward + discount (1 - terminated) V(s') (eq. 2), [B].
 
-    A time limit needs no argument: a truncated step bootstraps as any other one, from
-    the V of the observation that ended it.
+    There is no argument `truncated`, because a truncated step bootstraps like any other
+    step, from the observation before the reset.
 
     Args:
         reward: [B] summed over the executed chunk.
-        next_value: [B] of what followed, before any reset.
+        next_value: [B] V of the observation that followed, before any reset.
         terminated: [B] 1 where the task ended; nothing is bootstrapped.
-        discount: per chunk, not per simulator step.
+        discount: per chunk, not per control step.
     """
     chex.assert_rank([reward, next_value, terminated], 1)
     chex.assert_equal_shape([reward, next_value, terminated])
@@ -61,11 +61,11 @@ def critic_loss(value: Array, target: Array) -> Array:
 
 
 def actor_loss(value: Array, log_prob: Array, temperature: Array | float) -> Array:
-    """Mean of temperature log pi(a | s) - Q(s, a) (eq. 7), a reparametrised draw of pi.
+    """Mean of temperature log pi(a | s) - Q(s, a) (eq. 7).
 
     Args:
-        value: [B] Q of the drawn action; how critics are combined is the caller's
-            choice, their minimum in the paper.
+        value: [B] Q of an action a that is a reparametrised sample of pi. The caller
+            combines the critics; the paper takes their minimum.
         log_prob: [B].
     """
     chex.assert_rank([value, log_prob], 1)
@@ -78,12 +78,12 @@ def temperature_loss(
 ) -> Array:
     """Mean of -alpha (log pi(a | s) + target entropy) with alpha = e^log_temperature.
 
-    Eq. 18. Its gradient lowers alpha where the entropy exceeds the target, and raises
-    it where the entropy falls short.
+    Eq. 18. Descending it lowers alpha if the entropy exceeds the target, and raises
+    alpha if the entropy is below the target.
 
     Args:
-        log_temperature: scalar; its exponential stays positive.
-        log_prob: [B], from which no gradient is wanted.
+        log_temperature: scalar; the logarithm is trained so that alpha stays positive.
+        log_prob: [B]; the caller stops its gradient.
         target_entropy: in nats, of a whole chunk.
     """
     chex.assert_rank([log_temperature, log_prob], [0, 1])

@@ -1,4 +1,4 @@
-"""Advantages, and rewards scaled by a running estimate of their returns."""
+"""Generalized advantage estimation, and scaling of rewards by a running estimate."""
 
 from typing import NamedTuple
 
@@ -25,10 +25,11 @@ def gae(
     Args:
         reward: [T, B] summed over the executed chunk.
         value: [T, B] V(s_t).
-        next_value: [T, B] V of what followed, before any reset.
+        next_value: [T, B] V of the observation that followed, before any reset.
         terminated: [T, B] 1 where the task ended; nothing is bootstrapped.
-        truncated: [T, B] 1 where a time limit cut in; still bootstrapped.
-        discount: per chunk, not per simulator step.
+        truncated: [T, B] 1 where a time limit ended the episode; `next_value` is
+            bootstrapped.
+        discount: per chunk, not per control step.
         gae_lambda: 0 gives one-step TD errors, 1 gives Monte-Carlo advantages.
 
     Returns:
@@ -50,10 +51,11 @@ def gae(
 
 
 class RewardScale(NamedTuple):
-    """Running moments of the discounted sum of past rewards.
+    """Running moments of the discounted sums of past rewards.
 
-    mean, variance, weight: scalars over everything seen; the weight in samples.
-    discounted: [B] the sum that each environment carries on.
+    mean, variance: scalars over all samples so far.
+    weight: how many samples these are.
+    discounted: [B] the current sum of each environment.
     """
 
     mean: Array
@@ -63,7 +65,7 @@ class RewardScale(NamedTuple):
 
 
 def init_reward_scale(num_envs: int) -> RewardScale:
-    """Unit variance, with the weight of 1e-4 samples."""
+    """Start from unit variance with the weight of 1e-4 samples."""
     return RewardScale(
         mean=jnp.zeros(()),
         variance=jnp.ones(()),
@@ -81,16 +83,17 @@ def scale_rewards(
     bound: float = 10.0,
     epsilon: float = 1e-8,
 ) -> tuple[RewardScale, Array]:
-    """Divide rewards by the spread of their returns (Engstrom et al. 2020).
+    """Divide rewards by the standard deviation of returns (Engstrom et al. 2020).
 
-    Future returns are unknown, so the sums run over past rewards, whose statistics
-    are alike; the mean is kept, since only the scale must fit the critic.
+    Future returns are unknown. Discounted sums of past rewards replace them, because
+    they have similar statistics. No mean is subtracted, because only the scale must
+    suit the critic.
 
     Args:
         reward: [T, B].
         first: [T, B] 1 where an episode begins.
-        discount: of the running sum.
-        bound: of the scaled reward.
+        discount: of the sums.
+        bound: scaled rewards are clipped to [-bound, bound].
 
     Returns:
         The updated scale and the scaled rewards [T, B].

@@ -1,8 +1,8 @@
 """The updates of soft actor-critic, with plain arguments, and a Learner made of them.
 
-Haarnoja et al. (2018b, arXiv 1812.05905); equations are in `q_losses`. Critics are an
-ensemble of any size, so that REDQ (Chen et al. 2021, arXiv 2101.05982) is a choice of
-arguments.
+Haarnoja et al. (2018b, arXiv 1812.05905); `q_losses` has the equations. The critics are
+an ensemble of any size, so certain arguments give REDQ (Chen et al. 2021, arXiv
+2101.05982).
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from dppo_jax.policies.squashed import SquashedPolicy
 from dppo_jax.training import parallel
 from dppo_jax.types import Array, Metrics, Obs, PyTree, Transition
 
-# What the actor ascends, over the critics: the least Q (the paper) or the mean (REDQ).
+# How the actor's objective combines the critics: minimum (paper) or mean (REDQ).
 COMBINE: dict[str, Callable[..., Array]] = {"min": jnp.min, "mean": jnp.mean}
 
 
 class SACState(NamedTuple):
-    """What is learned; `temperature` trains its logarithm, a scalar."""
+    """All trained values; `temperature` holds the logarithm of alpha, a scalar."""
 
     actor: Trained
     critic: Trained
@@ -34,7 +34,7 @@ class SACState(NamedTuple):
 
 
 class Trainers(NamedTuple):
-    """What turns gradients into steps, of each part of the state that has gradients."""
+    """One optimizer for each part of the state that has gradients."""
 
     actor: Trainer
     critic: Trainer
@@ -42,10 +42,10 @@ class Trainers(NamedTuple):
 
 
 class Updates(NamedTuple):
-    """What a round is made of; both are (state, batch, key) -> (state, metrics).
+    """The two updates of a round; both are (state, batch, key) -> (state, metrics).
 
-    critic: a step of all critics, whom the target network follows.
-    actor: a step of the actor and of the temperature.
+    critic: updates all critics, then moves the target network towards them.
+    actor: updates the actor and the temperature.
 
     The batch is a Transition with leaves [N, ...]; in a sharded step N is this device's
     part.
@@ -68,16 +68,17 @@ def soft_updates(
     reward_scale: float = 1.0,
     tune_temperature: bool = True,
 ) -> Updates:
-    """The two updates of soft actor-critic.
+    """Make the two updates of soft actor-critic.
 
     Args:
         discount: per chunk.
         target_entropy: in nats, of a whole chunk.
         target_rate: see `optimizers.polyak`.
-        target_critics: drawn anew among those of `critic` for every update; the least
-            of them enters the target.
-        actor_value: what the actor ascends, a name in `COMBINE`.
-        tune_temperature: False leaves it as it is.
+        target_critics: number of critics drawn at random for every update; the minimum
+            of their values enters the target.
+        actor_value: how the actor's objective combines the critics, a name in
+            `COMBINE`.
+        tune_temperature: False keeps the temperature constant.
     """
     value_of: Callable[..., Any] = critic.apply
     target_of: Callable[..., Any] = critic.clone(num_critics=target_critics).apply
@@ -123,7 +124,7 @@ def soft_updates(
             value = COMBINE[actor_value](value, axis=0)
             temperature = jnp.exp(jax.lax.stop_gradient(log_temperature))
             loss = q_losses.actor_loss(value, log_prob, temperature)
-            # Neither of the two has a gradient for what the other trains.
+            # Neither loss has a gradient for the parameters of the other.
             both = loss + q_losses.temperature_loss(
                 log_temperature,
                 jax.lax.stop_gradient(log_prob),
@@ -158,16 +159,16 @@ def soft_actor_critic(
     actor_updates: int = 1,
     initial_temperature: float = 1.0,
 ) -> Learner:
-    """The Learner whose round updates the critics on every batch, then the actor.
+    """Make a Learner: a round updates the critics on every batch, then the actor.
 
     Args:
         action_shape: [Ta, Da] that the environment executes.
-        actor_updates: of a round, all on its last batch.
+        actor_updates: updates of the actor per round, all on its last batch.
 
     Returns:
         A Learner; `init(key, obs, params=None)` starts from given parameters of the
-        actor, or from new ones. It raises SettingsError for a policy whose chunk is not
-        what is executed.
+        actor, or from new ones. It raises SettingsError if the policy's chunk differs
+        from `action_shape`.
     """
 
     def init(key: Array, obs: Obs, params: PyTree | None = None) -> SACState:
@@ -177,8 +178,8 @@ def soft_actor_critic(
         if action.shape[1:] != action_shape:
             raise SettingsError(
                 f"the policy's chunk [Ta, Da] is {action.shape[1:]}, but the "
-                f"environment executes {action_shape}; make model.chunk the number "
-                "of executed actions, because Q is of what was executed."
+                f"environment executes {action_shape}; set model.chunk to the number "
+                "of executed actions, because Q scores executed chunks."
             )
         critic_params = critic.init(critic_key, obs, action)
         log_temperature = jnp.log(jnp.float32(initial_temperature))
@@ -207,7 +208,7 @@ def soft_actor_critic(
         return state, jax.tree.map(jnp.mean, critic_metrics | actor_metrics)
 
     return Learner(
-        init=init,
+        init=jax.jit(init),
         update=update,
         params=lambda state: state.actor.params,
         act=policy.act,

@@ -1,4 +1,4 @@
-"""Networks; they know nothing of reinforcement learning."""
+"""Encoders, perceptrons, critics and Gaussian networks, as flax modules."""
 
 from dppo_jax.networks.critics import StateActionCritic, StateCritic, random_members
 from dppo_jax.networks.encoders import StateEncoder

@@ -1,11 +1,11 @@
-"""From a configuration to a network, by its kind.
+"""Make a policy's network from its configuration.
 
-A policy has one network, which plays one of two roles.
+The network has one of two roles.
 
 | role       | module                                                                  |
 |------------|-------------------------------------------------------------------------|
 | `denoiser` | (x [B, Ta, Da], time [B] or [1], obs) -> like x, in two halves:         |
-|            | `encode(obs) -> condition` and `denoise(x, time, condition) -> like x`  |
+|            | `encode(obs) -> condition`, `denoise(x, time, condition) -> like x`     |
 | `gaussian` | obs -> (mean, std), both [B, Ta, Da]                                    |
 """
 
@@ -27,15 +27,15 @@ from dppo_jax.objects import call, is_reference, load_object
 from dppo_jax.types import Obs
 
 ROLES = ("denoiser", "gaussian")
-_ROWS = 2  # B where shapes are checked; a time of one row is not that of all then
+_ROWS = 2  # B of shape checks; above 1, so that a time [B] differs from a time [1]
 
 
 class NetworkKind(NamedTuple):
     """A kind of network.
 
-    settings: its settings with their defaults.
-    roles: role -> function of those settings that it takes, by name, and of those
-        arguments of `make_network` that it takes.
+    settings: () -> its settings with their defaults.
+    roles: role -> function that makes the module. By name, it gets those settings and
+        arguments of `make_network` that its signature names.
     """
 
     settings: Callable[[], dict[str, Any]]
@@ -48,9 +48,9 @@ def _mlp_settings() -> dict[str, Any]:
         activation="relu",
         layer_norm=False,
         residual=True,
-        time_dim=16,  # of a denoiser
-        condition_sizes=placeholder(tuple),  # of a denoiser
-        compute_dtype="float32",  # or "bfloat16", on accelerators
+        time_dim=16,  # only for a denoiser
+        condition_sizes=placeholder(tuple),  # only for a denoiser
+        compute_dtype="float32",  # or "bfloat16", for accelerators
     )
 
 
@@ -63,14 +63,14 @@ NETWORKS: dict[str, NetworkKind] = {
 
 
 def default_config(kind: str = "mlp") -> ConfigDict:
-    """All settings of a network of one of the kinds in `NETWORKS`."""
+    """Settings of a network: `kind`, `options` and those of the kind in `NETWORKS`."""
     _check_kind(kind)
     config = ConfigDict()
-    # Of `NETWORKS`, or a function outside of the package, `module:function` or
-    # `path/to/file.py:function`. It gets the options, and by name whatever it takes of
-    # the other settings here and of the arguments of `make_network`.
+    # A name in `NETWORKS`, or `module:function` or `path/to/file.py:function` of a
+    # function outside the package. Such a function gets `options` and, by name, those
+    # settings and arguments of `make_network` that its signature names.
     config.kind = kind
-    config.options = ConfigDict()  # keyword arguments of a network from outside
+    config.options = ConfigDict()  # keyword arguments of a function outside the package
     config.encoder = build_encoder.default_config()
     if kind in NETWORKS:
         config.update(NETWORKS[kind].settings())
@@ -86,22 +86,22 @@ def make_network(
     head: Mapping[str, Any] | None = None,
     encoder: nn.Module | None = None,
 ) -> nn.Module:
-    """The network that a configuration describes.
+    """Make the network that a configuration describes.
 
     Args:
         config: `default_config` with changes.
-        role: "denoiser" or "gaussian", see above.
+        role: "denoiser" or "gaussian", see the module's docstring.
         action_dim: Da.
         chunk: Ta.
-        head: settings of a Gaussian's output, such as its standard deviation; the
-            other role has none.
-        encoder: what the network reads of an observation; None: by `config.encoder`.
+        head: settings of the output of a Gaussian network, such as its standard
+            deviation; None for a denoiser.
+        encoder: see `networks.encoders`; None: the one of `config.encoder`.
 
     Returns:
         A module that has not been initialised.
 
     Raises:
-        SettingsError: settings that no network can be built from, by name.
+        SettingsError: invalid settings, which the message names.
     """
     if role not in ROLES:
         raise SettingsError(f"role={role!r} is unknown; use one of {', '.join(ROLES)}.")
@@ -129,7 +129,7 @@ def make_network(
         return network
     if options:
         raise SettingsError(
-            f"network.options={options} are for networks from outside of the package; "
+            f"network.options={options} are only for functions outside the package; "
             f"{kind!r} has the settings {sorted(NETWORKS[kind].settings())}."
         )
     unknown = sorted(settings.keys() - NETWORKS[kind].settings().keys())
@@ -149,16 +149,16 @@ def make_network(
 def check_outputs(
     network: nn.Module, obs: Obs, *, role: str, action_dim: int, chunk: int
 ) -> None:
-    """Refuse a network whose outputs do not have the shape that its role asks for.
+    """Check the shapes of a network's outputs against its role, without computing them.
 
-    Nothing is computed. Without this a wrong shape broadcasts into a wrong density.
+    Without this check a wrong shape could broadcast into a wrong density.
 
     Args:
         obs: observations [B, ...], or their shapes.
 
     Raises:
-        SettingsError: naming the output, its shape and the shape that it should have,
-            or the shape of a time that a denoiser does not take.
+        SettingsError: an output has another shape than its role requires, or a denoiser
+            does not accept a time of shape [B] or [1].
     """
     key, shape = jax.random.key(0), (_ROWS, chunk, action_dim)
     obs = jax.tree.map(lambda x: _like((_ROWS, *x.shape[1:]), x.dtype), obs)
@@ -177,8 +177,8 @@ def check_outputs(
         except (TypeError, ValueError) as error:
             raise SettingsError(
                 f"{type(network).__name__}.denoise fails for x of shape {shape} and a "
-                f"time of shape {time.shape}; it must take a time of every row, [B], "
-                f"and one of all rows, [1]: {error}"
+                f"time of shape {time.shape}; it must take one time per row, [B], and "
+                f"one time for all rows, [1]: {error}"
             ) from error
         _check_shapes(network, role, ("output",), output, shape)
 
@@ -194,9 +194,8 @@ def _check_shapes(
     found = [getattr(output, "shape", output) for output in outputs]
     if len(found) != len(names) or any(other != shape for other in found):
         raise SettingsError(
-            f"{type(network).__name__} returns outputs of the shapes {found}; as a "
-            f"{role} it must return {' and '.join(names)} of shape [B, Ta, Da], here "
-            f"{shape}."
+            f"{type(network).__name__} returns outputs of shapes {found}; a {role} "
+            f"must return {' and '.join(names)} of shape [B, Ta, Da], here {shape}."
         )
 
 
@@ -215,8 +214,8 @@ def _check_kind(kind: str) -> None:
 def _check_role(kind: str, network: Any, role: str) -> None:
     if not isinstance(network, nn.Module):
         raise SettingsError(
-            f"network.kind={kind} returned a {type(network).__name__}; let it return a "
-            "flax.linen.Module."
+            f"network.kind={kind} returned a {type(network).__name__}; it must return "
+            "a flax.linen.Module."
         )
     missing = [
         name
@@ -226,6 +225,6 @@ def _check_role(kind: str, network: Any, role: str) -> None:
     if missing:
         raise SettingsError(
             f"network.kind={kind} returned a {type(network).__name__} without "
-            f"{' and '.join(missing)}; a denoiser has the methods encode(obs) -> "
+            f"{' and '.join(missing)}; a denoiser needs the methods encode(obs) -> "
             "condition and denoise(x, time, condition)."
         )

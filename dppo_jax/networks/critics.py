@@ -27,11 +27,11 @@ class StateCritic(nn.Module):
     activation: a name in `ACTIVATIONS`.
     layer_norm: normalise the hidden layers.
     residual: build the network from residual blocks.
-    compute_dtype: of the layers, "float32" or "bfloat16".
+    compute_dtype: of the hidden layers, see `mlp.COMPUTE_DTYPES`.
     encoder: obs -> features [B, F], see `networks.encoders`.
 
     Raises:
-        SettingsError: for sizes or names that no such network can be built from.
+        SettingsError: invalid sizes or names.
     """
 
     hidden_sizes: Sequence[int] = (256, 256, 256)
@@ -62,17 +62,17 @@ class StateCritic(nn.Module):
 class StateActionCritic(nn.Module):
     """An ensemble of Q(s, a): (obs, action [B, Ta, Da]) -> [num_critics, B].
 
-    Every member has its own initialisation. Their parameters are stacked, so every
-    leaf has a leading axis [num_critics], and all members are one batched network; see
+    Every member has its own initialisation. Their parameters are stacked: every leaf
+    has a leading axis [num_critics], and one batched network evaluates all members. See
     `random_members`.
 
     hidden_sizes, activation, layer_norm, residual, compute_dtype, encoder: as in
         `StateCritic`.
-    num_critics: 2 gives the independent pair of clipped double Q-learning
-        (Fujimoto et al. 2018), 1 a single network.
+    num_critics: 2 gives the pair of clipped double Q-learning (Fujimoto et al. 2018),
+        1 a single network.
 
     Raises:
-        SettingsError: for sizes or names that no such network can be built from.
+        SettingsError: invalid sizes, names or `num_critics`.
     """
 
     hidden_sizes: Sequence[int] = (256, 256, 256)
@@ -115,12 +115,14 @@ class StateActionCritic(nn.Module):
 
 
 def random_members(key: Array, params: PyTree, num_members: int) -> PyTree:
-    """Parameters of `num_members` different members of an ensemble, drawn at random.
+    """Draw `num_members` different members of an ensemble at random.
 
     Args:
-        params: leaves [num_critics, ...], of a `StateActionCritic`.
-        num_members: at most num_critics; if it is num_critics, `params` itself. They
-            suit a critic with that `num_critics`.
+        params: of a `StateActionCritic`, leaves [num_critics, ...].
+        num_members: at most num_critics; if equal, `params` is returned.
+
+    Returns:
+        Leaves [num_members, ...], for a critic with num_critics = num_members.
     """
     num_critics = jax.tree.leaves(params)[0].shape[0]
     if num_members == num_critics:

@@ -1,8 +1,8 @@
-"""Encoders: what a network reads of an observation.
+"""Encoders: modules obs -> features [B, F] that extract a network's inputs.
 
-An encoder is a module obs -> features [B, F]. A network holds one in its attribute
-`encoder`, so the same perceptron can read states or, with another encoder, images. An
-encoder that has parameters keeps them under the name `encoder` of its network.
+A network holds one in its attribute `encoder`, so the same perceptron can read states
+or, with another encoder, images. The parameters of an encoder are under the name
+`encoder` in those of its network.
 """
 
 import chex
@@ -13,9 +13,9 @@ from dppo_jax.types import Array, Obs
 
 
 class StateEncoder(nn.Module):
-    """`obs["state"]` [B, To, Do] -> [B, To * Do], the most recent entry last.
+    """`obs["state"]` [B, To, Do] -> [B, To * Do], the newest state last.
 
-    It has no parameters, and other entries of the observation are not read.
+    It has no parameters and ignores other entries of the observation.
 
     Raises:
         SettingsError: an observation without a state.

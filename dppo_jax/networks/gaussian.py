@@ -1,4 +1,4 @@
-"""Gaussian policies over action chunks."""
+"""The network of Gaussian policies over action chunks."""
 
 from collections.abc import Sequence
 
@@ -25,18 +25,19 @@ class GaussianMLP(nn.Module):
 
     action_dim: Da.
     chunk: Ta.
-    hidden_sizes: with `residual`, an odd number of equal sizes where the standard
-        deviation is fixed, and an even number where a network predicts it, because
-        the last size is then the output of the shared trunk.
+    hidden_sizes: with `residual`, an odd number of equal sizes if `fixed_std` is set.
+        Otherwise an even number, equal apart from the last, which is the output size of
+        the trunk that mean and standard deviation share.
     tanh_output: squash the mean into (-1, 1).
-    fixed_std: the standard deviation; None lets a network predict one.
-    learn_fixed_std: train one log-variance per action dimension from `fixed_std` on.
-    std_min, std_max: bounds of a learned standard deviation.
-    compute_dtype: of the layers, "float32" or "bfloat16".
+    fixed_std: the standard deviation; None: the network predicts it.
+    learn_fixed_std: train one log-variance per action dimension, starting at
+        `fixed_std`.
+    std_min, std_max: bounds of a learned or predicted standard deviation.
+    compute_dtype: of the hidden layers, see `mlp.COMPUTE_DTYPES`.
     encoder: obs -> features [B, F], see `networks.encoders`.
 
     Raises:
-        SettingsError: for sizes, names or standard deviations that do not fit together.
+        SettingsError: invalid or contradictory sizes, names or standard deviations.
     """
 
     action_dim: int
@@ -66,7 +67,7 @@ class GaussianMLP(nn.Module):
             raise SettingsError(
                 f"hidden_sizes={tuple(self.hidden_sizes)} do not suit a residual "
                 "network with a predicted standard deviation: give 2, 4, 6, ... sizes "
-                "that are equal but for the last, or set fixed_std."
+                "that are equal apart from the last, or set fixed_std."
             )
         super().__post_init__()
 
@@ -78,7 +79,7 @@ class GaussianMLP(nn.Module):
             )
         if self.fixed_std is not None and self.fixed_std <= 0:
             raise SettingsError(
-                f"fixed_std={self.fixed_std} must be positive; None predicts it."
+                f"fixed_std={self.fixed_std} must be positive; use None to predict it."
             )
         if self.learn_fixed_std and self.fixed_std is None:
             raise SettingsError(
@@ -137,8 +138,8 @@ class GaussianMLP(nn.Module):
             (self.action_dim,),
         )
         low, high = _log_variance(self.std_min), _log_variance(self.std_max)
-        # The gradient passes in full at a bound (jnp.clip would halve it), so that a
-        # standard deviation that starts there can leave it at the intended speed.
+        # jnp.clip would halve the gradient at a bound. Here it is kept whole, so that a
+        # standard deviation that starts at a bound leaves it at the intended speed.
         inside = (log_variance >= low) & (log_variance <= high)
         clipped = jax.lax.stop_gradient(jnp.clip(log_variance, low, high))
         return jnp.exp(0.5 * jnp.where(inside, log_variance, clipped))

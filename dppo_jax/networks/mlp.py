@@ -1,8 +1,8 @@
 """Multi-layer perceptrons: plain, residual and denoising.
 
-Layers start as PyTorch's `Linear` does, kernel and bias uniform within
-1 / sqrt(inputs), because the hyperparameters of the DPPO paper (Ren et al. 2025,
-arXiv 2409.00588) were tuned on networks that start so.
+Layers are initialised like PyTorch's `Linear`, kernel and bias uniform in
++-1 / sqrt(inputs), because the hyperparameters of the DPPO paper (Ren et al. 2025,
+arXiv 2409.00588) were tuned with this initialisation.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
 }
 
-# What hidden layers compute in. Parameters, the last layer (its output enters a
-# log-probability or is a value), normalisation and losses are float32 in any case;
+# Types in which hidden layers compute. Parameters, normalisation, losses and the last
+# layer, whose output is a value or enters a log-probability, are always float32.
 # bfloat16 is for accelerators, whose matrix units multiply it many times faster.
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -38,7 +38,7 @@ def activation_function(name: str) -> Callable[[Array], Array]:
     """The activation called `name`, in any capitalisation.
 
     Raises:
-        SettingsError: for a name that is not in `ACTIVATIONS`.
+        SettingsError: the name is not in `ACTIVATIONS`.
     """
     if str(name).lower() not in ACTIVATIONS:
         known = ", ".join(sorted(ACTIVATIONS))
@@ -47,7 +47,7 @@ def activation_function(name: str) -> Callable[[Array], Array]:
 
 
 def check_sizes(option: str, sizes: Sequence[int]) -> None:
-    """Refuse layer sizes that are empty or not positive."""
+    """Raise SettingsError for layer sizes that are empty or not positive."""
     if isinstance(sizes, (int, str)) or len(sizes) == 0 or min(sizes) < 1:
         raise SettingsError(
             f"{option}={sizes!r} must be a non-empty sequence of positive layer "
@@ -56,7 +56,7 @@ def check_sizes(option: str, sizes: Sequence[int]) -> None:
 
 
 def check_compute_dtype(name: str) -> None:
-    """Refuse what is not in `COMPUTE_DTYPES`."""
+    """Raise SettingsError for a name that is not in `COMPUTE_DTYPES`."""
     if name not in COMPUTE_DTYPES:
         raise SettingsError(
             f"compute_dtype={name!r} is not known; choose one of "
@@ -65,20 +65,20 @@ def check_compute_dtype(name: str) -> None:
 
 
 def check_residual_sizes(sizes: Sequence[int]) -> None:
-    """Refuse hidden sizes that residual blocks of two layers cannot be made of."""
+    """Raise SettingsError for sizes that are not an odd number of equal ones."""
     if len(sizes) % 2 == 0 or len(set(sizes)) != 1:
         raise SettingsError(
-            f"hidden_sizes={tuple(sizes)} do not suit a residual network: after the "
-            "first hidden layer come blocks of two layers of the same width, so give "
+            f"hidden_sizes={tuple(sizes)} do not suit a residual network, which has a "
+            "first hidden layer and blocks of two layers of the same width; give "
             "1, 3, 5, ... equal sizes, for example (256, 256, 256), or residual=False."
         )
 
 
 class Linear(nn.Module):
-    """A dense layer whose kernel and bias start uniform in +-1 / sqrt(inputs).
+    """A dense layer; kernel and bias are initialised uniform in +-1 / sqrt(inputs).
 
-    compute_dtype: what the product is computed in and comes out as; the parameters
-        are float32 whatever it is.
+    compute_dtype: type of the product and of the output; the parameters are always
+        float32.
     """
 
     features: int
@@ -98,7 +98,7 @@ class Linear(nn.Module):
 
 
 class MLPLayer(nn.Module):
-    """Linear, optionally layer normalisation, then the activation."""
+    """A linear layer, optional layer normalisation, and the activation."""
 
     features: int
     activation: str
@@ -116,7 +116,7 @@ class MLPLayer(nn.Module):
 class MLP(nn.Module):
     """A plain perceptron, [..., inputs] -> [..., features].
 
-    hidden_sizes: may be empty, which leaves one linear layer.
+    hidden_sizes: if empty, the network is one linear layer.
     layer_norm: normalise every hidden layer before its activation.
     layer_norm_out: normalise the output as well, before `out_activation`.
     compute_dtype: of all layers but the last, see `COMPUTE_DTYPES`.
@@ -150,7 +150,7 @@ class MLP(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + two layers, each activated (and normalised) before it is applied."""
+    """x + two linear layers; normalisation and activation precede each of them."""
 
     activation: str
     layer_norm: bool
@@ -172,13 +172,13 @@ class ResidualBlock(nn.Module):
 class ResidualMLP(nn.Module):
     """Pre-activation residual blocks of two layers, [..., inputs] -> [..., features].
 
-    hidden_sizes: 1, 3, 5, ... equal sizes: a linear layer, then 0, 1, 2, ... blocks.
+    hidden_sizes: 1, 3, 5, ... equal sizes, for a linear layer and 0, 1, 2, ... blocks.
     layer_norm: normalise inside the blocks.
     layer_norm_out: normalise the output, before `out_activation`.
     compute_dtype: of all layers but the last, see `COMPUTE_DTYPES`.
 
     Raises:
-        SettingsError: for hidden sizes that are not an odd number of equal sizes.
+        SettingsError: hidden sizes that are not an odd number of equal sizes.
     """
 
     features: int
@@ -212,10 +212,10 @@ class ResidualMLP(nn.Module):
 class SinusoidalEmbedding(nn.Module):
     """Sines and cosines at `dim / 2` frequencies from 1 to 1e-4, [B] -> [B, dim].
 
-    The position code of Vaswani et al. (2017, section 3.5) with all sines first.
+    The position encoding of Vaswani et al. (2017, section 3.5), all sines first.
 
     Raises:
-        SettingsError: for a `dim` that is odd or below 4.
+        SettingsError: `dim` is odd or below 4.
     """
 
     dim: int
@@ -223,8 +223,8 @@ class SinusoidalEmbedding(nn.Module):
     def __post_init__(self):
         if self.dim < 4 or self.dim % 2:
             raise SettingsError(
-                f"time_dim={self.dim} must be an even number of at least 4, because "
-                "it holds a sine and a cosine of two or more frequencies."
+                f"time_dim={self.dim} must be an even number of at least 4: a sine and "
+                "a cosine of each of two or more frequencies."
             )
         super().__post_init__()
 
@@ -237,7 +237,7 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """A sinusoidal embedding refined by two layers with Mish, [B] -> [B, dim]."""
+    """A sinusoidal embedding and two layers with Mish between them, [B] -> [B, dim]."""
 
     dim: int
 
@@ -251,23 +251,22 @@ class TimeEmbedding(nn.Module):
 class DiffusionMLP(nn.Module):
     """A denoiser: (x [B, Ta, Da], time [B], obs) -> output [B, Ta, Da].
 
-    What the output means (noise, clean action, velocity) is the schedule's affair. A
-    call is `denoise(x, time, encode(obs))`; the encoding is the same at every step of a
-    chain.
+    The caller decides what the output means: noise, clean action or velocity. A call is
+    `denoise(x, time, encode(obs))`; the encoding is the same at every step of a chain.
 
     action_dim: Da.
     chunk: Ta.
     time_dim: size of the time embedding, even and at least 4.
-    hidden_sizes: of the trunk that reads noisy action, time and observation.
-    condition_sizes: layers between the encoder's features and the trunk; None has none.
+    hidden_sizes: of the trunk, whose inputs are noisy action, time and observation.
+    condition_sizes: layers between the encoder's features and the trunk; None: none.
     activation, out_activation: names in `ACTIVATIONS`.
     layer_norm: normalise the hidden layers of the trunk.
     residual: build the trunk from residual blocks; needs 1, 3, 5, ... equal sizes.
-    compute_dtype: of the layers, see `COMPUTE_DTYPES`.
+    compute_dtype: of the hidden layers, see `COMPUTE_DTYPES`.
     encoder: obs -> features [B, F], see `networks.encoders`.
 
     Raises:
-        SettingsError: for sizes or names that no such network can be built from.
+        SettingsError: invalid sizes or names.
     """
 
     action_dim: int
@@ -294,7 +293,7 @@ class DiffusionMLP(nn.Module):
         super().__post_init__()
 
     def setup(self) -> None:
-        # The attributes' names are those of the parameters.
+        # Names of attributes are names of parameters in checkpoints.
         options: dict[str, Any] = dict(
             activation=self.activation, compute_dtype=self.compute_dtype
         )
@@ -316,12 +315,12 @@ class DiffusionMLP(nn.Module):
         return self.denoise(x, time, self.encode(obs))
 
     def encode(self, obs: Obs) -> Array:
-        """What does not depend on the step, obs -> [B, C]."""
+        """Compute what does not depend on the step, obs -> [B, C]."""
         features = self.encoder(obs)
         return features if self.condition_sizes is None else self.condition(features)
 
     def denoise(self, x: Array, time: Array, condition: Array) -> Array:
-        """The rest, given `encode(obs)`; a `time` of [1] is that of all samples."""
+        """Compute the output, given `encode(obs)`; a `time` [1] holds for all rows."""
         chex.assert_shape(x, (None, self.chunk, self.action_dim))
         batch = x.shape[0]
         chex.assert_shape(condition, (batch, None))
@@ -336,5 +335,5 @@ class DiffusionMLP(nn.Module):
 
 
 def _layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
-    # The two-pass variance keeps float32 accurate where the mean is large.
+    # The two-pass variance is accurate in float32 even if the mean is large.
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)

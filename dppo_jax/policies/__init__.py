@@ -1,4 +1,4 @@
-"""Policies: what acts, and how it is scored and cloned."""
+"""Policies: acting, log-probabilities of actions, and loss of behaviour cloning."""
 
 from dppo_jax.policies.build import (
     default_config,

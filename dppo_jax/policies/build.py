@@ -1,4 +1,4 @@
-"""From a configuration to a policy."""
+"""Make a policy from a configuration."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,14 +20,14 @@ from dppo_jax.types import Array, Obs, PyTree
 
 
 def default_config() -> ConfigDict:
-    """What a policy is made of; of a saved one only `sampling` may still change."""
+    """Settings of a policy; after training, only `sampling` may still change."""
     config = ConfigDict()
     config.kind = "diffusion"  # or "gaussian", or "squashed" (for sac)
     config.chunk = 4  # Ta, predicted actions
     config.network = networks.default_config()
     config.diffusion = ConfigDict(
         dict(
-            num_denoising_steps=20,  # K of training, and of sampling unless by DDIM
+            num_denoising_steps=20,  # K of training, and of sampling without DDIM
             predict_noise=True,
             x0_clip=FieldReference(1.0, field_type=float),  # None: no bound
         )
@@ -43,10 +43,10 @@ def default_config() -> ConfigDict:
     )
     # Bounds of the standard deviation before tanh, e^-5 and e^2 as in the SAC paper.
     config.squashed = ConfigDict(dict(std_min=0.0067, std_max=7.39))
-    # What a chain needs to act and to be scored; no weight depends on it.
+    # How a chain is sampled and scored; no weight depends on it.
     config.sampling = ConfigDict(
         dict(
-            num_tuned_steps=10,  # K', the moves that fine-tuning may change
+            num_tuned_steps=10,  # K', the last moves, which fine-tuning changes
             min_std=0.1,  # exploration: floor of a chain's sampling std
             min_log_prob_std=0.1,  # stability: floor of the std in log-probs
             eta=1.0,
@@ -60,18 +60,18 @@ def default_config() -> ConfigDict:
 
 
 def make_policy(config: ConfigDict, *, action_dim: int) -> ChainPolicy | SquashedPolicy:
-    """The policy that `default_config` describes.
+    """Make the policy that a configuration describes.
 
     Args:
         config: `default_config` with changes.
         action_dim: Da.
 
     Returns:
-        A policy; its `init` raises a SettingsError for a network, from outside of the
-        package perhaps, whose outputs have another shape than [B, Ta, Da].
+        A policy; its `init` raises a SettingsError if the outputs of its network, which
+        may be a user's own, have another shape than [B, Ta, Da].
 
     Raises:
-        SettingsError: settings that contradict each other, by name.
+        SettingsError: invalid or contradictory settings, which the message names.
     """
     sampling = config.sampling
     if not sampling.draw_clip > 0:
@@ -89,7 +89,7 @@ def make_policy(config: ConfigDict, *, action_dim: int) -> ChainPolicy | Squashe
 
 
 def _role(config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
-    """What the network of a policy is, and the settings of its output."""
+    """Return the role of a policy's network, and the settings of its output."""
     if config.kind == "gaussian":
         return "gaussian", dict(config.gaussian)
     if config.kind == "squashed":
@@ -133,7 +133,7 @@ def _make(
 def make_saved_policy(
     model: Mapping[str, Any], *, action_dim: int
 ) -> ChainPolicy | SquashedPolicy:
-    """As `make_policy`, of settings that were read from a `config.json`."""
+    """As `make_policy`, from settings that were read from a `config.json`."""
     return make_policy(ConfigDict(model), action_dim=action_dim)
 
 

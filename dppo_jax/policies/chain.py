@@ -17,11 +17,12 @@ from dppo_jax.types import Act, Array, Obs, PyTree
 
 
 class PolicyParams(NamedTuple):
-    """Network parameters of the frozen early steps and of the trained late ones.
+    """Parameters of a chain policy.
 
-    num_active: steps, counted from the last, that the tuned network owns where K' is
-        annealed; None: all K'. It decides how the policy acts, so it belongs to what is
-        saved and deployed.
+    base: of the frozen network, which runs the first moves.
+    tuned: of the network that fine-tuning changes, which runs the last moves.
+    num_active: number of last moves that the tuned network runs if K' is annealed;
+        None: K'. Acting depends on it, so it is saved with the policy.
     """
 
     base: PyTree
@@ -30,23 +31,24 @@ class PolicyParams(NamedTuple):
 
 
 class ChainPolicy(NamedTuple):
-    """A policy that acts by a chain of Gaussian moves, the last K' of them tunable.
+    """A policy that acts by a chain of Gaussian moves, of which K' are tuned.
 
-    init: (key, obs) -> PolicyParams
-    act: see `types.Act`; its extras are the `Sample`
-    sample: (params, keys [B], obs, *, deterministic, min_std) -> Sample
+    init: (key, obs) -> PolicyParams.
+    act: see `types.Act`; its extras are the `Sample`.
+    sample: (params, keys [B], obs, *, deterministic, min_std) -> Sample. A Gaussian
+        policy takes no `min_std`.
     log_prob: (network parameters, x [B, Ta, Da], next_x, obs, step [B]) -> like x, the
-        log-density of every entry of a tuned move; step 0 is the noisiest tuned one
+        log-density of every entry of a tuned move; step 0 is the noisiest tuned one.
     chain_log_prob: (network parameters, chain [B, K' + 1, Ta, Da], obs)
-        -> [B, K', Ta, Da], of all tuned moves, the observations encoded once
+        -> [B, K', Ta, Da], of all tuned moves; observations are encoded once.
     clone_loss: (network parameters, keys [B], obs, action [B, Ta, Da]) -> [B], the
-        behaviour-cloning loss of every row
-    entropy: (network parameters, obs) -> [B], mean over moves and entries
-    num_tuned_steps: K', tuned moves in a chain
-    min_std: the floor of the exploring standard deviation that `sample` uses when
-        none is passed; 0: none
-    denoises: whether the chain starts from noise; False for a Gaussian policy, whose
-        only move starts from zero and has a standard deviation of its own
+        behaviour-cloning loss of every row.
+    entropy: (network parameters, obs) -> [B], mean over moves and entries.
+    num_tuned_steps: K', tuned moves in a chain.
+    min_std: default floor of the standard deviation with which `sample` explores; 0: no
+        floor.
+    denoises: True if the chain starts from noise; False for a Gaussian policy, whose
+        only move starts from zero.
     """
 
     init: Callable[..., PolicyParams]
@@ -70,13 +72,14 @@ def diffusion_policy(
     num_tuned_steps: int,
     min_std: float = 0.1,
 ) -> ChainPolicy:
-    """A denoising chain whose last K' steps are a tunable policy (paper Sec. 4).
+    """Make a policy that denoises in K steps, the last K' of them tuned (paper Sec. 4).
 
     Args:
         network: see `chain_policy`.
         diffusion: schedules and bounds.
         chunk: Ta.
-        num_tuned_steps: K'; the first K - K' steps use the frozen network.
+        action_dim: Da.
+        num_tuned_steps: K'; the first K - K' steps use the base network.
         min_std: floor of the sampling standard deviation while exploring.
 
     Raises:
@@ -86,7 +89,7 @@ def diffusion_policy(
     std = jnp.maximum(diffusion.explore.std[first_tuned:], diffusion.min_log_prob_std)
 
     def entropy(params: PyTree, obs: Obs) -> Array:
-        # The moves have a fixed standard deviation, so this is a constant.
+        # The schedule fixes the standard deviations, so the entropy is constant.
         return jnp.broadcast_to(gaussian_entropy(std).mean(), (_batch(obs),))
 
     return chain_policy(
@@ -112,15 +115,16 @@ def chain_policy(
     num_tuned_steps: int,
     min_std: float,
 ) -> ChainPolicy:
-    """A policy that denoises, whatever its moves are.
+    """Make a policy that denoises by any kind of moves.
 
     Args:
-        network: a module (x [B, Ta, Da], time [B] or [1], obs) -> like x, whose methods
-            `encode(obs) -> condition` and `denoise(x, time, condition)` are its two
-            halves; the first is evaluated once per chain.
-        make_chain: (params, x, time, condition) -> output, to the chain of it.
+        network: a module (x [B, Ta, Da], time [B] or [1], obs) -> like x, which is
+            `denoise(x, time, encode(obs))`; `encode` is evaluated once per chain.
+        make_chain: function (params, x, time, condition) -> output that denoises, ->
+            Chain.
         cloning: what the network learns from demonstrations.
         entropy: (params, obs) -> [B].
+        chunk, action_dim, num_tuned_steps, min_std: as in `diffusion_policy`.
 
     Raises:
         SettingsError: as `diffusion_policy`.
@@ -223,7 +227,7 @@ def chain_policy(
 
 
 def act_by(sample: Callable[..., Sample]) -> Act:
-    """Execute the end of a sampled chain."""
+    """Make an `Act` that executes the last entry of a sampled chain."""
 
     def act(
         params: PolicyParams, keys: Array, obs: Obs, *, deterministic: bool = False
@@ -235,7 +239,7 @@ def act_by(sample: Callable[..., Sample]) -> Act:
 
 
 def row_normal(keys: Array, shape: tuple[int, ...]) -> Array:
-    """[B, *shape] standard-normal draws, every row from a key of its own."""
+    """[B, *shape] standard-normal draws, every row from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 

@@ -17,16 +17,17 @@ from dppo_jax.policies.chain import (
 )
 from dppo_jax.types import Array, Obs, PyTree
 
-# A deterministic Gaussian policy keeps this much noise, as the reference does.
+# Standard deviation of deterministic actions, as in the reference.
 _DETERMINISTIC_STD = 1e-4
 
 
 def gaussian_policy(network: nn.Module, *, draw_clip: float = 3.0) -> ChainPolicy:
-    """A Gaussian over action chunks, as a chain of one move from zero.
+    """Make a Gaussian over action chunks, as a chain of one move from zero.
 
     Args:
         network: `apply(params, obs) -> mean, std`, both [B, Ta, Da].
-        draw_clip: bound of standard-normal draws; the density stays unclipped.
+        draw_clip: standard-normal draws are clipped to +- this; the log-probability
+            ignores the clipping.
     """
 
     apply: Callable[..., Any] = network.apply

@@ -18,13 +18,13 @@ from dppo_jax.types import Array, Obs, PyTree
 class SquashedPolicy(NamedTuple):
     """A policy over action chunks in (-1, 1) with an exact log-probability.
 
-    init: (key, obs) -> params
+    init: (key, obs) -> params.
     act: (params, keys [B], obs, *, deterministic) -> (action [B, Ta, Da], {}), one key
-        per row; deterministic is tanh(mean), the median
+        per row; the deterministic action is tanh(mean), the median.
     sample: (params, keys [B], obs) -> (action [B, Ta, Da], log_prob [B]), both
-        reparametrised: differentiable in params
+        reparametrised, so they are differentiable in params.
     clone_loss: (params, keys [B], obs, action [B, Ta, Da]) -> [B], the negative
-        log-probability of a given action
+        log-probability of a given action.
     """
 
     init: Callable[..., PyTree]
@@ -36,13 +36,13 @@ class SquashedPolicy(NamedTuple):
 def squash(
     mean: Array, std: Array, draw: Array, *, slope_margin: float = 0.0
 ) -> tuple[Array, Array]:
-    """tanh(mean + std draw) and its log-probability, of all entries of a chunk.
+    """Compute tanh(mean + std draw) and its log-probability, summed over a chunk.
 
     Args:
         mean, std: [B, Ta, Da].
         draw: [B, Ta, Da], standard normal.
-        slope_margin: added to the slope 1 - tanh^2 before its logarithm is taken; the
-            reference adds 1e-6, which bounds the log-probability of saturated actions.
+        slope_margin: added to 1 - tanh^2 in its logarithm; the reference adds 1e-6,
+            which bounds the log-probability of saturated actions.
 
     Returns:
         Action [B, Ta, Da] and log_prob [B].
@@ -54,7 +54,7 @@ def squash(
     if slope_margin:
         log_slope = jnp.log(1 - action**2 + slope_margin)
     else:
-        # Exact also where the slope underflows.
+        # This form is exact even if 1 - tanh^2 underflows.
         log_slope = 2 * (jnp.log(2.0) - before - jax.nn.softplus(-2 * before))
     return action, (log_prob - log_slope).sum((-2, -1))
 
@@ -62,10 +62,11 @@ def squash(
 def squashed_log_prob(
     mean: Array, std: Array, action: Array, *, margin: float = 1e-6
 ) -> Array:
-    """Log-probability [B] of actions that were not drawn here, [B, Ta, Da].
+    """Log-probability [B] of given actions [B, Ta, Da].
 
     Args:
-        margin: actions are moved as far inside of (-1, 1), where tanh can reach them.
+        margin: actions are clipped to [-1 + margin, 1 - margin], because tanh does not
+            reach +-1.
     """
     chex.assert_equal_shape([mean, std, action])
     before = jnp.arctanh(jnp.clip(action, -1 + margin, 1 - margin))
@@ -73,12 +74,12 @@ def squashed_log_prob(
 
 
 def squashed_policy(network: nn.Module, *, slope_margin: float = 0.0) -> SquashedPolicy:
-    """The policy of a network `apply(params, obs) -> mean, std`, both [B, Ta, Da].
-
-    The network bounds std; the mean is that before tanh, for example a `GaussianMLP`
-    with tanh_output=False, std_min=e^-5, std_max=e^2.
+    """Make the policy of a network.
 
     Args:
+        network: `apply(params, obs) -> mean, std`, both [B, Ta, Da] and before tanh. It
+            must bound std itself. An example is a `GaussianMLP` with
+            tanh_output=False, std_min=e^-5, std_max=e^2.
         slope_margin: see `squash`.
     """
     apply: Callable[..., Any] = network.apply

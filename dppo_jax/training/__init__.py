@@ -1,1 +1,1 @@
-"""The host loop, what it writes, and many seeds and devices; knows no algorithm."""
+"""The host loop, run directories, checkpoints, many seeds and many devices."""

@@ -1,8 +1,8 @@
-"""Orbax checkpoints: policy, normaliser and config together, training state apart.
+"""Orbax checkpoints, which save a policy and a training state as separate items.
 
 A run directory holds `config.json` and `checkpoints/<iteration>/` with the items
-`policy` (what another stage, or a robot, needs) and `state` (what resuming needs). A
-policy that was trained elsewhere has no `state`, but may have a `critic`. Beside them
+`policy` (parameters and bounds, for other stages and deployment) and `state` (for
+resuming). A policy that was trained elsewhere has no `state`, but may have a `critic`.
 `best/<iteration>/` may hold the `policy` with the highest score.
 """
 
@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training.config_file import CONFIG_FILE, load_config
-from dppo_jax.training.trees import check_matches, plain, storable
+from dppo_jax.training.trees import check_matches, from_storable, plain, storable
 from dppo_jax.types import PyTree
 
 _CHECKPOINTS, _BEST = "checkpoints", "best"
@@ -27,12 +27,12 @@ _ITEMS = ("policy", "state", "critic")
 
 
 class SavedPolicy(NamedTuple):
-    """What acts, as it was saved.
+    """A policy as it was saved.
 
     params: nested dictionaries; `with_types` gives them the types of a policy.
-    normalizer: bounds of observations and actions it was trained with.
+    normalizer: bounds of the observations and actions that it was trained with.
     config: the whole configuration of its run, plain dictionaries.
-    iteration: when it was saved.
+    iteration: the iteration that was saved.
     """
 
     params: PyTree
@@ -44,8 +44,8 @@ class SavedPolicy(NamedTuple):
 class Checkpoints:
     """The `checkpoints/` folder of one run; use as a context manager.
 
-    Saving is asynchronous: arrays are copied to the host at once, written behind
-    the next iteration, and a checkpoint becomes visible only when it is complete.
+    Saving is asynchronous: arrays are copied to the host at once and written while the
+    next iteration runs. A checkpoint becomes visible only when it is complete.
     """
 
     def __init__(self, run_dir: str | os.PathLike, *, keep: int | None = 3) -> None:
@@ -58,7 +58,7 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Wait for what is still being written."""
+        """Wait until everything is written."""
         self._manager.close()
 
     @property
@@ -78,10 +78,10 @@ class Checkpoints:
         params: PyTree,
         normalizer: Normalizer,
     ) -> None:
-        """Write one checkpoint; an iteration that is there already is left alone.
+        """Write one checkpoint, unless `iteration` is the newest one already.
 
         Args:
-            params: what acts, any pytree.
+            params: the parameters that act, any pytree.
         """
         if iteration == self.latest:
             return
@@ -103,7 +103,7 @@ class Checkpoints:
         """Write a checkpoint of a policy that was trained elsewhere.
 
         Args:
-            critic: parameters of its value network, if there are any.
+            critic: parameters of its critic; None: there are none.
         """
         items = {"policy": _policy_item(params, normalizer)}
         if critic is not None:
@@ -116,15 +116,18 @@ class Checkpoints:
             self._manager.delete(iteration)
 
     def restore(self, like: PyTree, iteration: int | None = None) -> PyTree:
-        """A training state, the newest if no other, in the structure of `like`.
+        """Read the training state of an iteration in the structure of `like`.
+
+        Args:
+            iteration: None: the newest one.
 
         Raises:
-            SettingsError: a state of other shapes, naming the first that differs, or a
-                damaged checkpoint.
+            SettingsError: a damaged checkpoint, or other shapes; the message names the
+                first that differs.
         """
         step = self.latest if iteration is None else iteration
         if step is None:
-            raise SettingsError("there is no checkpoint to restore; start afresh.")
+            raise SettingsError("there is no checkpoint to restore; start a new run.")
         with _named(self._manager, step):
             saved = self._manager.item_metadata(step)["state"]
             if saved is None:
@@ -140,20 +143,21 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )
-        return restored(restored["state"], like)
+        return from_storable(restored["state"], like)
 
 
 def has_checkpoint(run_dir: str | os.PathLike) -> bool:
-    """Whether a run has a complete checkpoint; unfinished ones have other names."""
+    """Whether a run has a complete checkpoint; only these are named by a number."""
     folder = Path(run_dir) / _CHECKPOINTS
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 class Best:
-    """The `best/` folder of one run: what acted when a number was highest.
+    """The `best/` folder of one run: the policy whose score was highest.
 
     Args:
-        name: of the number; one that was kept by another name counts for nothing.
+        name: name of the score. A saved policy with another name is replaced at the
+            first score.
     """
 
     def __init__(self, run_dir: str | os.PathLike, name: str) -> None:
@@ -170,19 +174,19 @@ class Best:
                 self._score = float(item["policy"]["score"])
 
     def close(self) -> None:
-        """Wait for what is still being written."""
+        """Wait until everything is written."""
         self._manager.close()
 
     def is_beaten_by(self, score: float) -> bool:
-        """Whether `score` is higher than any before; NaN is not."""
+        """Whether `score` is higher than all before; False for NaN."""
         return score > self._score
 
     def save(
         self, iteration: int, params: PyTree, normalizer: Normalizer, *, score: float
     ) -> None:
-        """Put these parameters in place of those kept so far."""
+        """Replace the saved parameters by these."""
         self._score = score
-        # A run that went back to an earlier checkpoint comes by the same iteration.
+        # A run that resumed from an earlier checkpoint repeats iterations.
         if iteration in self._manager.all_steps():
             self._manager.delete(iteration)
         self._manager.save(
@@ -195,7 +199,7 @@ class Best:
                     score_name=self._name,
                 )
             ),
-            # Its iteration may lie before that of what it replaces.
+            # Save even if the replaced policy has a later iteration.
             force=True,
         )
 
@@ -203,7 +207,7 @@ class Best:
 def read_policy(
     run_dir: str | os.PathLike, checkpoint: int | str = "latest"
 ) -> SavedPolicy:
-    """Read what acts from a run directory.
+    """Read a policy from a run directory.
 
     Args:
         checkpoint: an iteration, "latest" or "best".
@@ -231,10 +235,10 @@ def read_policy(
 def load_critic(
     run_dir: str | os.PathLike, checkpoint: int | str = "latest"
 ) -> PyTree | None:
-    """The critic that was saved beside a policy; None where there is none.
+    """Read the critic that was saved with a policy; None if there is none.
 
-    It is the `critic` of a policy from elsewhere, or the `critic_params` of a training
-    state.
+    It is the item `critic` of a policy that was trained elsewhere, or `critic_params`
+    of a training state.
 
     Raises:
         SettingsError: as `read_policy`.
@@ -256,16 +260,16 @@ def _policy_item(params: PyTree, normalizer: Normalizer, **more: Any) -> Any:
 def _load_item(
     run_dir: str | os.PathLike, name: str, checkpoint: int | str
 ) -> tuple[Any, int]:
-    """An item of a checkpoint as nested dictionaries, and its iteration.
+    """Read an item of a checkpoint as nested dictionaries, and its iteration.
 
-    Every checkpoint has a `policy`; another item is None where there is none.
+    Every checkpoint has a `policy`; another item is None if the checkpoint lacks it.
     """
     folder = _BEST if checkpoint == "best" else _CHECKPOINTS
-    nothing = f"{run_dir} holds no checkpoint yet; let its run go on first."
+    nothing = f"{run_dir} holds no checkpoint yet; resume its run first."
     if folder == _BEST:
         nothing = (
-            f"{run_dir} has no checkpoint 'best'; it is kept where evaluations are "
-            "made on the way. Take 'latest' or an iteration."
+            f"{run_dir} has no checkpoint 'best', because its run set no keep_best or "
+            "made no evaluation; use 'latest' or an iteration."
         )
     if not (Path(run_dir) / folder).is_dir():
         raise SettingsError(nothing)
@@ -294,7 +298,7 @@ def _load_item(
 
 
 def _as_int(checkpoint: int | str) -> int:
-    """An iteration; -1, which no checkpoint has, for what is none."""
+    """Convert to an iteration; -1, which no checkpoint has, for other strings."""
     try:
         return int(checkpoint)
     except ValueError:
@@ -310,12 +314,12 @@ def _on_one_device(tree: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def _named(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
-    """Say which checkpoint is damaged; Orbax names a file or a key inside it."""
+    """Raise errors of Orbax, which name only a file or key, with the checkpoint."""
     try:
         yield
     except (KeyError, ValueError, OSError) as error:
         raise SettingsError(
-            f"{manager.directory / str(step)} is damaged, remove it to go back to the "
+            f"{manager.directory / str(step)} is damaged, remove it to use the "
             f"checkpoint before it: {error}"
         ) from error
 
@@ -326,6 +330,6 @@ def _manager(
     return ocp.CheckpointManager(
         Path(run_dir).absolute() / folder,
         options=ocp.CheckpointManagerOptions(**options),
-        # Named in advance, so that a fresh process knows how to read them.
+        # Name the items in advance, so that a new process knows how to read them.
         item_handlers={name: ocp.StandardCheckpointHandler() for name in _ITEMS},
     )

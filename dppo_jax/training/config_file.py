@@ -1,4 +1,4 @@
-"""`config.json` of a run directory."""
+"""Read and write the `config.json` of a run directory."""
 
 import json
 import os
@@ -13,7 +13,7 @@ CONFIG_FILE = "config.json"
 
 
 def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """The configuration of a run with the names of today; None where there is none."""
+    """Read a run's configuration with today's setting names; None if there is none."""
     path = Path(run_dir) / CONFIG_FILE
     if not path.is_file():
         return None
@@ -21,18 +21,18 @@ def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise SettingsError(
-            f"{path} is not valid JSON ({error}); restore it."
+            f"{path} is not valid JSON ({error}); restore the file."
         ) from None
     if not isinstance(config, dict):
-        raise SettingsError(f"{path} holds no settings; restore it.")
+        raise SettingsError(f"{path} holds no settings; restore the file.")
     return updated(config)
 
 
 def save_config(run_dir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Write `config.json`, whole or not at all.
+    """Write `config.json`, atomically.
 
     Raises:
-        SettingsError: settings that are not plain.
+        SettingsError: settings that JSON cannot represent.
     """
     try:
         text = json.dumps(config, indent=2, sort_keys=True)

@@ -1,4 +1,4 @@
-"""The one host loop: step, log, evaluate, save, resume; knows no algorithm."""
+"""The host loop of all algorithms: step, log, evaluate, save, resume."""
 
 import contextlib
 import os
@@ -30,51 +30,51 @@ def train(
     keep: int | None = 3,
     keep_best: str = "",
 ) -> Any:
-    """Run `algorithm.step` until `num_iterations`, from the last checkpoint if any.
+    """Run `algorithm.step` until `num_iterations`, from the newest checkpoint if any.
 
-    Of several processes (`parallel`) each calls this alike; the first one writes rows,
-    all take part in checkpoints, and each evaluates for itself.
+    With several processes (`parallel`), every process must make the same call. The
+    first one writes rows, all take part in checkpoints, and each runs the evaluations.
 
-    On an accelerator rows and checkpoints of an iteration are written while the device
-    works on the next; the loop waits for the numbers of an iteration only at the end
-    and where there is a `stop`. On the CPU backend it always waits: a program that
-    calls the host for its physics runs while it is dispatched there, and two of them
-    could wait for each other's threads for ever.
+    On an accelerator, the rows and checkpoints of an iteration are written while the
+    device computes the next one. The loop waits for the metrics of an iteration only at
+    the end and if `stop` is given. On the CPU backend it always waits: there a program
+    that calls C MuJoCo runs while it is dispatched, and two such programs could wait
+    for each other's threads forever.
 
     Args:
-        state: the state to start from; its shapes are those of a resumed one.
-        run_dir: of the run; or one for each seed, where `algorithm` and `state` are
-            those of `seeds.many`. Every seed is logged and saved like a run of its own.
-        normalizer: saved beside what acts.
+        state: the state to start from; a resumed state must have its shapes.
+        run_dir: of the run; or one per seed, if `algorithm` and `state` are those of
+            `seeds.many`. Every seed is logged and saved like a single run.
+        normalizer: saved with the policy.
         config: settings to write into the `config.json` of a directory that has none,
-            so that `load_policy` can read it; those of `experiments.defaults`, as plain
-            dictionaries, let it rebuild the policy too. None: just that this function
-            wrote it.
-        evaluate: (parameters that act, run directory, iteration) -> numbers, or a
-            function that returns them and waits until it is called: what has been
-            dispatched before may then overlap with the next iteration. Called before
-            the first iteration, every `evaluate_every` iterations and at the end. 0:
-            only at the ends.
-        stop: rows of numbers, the latest last -> whether that iteration is the end;
-            asked wherever there is a row, after the evaluation if one is due. A run
-            that it ended stays ended: it is asked again before a resumed run goes on.
-            Of many seeds it ends one; the others go on.
+            which `load_policy` needs. With those of `experiments.defaults`, as plain
+            dictionaries, it can also rebuild the policy. None: write only that `train`
+            made the run.
+        evaluate: (parameters that act, run directory, iteration) -> metrics, or -> a
+            function that waits for the metrics and returns them; in the second case,
+            dispatched computations may overlap with the next iteration. Called before
+            the first iteration, every `evaluate_every` iterations and at the end.
+        stop: rows of metrics, the newest last -> whether to stop after that iteration.
+            Called for every row, after the evaluation if one is due, and before a run
+            is resumed, so that a stopped run stays stopped. With many seeds it stops
+            one, and the others continue.
+        evaluate_every: iterations between evaluations; 0: only first and last.
         checkpoint_every: iterations between checkpoints; 0: only at the end.
-        log_every: iterations between rows of numbers; evaluations and checkpoints
-            come with a row of their own.
-        show: names of the numbers beside the progress bar; means over the seeds.
-        keep: checkpoints that stay; None keeps all.
-        keep_best: name of a number of `evaluate`; what acted when it was highest is
-            kept as the checkpoint `best`, whatever becomes of the others. Empty: none.
+        log_every: iterations between rows of metrics; an evaluation or a checkpoint
+            also writes a row.
+        show: names of the metrics in the progress bar; means over the seeds.
+        keep: how many checkpoints to keep; None: all.
+        keep_best: name of a metric of `evaluate`; the parameters that acted when it was
+            highest are kept as the checkpoint `best`. Empty: none.
 
     Returns:
-        The final state; of many seeds a list, with the state that each ended in.
-        `metrics.csv` holds the numbers of `algorithm.step`, those of `evaluate`, and
+        The final state; for many seeds a list of the final state of each.
+        `metrics.csv` holds the metrics of `algorithm.step`, those of `evaluate`, and
         `seconds`, the mean time of an iteration (of all seeds) since the last row.
 
     Raises:
-        FloatingPointError: a number in `algorithm.finite` stopped being finite; the
-            last checkpoint stays.
+        FloatingPointError: a metric in `algorithm.finite` is not finite; the newest
+            checkpoint is kept.
         SettingsError: the checkpoints of the seeds have no iteration in common.
     """
     step = compiled_step(algorithm)
@@ -115,8 +115,8 @@ def train(
                 evaluate_now = bool(evaluate) and (
                     last or _due(iteration, evaluate_every)
                 )
-                # A checkpoint needs its row as well: only numbers that were looked
-                # at are known to be finite.
+                # A checkpoint also needs a row, because metrics are checked to be
+                # finite only when a row is written.
                 log_now = iteration == start + 1 or _due(iteration, log_every)
                 if not (log_now or save_now or evaluate_now):
                     progress.reach(iteration)
@@ -130,7 +130,7 @@ def train(
                 else:
                     pending = row
         except BaseException:
-            # What was computed is worth its row, unless that is what failed.
+            # Write the row of a completed iteration, unless writing it failed.
             if pending is not None:
                 with contextlib.suppress(Exception):
                     finish(pending)
@@ -140,7 +140,7 @@ def train(
 
 
 def compiled_step(algorithm: Algorithm) -> Callable[[Any], tuple[Any, Any]]:
-    """`algorithm.step` as this backend runs it fastest; it overwrites its argument."""
+    """Compile `algorithm.step`, on CPU phase by phase; the argument is donated."""
     phases: tuple[Callable[..., tuple], ...] = (algorithm.step,)
     if algorithm.phases and jax.default_backend() == "cpu":
         phases = algorithm.phases

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: `metrics.csv` and TensorBoard events."""
+"""Write and read the metrics of a run: `metrics.csv` and TensorBoard events."""
 
 import csv
 import math
@@ -13,15 +13,15 @@ CSV_FILE = "metrics.csv"
 
 
 class MetricsWriter:
-    """Appends rows of named numbers; a context manager.
+    """Appends rows of metrics; a context manager.
 
-    A run whose next iteration is `resume_at` goes on in the same file: rows from
-    there on, which it had written after its last checkpoint, are dropped first, so
-    that no iteration stands there twice. Iteration 1 starts a new file. A new name
-    adds a column.
+    A resumed run continues the same files. Rows from iteration `resume_at` on, which it
+    wrote after its newest checkpoint, are dropped first, so that no iteration occurs
+    twice. A new name adds a column.
 
     Args:
-        writes: False keeps the rows and leaves the files to another process.
+        resume_at: the next iteration; 1 starts new files.
+        writes: False keeps rows in memory only, while another process writes the files.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class MetricsWriter:
         self.close()
 
     def close(self) -> None:
-        """Flush what is not yet on disk."""
+        """Flush and close the files."""
         if self._events is not None:
             self._events.close()
 
     @property
     def rows(self) -> list[dict[str, float]]:
-        """All rows of the run so far, those before a resumption among them."""
+        """All rows of the run so far, including those before a resumption."""
         return list(self._rows)
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Add one row and one event per number."""
+        """Add one row, and one TensorBoard event per metric."""
         row = {"iteration": iteration} | {k: float(v) for k, v in metrics.items()}
         self._rows.append(row)
         if self._events is None:
@@ -85,7 +85,7 @@ class MetricsWriter:
 
 
 def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, float]]:
-    """All rows of a run's `metrics.csv`; numbers that were not logged are absent."""
+    """Read all rows of a run's `metrics.csv`, without empty cells."""
     path = Path(run_dir) / CSV_FILE
     if not path.is_file():
         return []
@@ -100,14 +100,14 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, float]]:
 def recent_mean(
     rows: Sequence[Mapping[str, float]], name: str, *, weight: str, num_rows: int
 ) -> float:
-    """Mean of a number over the last rows; NaN where nothing has weight there.
+    """Weighted mean of a metric over the last rows; NaN if the weights sum to zero.
 
-    It is taken of the digits that `metrics.csv` keeps, so that rows which were read
-    back, as after a resumption, give exactly what they gave before.
+    It uses values rounded as in `metrics.csv`, so that a resumed run, which reads its
+    rows from there, gets exactly the same mean.
 
     Args:
-        weight: the name of the number to weight by, such as a count of episodes; rows
-            that lack one of the two, or have NaN there, do not count.
+        weight: name of the metric to weight by, such as a count of episodes; rows in
+            which either metric is missing or NaN are ignored.
     """
     pairs = [
         [float(_digits(row.get(key, math.nan))) for key in (name, weight)]
@@ -121,20 +121,20 @@ def recent_mean(
 
 
 def has_reached(rows: Sequence[Mapping[str, float]], name: str, target: float) -> bool:
-    """Whether a number was at least `target` where it was logged last.
+    """Whether the last logged value of a metric is at least `target`.
 
-    As `recent_mean`, it looks at the digits that `metrics.csv` keeps.
+    As `recent_mean`, it uses values rounded as in `metrics.csv`.
     """
     values = [row[name] for row in rows if name in row]
     return bool(values) and float(_digits(values[-1])) >= target
 
 
 def _printable(row: Mapping[str, float]) -> dict[str, str]:
-    """The iteration stays whole."""
+    """Format a row without its NaNs; the iteration as an integer."""
     text = {k: _digits(v) for k, v in row.items() if not math.isnan(v)}
     return text | {"iteration": str(int(row["iteration"]))}
 
 
 def _digits(value: float) -> str:
-    """Six digits are what a curve needs."""
+    """Six digits are enough for a curve."""
     return f"{value:.6g}"

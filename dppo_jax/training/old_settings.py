@@ -1,8 +1,8 @@
-"""Configurations of runs made before a setting had its present name, or existed."""
+"""Update configurations of older runs: renamed settings and settings added later."""
 
 from typing import Any
 
-# Old name -> new name, of a setting or of a section; the first line that fits counts.
+# Old name -> new name, of a setting or a section; the first entry that matches is used.
 RENAMED = {
     **{
         f"{section}model.{old}": f"{section}model.network.{name}"
@@ -66,7 +66,8 @@ _STATE_ENCODER = {
     },
 }
 
-# Settings that were added later, with what runs did before; where their section is.
+# Settings that were added later -> the value that reproduces older runs. They are added
+# only to configurations that have their section.
 ADDED = {
     "env.wrappers": [],
     **{
@@ -102,7 +103,7 @@ ADDED = {
 
 
 def updated(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration in plain dictionaries, with the names of today."""
+    """Rename and add settings of a configuration in plain dictionaries."""
     config = nested({new_name(name): value for name, value in flatten(config).items()})
     for name, value in ADDED.items():
         *sections, key = name.split(".")
@@ -123,7 +124,7 @@ def new_name(name: str) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Names with dots -> values; an empty section is a value."""
+    """Convert nested dictionaries to {name with dots: value}; keep empty sections."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:

@@ -1,8 +1,8 @@
-"""One Algorithm on many devices: each steps its own share of the environments.
+"""One Algorithm on many devices: each device steps its part of the environments.
 
-The reductions below are the identity outside of a sharded step, so that an algorithm is
-written once, and on one device compiles to the same program as if they were not there.
-Whether one is inside is known while the step is traced.
+The reductions below are the identity outside a sharded step. Therefore algorithms call
+them without a case for one device, where the compiled program is the same as without
+them. A context variable tells them, while a step is traced, whether it is sharded.
 """
 
 import contextvars
@@ -20,32 +20,32 @@ from dppo_jax.types import Algorithm, Array, Metrics
 Tree = TypeVar("Tree")
 
 _AXIS = "envs"
-# What `Algorithm.split` says of a leaf: its leading axis is of environments, which
-# devices share; or all devices hold the same.
+# The values that `Algorithm.split` gives to leaves. SPLIT: the leading axis, which is
+# that of environments, is split over devices. WHOLE: the leaf is replicated.
 SPLIT, WHOLE = PartitionSpec(_AXIS), PartitionSpec()
 _SHARDS = contextvars.ContextVar("_SHARDS", default=1)
 
 
 def make_mesh(num_devices: int = 0) -> Mesh:
-    """A row of devices; those of all processes where there are several.
+    """Make a one-dimensional mesh of devices, over all processes.
 
     Args:
-        num_devices: how many; 0: all there are.
+        num_devices: how many devices; 0: all.
 
     Raises:
-        SettingsError: more devices than there are, or some processes left without.
+        SettingsError: more devices than JAX sees, or, with several processes, fewer.
     """
     there = jax.device_count()
     wanted = num_devices or there
     if not 1 <= wanted <= there:
         raise SettingsError(
             f"mesh.devices={num_devices}, but JAX sees {there} ({jax.default_backend()}"
-            "); lower it, or 0 for all."
+            "); lower it, or use 0 for all."
         )
     if jax.process_count() > 1 and wanted != there:
         raise SettingsError(
             f"mesh.devices={num_devices}, but the {jax.process_count()} processes have "
-            f"{there} devices, and each must take part; use 0 for all."
+            f"{there} devices and must use all of them; use 0 for all."
         )
     return jax.make_mesh(
         (wanted,),
@@ -62,13 +62,13 @@ def shard(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
         algorithm: made for the environments and minibatches of all devices together.
 
     Returns:
-        An Algorithm with the same draws and, but for rounding, the same numbers. `init`
-        starts as one device would, in every process alike, and takes no tracers.
-        Parameters, optimizer states and metrics are the same on all devices. On a mesh
-        of one device it is `algorithm` itself.
+        An Algorithm with the same random draws and, apart from rounding, the same
+        results. `init` computes the same state in every process, as on one device,
+        and cannot be traced. Parameters, optimizer states and metrics are the same on
+        all devices. For a mesh of one device, `algorithm` itself.
 
     Raises:
-        SettingsError: an algorithm or settings that cannot be split so.
+        SettingsError: an algorithm or settings that do not work on these devices.
     """
     num_devices = mesh.size
     if num_devices == 1:
@@ -93,25 +93,25 @@ def shard(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
 
     @jax.jit
     def step(state: Any) -> tuple[Any, Metrics]:
-        # The structure of a state may depend on the parameters that it starts from.
+        # The structure of a state may depend on the parameters passed to `init`.
         specs = split(state, num_devices)
         return jax.shard_map(
             local_step,
             mesh=mesh,
             in_specs=(specs,),
             out_specs=(specs, WHOLE),
-            # What is the same on all devices is so by the reductions of the algorithm;
-            # the checker would want every scan to say it again.
+            # The algorithm's reductions make replicated values equal on all devices;
+            # the check would need annotations in every scan.
             check_vma=False,
         )(state)
 
-    # Whatever else refuses many devices does so now; what was traced is kept.
+    # Trace now, so that errors about many devices appear here; JAX caches the trace.
     jax.eval_shape(step, jax.eval_shape(algorithm.init, jax.random.key(0)))
     return algorithm._replace(init=init, step=step, split=None, phases=())
 
 
 def num_shards() -> int:
-    """Devices that share the environments of the step being traced; 1 outside."""
+    """Number of devices of the sharded step that is being traced; 1 outside one."""
     return _SHARDS.get()
 
 
@@ -124,8 +124,8 @@ def mean(tree: Tree, weight: Array | None = None) -> Tree:
     """Mean over devices.
 
     Args:
-        weight: scalar, what this device counts for; None: all alike. Weights that are
-            counts, and all zero, give zero.
+        weight: scalar weight of this device, a count; None: equal weights. If the
+            weights of all devices are zero, the result is zero.
     """
     if num_shards() == 1:
         return tree
@@ -136,7 +136,7 @@ def mean(tree: Tree, weight: Array | None = None) -> Tree:
 
 
 def moments(x: Array) -> tuple[Array, Array]:
-    """Mean and variance over all entries, of all devices."""
+    """Mean and variance over all entries on all devices."""
     if num_shards() == 1:
         return x.mean(), x.var()
     centre = mean(x.mean())
@@ -144,7 +144,7 @@ def moments(x: Array) -> tuple[Array, Array]:
 
 
 def local_part(x: Array, axis: int = 0) -> Array:
-    """This device's share of what every device computes alike."""
+    """Slice out this device's part of an array that is the same on all devices."""
     if num_shards() == 1:
         return x
     size = x.shape[axis] // num_shards()
@@ -153,7 +153,7 @@ def local_part(x: Array, axis: int = 0) -> Array:
 
 
 def on_one_device(tree: Tree) -> Tree:
-    """What all devices hold alike, on the first device of this process; no copy."""
+    """Take replicated arrays from the first device of this process, without a copy."""
 
     def local(x: Any) -> Any:
         several = isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
@@ -163,19 +163,19 @@ def on_one_device(tree: Tree) -> Tree:
 
 
 def is_first_process() -> bool:
-    """Whether it is this process that writes and prints; True where there is one."""
+    """Whether this process writes and prints; True if it is the only one."""
     return jax.process_index() == 0
 
 
 def agreed(answer: bool) -> bool:
-    """What the first process answers; all must ask."""
+    """Return the first process's answer in all processes; all must call this."""
     if jax.process_count() == 1:
         return answer
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
 def _place(x: Array, mesh: Mesh, spec: PartitionSpec) -> Array:
-    """Give each device its part of an array that every process has whole."""
+    """Give each device its part of an array that every process holds completely."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = _place(jax.random.key_data(x), mesh, spec)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))

@@ -1,4 +1,4 @@
-"""How far a run is: a bar with the remaining time, or lines of text."""
+"""Show the progress of a run: a bar with the remaining time, or lines of text."""
 
 import sys
 import time
@@ -8,14 +8,14 @@ from tqdm import tqdm
 
 from dppo_jax.training import parallel
 
-# Without a terminal a bar is noise; a line this often shows that work goes on.
+# Without a terminal, lines of text replace the bar; this is the time between them.
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
     """A bar with the remaining time on a terminal, lines of text elsewhere.
 
-    Of several processes the first one shows it.
+    With several processes, only the first one shows it.
     """
 
     def __init__(self, start: int, total: int) -> None:
@@ -27,12 +27,12 @@ class Progress:
         self._text = ""
 
     def show(self, numbers: Mapping[str, float]) -> None:
-        """Numbers to print beside the next update."""
+        """Set the metrics to print with the next update."""
         self._text = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
         self._bar.set_postfix_str(self._text, refresh=False)
 
     def reach(self, iteration: int) -> None:
-        """So many iterations are done."""
+        """Report that this many iterations are done."""
         self._bar.update(iteration - self._done)
         self._done = iteration
         now = time.monotonic()
@@ -47,7 +47,7 @@ class Progress:
             pace = (now - self._began) / max(self._done - self._start - 1, 1)
             left = f"{pace * (self._total - self._done):.0f} s left"
             if self._done == self._start + 1 < self._total:
-                left = "compiled"  # The first iteration says nothing of the rest.
+                left = "compiled"  # The first iteration includes compilation.
             print(
                 f"{self._done}/{self._total}  {self._text}  {left}",
                 file=sys.stderr,

@@ -1,10 +1,12 @@
-"""Run directories that are being written: of one run, or of many seeds at once."""
+"""Write and resume run directories, of one run or of many seeds at once."""
 
 import contextlib
+import fcntl
 import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,13 +26,13 @@ Stop = Callable[[list[dict[str, float]]], bool]
 
 
 class Row(NamedTuple):
-    """An iteration whose numbers may still be on their way.
+    """An iteration whose metrics may not have been computed yet.
 
     metrics: of the step, on the device.
-    states: the state of every seed; copies, made in the first call.
-    params: what acts of every seed; copies, made in the first call.
-    scores: for each seed a function that waits for the numbers of its evaluation;
-        empty where none is due.
+    states: () -> the state of every seed, as copies made in the first call.
+    params: () -> the parameters of every seed that act, likewise.
+    scores: for each seed a function that waits for the metrics of its evaluation and
+        returns them; empty if no evaluation is due.
     save: whether a checkpoint is due.
     """
 
@@ -43,29 +45,55 @@ class Row(NamedTuple):
 
 
 class Run:
-    """One run directory: its checkpoints, its rows, and whether it still goes on."""
+    """One run directory: its checkpoints, its rows, and whether `stop` ended it."""
 
     def __init__(self, run_dir: str, keep: int | None, keep_best: str) -> None:
         self.run_dir = run_dir
+        self._lock = _lock(run_dir) if parallel.is_first_process() else None
         self.checkpoints = Checkpoints(run_dir, keep=keep)
         self.best = Best(run_dir, keep_best) if keep_best else None
         self.writer: MetricsWriter | None = None
-        self.final: Any = None  # The state that `stop` ended it with.
+        self.final: Any = None  # The last state, once `stop` has ended the run.
 
     def close(self) -> None:
-        """Wait for what is still being written."""
+        """Wait until everything is written."""
         self.checkpoints.close()
         if self.best is not None:
             self.best.close()
         if self.writer is not None:
             self.writer.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def _lock(run_dir: str) -> int:
+    """Lock a run directory until the returned descriptor is closed or the process ends.
+
+    Raises:
+        SettingsError: another process trains in it.
+    """
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SettingsError(
+            f"another process is training in {run_dir}; wait for it, stop it, or pass "
+            "another --config.run_dir."
+        ) from None
+    except OSError:
+        pass  # Some network file systems have no locks.
+    return descriptor
 
 
 class Runs:
-    """The rows and checkpoints of `train`, see there; a context manager.
+    """The rows and checkpoints of `train`; a context manager.
 
     Args:
-        run_dir: one, or a sequence, where states and metrics have a leading axis [N].
+        run_dir: one directory, or a sequence of N, for which states and metrics have a
+            leading axis [N].
+        algorithm, normalizer, evaluate, stop, keep, keep_best: see `train`.
     """
 
     def __init__(
@@ -91,11 +119,13 @@ class Runs:
         self._began = time.perf_counter()
 
     def __enter__(self) -> "Runs":
-        self._runs = [
-            Run(run_dir, self._keep, self._keep_best) for run_dir in self._dirs
-        ]
-        for run in self._runs:
-            self._closing.callback(run.close)
+        self._runs: list[Run] = []
+        with contextlib.ExitStack() as opened:
+            for run_dir in self._dirs:
+                run = Run(run_dir, self._keep, self._keep_best)
+                opened.callback(run.close)
+                self._runs.append(run)
+            self._closing = opened.pop_all()
         return self
 
     def __exit__(self, *exc: Any) -> None:
@@ -107,19 +137,20 @@ class Runs:
         return [i for i, run in enumerate(self._runs) if run.final is None]
 
     def describe(self, config: Mapping[str, Any]) -> None:
-        """Write `config.json` where there is none."""
+        """Write `config.json` in run directories that have none."""
         for run_dir in self._dirs if parallel.is_first_process() else ():
             if load_config(run_dir) is None:
                 save_config(run_dir, config)
 
     def resume(self, state: Any, *, num_iterations: int) -> tuple[int, Any]:
-        """The iteration to go on from, and its state; 0 and `state` at the beginning.
+        """Return the iteration to continue from and its state; in a new run 0, `state`.
 
-        Seeds that were cut between two of their checkpoints go back to the newest that
-        all of them have.
+        If an interrupt came when only some seeds had saved a checkpoint, all continue
+        from the newest checkpoint that all have.
 
         Raises:
-            SettingsError: some seeds have checkpoints, but not all have the same.
+            SettingsError: the seeds have no checkpoint in common, or one of them has
+                several newer checkpoints.
         """
         states = self._split(state)
         starts = []
@@ -129,7 +160,7 @@ class Runs:
             ended = bool(newest) and self._stops(rows)
             run.final = run.checkpoints.restore(like) if ended else None
             starts.append(newest)
-        # Where all have ended there is nothing left to do.
+        # If `stop` has ended all seeds, nothing is left to do.
         start = self._shared_start(num_iterations) if self.going else max(starts)
         if start:
             print(f"resuming at iteration {start} of {num_iterations}", flush=True)
@@ -158,12 +189,14 @@ class Runs:
         save: bool,
         wait: bool,
     ) -> Row:
-        """What `finish` needs to know of an iteration.
+        """Prepare the row of an iteration for `finish`.
 
         Args:
             evaluate: whether an evaluation is due.
-            wait: whether `finish` is called before `state` is given away; if not, the
-                evaluation is dispatched now, and what must be saved is copied.
+            save: whether a checkpoint is due.
+            wait: whether `finish` is called before the next step overwrites `state`. If
+                not, the evaluation is dispatched now, and a state to be saved is
+                copied.
         """
         states = functools.cache(lambda: self._split(state))
         params = functools.cache(lambda: self._split(self._params(state)))
@@ -181,13 +214,13 @@ class Runs:
         return Row(iteration, metrics, states, params, scores, save)
 
     def finish(self, row: Row) -> dict[str, float]:
-        """Wait for the numbers of an iteration, look at them, write them, save.
+        """Wait for the metrics of an iteration, check and write them, save checkpoints.
 
         Returns:
-            Their means over the seeds that were still going.
+            Means of the metrics over the seeds that `stop` had not ended before.
 
         Raises:
-            FloatingPointError: a number that must be finite is not; nothing is written.
+            FloatingPointError: a metric that must be finite is not; nothing is written.
         """
         going = self.going
         each = self._numbers(row.metrics)
@@ -200,18 +233,18 @@ class Runs:
                 numbers["seconds"] = passed / max(row.iteration - self._logged, 1)
         for i in going if row.scores else ():
             each[i] |= row.scores[i]()
-        # The next iteration is under way by now, or about to be.
+        # The next iteration has been dispatched by now, or will be next.
         self._began, self._logged = time.perf_counter(), row.iteration
         for i in going:
             self._write(self._runs[i], i, row, each[i])
         return _means([each[i] for i in going])
 
     def restart_clock(self) -> None:
-        """Do not count what has passed as time of the next iteration."""
+        """Exclude the time until now from the time of the next iteration."""
         self._began = time.perf_counter()
 
     def final(self, state: Any) -> Any:
-        """Where every seed ended: where `stop` said so, else at `state`."""
+        """The final state of every seed: where `stop` ended it, or else `state`."""
         if not self._several:
             return state
         pairs = zip(self._runs, self._split(state))
@@ -220,14 +253,14 @@ class Runs:
     def _write(self, run: Run, i: int, row: Row, numbers: dict[str, float]) -> None:
         assert run.writer is not None
         if run.writer.rows and run.writer.rows[-1]["iteration"] >= row.iteration:
-            return  # An interrupt came after it.
+            return  # The row was written before an interrupt.
         ends = self._stops([*run.writer.rows, numbers])
         if ends and self._evaluate and not row.scores:
             numbers |= self._score(i, row.params()[i], row.iteration)()
         run.writer.write(row.iteration, numbers)
         if run.best is not None and self._keep_best in numbers:
             score = numbers[self._keep_best]
-            # All processes take part in saving, so they must agree that it is due.
+            # All processes take part in saving, so they must agree on whether to save.
             if parallel.agreed(run.best.is_beaten_by(score)):
                 run.best.save(
                     row.iteration, row.params()[i], self._normalizer, score=score
@@ -242,8 +275,8 @@ class Runs:
             run.final = row.states()[i]
 
     def _stops(self, rows: list[dict[str, float]]) -> bool:
-        """What `stop` says, in the first process: all must end in the same iteration,
-        though an evaluation may round differently on other machines."""
+        """Return the first process's result of `stop`, so that all processes end in the
+        same iteration even if their evaluations round differently."""
         return self._stop is not None and parallel.agreed(self._stop(rows))
 
     def _score(self, i: int, params: PyTree, iteration: int) -> Callable[[], Numbers]:
@@ -253,7 +286,7 @@ class Runs:
         return numbers if callable(numbers) else lambda: numbers
 
     def _shared_start(self, num_iterations: int) -> int:
-        """The newest iteration that all seeds that go on have a checkpoint of."""
+        """The newest iteration of which all seeds that continue have a checkpoint."""
         runs = [self._runs[i] for i in self.going]
         saved = {run.run_dir: {s for s in run.checkpoints.all if s} for run in runs}
         if not any(saved.values()):
@@ -265,15 +298,16 @@ class Runs:
         if not shared or (ahead and any(len(steps) > 1 for steps in ahead.values())):
             newest = ", ".join(f"{k}: {max(v, default=0)}" for k, v in saved.items())
             raise SettingsError(
-                f"these seeds have come too far apart to go on as one ({newest}); "
-                "resume those behind by commands of their own, with --config.seed, "
-                "--config.num_seeds=1 and --config.run_dir, or remove the checkpoints "
-                "of those ahead."
+                f"the newest checkpoints of these seeds are too far apart to resume "
+                f"them together ({newest}); resume each seed that is behind by itself, "
+                "with --config.seed, --config.num_seeds=1 and --config.run_dir, or "
+                "remove the newer checkpoints of the others."
             )
         if ahead and start < num_iterations:
             print(
-                f"{', '.join(ahead)} had come further than the other seeds; all go "
-                f"back to iteration {start}, the newest that all of them have",
+                f"the checkpoints of {', '.join(ahead)} are newer than those of the "
+                f"other seeds; all resume at iteration {start}, the newest that all "
+                "have",
                 flush=True,
             )
             for run in runs:
@@ -294,7 +328,7 @@ class Runs:
         return jax.vmap(params)(state) if self._several else params(state)
 
     def _split(self, tree: PyTree) -> list[PyTree]:
-        """A state, or what acts, of every seed, as copies."""
+        """Split a state, or its parameters, into those of every seed, as copies."""
         if self._several:
             return seeds.split(tree, len(self._runs))
         return [seeds.copy(tree)]
@@ -309,12 +343,11 @@ class Runs:
                 raise FloatingPointError(
                     f"{where}{name} became {value} in iteration {iteration}; lower the "
                     "learning rate or the clip range. If resuming fails at once, the "
-                    "newest folder in checkpoints/ is of the diverged policy; remove "
-                    "it."
+                    "newest folder in checkpoints/ holds a diverged policy; remove it."
                 )
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Of the numbers that all rows have."""
+    """Means of the metrics that all rows have."""
     names = set.intersection(*map(set, rows)) if rows else set()
     return {name: float(np.mean([row[name] for row in rows])) for name in names}

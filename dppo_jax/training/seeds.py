@@ -1,4 +1,4 @@
-"""Many seeds of an Algorithm as one Algorithm: one program, one more leading axis."""
+"""Train many seeds of an Algorithm in one program, with one more leading axis."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,17 +14,17 @@ from dppo_jax.types import Algorithm, Array, PyTree
 def many(
     algorithm: Algorithm, num_seeds: int, *, vectorize: bool | None = None
 ) -> Algorithm:
-    """Train `num_seeds` independent seeds of `algorithm` at once.
+    """Make an Algorithm that trains `num_seeds` independent seeds at once.
 
     Args:
-        vectorize: all seeds in every operation (`vmap`), or one after the other inside
-            the program (`lax.map`); None: `vmap` on accelerators, where small matrices
-            leave most of the device idle, and `map` on CPU. There a seed of `avoid`
-            takes as long in a map as alone, and 1.8 times as long in a vmap of five:
-            batched matrix products take 1.5 times as long each, and a branch becomes
-            both of its sides, so that every step resets all environments as well.
-            With `map` every seed is the run of that seed bit for bit, with `vmap` up to
-            the order of sums.
+        vectorize: True: all seeds in every operation (`vmap`). False: one seed after
+            the other inside the program (`lax.map`). None: `vmap` on accelerators,
+            where the small matrices of one seed leave most of the device idle, and
+            `lax.map` on CPU. On CPU a seed of `avoid` takes as long with `lax.map` as
+            alone, and 1.8 times as long in a `vmap` of five: batched matrix products
+            take 1.5 times as long each, and both sides of a branch are computed, so
+            every step also resets all environments. With `lax.map` every seed equals
+            the run of that seed bit for bit, with `vmap` up to the order of sums.
 
     Returns:
         An Algorithm. `init(keys [N], *args)` starts every seed from its own key and
@@ -42,7 +42,7 @@ def many(
     def init(keys: Array, *args: Any) -> Any:
         if keys.shape[0] != num_seeds:
             raise SettingsError(f"{keys.shape[0]} keys for num_seeds={num_seeds}.")
-        # One after the other, so that every seed starts as a single run does.
+        # Initialise one after the other, so that every seed equals a single run.
         return stack([algorithm.init(key, *args) for key in keys])
 
     def of_all(function: Callable[..., tuple]) -> Callable[..., tuple]:
@@ -71,5 +71,5 @@ def split(tree: PyTree, num_seeds: int) -> list[PyTree]:
 
 @jax.jit
 def copy(tree: PyTree) -> PyTree:
-    """A tree of which no leaf shares its buffer with another."""
+    """Copy a tree, so that no leaf shares a buffer."""
     return jax.tree.map(lambda leaf: leaf.copy(), tree)

@@ -1,4 +1,4 @@
-"""Pytrees on their way to a file and back: what a file keeps, and what must match."""
+"""Convert pytrees for files and back, and compare their names and shapes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from dppo_jax.types import PyTree
 
 
 def with_types(saved: PyTree, like: Any) -> PyTree:
-    """Give nested dictionaries the types of `like`, named tuples above all.
+    """Convert nested dictionaries to the types of `like`, such as named tuples.
 
-    A field that `like` leaves at None may be there or not.
+    A field that is None in `like` may be present or missing.
     """
     if isinstance(like, tuple) and hasattr(like, "_fields"):
         fields = {k: with_types(saved[k], getattr(like, k)) for k in saved}
@@ -26,10 +26,10 @@ def with_types(saved: PyTree, like: Any) -> PyTree:
 
 
 def optional_as(like: PyTree, saved: PyTree) -> PyTree:
-    """`like` with those of its parts that are None taken from `saved`.
+    """Return `like`, with parts that are None taken from `saved`.
 
-    Such a part may be there or not, as the number of steps left where K' is annealed.
-    Other differences stay, for `check_matches` to refuse.
+    Such a part may be present or missing, for example `PolicyParams.num_active`. Other
+    differences remain; `check_matches` raises an error for them.
     """
     if like is None:
         return saved
@@ -43,15 +43,19 @@ def optional_as(like: PyTree, saved: PyTree) -> PyTree:
 
 
 def _part(tree: PyTree, name: str) -> PyTree:
-    """The part of a mapping or a named tuple; None where there is none."""
+    """Part of a mapping or a named tuple by name; None if it is missing."""
     return tree.get(name) if isinstance(tree, Mapping) else getattr(tree, name, None)
 
 
 def check_matches(params: PyTree, expected: PyTree, *, what: str, cure: str) -> None:
-    """Refuse parameters whose names or shapes differ from `expected`.
+    """Check that parameters have the names and shapes of `expected`.
+
+    Args:
+        what: what `params` are, for the message.
+        cure: what the user can do, for the message.
 
     Raises:
-        SettingsError: naming the first that differs, what it belongs to and the cure.
+        SettingsError: they differ; the message names the first difference.
     """
     found, wanted = _shapes(params), _shapes(expected)
     for name in sorted(found.keys() | wanted.keys()):
@@ -64,7 +68,7 @@ def check_matches(params: PyTree, expected: PyTree, *, what: str, cure: str) -> 
 
 
 def plain(tree: PyTree) -> PyTree:
-    """Nested dictionaries and lists of NumPy arrays, without fields that are None."""
+    """Convert to dictionaries and lists of NumPy arrays; omit fields that are None."""
     if isinstance(tree, tuple) and hasattr(tree, "_asdict"):
         tree = tree._asdict()
     if isinstance(tree, Mapping):
@@ -92,7 +96,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def storable(tree: PyTree) -> PyTree:
-    """What every file format knows: random keys as integers, nothing empty."""
+    """Convert what files cannot hold: keys to integers, an empty array to one zero."""
 
     def store(leaf: Any) -> Any:
         if _is_key(leaf):
@@ -102,8 +106,8 @@ def storable(tree: PyTree) -> PyTree:
     return jax.tree.map(store, tree)
 
 
-def restored(tree: PyTree, like: PyTree) -> PyTree:
-    """Undo `storable`, with the leaves of `like` for what it could not keep."""
+def from_storable(tree: PyTree, like: PyTree) -> PyTree:
+    """Undo `storable`; take empty arrays from `like`."""
 
     def restore(leaf: Any, like: Any) -> Any:
         if _is_key(like):

@@ -1,8 +1,8 @@
 """Obstacle avoidance (D3IL) with the settings of the paper's appendix.
 
-`avoid.py:m1`, `:m2`, `:m3` are the paper's three data sets: half of the episodes
-pass the rewarded gap 5 of the third row, half pass gap 6, 7 or 8. `avoid.py:demo`
-is m1 cut down to a few minutes on two CPU cores.
+`avoid.py:m1`, `:m2` and `:m3` are the paper's three data sets: half of the episodes
+pass the rewarded gap 5 of the third row, the other half gap 6, 7 or 8 respectively.
+`avoid.py:demo` is m1, shortened to a few minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ def get_config(variant: str = "m1") -> ConfigDict:
     config.collect.modes = SUBSETS.get(variant, SUBSETS["m1"])
     config.collect.episodes_per_mode = 4  # as many as the human subsets have
 
-    # The data are tiny (8 episodes), so epochs are many and batches small.
+    # The data set is tiny (8 episodes), so there are many epochs of small batches.
     config.loop.pretrain.num_epochs = 5000
     config.pretrain.batch_size = 16
     config.pretrain.learning_rate = 1e-4
@@ -53,7 +53,7 @@ def get_config(variant: str = "m1") -> ConfigDict:
 
 
 def _shorten(config: ConfigDict) -> None:
-    """The same job in minutes: a smaller network, fewer and larger steps."""
+    """Shorten all stages to minutes: a smaller network, fewer and larger updates."""
     config.collect.episodes_per_mode = 8
     config.model.network.hidden_sizes = (256, 256, 256)
     config.loop.pretrain.num_epochs = 600
@@ -62,8 +62,8 @@ def _shorten(config: ConfigDict) -> None:
     config.pretrain.min_learning_rate = 1e-4
     config.pretrain.cycle_epochs = 600
     config.pretrain.warmup_epochs = 10
-    # The last policy is the result, so the steps end small; a few more of them, on a
-    # few more episodes each, make the end steadier.
+    # The last policy is the result. To make it vary less, the learning rate ends low,
+    # and there are more iterations with more episodes each.
     config.loop.finetune.num_iterations = 90
     config.rollout.num_envs = 64
     ppo = config.algorithm.ppo

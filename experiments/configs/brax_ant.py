@@ -1,7 +1,7 @@
-"""Brax's ant, inside the compiled program. Bring data with --config.data=PATH.
+"""Brax's ant, inside the compiled program. Pass data with --config.data=PATH.
 
-Data must be of Brax's own observations (27 numbers by default) and actions in [-1, 1];
-those of Gymnasium's ant are others.
+The data must have Brax's observations (27 numbers by default) and actions in [-1, 1].
+Data of Gymnasium's ant do not fit.
 """
 
 from ml_collections import ConfigDict
@@ -13,13 +13,13 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.name = "brax_ant"
     config.env.task = "brax:ant"
-    # The pipeline that compiles and runs fastest; a policy is at home in one only.
+    # The pipeline that compiles and runs fastest. A policy suits only one pipeline.
     config.env.options = ConfigDict(dict(backend="spring"))
     config.env.max_steps = 1000  # as in Brax's own training
 
     config.rollout.num_envs = 64
     config.rollout.num_chunks = 50
-    # Starting afresh would show the policy the beginnings of episodes only.
+    # With resets, iterations would see only the beginnings of episodes.
     config.rollout.reset_at_iteration = False
     ppo = config.algorithm.ppo
     ppo.batch_size = 8000  # a quarter of the 64 x 50 x 10 pairs

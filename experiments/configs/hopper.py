@@ -7,7 +7,7 @@ from experiments.configs.locomotion import make_config
 
 def get_config(variant: str = "v0_8") -> ConfigDict:
     config = make_config("hopper", variant)
-    # Demonstrations and results in the literature are from a MuJoCo that did not add
-    # the margins of two geoms.
+    # Demonstrations and results in the literature come from older versions of MuJoCo,
+    # which took the larger margin of two geoms, not the sum.
     config.env.options = ConfigDict(dict(margins="max"))
     return config

@@ -1,19 +1,20 @@
-"""What Hopper, Walker2d and HalfCheetah share; their own files name the task.
+"""Settings that Hopper, Walker2d and HalfCheetah share; their own files name the task.
 
-The settings are those of the reference implementation for D4RL's medium data sets
-(paper Sec. 5.1 and appendix), of which two releases differ:
+They are the settings of the reference implementation for D4RL's medium data sets
+(paper Sec. 5.1 and appendix). Two of its releases differ in cloning:
 
-- `v0_8`, the default: 200 epochs of cloning, weights averaged every 10 updates;
-- `v0_6`: 3000 epochs, weights averaged every 5 epochs from the tenth on. Fine-tuning
-  is the same in both;
-- `cpu`: the same job in about an hour on two CPU cores, for data sets of 100,000 steps;
-- `fast`: `v0_8` with iterations that cost an eighth as much and teach about as much
-  (docs/performance.md);
-- `sac`: soft actor-critic from nothing, without data or a policy to start from
-  (docs/results/sac.md).
+- `v0_8`, the default: 200 epochs, weights averaged every 10 updates;
+- `v0_6`: 3000 epochs, weights averaged every 5 epochs from the tenth on.
 
-Demonstrations may be D4RL's, or those of `experiments.collect`, which trains a policy
-up to a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
+The other variants are:
+
+- `cpu`: about an hour on two CPU cores, for data sets of 100,000 steps;
+- `fast`: `v0_8` with iterations that take an eighth of the time and improve the policy
+  about as much (docs/performance.md);
+- `sac`: soft actor-critic with new networks and without data (docs/results/sac.md).
+
+Use demonstrations of D4RL or of `experiments.collect`, which trains a policy to about
+a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ from experiments.defaults import default_config, demonstrator_config
 VARIANTS = ("v0_8", "v0_6", "cpu", "fast", "sac")
 # A medium data set holds a million windows, a minibatch 128 of them.
 _UPDATES_PER_EPOCH = 7800
-# Per task: where the demonstrator's training stops, and its number of motors.
+# Per task: the return at which the demonstrator's training stops; the number of motors.
 _TARGETS = {"hopper": 1500.0, "walker2d": 2000.0, "halfcheetah": 3500.0}
 _MOTORS = {"hopper": 3, "walker2d": 6, "halfcheetah": 6}
 
@@ -44,7 +45,7 @@ def make_config(task: str, variant: str) -> ConfigDict:
     config.collect = demonstrator_config()
     config.collect.target_return = _TARGETS[task]
     config.collect.num_control_steps = 1_000_000  # as many as a medium data set has
-    # Log-probabilities are means over the motors, so the usual 0.2 is shared out.
+    # Log-probabilities are means over the motors, so the usual 0.2 is divided by them.
     clip = 0.2 / _MOTORS[task]
     config.collect.ppo.clip_top = config.collect.ppo.clip_base = clip
 
@@ -53,7 +54,7 @@ def make_config(task: str, variant: str) -> ConfigDict:
     config.loop.finetune.num_iterations = 1000
     config.rollout.num_envs = 40
     config.rollout.num_chunks = 500  # two episodes of full length
-    # Starting afresh would show the policy the beginnings of episodes too often.
+    # With resets, iterations would see the beginnings of episodes too often.
     config.rollout.reset_at_iteration = False
     ppo = config.algorithm.ppo
     ppo.batch_size = 50_000  # a quarter of the 40 x 500 x 10 pairs
@@ -73,50 +74,50 @@ def make_config(task: str, variant: str) -> ConfigDict:
 
 
 def _hasten(config: ConfigDict) -> None:
-    """As many updates per iteration, 20, on a quarter of the steps."""
-    # What an iteration learns hardly depends on how many steps it is estimated from,
-    # but the next ones are taken by a better policy.
+    """Make as many updates per iteration, 20, with a quarter of the steps."""
+    # How much an iteration improves the policy hardly depends on its number of steps,
+    # and after a shorter iteration a better policy collects the next steps.
     config.rollout.num_chunks = 125
     ppo = config.algorithm.ppo
-    # A minibatch of a tenth of the pairs points nearly the same way; Adam's steps are
-    # as long.
+    # The gradient of a tenth of the pairs has nearly the same direction, and Adam's
+    # steps have the same length.
     ppo.batch_size = 5000
-    # Fewer looks at each pair make the policy leave less of what it can trust.
+    # With fewer epochs the policy stays closer to the one that collected the data.
     ppo.epochs = 2
-    # The critic is evaluated once for all moves of an environment step.
+    # The critic is then evaluated once for all moves of a chain.
     ppo.minibatch = "chain"
     # Iterations take two seconds; an evaluation takes as long as three of them.
     config.loop.finetune.evaluate_every = 6
 
 
 def _shrink(config: ConfigDict) -> None:
-    """A smaller network, and iterations of a fifth of the size."""
+    """Use a smaller network and iterations of a fifth of the size."""
     config.collect.num_control_steps = 100_000
     config.model.network.hidden_sizes = (256, 256, 256)
-    # Larger minibatches cost two cores hardly more, fewer epochs save the rest.
+    # On two cores a larger minibatch takes hardly longer. Fewer epochs save time too.
     config.loop.pretrain.num_epochs = config.pretrain.cycle_epochs = 100
     config.pretrain.batch_size = 512
     config.loop.finetune.num_iterations = 200
     config.rollout.num_chunks = 100
     ppo = config.algorithm.ppo
-    ppo.batch_size = 10_000  # still a quarter of the pairs
-    # The policy changes as often per iteration, on a fifth of the data.
+    # A quarter of the pairs: as many updates per iteration, on a fifth of the data.
+    ppo.batch_size = 10_000
     ppo.actor.cycle_steps = ppo.critic.cycle_steps = 200
     config.evaluate.num_episodes = config.evaluate.num_envs = 40
 
 
 def _use_sac(config: ConfigDict) -> None:
-    """Networks and rates of the SAC paper (arXiv 1812.05905), on new networks."""
+    """Train new networks by SAC; sizes and rates are those of arXiv 1812.05905."""
     config.policy = "none"
     config.algorithm.name = "sac"
     config.model.kind, config.model.chunk = "squashed", 1
     for network in (config.model.network, config.critic):
         network.update(hidden_sizes=(256, 256), activation="relu", residual=False)
-    # One update per transition follows the policy closely only if an iteration is
-    # short: 256 transitions, a quarter of an episode of full length.
+    # Iterations must be short so that the data follow the policy: 256 transitions and
+    # as many updates, a quarter of the steps of a full-length episode.
     config.rollout.num_envs = 8
     config.rollout.num_chunks = 32
-    # Updates take nearly all of the time; half of the paper's batch halves it.
+    # Updates take nearly all of the time; half of the paper's batch size halves it.
     config.algorithm.sac.replay.batch_size = 128
     loop = config.loop.finetune
     loop.num_iterations = 2000  # half a million control steps

@@ -1,6 +1,6 @@
 """MuJoCo Playground's cart-pole, needs pip install -e ".[playground]".
 
-Bring data with --config.data=PATH.
+Pass data with --config.data=PATH.
 """
 
 from ml_collections import ConfigDict
@@ -14,9 +14,9 @@ def get_config() -> ConfigDict:
     config.env.task = "playground:CartpoleBalance"
     config.env.max_steps = 1000  # as in Playground's own training
 
-    # One number to decide on, and nothing about it has two modes.
+    # The action is one number, and its distribution needs only one mode.
     config.model.kind = "gaussian"
-    config.model.chunk = 1  # the pole falls within a few steps of an open loop
+    config.model.chunk = 1  # the pole falls within a few open-loop steps
     config.model.network.hidden_sizes = (64, 64, 64)
 
     config.rollout.num_envs = 64

@@ -1,7 +1,7 @@
 """Robosuite's Lift in host processes, needs pip install -e ".[robosuite]".
 
-Bring robomimic's low-dimensional data with --config.data=low_dim.hdf5; the state is
-made of the same entries in the same order.
+Pass robomimic's low-dimensional data with --config.data=low_dim.hdf5. The state has
+the same entries in the same order.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.rollout.num_chunks = 75  # one episode of 300 control steps
     ppo = config.algorithm.ppo
     ppo.batch_size = 3000  # a quarter of the 16 x 75 x 10 pairs
-    # 1 for every step with the cube up, so what counts is far ahead.
+    # The reward is 1 per step with the cube lifted, so it comes late in an episode.
     ppo.discount = 0.999
     ppo.target_kl = 1.0
     config.evaluate.num_episodes = config.evaluate.num_envs = 16

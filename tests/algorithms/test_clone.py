@@ -26,7 +26,7 @@ def dataset(action=0.5):
 
 
 def counting_policy() -> ChainPolicy:
-    """Its gradient is the table of how often a state was seen in a minibatch."""
+    """A policy whose gradient counts how often each state is in a minibatch."""
 
     def init(key, obs):
         params = jnp.zeros(12)
@@ -56,7 +56,7 @@ def make(policy=None, **changes):
 def test_an_epoch_sees_every_window_and_fills_the_last_minibatch(
     batch_size, num_updates
 ):
-    """With the gradient as a count, whatever moved has been seen."""
+    """The gradient is a count, so every parameter that moved was in a minibatch."""
     algorithm = make(counting_policy(), batch_size=batch_size)
     state, (row,) = tiny.run(algorithm, 1)
     assert state.updates == num_updates and state.epoch == 1
@@ -65,7 +65,7 @@ def test_an_epoch_sees_every_window_and_fills_the_last_minibatch(
     np.testing.assert_array_equal(moved, starts)
 
 
-def test_the_average_is_one_of_networks_every_so_many_updates():
+def test_the_average_is_updated_every_ema_every_updates():
     """e <- decay e + (1 - decay) p, after updates 1, 4, 7, ... for every = 3."""
     algorithm = make(ema_decay=0.7, ema_every=3, batch_size=NUM_WINDOWS)
     step = jax.jit(algorithm.step)
@@ -120,7 +120,7 @@ def test_one_program_serves_all_epochs():
 
 
 def test_an_entropy_bonus_widens_a_gaussian_policy():
-    """The data have no spread, so that only the bonus keeps the deviation up."""
+    """The data have no spread, so only the bonus keeps the standard deviation large."""
 
     def entropy_after(coefficient):
         network = tiny.GaussianMLP(

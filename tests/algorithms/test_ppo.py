@@ -21,7 +21,7 @@ def algorithm():
 
 @pytest.fixture(scope="module")
 def history(algorithm):
-    """States 0 ... 10 and the metrics that led to each."""
+    """The states after 0 to 10 iterations, and the metrics of each iteration."""
     state = algorithm.init(jax.random.key(0))
     states, rows = [state], []
     for _ in range(10):
@@ -75,8 +75,8 @@ def single_update():
     return state, row
 
 
-def test_the_first_update_finds_the_policy_that_sampled(single_update):
-    """Before any step of the optimiser all ratios are one and nothing is clipped."""
+def test_ratios_are_one_in_the_first_update(single_update):
+    """Before any optimizer step all ratios are one and nothing is clipped."""
     row = single_update[1]
     assert row["num_updates"] == 1
     assert row["ratio"] == pytest.approx(1.0, abs=1e-5)
@@ -86,7 +86,7 @@ def test_the_first_update_finds_the_policy_that_sampled(single_update):
 
 @pytest.mark.slow
 def test_jit_changes_nothing():
-    """Without jit a long scan is slow, so: one environment, one chunk, two updates."""
+    """A scan is slow without jit: use one environment, one chunk and two updates."""
     changes = dict(num_envs=1, num_chunks=2, batch_size=4, epochs=1)
     small = tiny.make_tiny_ppo(normalize_advantage=False, **changes)
     state = small.init(jax.random.key(0))
@@ -102,9 +102,9 @@ def test_jit_changes_nothing():
 
 
 @pytest.mark.parametrize("annealed", [False, True])
-def test_parts_of_a_minibatch_change_nothing_but_rounding(annealed):
-    """With K' annealed some parts hold more pairs that count than others, but all rows
-    have their share in the entropy; a Gaussian policy has an entropy that moves."""
+def test_micro_batches_change_only_rounding(annealed):
+    """With annealed K' some micro-batches hold more pairs that count than others. The
+    other case is a Gaussian policy, because its entropy changes."""
     policy = None
     if annealed:
         changes = dict(tuned_steps_drop=1, tuned_steps_every=1)
@@ -112,8 +112,8 @@ def test_parts_of_a_minibatch_change_nothing_but_rounding(annealed):
         policy = tiny.tiny_gaussian_policy(learn_fixed_std=True)
         changes = dict(entropy_coef=0.5, num_chunks=8)
     changes |= dict(batch_size=32, epochs=1, value_clip=0.1)
-    # Adam divides by the size of a gradient: where that is rounding alone, so is the
-    # step. Its first moment is the gradient itself.
+    # Compare Adam's first moments, which are gradients. Parameters would also depend on
+    # gradients that are rounding errors, because Adam divides by their size.
     (whole, whole_rows), (parts, rows) = (
         tiny.run(tiny.make_tiny_ppo(policy, **changes, micro_batch_size=size), 2)
         for size in (32, 4)
@@ -130,7 +130,7 @@ def test_parts_of_a_minibatch_change_nothing_but_rounding(annealed):
 
 
 def gradients(state):
-    """Of the first update: a tenth of it is the first moment of an Adam that began."""
+    """A tenth of the gradients of the first update: the first moments of Adam."""
     adams = (
         next(x for x in optimizer if hasattr(x, "mu"))
         for optimizer in (state.actor_optimizer, state.critic_optimizer)
@@ -147,10 +147,8 @@ def gradients(state):
     ids=str,
 )
 @pytest.mark.parametrize("annealed", [False, True])
-def test_all_pairs_at_once_give_one_gradient_however_they_are_arranged(
-    annealed, changes
-):
-    """Of the 32 pairs in one minibatch both modes take the same mean."""
+def test_pairs_and_chains_in_one_minibatch_give_the_same_gradient(annealed, changes):
+    """With all 32 pairs in one minibatch both modes compute the same mean."""
     common = dict(batch_size=32, epochs=1, advantage_quantiles=(0.1, 0.9))
     if annealed:
         common |= dict(tuned_steps_drop=1, tuned_steps_every=1)
@@ -163,7 +161,7 @@ def test_all_pairs_at_once_give_one_gradient_however_they_are_arranged(
 
 
 def test_minibatches_of_chains_see_every_environment_step_with_all_its_moves():
-    """16 environment steps in minibatches of 8 pairs, so of 4 steps."""
+    """16 environment steps in minibatches of 8 pairs, which are 4 steps."""
     state, (row,) = run_table((99,), minibatch="chain", batch_size=8)
     assert row["num_updates"] == 4
     assert (state.params.tuned != 0).all()
@@ -184,24 +182,24 @@ def test_the_critic_learns_alone_during_its_warm_up():
 
 
 def test_a_kl_beyond_its_target_ends_the_updates_of_an_iteration():
-    """The first update has no KL yet; a huge step makes the second one exceed it."""
+    """The first update has a KL of zero; a huge step makes the second exceed it."""
     changes = dict(target_kl=1e-4, epochs=8, actor__learning_rate=0.3)
     changes |= dict(actor__min_learning_rate=0.3, batch_size=32)
     _, (row, _) = tiny.run(tiny.make_tiny_ppo(**changes), 2)
     assert row["num_updates"] == 2
-    # A mean over the updates that ran: 0 of the first, all of it from the second.
+    # A mean over both updates, of which the first has 0.
     assert row["approx_kl"] > 1e-4 / 2
 
 
 def test_a_nan_in_one_update_shows_in_the_metrics():
-    """The step after an infinite learning rate has a loss that is no number."""
+    """After a step with a huge learning rate the loss is not finite."""
     changes = dict(actor__learning_rate=1e38, actor__min_learning_rate=1e38)
     _, rows = tiny.run(tiny.make_tiny_ppo(**changes), 1)
     assert not np.isfinite(rows[0]["policy_loss"])
 
 
-def test_annealing_hands_moves_to_a_copy_of_the_tuned_network(annealed):
-    """After two iterations one of two moves is dropped; the other always stays."""
+def test_annealing_freezes_a_copy_of_the_tuned_network(annealed):
+    """After two iterations one of two moves is dropped; the other stays tuned."""
     states, _ = annealed
     assert [int(s.params.num_active) for s in states] == [2, 2, 1, 1, 1, 1, 1]
     for done, (state, following) in enumerate(zip(states, states[1:]), start=1):
@@ -234,7 +232,7 @@ def annealed():
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_episodes_go_on_across_iterations_unless_they_are_reset(reset):
-    """Episodes of 8 chunks, 4 chunks an iteration: without resets they end in every
+    """Episodes have 8 chunks and iterations 4: without resets episodes end in every
     second iteration, with resets never."""
     env = tiny.point_env(4, lengths=(99,), max_steps=16)
     algorithm = tiny.make_tiny_ppo(env=env, reset_at_iteration=reset)
@@ -246,7 +244,7 @@ def test_episodes_go_on_across_iterations_unless_they_are_reset(reset):
 
 
 def test_gradients_are_clipped_to_their_norm(single_update, history):
-    """Adam's moments remember how large the gradients were that reached it."""
+    """Adam's moments show the size of the gradients after clipping."""
 
     def moment(state):
         adam = next(s for s in state.critic_optimizer if hasattr(s, "mu"))
@@ -268,7 +266,7 @@ def test_training_starts_from_the_parameters_it_is_given():
 
 
 def test_penalties_join_the_loss_and_are_reported():
-    """A cloning penalty alone (no learning signal) is what is minimised."""
+    """Without a learning signal only the cloning penalty is minimised."""
     changes = dict(clone_coef=1.0, entropy_coef=0.5)
     _, rows = tiny.run(tiny.make_tiny_ppo(tiny.tiny_gaussian_policy(), **changes), 1)
     assert rows[0]["entropy"] == pytest.approx(
@@ -289,12 +287,12 @@ def test_both_kinds_of_policy_learn_where_the_reward_is(kind):
     before, after = (
         np.mean([row["reward"] for row in r]) for r in (rows[:2], rows[-2:])
     )
-    # What is left at best is the spread of exploration, about 2 x 0.1 x 0.1 or 0.04.
+    # The spread of exploration alone costs about 2 x 0.1 x 0.1 or 0.04.
     assert after > 0.6 * before and after > before + 0.05
 
 
 def table_policy() -> ChainPolicy:
-    """Always acts 0; one parameter per observed step count (0, 2, 4, 6) and move."""
+    """Always returns 0; one parameter per observed step count (0, 2, 4, 6) and move."""
 
     def init(key, obs):
         table = jnp.zeros((4, tiny.NUM_TUNED))
@@ -321,7 +319,7 @@ def table_policy() -> ChainPolicy:
 
 
 class StepsCritic(NamedTuple):
-    """V(s) is the number of control steps taken, whatever the parameters say."""
+    """V(s) is the number of control steps taken and ignores the parameters."""
 
     def init(self, key, obs):
         return jnp.zeros(())
@@ -339,17 +337,17 @@ def run_table(lengths, **changes):
     )
 
 
-def test_every_pair_of_step_and_move_has_its_share_in_the_update():
-    """A parameter moves only if its step and its move met in a minibatch."""
+def test_every_pair_of_step_and_move_enters_the_update():
+    """A parameter changes only if its pair was in a minibatch."""
     state, (row,) = run_table((99,))
     assert row["num_updates"] == 2
     assert (state.params.tuned != 0).all()
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_values_of_what_followed_enter_the_advantages(ends):
+def test_advantages_bootstrap_from_the_next_observation(ends):
     """With lambda = 0 an advantage is r + discount V(s') - V(s), and the critic's
-    loss half its mean square; V(s') is lost only where the task itself ended."""
+    loss is half its mean square. V(s') counts 0 only where the task itself ended."""
     _, (row,) = run_table((8 if ends else 99,), gae_lambda=0.0, discount=0.5)
     reward = -2 * tiny.GOAL**2  # two actions of zero
     steps = np.array([0, 2, 4, 6])

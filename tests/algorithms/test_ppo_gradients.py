@@ -1,8 +1,8 @@
-"""The gradient of every term of PPO's losses, of models with one or two parameters.
+"""The gradient of every term of PPO's losses, for models with one or two parameters.
 
 The policy is a Gaussian over one action a, with mean w s and standard deviation e^l:
-log pi = -z^2 / 2 - l - log(2 pi) / 2 with z = (a - w s) / e^l. Its slopes are z s / e^l
-in w and z^2 - 1 in l. The critic is V = v s.
+log pi = -z^2 / 2 - l - log(2 pi) / 2 with z = (a - w s) / e^l. Its derivatives are
+z s / e^l by w and z^2 - 1 by l. The critic is V = v s.
 """
 
 from typing import NamedTuple
@@ -53,7 +53,7 @@ def gradients(**changes):
 
 
 def tuned_params():
-    """The teacher has another mean, and no noise that would leave this to chance."""
+    """The teacher, the base network, has another mean and hardly any noise."""
     return PolicyParams(
         base={"w": jnp.float32(TEACHER_W), "l": jnp.float32(-20.0)},
         tuned={"w": jnp.float32(W), "l": jnp.float32(L)},
@@ -66,13 +66,13 @@ def log_prob(action):
 
 
 def slopes(action):
-    """Of the log-probabilities, in w and in l."""
+    """Derivatives of the log-probabilities by w and by l."""
     z = (action - W * STATE) / np.exp(L)
     return {"w": z * STATE / np.exp(L), "l": z**2 - 1}
 
 
 def actor_gradient(ratio=1.0, **changes):
-    """Over the four moves, at given ratios to the policy that sampled them."""
+    """The actor's gradient over the four moves, at given ratios to the old policy."""
     moves = Moves(
         obs=OBS,
         chain=jnp.stack([jnp.zeros(4), ACTION], axis=1)[..., None, None],
@@ -90,23 +90,23 @@ def assert_gradient(gradient, expected):
         )
 
 
-def test_log_probs_that_the_tests_of_this_file_expect_are_within_their_bounds():
-    """Were one clamped, its slope would be zero whatever the loss."""
+def test_the_log_probs_in_this_file_are_not_clamped():
+    """A clamped log-probability would have a gradient of zero."""
     for action in (ACTION, TEACHER_W * STATE):
         assert (-5 < log_prob(action)).all() and (log_prob(action) < 2).all()
 
 
-def test_the_surrogate_climbs_the_advantage():
-    """At ratios of one it is the policy gradient, -E[A d log pi]."""
+def test_the_surrogate_has_the_policy_gradient():
+    """At ratios of one it is -E[A d log pi]."""
     gradient, metrics = actor_gradient()
     expected = {k: -(ADVANTAGE * x).mean() for k, x in slopes(ACTION).items()}
     assert_gradient(gradient, expected)
     assert metrics["policy_loss"] == pytest.approx(-ADVANTAGE.mean())
 
 
-def test_the_surrogate_follows_only_ratios_that_may_still_move():
-    """Good actions likelier by more than 10 % and bad ones less likely are left alone;
-    those that went the wrong way are pulled back in proportion to their ratio."""
+def test_clipped_ratios_have_no_gradient():
+    """Ratios outside the clip range have no gradient if they moved with the advantage.
+    All others have a gradient in proportion to the ratio."""
     ratio = np.array([1.3, 0.7, 0.7, 1.05])
     pulls = np.array([0.0, 1.0, 0.0, 1.0])
     gradient, metrics = actor_gradient(ratio, clip_top=0.1, clip_base=0.1)
@@ -137,8 +137,8 @@ def test_advantages_are_normalised_over_the_whole_minibatch(micro_batch_size):
 def test_the_entropy_is_raised_and_the_teacher_approached(
     clone_coef, entropy_coef, micro_batch_size
 ):
-    """The entropy is l + log(2 pi e) / 2 whatever the state. The penalty is minus the
-    log-probability of the teacher's actions, here exactly its mean."""
+    """The entropy is l + log(2 pi e) / 2 in every state. The penalty is minus the
+    log-probability of the teacher's actions, which equal its mean here."""
     gradient, metrics = actor_gradient(
         clone_coef=clone_coef,
         entropy_coef=entropy_coef,
@@ -168,7 +168,7 @@ V = 0.8
 
 
 def critic_gradient(row, old_value, **changes):
-    """At v = 0.8, of rows drawn from the four states."""
+    """The critic's gradient at v = 0.8, for rows drawn from the four states."""
     steps = Steps(
         obs=OBS,
         chain=jnp.zeros((4, 2, 1, 1)),
@@ -193,10 +193,10 @@ def test_the_critic_descends_half_the_squared_error(row):
     assert loss == pytest.approx(0.5 * (error**2).mean(), rel=1e-5)
 
 
-def test_a_clipped_value_that_moved_towards_its_target_is_left_alone():
-    """Values 0.8, -1.6, 0.4 and 1.2 against old ones: the first moved by 0.8 towards
-    its target, the second by 0.1, the third away from it, the fourth past the clip but
-    away from it."""
+def test_a_clipped_value_has_no_gradient_towards_its_target():
+    """Values are 0.8, -1.6, 0.4 and 1.2. From its old value the first moved by 0.8
+    towards its target, the second by 0.1, the third away from it, and the fourth past
+    the clip range but away from it."""
     old = np.array([0.0, -1.7, 0.9, 0.0])
     pulls = np.array([0.0, 1.0, 1.0, 1.0])
     value = V * STATE

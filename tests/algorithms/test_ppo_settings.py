@@ -1,4 +1,4 @@
-"""Settings of PPO that contradict each other, and what cannot be tuned."""
+"""PPO refuses settings that contradict each other, and what it cannot tune."""
 
 import pytest
 
@@ -20,14 +20,14 @@ from tests import tiny
         (dict(epochs=0), "epochs=0"),
         (dict(reward_horizon=0), "reward_horizon=0 .* 2 executed"),
         (dict(reward_horizon=3), "reward_horizon=3 .* 2 executed"),
-        (dict(target_kl=0.0), "target_kl=0.0 must be positive; None never"),
+        (dict(target_kl=0.0), "target_kl=0.0 must be positive; use None"),
         (dict(target_kl=-1.0), "target_kl=-1.0 must be positive"),
-        (dict(value_clip=0.0), "value_clip=0.0 must be positive; None"),
+        (dict(value_clip=0.0), "value_clip=0.0 must be positive; use None"),
         (dict(reward_scale=0.0), "reward_scale=0.0"),
         (dict(clone_coef=-0.1), "clone_coef=-0.1 must not be negative"),
         (dict(critic_warmup=-1), "critic_warmup=-1"),
         (dict(actor__weight_decay=-1.0), "actor: weight_decay=-1.0"),
-        (dict(critic__max_grad_norm=0.0), "critic: max_grad_norm=0.0.*None clips"),
+        (dict(critic__max_grad_norm=0.0), "critic: max_grad_norm=0.0.*None to clip"),
         (dict(discount=1.5), "discount=1.5"),
         (dict(gae_lambda=-0.1), "gae_lambda=-0.1"),
         (dict(denoising_discount=2.0), "denoising_discount=2.0"),
@@ -50,7 +50,7 @@ def test_an_environment_without_chunks_is_refused():
 
 
 def test_a_gaussian_policy_has_no_sampling_floor_to_anneal():
-    """It would act with one standard deviation and be scored with another."""
+    """Sampling and log-probabilities would use different standard deviations."""
     policy = tiny.tiny_gaussian_policy()
     with pytest.raises(ValueError, match="min_std_steps=5 .* Gaussian"):
         tiny.make_tiny_ppo(policy, min_std_steps=5)

@@ -1,9 +1,9 @@
-"""The updates of an iteration, of a policy and a critic that are tables.
+"""The updates of an iteration, with a policy and a critic that are tables.
 
-There are four environment steps with two moves each. Step n is seen as the observation
-n; the entries of its chain are 10 n, 10 n + 1 and 10 n + 2. Every pair of a step and a
-move has a parameter of its own, and so has every value, so that it shows in them what
-was learnt from what. All parameters start at 1.
+There are four environment steps with two moves each. Step n has the observation n; the
+entries of its chain are 10 n, 10 n + 1 and 10 n + 2. Every pair of a step and a move
+has its own parameter, and so has every value. The parameters therefore show which
+sample changed what. All parameters start at 1.
 """
 
 from typing import NamedTuple
@@ -23,17 +23,17 @@ from tests import tiny
 MOVES, ROWS = 2, np.arange(4)
 CHAIN = 10.0 * ROWS[:, None] + np.arange(MOVES + 1)
 ADVANTAGE = np.array([1.0, -2.0, 3.0, -4.0])
-ERROR = np.array([-1.0, 2.0, 1.0, -2.0])  # of the targets, above the values
+ERROR = np.array([-1.0, 2.0, 1.0, -2.0])  # targets minus values
 ACTOR_RATE, CRITIC_RATE = 0.01, 0.02
 
 
 def scored(x, row, step):
-    """Log-probability of a move at first, another for every place and move."""
+    """Initial log-probability of a move, different for every step and move."""
     return -1 - 0.01 * x - 0.1 * row - 0.05 * step
 
 
 def table_policy():
-    """Scores are those above, plus what the parameter of the pair has gained."""
+    """Log-probabilities are `scored` plus the change of the pair's parameter."""
 
     def entries(log_prob):
         return log_prob[..., None, None]
@@ -112,10 +112,10 @@ def updated(iteration=0, num_active=None, **changes):
 
 
 @pytest.mark.parametrize("mode", ["pair", "chain"])
-def test_all_that_belongs_to_a_move_meets_in_a_minibatch(mode):
-    """Two minibatches of four of the eight pairs. Ratios are one only if a move is
-    scored with its own observation and compared with its own log-probability. Every
-    pair then has minus its advantage as loss, of the first move half."""
+def test_minibatches_keep_the_data_of_a_move_together(mode):
+    """Two minibatches of four pairs. Ratios are one only if a move is scored with its
+    own observation and compared with its own log-probability. The loss of a pair is
+    then minus its advantage, halved for the first move."""
     _, after, metrics = updated(minibatch=mode)
     assert metrics["num_updates"] == 2
     assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5)
@@ -127,9 +127,9 @@ def test_all_that_belongs_to_a_move_meets_in_a_minibatch(mode):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_the_first_step_of_adam_is_the_learning_rate_downhill(decay):
-    """With all pairs in one minibatch there is no second step. What decays does so in
-    proportion to itself, which is 1."""
+def test_the_first_step_of_adam_has_the_size_of_the_rate(decay):
+    """With all pairs in one minibatch there is only one step. Weight decay is
+    proportional to the parameter, which is 1."""
     decays = dict(actor__weight_decay=decay, critic__weight_decay=decay)
     _, after, metrics = updated(batch_size=8, iteration=1, **decays)
     assert metrics["num_updates"] == 1
@@ -153,26 +153,24 @@ def test_the_actor_waits_until_the_critic_is_warm(iteration):
 
 
 @pytest.mark.parametrize("target_kl, num_updates", [(None, 3), (1e-6, 2)])
-def test_a_kl_beyond_its_target_is_the_last_of_an_iteration(target_kl, num_updates):
-    """All pairs at once: the first update finds a KL of zero, the second does not."""
+def test_updates_stop_after_the_kl_exceeds_its_target(target_kl, num_updates):
+    """With all pairs in each update the KL is zero in the first one and not later."""
     _, _, metrics = updated(
         iteration=1, batch_size=8, epochs=3, target_kl=target_kl, clip_top=0.1
     )
     assert metrics["num_updates"] == num_updates
     assert metrics["approx_kl_last"] > 1e-6
     if num_updates == 2:
-        # Means are of the updates that ran.
+        # Metrics are means over the updates that ran.
         half = metrics["approx_kl_last"] / 2
         assert metrics["approx_kl"] == pytest.approx(half, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["pair", "chain"])
 @pytest.mark.parametrize("micro_batch_size", [8, 2])
-def test_moves_that_are_no_longer_tuned_have_no_share_in_anything(
-    mode, micro_batch_size
-):
-    """Of the last moves alone, whose advantages are 1, -2, 3 and -4: the lower decile
-    is -3.4, three tenths of the way from -4 to -2."""
+def test_moves_that_are_no_longer_tuned_have_no_effect(mode, micro_batch_size):
+    """Only the last moves count, with advantages 1, -2, 3 and -4: the lower decile is
+    -3.4, three tenths of the way from -4 to -2."""
     _, after, metrics = updated(
         num_active=jnp.int32(1),
         batch_size=8,
@@ -196,8 +194,8 @@ def test_the_cloning_penalty_counts_the_moves_that_are_tuned():
         assert metrics["cloning_penalty"] == pytest.approx(-counted.mean(), rel=1e-5)
 
 
-def test_minibatches_that_devices_cannot_share_in_whole_parts_are_refused():
-    """Four pairs in parts of four rows: one device can, two cannot."""
+def test_micro_batches_must_divide_the_share_of_a_device():
+    """Micro-batches of four rows fit four pairs on one device, but not on two."""
     config = tiny.tiny_ppo_config(batch_size=4, micro_batch_size=4)
     updates = make_updates(
         table_policy(), TableCritic(), config, num_envs=2, num_chunks=2, mean=jnp.mean
@@ -208,7 +206,7 @@ def test_minibatches_that_devices_cannot_share_in_whole_parts_are_refused():
 
 
 @pytest.mark.parametrize("name", ["actor", "critic"])
-def test_the_gradients_of_one_network_are_cut_to_its_own_norm(name):
+def test_the_gradients_of_each_network_are_clipped_alone(name):
     """Adam's first moment is a tenth of the gradient."""
     _, after, _ = updated(batch_size=8, **{f"{name}__max_grad_norm": 1e-3})
     for other in ("actor", "critic"):

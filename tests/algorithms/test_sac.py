@@ -1,4 +1,4 @@
-"""Laws of soft actor-critic."""
+"""Properties of soft actor-critic."""
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,11 @@ from dppo_jax.types import Transition
 from tests import tiny
 
 CRITIC = StateActionCritic((8,), activation="tanh")
-ENTROPY = 0.7  # of the policy below, at its first parameter
+ENTROPY = 0.7  # of the policy below, at its initial parameter
 
 
 def one_parameter_policy() -> SquashedPolicy:
-    """Nothing is drawn: every action is tanh(m), log pi is m^2 - 1 - ENTROPY, m = 1."""
+    """Actions are always tanh(m), log pi is m^2 - 1 - ENTROPY, and m starts at 1."""
 
     def sample(params, keys, obs):
         action = jnp.full((len(keys), tiny.CHUNK, tiny.ACTION_DIM), jnp.tanh(params))
@@ -35,7 +35,7 @@ def one_parameter_policy() -> SquashedPolicy:
 
 
 def learner(**changes):
-    """Updates at a rate of zero, so that gradients can be read from the moments."""
+    """Updates with learning rates of zero: Adam's moments show the gradients."""
     config = sac.default_config()
     for name in ("actor", "critic", "temperature"):
         config[name].learning_rate = 0.0
@@ -68,9 +68,9 @@ def gradient(trained):
     return jax.tree.map(lambda x: x / 0.1, trained.optimizer[0].mu)
 
 
-def test_targets_bootstrap_where_a_time_limit_cut_in_and_not_where_the_task_ended():
+def test_targets_bootstrap_after_a_time_limit_but_not_after_a_termination():
     subject = learner(discount=0.5, reward_scale=3.0)
-    # The target network is another one than that which is trained.
+    # The target network differs from the trained one.
     other = jax.tree.map(lambda x: 1.5 * x, start(subject).target)
     state = start(subject)._replace(target=other)
     given = batches(terminated=(1.0, 0.0), truncated=(0.0, 1.0))
@@ -86,7 +86,7 @@ def test_targets_bootstrap_where_a_time_limit_cut_in_and_not_where_the_task_ende
 
 @pytest.mark.parametrize("kind", COMBINE)
 def test_the_actor_gradient_is_that_of_its_objective(kind):
-    """Against a finite difference of temperature log pi - Q, at fixed critics."""
+    """Compares with a finite difference of temperature log pi - Q, at fixed critics."""
     subject = learner(actor_value=kind)
     state, given = start(subject), batches()
     new, metrics = subject.update(state, given, jax.random.key(1))
@@ -105,7 +105,7 @@ def test_the_actor_gradient_is_that_of_its_objective(kind):
 
 @pytest.mark.parametrize("target_entropy", [0.3, 0.7, 2.0, None])
 def test_the_temperature_moves_towards_its_target_entropy(target_entropy):
-    """It falls where the entropy is above the target; without one that is -Ta Da."""
+    """It falls if the entropy is above the target, which is -Ta Da by default."""
     changes = {} if target_entropy is None else {"target_entropy": target_entropy}
     subject = learner(**changes, **{"temperature.learning_rate": 0.1})
     state, metrics = subject.update(start(subject), batches(), jax.random.key(1))
@@ -133,7 +133,7 @@ def test_a_round_updates_the_critics_once_a_batch_and_the_actor_as_often_as_aske
     state, _ = subject.update(first, batches(num=3), jax.random.key(1))
     assert state.critic.optimizer[0].count == 3
     assert state.actor.optimizer[0].count == state.temperature.optimizer[0].count == 2
-    # Moved each time by half of what was left, it is not yet where the critics are.
+    # It moved half of the remaining way each time, so it has not reached the critics.
     kernel = [
         x["params"]["members"]["layer_0"]["linear"]["kernel"]
         for x in (first.target, state.target, state.critic.params)
@@ -153,7 +153,7 @@ def test_members_of_an_ensemble_stay_different_while_they_learn():
 
 
 def test_it_solves_the_point_task():
-    """Reward -(a - 0.5)^2: the median becomes 0.5, from 16 transitions an iteration."""
+    """Reward -(a - 0.5)^2: the median becomes 0.5; 16 transitions per iteration."""
     algorithm = tiny.make_tiny_sac(
         tiny.point_env(4, lengths=(2,)), initial_temperature=0.1
     )
@@ -167,8 +167,8 @@ def test_it_solves_the_point_task():
     assert all(np.isfinite(row[name]) for row in rows for name in algorithm.finite)
 
 
-def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(tmp_path):
-    """Buffer, episodes, keys and moments all continue; what acts is the actor alone."""
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    """Buffer, episodes, keys and moments all continue; only the actor is what acts."""
     env = tiny.point_env(4, lengths=(3, 99), max_steps=16)
     algorithm = tiny.make_tiny_sac(env, replay__random_steps=40)
 

@@ -1,4 +1,4 @@
-"""A configuration so small that its benchmarks take a moment."""
+"""Configurations so small that their benchmarks take a moment."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Two starts of a process, and the settings they are given."""
+"""The two starts that are timed, and their settings."""
 
 import pytest
 
@@ -11,7 +11,7 @@ TINY = (
 )
 
 
-def test_settings_override_what_is_there():
+def test_settings_override_the_configuration():
     config = load_config(setups.AVOID)
     override(config, [*TINY, "env.engine=mjx"])
     assert config.algorithm.ppo.batch_size == 20
@@ -23,7 +23,7 @@ def test_settings_override_what_is_there():
 
 
 @pytest.mark.slow
-def test_a_second_start_finds_what_the_first_one_kept():
+def test_a_second_start_finds_the_programs_of_the_first():
     cold, warm = compile_time.measure_config(setups.AVOID, [*TINY, "env.engine=mjx"])
     assert (cold["start"], warm["start"]) == ("cold", "warm")
     assert cold["found"] < warm["found"]

@@ -1,4 +1,4 @@
-"""What a floor counts, and that what it measures is what it counted."""
+"""The operations that floors count, and the programs that they time."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def test_a_product_takes_two_operations_for_each_of_its_terms():
     assert floors.flops(lambda x: jnp.einsum("ij,ik->jk", x, x), x) == 2 * 5 * 3 * 5
 
 
-def test_loops_count_as_often_as_they_go_round_and_branches_once():
+def test_loops_count_every_iteration_and_branches_once():
     weight = jnp.ones((5, 5))
     one = 2 * 5**3
 
@@ -60,17 +60,17 @@ def test_a_network_costs_two_operations_per_weight_and_row():
     assert floors.flops(apply, params, x) == 2 * ROWS * weights
 
 
-def test_a_gradient_costs_three_products_a_layer_but_for_the_first():
+def test_a_gradient_costs_three_products_per_layer_except_the_first():
     apply, params, x = network()
     forward = floors.flops(apply, params, x)
     backward = floors.flops(jax.grad(lambda *a: apply(*a).sum()), params, x)
-    # No gradient goes to the sinusoids that the time embedding starts with.
+    # The sinusoids of the time embedding need no gradient.
     spared = 2 * ROWS * params["params"]["time_embedding"]["linear_1"]["kernel"].size
     assert backward == 3 * forward - spared
 
 
 @pytest.mark.parametrize("differentiate", [False, True])
-def test_xla_counts_alike_and_elementwise_arithmetic_besides(differentiate):
+def test_xla_counts_the_same_plus_elementwise_arithmetic(differentiate):
     apply, params, x = network(width=256)
     if differentiate:
         function = jax.grad(lambda *a: (apply(*a) ** 2).sum())
@@ -88,9 +88,9 @@ def test_replays_run_exactly_the_products_of_the_function():
     assert sum(product.flops for product, _ in replay.products) == replay.flops
     for name, call in replay.calls().items():
         compiled = call.function.lower(*call.args).compile().as_text()
-        # None was merged with another, moved or cut down; they are those of XLA too.
+        # XLA merged, moved or reduced none of them.
         assert compiled.count(" dot(") == len(replay.products), name
-        # The loop copies nothing that takes time.
+        # The loop has few copies, which would take time.
         assert compiled.count(" copy(") < len(replay.products) / 2, name
 
 
@@ -103,11 +103,11 @@ def test_weights_stay_apart_where_activations_share_an_array():
     for weight in weights:
         same = [w for w in weights if w.shape == weight.shape]
         assert shapes.count(weight.shape) == len(same)
-    # Two of the layers read activations of one shape.
+    # Two of the layers read activations of equal shape.
     assert shapes.count((ROWS, WIDTH)) == 1
 
 
-def test_replays_stay_finite_and_do_as_many_rounds_as_they_say():
+def test_replays_stay_finite_and_run_all_rounds():
     replay = floors.Replay(jnp.matmul, jnp.ones((4, 4)), jnp.ones((4, 4)))
     replay.count = 1000
     for name in ("apart", "in turn"):
@@ -128,7 +128,7 @@ def test_a_rate_is_all_rounds_of_a_call_over_its_median():
     assert rates == {"apart": 10 * one, "in turn": 20 * one, "straight": one}
 
 
-def test_nothing_to_multiply_is_refused():
+def test_a_function_without_products_is_refused():
     with pytest.raises(ValueError, match="no matrix product"):
         floors.Replay(jnp.sin, jnp.ones(3))
 
@@ -140,7 +140,7 @@ def test_a_stream_reads_four_arrays_and_writes_three():
     assert stream.rate(timing.Timing(0.5, 0.5, 0.5, 0.0, 3)) == 10 * 7 * 4 * 110
 
 
-def test_rates_are_ones_that_hardware_can_have():
+def test_rates_are_plausible_for_hardware():
     assert 1e7 < floors.matmul_rate(64, 64) < 1e16
     stream = floors.Stream(jnp.ones((64, 64)))
     (timed,) = timing.measure_together([stream.call()], repeats=3)

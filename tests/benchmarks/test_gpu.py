@@ -1,4 +1,4 @@
-"""The program for a GPU, as far as it can be tried without one."""
+"""The benchmark for a GPU, as far as a CPU can run it."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ def raise_(error):
 
 
 def run(measurements, **settings):
-    """All rows, and how many had been kept after each."""
+    """All rows, and the number of rows at each call of `keep`."""
     kept = []
     settings = {"max_minutes": 1} | settings
     rows = jobs.run_jobs(
@@ -29,7 +29,7 @@ def run(measurements, **settings):
     return rows, kept
 
 
-def test_a_row_that_fails_loses_no_other_and_all_are_kept_at_once():
+def test_a_failure_keeps_all_other_rows_and_saves_each_at_once():
     rows, kept = run(
         jobs_of(
             lambda: [{"TFLOP/s": 1.0}],
@@ -49,7 +49,7 @@ def test_a_row_that_fails_loses_no_other_and_all_are_kept_at_once():
     assert kept == [1, 2, 3, 4, 5]
 
 
-def test_what_is_not_done_in_time_is_cut_off_and_its_first_rows_stay():
+def test_a_job_out_of_time_is_cut_off_and_keeps_its_rows():
     never = threading.Event()
 
     def compile_for_ever():
@@ -74,7 +74,7 @@ def test_nothing_is_started_when_the_time_is_over():
     assert now == [60.0]
 
 
-def test_the_most_telling_rows_come_first():
+def test_the_most_important_rows_come_first():
     ordered = program.make_jobs(sizes.FULL)
     assert {job.table for job in ordered} == set(sizes.TABLES)
     first = [job.about for job in ordered if job.table == "end_to_end"]
@@ -86,7 +86,7 @@ def test_the_most_telling_rows_come_first():
     for table in ("denoising", "update", "pretrain", "matmul"):
         precisions = {x.about["precision"] for x in ordered if x.table == table}
         assert precisions == set(sizes.PRECISIONS)
-    # No job twice, which would waste what little time there is.
+    # No job occurs twice.
     names = [str((job.table, job.about)) for job in ordered]
     assert len(names) == len(set(names))
 
@@ -98,7 +98,7 @@ def test_an_iteration_has_twenty_updates_at_any_size():
     pairs = rollout.num_envs * rollout.num_chunks * num_tuned
     assert rollout.num_envs == 1024 and ppo.epochs == 2
     assert pairs // ppo.batch_size == 10
-    # Whole chains.
+    # Minibatches hold whole chains.
     assert ppo.batch_size % num_tuned == 0
     small = sizes.make_config("avoid", sizes.SMALL, precision="bfloat16")
     assert small.model.network.hidden_sizes == small.critic.hidden_sizes == (16,) * 3

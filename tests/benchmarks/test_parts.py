@@ -33,7 +33,7 @@ def test_denoising_evaluates_the_network_at_every_step_of_a_chain(tiny):
         matmul_flops({k: v for k, v in network.items() if (k == "time_embedding") == t})
         for t in (True, False)
     )
-    # Two calls of 20 steps; their time is one for all three chains.
+    # Two calls of 20 steps; all three chains share one embedding of the time.
     assert row["GFLOP"] == pytest.approx((time + 3 * rest) * 2 * 20 / 1e9)
     assert row["chunks/s"] == pytest.approx(3 * 2 / row["median s"])
     assert row["floor s"] > 0
@@ -73,20 +73,20 @@ def test_updates_count_forward_and_backward_of_every_pair(tiny):
     assert train_step.num_updates(tiny) == 12
     for make, rows in (
         (train_step.policy_update_part, 20),
-        # No more values than environment steps.
+        # At most one value per environment step.
         (train_step.critic_update_part, 8),
     ):
         part = make(setup)
         (params, _), _ = part.call.args
         counted = floors.flops(part.call.function, *part.call.args)
-        # Three products a layer, but none for the gradients of what is given.
+        # Three products per layer, but no gradient of the inputs.
         bound = 3 * rows * 12 * matmul_flops(params)
         assert 0.8 * bound < counted < bound
         assert counted == 12 * floors.flops(*part.unit)
 
 
 def test_returns_evaluate_every_observation_once_and_where_the_roll_out_ends(tiny):
-    """4 environments x 2 chunks, and the 4 observations that followed the last."""
+    """4 environments x 2 chunks, and the 4 observations after the last chunk."""
     part = train_step.returns_part(setups.make_setup(tiny))
     params = part.call.args[0].critic_params
     counted = floors.flops(part.call.function, *part.call.args)
@@ -94,33 +94,33 @@ def test_returns_evaluate_every_observation_once_and_where_the_roll_out_ends(tin
 
 
 def test_soft_updates_count_all_their_products(tiny_sac):
-    """Of 8 rows: forward 1, backward 2 more, one of which a first layer lacks."""
+    """For 8 rows, per layer 1 product forward and 2 backward, 1 in the first layer."""
     tiny_sac.algorithm.sac.replay.updates_per_round = 2
     setup = setups.make_off_policy_setup(tiny_sac)
     actor, critic = 11 * 16 + 16 * 16 + 16 * 6, 2 * (14 * 16 + 16 * 16 + 16)
     part = off_policy.critic_updates_part(setup)
     counted = floors.flops(part.call.function, *part.call.args)
-    # The next action and its target; then value and gradient, none for the inputs.
+    # Next action and target; then value and gradient, but no gradient of the inputs.
     assert counted == 8 * 2 * 8 * (actor + critic + 3 * critic - 2 * 14 * 16)
     part = off_policy.actor_updates_part(setup)
     counted = floors.flops(part.call.function, *part.call.args)
-    # Through the critics to the action; no gradient for their parameters.
+    # The gradient goes through the critics to the action, not to their parameters.
     assert counted == 4 * 2 * 8 * (3 * actor - 11 * 16 + 2 * critic)
 
 
 def test_the_replay_part_moves_what_is_stored_and_drawn(tiny_sac):
     part = off_policy.replay_part(setups.make_off_policy_setup(tiny_sac))
-    # 8 stored and 8 batches of 8 drawn, of 11 + 11 + 3 + 3 numbers, to and fro.
+    # 8 stored and 8 batches of 8 drawn, of 11 + 11 + 3 + 3 numbers, read and written.
     assert part.num_bytes == 2 * (8 + 64) * 28 * 4
     ((_, collected, _),) = part.call.args
-    reward = np.array(collected.reward)  # What is timed overwrites its arguments.
+    reward = np.array(collected.reward)  # The call overwrites its arguments.
     (replay, *_), batches = part.call.function(part.call.args[0])
     assert batches.obs["state"].shape == (8, 8, 1, 11)
     np.testing.assert_array_equal(replay.items.reward[:, :2], reward.T)
 
 
-def test_the_step_of_an_off_policy_iteration_learns(tiny_sac):
-    """It is timed behind random actions, with a buffer that is full."""
+def test_the_timed_off_policy_iteration_makes_updates(tiny_sac):
+    """The timed iteration comes after the random actions and has a full buffer."""
     part = off_policy.step_part(setups.make_off_policy_setup(tiny_sac))
     (state,) = part.call.args
     assert state.iteration == 2
@@ -141,7 +141,7 @@ def test_the_split_of_an_off_policy_iteration_adds_up(tiny_sac):
         off_policy.measure_all(load_config(setups.HOPPER))
 
 
-def test_cloning_moves_the_optimizer_and_sometimes_the_average(tiny):
+def test_cloning_counts_bytes_of_the_optimizer_and_the_average(tiny):
     assert pretrain.update_bytes(100, ema_every=10) == 700 + 30
     row = pretrain.measure_batch(tiny, batch=8, num_updates=3, max_seconds=0.1)
     assert row["samples/s"] == pytest.approx(24 / row["median s"])
@@ -182,7 +182,7 @@ def test_growth_is_the_exponent_between_rows():
 
 
 def test_scaling_is_drawn_beside_proportional_growth(tmp_path, monkeypatch):
-    """On the left seconds of the parts, on the right milliseconds of an update."""
+    """Left plot: seconds of the parts. Right plot: milliseconds per update."""
     drawn = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
     parts = ("step", "physics", "denoising", "updates")
@@ -201,7 +201,7 @@ def test_scaling_is_drawn_beside_proportional_growth(tmp_path, monkeypatch):
         np.testing.assert_array_equal(line.get_xdata(), envs)
     for i, part in enumerate(parts):
         np.testing.assert_allclose(lines[part].get_ydata(), (i + 1) * envs**2)
-    # What the physics of the first row would take in the others.
+    # The line of proportional growth, from the physics of the first row.
     np.testing.assert_allclose(lines["proportional"].get_ydata(), 2 * envs)
     (update,) = right.get_lines()
     np.testing.assert_allclose(update.get_ydata(), 7 * envs)

@@ -10,17 +10,17 @@ from dppo_jax.envs import TASKS
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_c_mujoco_makes_the_steps_of_the_environments_again(name):
+def test_c_mujoco_repeats_the_steps_of_the_environments(name):
     recorded = physics.record_simulations(name, batch=2, num_steps=3)
     model = recorded.model
     assert recorded.raw.shape[:2] == (3, 2)
     assert recorded.ctrl.shape == (3, 2, model.nu)
-    # A state begins with the time; one control step lies between two of them.
+    # The first entry of a state is the time, which grows by one control step.
     period = recorded.num_substeps * model.opt.timestep
     np.testing.assert_allclose(recorded.raw[:, 0, 0], period * np.arange(3), rtol=1e-9)
     assert np.any(recorded.ctrl)
 
-    # From its recorded state and control, a step leads to the state recorded next.
+    # A step from a recorded state with its control gives the next recorded state.
     batch = mujoco_batch.Batch(model, 2)
     ctrl = batch.bind("ctrl")
     batch.state[...] = recorded.raw[1]
@@ -29,10 +29,10 @@ def test_c_mujoco_makes_the_steps_of_the_environments_again(name):
     np.testing.assert_array_equal(batch.state, recorded.raw[2])
 
 
-def test_the_engine_is_the_one_that_the_task_made():
+def test_engine_of_returns_the_physics_of_the_task():
     hopper = physics.engine_of("hopper", "mjx")
     assert hopper.engine == "mjx" and hopper.num_substeps == 4
-    # The task gives MJX fewer iterations than C MuJoCo, and margins of its own.
+    # The task gives MJX fewer iterations than C MuJoCo, and sets the margins.
     assert hopper.model.opt.iterations == 4
     assert physics.engine_of("hopper", "mujoco").model.opt.iterations > 4
     wider = physics.engine_of("hopper", "mujoco", margins="max").model
@@ -41,7 +41,7 @@ def test_the_engine_is_the_one_that_the_task_made():
 
 @pytest.fixture
 def calls_take_a_quarter_second(monkeypatch):
-    """As the stopwatch of the benchmarks sees it; returns the functions it timed."""
+    """Replaces `timing.measure`; returns the functions that were timed."""
     timed = []
 
     def measure(function, *args, max_seconds):
@@ -54,10 +54,10 @@ def calls_take_a_quarter_second(monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ["mjx", "mujoco"])
-def test_an_engine_makes_as_many_steps_a_second_as_it_was_timed(
+def test_the_rate_of_an_engine_is_steps_per_timed_second(
     engine, calls_take_a_quarter_second
 ):
-    """3 environments of 2 control steps in a quarter of a second."""
+    """3 environments make 2 control steps each in a quarter of a second."""
     assert physics.engine_rate("avoid", engine, 3, 2) == 24
     assert len(calls_take_a_quarter_second) == 1
 
@@ -77,7 +77,7 @@ def test_engines_that_cannot_run_here_are_left_out():
     assert "mjx" in engines and "mujoco" in engines
 
 
-def test_options_have_defaults_for_everything():
+def test_every_option_has_a_default():
     options = physics.parse_arguments([])
     assert options.tasks == sorted(TASKS)
     assert options.json is None

@@ -1,4 +1,4 @@
-"""Figures come into the documentation from files, and only from there."""
+"""Blocks of the documentation are filled from measurement files."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_a_page_says_so_where_nothing_was_measured(tmp_path):
     assert "Nothing was measured yet." in page
     assert "No figures were measured on a GPU yet." in page
     assert page.startswith("A page.") and page.endswith("The end.\n")
-    # What was filled in is replaced, not added to.
+    # Old contents are replaced, not extended.
     assert report.update(page, tmp_path, tmp_path) == page
 
 
@@ -86,7 +86,7 @@ def test_a_gpu_has_a_table_for_each_kind_and_names_what_failed(tmp_path):
     assert "1 x NVIDIA H100; JAX 0.10.2" in page
     assert "`matmul`\n\n| width | TFLOP/s |\n| ---: | ---: |\n| 512 | 30 |" in page
     assert "- task avoid, batch 8: Full: memory" in page
-    # Figures of a GPU are no figures of this processor.
+    # A GPU's measurements do not fill the block of a processor.
     keep(tmp_path, "pretrain", [{"samples/s": 2.0}], **gpu)
     assert "Nothing was measured yet." in report.update(PAGE, tmp_path, tmp_path)
 
@@ -100,7 +100,7 @@ def test_the_documentation_has_a_place_for_every_table(tmp_path):
         "off_policy-hopper_sac",
         *("pretrain-hopper", "scaling-hopper", "compile_time", "gpu"),
     ]
-    # What stands there came from files; `make figures` would leave it or renew it.
+    # `make figures` has filled every block.
     assert all(match["old"].strip() for match in report._BLOCK.finditer(text))
 
     page = tmp_path / "page.md"

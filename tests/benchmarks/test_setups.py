@@ -1,4 +1,4 @@
-"""Parts of work beside their floors: definitions and settings."""
+"""Parts and their floors: definitions and settings."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_a_row_relates_a_part_to_its_products(monkeypatch):
         setups.Part("squares", call, (jnp.matmul, x, x)), max_seconds=0.1
     )
     assert row["GFLOP"] == pytest.approx(3 * 2 * 32**3 / 1e9)
-    # XLA counts one unit, without the division, and is scaled to the part.
+    # XLA's count is of one unit, without the division, scaled to the part.
     assert row["XLA GFLOP"] == pytest.approx(row["GFLOP"], rel=0.05)
     assert row["floor s"] == pytest.approx(row["GFLOP"] / row["matmul GFLOP/s"])
     assert row["utilisation"] == pytest.approx(row["floor s"] / row["median s"])
@@ -56,7 +56,7 @@ def test_a_part_may_bring_its_floor_or_have_none():
 def test_configurations_are_found_by_file_and_variant():
     assert load_config(setups.HOPPER).env.task == "hopper"
     assert load_config("experiments/configs/avoid.py:m2").name == "avoid_m2"
-    with pytest.raises(ValueError, match="no Python file"):
+    with pytest.raises(ValueError, match="not a Python file"):
         load_config("README.md")
 
 

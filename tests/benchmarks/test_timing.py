@@ -1,4 +1,4 @@
-"""The stopwatch itself: what is counted, what is kept apart, what is written."""
+"""Timing: what is timed, what is excluded, what is written."""
 
 import json
 import time
@@ -24,7 +24,7 @@ def test_warm_up_calls_are_made_but_not_timed():
     assert next(naps, None) is None
 
 
-def test_compiling_is_timed_apart_and_once():
+def test_compiling_is_timed_separately_and_once():
     def slow_to_trace(x):
         time.sleep(0.2)
         return x + 1

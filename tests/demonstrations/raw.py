@@ -1,4 +1,4 @@
-"""Two tiny episodes in task units, and what it means that two data sets agree."""
+"""Two tiny episodes in task units, and a comparison of data sets."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ RAW = Episodes({"state": STATE}, ACTIONS, LENGTHS, REWARDS, TERMINALS)
 
 
 def assert_same(first: Episodes, second: Episodes, atol: float = 1e-6) -> None:
-    """Both hold the same episodes in task units, up to rounding."""
+    """Assert that both hold the same episodes in task units, up to rounding."""
     a, b = unnormalize_episodes(first), unnormalize_episodes(second)
     assert a.episode_lengths.tolist() == b.episode_lengths.tolist()
     np.testing.assert_allclose(

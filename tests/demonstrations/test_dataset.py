@@ -1,4 +1,4 @@
-"""Laws of the windows that training draws from."""
+"""Properties of the windows that training draws from, and of data sets."""
 
 import jax
 import jax.numpy as jnp
@@ -72,9 +72,9 @@ def test_gathering_inside_jit_changes_nothing():
         (dict(episode_lengths=np.array([5, 0])), "episode 1 has length 0"),
         (dict(episode_lengths=np.array([2.5, 2.5])), "vector of integers"),
         (dict(episode_lengths=np.array([], int)), "empty"),
-        (dict(actions=STEPS[:4]), r"state \(5, 1\) must have 2 axes, .* 4 steps"),
+        (dict(actions=STEPS[:4]), r"state \(5, 1\) must have 2 axes, .* length 4"),
         (dict(actions=NOT_A_NUMBER), r"actions has NaN .* 1 of 5 rows, first \[1\]"),
-        (dict(observations={"pixels": STEPS}), r"\['pixels'\] must hold state"),
+        (dict(observations={"pixels": STEPS}), r"\['pixels'\] must be state"),
         (dict(rewards=np.full(5, np.inf)), "rewards has NaN or infinite values in 5"),
     ],
 )
@@ -128,7 +128,7 @@ def test_selected_episodes_keep_their_rows_together():
     assert_same(select_episodes(back, np.array([1, 0])), RAW)
 
 
-def test_laying_end_to_end_undoes_selecting():
+def test_concatenating_undoes_selecting():
     parts = [select_episodes(RAW, np.array([i])) for i in range(2)]
     assert_same(concatenate(parts, "parts"), RAW)
     without = [parts[0], parts[1]._replace(rewards=None)]
@@ -142,7 +142,7 @@ def test_laying_end_to_end_undoes_selecting():
 
 
 def split_ids(fraction, seed, total=10):
-    """Ten episodes of 1 to 10 steps, told apart by their lengths."""
+    """Ten episodes of 1 to 10 steps, identified by their lengths."""
     lengths = np.arange(1, total + 1)
     steps = np.repeat(lengths, lengths).astype(np.float32)[:, None]
     parts = split_episodes(Episodes({"state": steps}, steps, lengths), fraction, seed)

@@ -1,4 +1,4 @@
-"""Laws of recording: what was done stands there, in whole episodes, without favour."""
+"""Properties of recordings: true rewards and ends, whole episodes, no bias."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def test_episodes_are_whole_and_hold_at_least_the_steps_that_were_asked_for(
     assert len(episodes.actions) == len(episodes.rewards) == lengths.sum()
 
 
-def test_a_terminal_stands_where_an_episode_ended_by_itself_and_nowhere_else():
+def test_terminals_mark_exactly_the_episodes_that_ended_by_themselves():
     episodes = record()
     lengths = episodes.episode_lengths
     expected = np.zeros(lengths.sum(), bool)
@@ -81,7 +81,7 @@ def test_actions_differ_and_the_same_key_gives_the_same_data():
 
 
 def test_short_episodes_are_not_favoured():
-    """Half of all episodes are drawn short; what ends first would be 8 of 9."""
+    """Half of all episodes are short. Of the first to end, 8 of 9 would be short."""
     lengths = record(4000, env=raw_env(16, lengths=(1, 8))).episode_lengths
     assert abs((lengths == 1).mean() - 0.5) < 4 * 0.5 / np.sqrt(len(lengths))
 
@@ -107,8 +107,8 @@ def test_recorded_episodes_can_be_joined():
     assert joined.terminals.dtype == bool and joined.rewards.dtype == np.float32
 
 
-def test_exploring_actions_keep_to_the_bounds_and_reach_them():
-    """Noise far beyond the bounds of [-2, 6] ends at them, in task units."""
+def test_exploring_actions_are_clipped_to_the_bounds():
+    """Noise far beyond the bounds of [-2, 6] is clipped to them, in task units."""
     normalizer = Normalizer(*map(np.float32, ([0, 0], [4, 4], [-2], [6])))
     policy = tiny.tiny_gaussian_policy(fixed_std=5.0)
     params = policy.init(jax.random.key(0), tiny.OBS)
@@ -121,7 +121,7 @@ def test_exploring_actions_keep_to_the_bounds_and_reach_them():
 
 
 def test_a_policy_sees_normalised_observations():
-    """The middle of the bounds is what the policy calls zero."""
+    """The policy observes the middle of the bounds as zero."""
     normalizer = Normalizer(*map(np.float32, ([0, 10], [4, 30], [-1], [1])))
     policy = tiny.tiny_gaussian_policy(fixed_std=0.1)
     params, keys = policy.init(jax.random.key(0), tiny.OBS), jax.random.key(1)[None]
@@ -131,7 +131,7 @@ def test_a_policy_sees_normalised_observations():
     np.testing.assert_allclose(action, chunk[:, 0], atol=1e-6)
 
 
-def test_random_bounds_are_what_random_actions_show():
+def test_random_bounds_are_those_of_random_actions():
     bounds = random_bounds(raw_env(), jax.random.key(0), num_control_steps=500)
     np.testing.assert_array_equal(bounds.obs_min[1], 0)
     np.testing.assert_array_equal(bounds.obs_max[1], MAX_STEPS - 1)

@@ -27,7 +27,7 @@ from dppo_jax.diffusion.schedules import (
 
 K = 5
 B, TA, DA = 3, 2, 1
-OBS = jnp.array([[[0.1]], [[-0.2]], [[0.3]]])  # What the network made of it.
+OBS = jnp.array([[[0.1]], [[-0.2]], [[0.3]]])  # the encoded observation
 ACTION = jnp.array([[[0.6], [-0.3]], [[0.0], [0.9]], [[-1.0], [0.2]]])
 DRAWS = jax.random.normal(jax.random.key(0), (K + 1, B, TA, DA))
 
@@ -38,7 +38,7 @@ def linear(params, x, time, obs):
 
 
 def oracle(schedule, *, predict_noise=True):
-    """The perfect network: it knows that the clean action is ACTION."""
+    """The perfect network: it predicts that the clean action is ACTION."""
 
     def apply(params, x, time, obs):
         # `time` names a step; the last table entry is time 0.
@@ -62,14 +62,14 @@ def chain_of(diffusion, apply=linear, *, base=0.5, tuned=0.5, draws=DRAWS, **set
 
 
 def log_prob_of(diffusion, x, next_x, step):
-    """Of moves by `linear` with the parameter 0.5."""
+    """Log-probability of moves by `linear` with the parameter 0.5."""
     chain = diffusion_chain(diffusion, linear)
     return move_log_prob(chain, Encoded(0.5, OBS), x, next_x, step)
 
 
 def test_ddpm_moves_follow_the_posterior_of_the_forward_process():
-    """Two Gaussian beliefs about x_{k-1} multiply: N(signal x0, .) from the clean
-    action, and the one that reads x_k = sqrt(1 - beta) x_{k-1} + sqrt(beta) noise."""
+    """The posterior is the product of two Gaussians of x_{k-1}: N(signal x0, .), and
+    the likelihood of x_k = sqrt(1 - beta) x_{k-1} + sqrt(beta) noise."""
     betas = cosine_betas(K).astype(np.float64)
     alpha_bars = np.cumprod(1 - betas)
     schedule = ddpm_schedule(K)
@@ -86,7 +86,7 @@ def test_ddpm_moves_follow_the_posterior_of_the_forward_process():
         for name, value in expected.items():
             table = getattr(schedule, name)
             np.testing.assert_allclose(table[entry], value, rtol=1e-4, err_msg=name)
-    # The last move knows x0 and lands on it.
+    # The last move ends at x0.
     last = jax.tree.map(lambda table: float(table[-1]), schedule)
     assert (last.mean_from_x0, last.mean_from_x) == pytest.approx((1, 0), abs=1e-6)
     assert last.std < 1e-9
@@ -119,8 +119,8 @@ def test_ddim_with_eta_1_and_every_step_is_ddpm():
         )
 
 
-def test_ddim_with_eta_0_has_no_noise_and_carries_one_level_to_the_next():
-    """x = signal x0 + noise eps stays of that form with the same x0 and eps."""
+def test_ddim_with_eta_0_moves_without_noise_between_noise_levels():
+    """x = signal x0 + noise eps keeps this form with the same x0 and eps."""
     s = ddim_schedule(4, num_training_steps=20, eta=0.0)
     assert (s.std == 0).all()
     x0, eps = 0.4, 1.1
@@ -168,7 +168,7 @@ def test_a_chain_with_a_perfect_network_ends_at_the_action(settings, determinist
 
 
 def test_the_floor_of_the_std_spreads_the_last_action():
-    """Without a floor the last move of DDPM is exact; with one it explores."""
+    """Without a floor the last move of DDPM has no noise; with one it explores."""
     diffusion = make_diffusion(num_denoising_steps=K)
     chain, _ = chain_of(diffusion, oracle(diffusion.explore), min_std=0.2)
     np.testing.assert_allclose(chain[:, -1] - ACTION, 0.2 * DRAWS[-1], atol=1e-4)
@@ -190,7 +190,7 @@ def test_log_probs_of_a_sample_are_those_of_its_moves(num_tuned):
 
 
 def test_steps_of_a_batch_may_differ():
-    """step [B] gives every row what a scalar step gives it alone."""
+    """With a step [B] every row gets the same as with its scalar step alone."""
     diffusion = make_diffusion(num_denoising_steps=K)
     x, next_x, steps = DRAWS[0], DRAWS[1], jnp.array([0, 2, 4])
     mixed = log_prob_of(diffusion, x, next_x, steps)
@@ -199,7 +199,7 @@ def test_steps_of_a_batch_may_differ():
         np.testing.assert_allclose(mixed[row], alone[row], rtol=1e-5)
 
 
-def test_draws_are_clipped_and_the_density_is_not():
+def test_draws_are_clipped_but_the_density_is_not():
     diffusion = make_diffusion(
         num_denoising_steps=1, draw_clip=2.0, min_log_prob_std=0.1
     )
@@ -211,7 +211,7 @@ def test_draws_are_clipped_and_the_density_is_not():
         num_tuned=1,
         min_std=0.5,
     )
-    # The network says "no noise" at x = 0, so the mean is 0 and the move 2 sigma.
+    # The network predicts no noise at x = 0, so the mean is 0 and the move 2 sigma.
     np.testing.assert_allclose(chain[:, 1], 0.5 * 2.0, rtol=1e-5)
     expected = -0.5 * (1.0 / 0.1) ** 2 - np.log(0.1 * np.sqrt(2 * np.pi))
     np.testing.assert_allclose(log_prob, expected, rtol=1e-5)
@@ -227,7 +227,7 @@ def test_only_the_action_that_leaves_the_chain_is_clipped():
 
 
 @pytest.mark.parametrize("num_tuned", [1, 3])
-def test_the_number_of_tuned_steps_only_cuts_the_chain(num_tuned):
+def test_the_number_of_tuned_steps_only_shortens_the_recorded_chain(num_tuned):
     diffusion = make_diffusion(num_denoising_steps=K)
     whole, whole_log_prob = chain_of(diffusion, num_tuned=K)
     part, log_prob = chain_of(diffusion, num_tuned=num_tuned)
@@ -235,7 +235,7 @@ def test_the_number_of_tuned_steps_only_cuts_the_chain(num_tuned):
     np.testing.assert_allclose(log_prob, whole_log_prob[:, -num_tuned:], rtol=1e-4)
 
 
-def test_the_frozen_network_owns_the_early_steps_and_no_others():
+def test_the_frozen_network_runs_only_the_early_steps():
     diffusion = make_diffusion(num_denoising_steps=K, x0_clip=None)
     first = chain_of(diffusion, num_tuned=2).chain
     other_tuned = chain_of(diffusion, num_tuned=2, tuned=0.1).chain
@@ -263,7 +263,7 @@ def test_the_predicted_action_is_clipped_before_it_becomes_a_mean():
 
 
 def test_the_noise_in_a_ddim_mean_is_clipped():
-    """The move keeps x0 in full, and of the noise what the bound lets through."""
+    """The move uses x0 as it is, and the noise clipped to its bound."""
     settings = dict(num_denoising_steps=10, ddim_steps=K, x0_clip=None)
     free, bounded = (make_diffusion(**settings, noise_clip=c) for c in (None, 0.5))
     s = free.deterministic
@@ -340,9 +340,26 @@ def test_a_schedule_of_one_step_is_one_exact_move():
     np.testing.assert_allclose(schedule.mean_from_x0, 1, rtol=1e-6)
 
 
+def test_defaults_are_the_settings_of_the_paper():
+    """Eta 1 explores as DDPM does; clean actions lie in [-1, 1], draws within 3."""
+    given = make_diffusion(
+        num_denoising_steps=10,
+        ddim_steps=K,
+        eta=1.0,
+        predict_noise=True,
+        x0_clip=1.0,
+        noise_clip=None,
+        draw_clip=3.0,
+        final_clip=None,
+        min_log_prob_std=0.1,
+    )
+    default = make_diffusion(num_denoising_steps=10, ddim_steps=K)
+    jax.tree.map(np.testing.assert_array_equal, default, given)
+
+
 def euler_flow(num_denoising_steps, log_std):
-    """A flow from noise at t = 0 to the action at t = 1 in Euler steps, whose noise a
-    network learns: params are (velocity weight, noise weight)."""
+    """A flow from noise at t = 0 to the action at t = 1 in Euler steps with learned
+    noise: params are (velocity weight, noise weight)."""
 
     def move(params, x, step, condition):
         velocity = params[0] * (condition - x)
@@ -360,7 +377,7 @@ def euler_flow(num_denoising_steps, log_std):
 
 
 def test_a_chain_takes_any_move_and_a_learned_standard_deviation():
-    """x' = x + v / K + std draw, std differing by row; scored as it was drawn."""
+    """x' = x + v / K + std draw with a different std per row, also in the density."""
     num_denoising_steps, params = 4, (2.0, 0.5)
     chain, network = euler_flow(num_denoising_steps, -2.0), Encoded((2.0, 0.5), OBS)
     settings = dict(num_tuned=num_denoising_steps, min_std=0.0)
@@ -379,7 +396,7 @@ def test_a_chain_takes_any_move_and_a_learned_standard_deviation():
         np.testing.assert_allclose(entries[:, k + 1], x, rtol=1e-4, atol=1e-5)
         expected = -0.5 * DRAWS[k + 1] ** 2 - np.log(std * np.sqrt(2 * np.pi))
         np.testing.assert_allclose(log_prob[:, k], expected, rtol=1e-3, atol=1e-3)
-    # The gradient reaches what sets the deviation.
+    # The gradient reaches the parameter of the standard deviation.
     grad = jax.grad(
         lambda weight: move_log_prob(
             chain,
@@ -405,7 +422,7 @@ def test_a_chain_takes_any_move_and_a_learned_standard_deviation():
     )
 
 
-def test_cloning_may_look_at_continuous_times():
+def test_cloning_works_with_continuous_times():
     """x_t = (1 - t) noise + t action with the velocity action - noise as target."""
 
     def corrupt(action, noise, time):

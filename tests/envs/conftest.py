@@ -1,4 +1,4 @@
-"""A countable environment: the state is a sum of actions, nothing is hidden."""
+"""A countable environment: the state is the sum of the actions and is observed."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
-"""How far MJX gets from Gymnasium in float64: python -m tests.envs.float64
+"""Measures how far MJX departs from Gymnasium in float64: python -m tests.envs.float64
 
-Prints one line a task: its name and the largest error of an observation.
+Prints one line per task: its name and the largest error of an observation.
 """
 
 import jax
@@ -13,7 +13,7 @@ from tests.envs import test_locomotion
 
 
 def as_float64(tree):
-    """Every float of a tree; the engine itself returns what it was given."""
+    """Convert every float of a tree; the engine keeps the types of its input."""
 
     def cast(x):
         return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -22,7 +22,7 @@ def as_float64(tree):
 
 
 def largest_error(task, *, num_states=50, num_steps=10):
-    """Of observations over `num_steps` control steps from random states."""
+    """The largest error of observations over `num_steps` steps from random states."""
     played = test_locomotion.play(
         task, num_states=num_states, num_steps=num_steps, x_range=0.0
     )

@@ -58,7 +58,7 @@ def test_gap_codes_of_hand_made_paths():
     assert codes_along([(0.6, -0.1), (0.5, 0.08), (0.42, 0.26)]) == [1, 3, 6]
     assert codes_along([(0.6, -0.1), (0.6, 0.08), (0.58, 0.26)]) == [1, 4, 7]
     assert codes_along([(0.7, 0.9)]) == [-1, -1, 8]
-    # The first sample inside the band decides, at 3 cm off the row.
+    # The first sample less than 3 cm from the row decides.
     assert codes_along([(0.4, -0.129), (0.6, -0.1)])[0] == 0
     assert codes_along([(0.4, -0.131), (0.6, -0.1)])[0] == 1
 
@@ -86,8 +86,8 @@ def test_the_rod_touches_within_the_sum_of_the_radii():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_cylinder_stops_the_rod_and_is_never_forgiven(engine):
-    """Straight at the first cylinder from below, then back."""
+def test_a_cylinder_stops_the_rod_and_the_collision_is_kept(engine):
+    """The rod moves straight at the first cylinder from below, then back."""
     forward = np.tile(np.array([[-0.0025, 0.01]], np.float32), (10, 1))
     push = np.tile(np.array([[0.0, 0.0125]], np.float32), (15, 1))
     actions = np.concatenate([forward, push, -push, -push])[:, None]
@@ -104,7 +104,7 @@ def test_a_cylinder_stops_the_rod_and_is_never_forgiven(engine):
 
 
 def test_success_needs_the_rewarded_gap_and_the_finish_line():
-    """The same walk through gap 5 is a success for gap 5 alone."""
+    """A path through gap 5 is a success only if gap 5 is rewarded."""
     way = np.array([[0.58, -0.1], [0.35, 0.08], [0.28, 0.26], [0.28, 0.45]])
     points = np.concatenate([[avoid.START], way])
     legs = [
@@ -134,7 +134,8 @@ def test_engines_agree_over_an_episode_with_contacts():
 
 
 def test_seven_substeps_are_fine_enough():
-    """Against steps of 0.1 ms: a tenth of the 12 mm to which the servo fits humans."""
+    """The error, compared with steps of 0.1 ms, is below 1.2 mm: a tenth of the 12 mm
+    to which the servo fits humans."""
     coarse = mujoco.MjModel.from_xml_string(avoid.mjcf())
     fine = mujoco.MjModel.from_xml_string(avoid.mjcf())
     assert coarse.opt.timestep * avoid.NUM_SUBSTEPS == pytest.approx(0.035)
@@ -168,7 +169,7 @@ def test_the_servo_is_the_fit_to_the_human_episodes(human):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_human_episodes_replay(human, engine):
-    """All 96 take the gaps recorded, cross the line, and hardly one touches."""
+    """All 96 pass the recorded gaps and cross the line, and hardly any collides."""
     lengths = human["episode_lengths"]
     desired = stitched_to_padded(human["desired_xy"], lengths).swapaxes(0, 1)
     actual = stitched_to_padded(human["actual_xy"], lengths).swapaxes(0, 1)
@@ -202,8 +203,8 @@ def test_wrong_settings_are_named():
         make_task("maze")
 
 
-def test_commands_stay_in_the_workspace_whatever_is_asked_for():
-    """100 steps to the left end at the edge of the table, and the servo follows."""
+def test_commands_are_limited_to_the_workspace():
+    """100 steps to the left end at the edge of the table, where the servo follows."""
     steps = run(make_task("avoid", engine="mujoco"), np.full((100, 1, 2), [-1.0, 0.0]))
     desired = steps.obs["state"][-1, 0, :2]
     np.testing.assert_allclose(desired, [avoid.WORKSPACE_MIN[0], avoid.START[1]])

@@ -15,7 +15,7 @@ def test_auto_reset_keeps_the_terminal_observation(counter):
     state, step = jax.jit(env.step)(state, action)
     np.testing.assert_array_equal(step.obs["state"], [[2.0], [1.0]])
     np.testing.assert_array_equal(step.terminated, [1.0, 0.0])
-    # Environment 0 starts anew, environment 1 goes on.
+    # Environment 0 is reset, environment 1 continues.
     np.testing.assert_array_equal(state.obs["state"], [[0.0], [1.0]])
 
 
@@ -38,7 +38,7 @@ def test_truncation_also_resets(counter):
         assert step.truncated[0] == expected and step.terminated[0] == 0.0
 
 
-def test_an_environment_does_not_know_how_many_others_there_are(counter):
+def test_an_environment_does_not_depend_on_the_number_of_others(counter):
     """Environment i of 3 is environment i of 5, across resets."""
 
     def starts(num_envs):

@@ -1,4 +1,4 @@
-"""The runners are Gymnasium's: its own environments are the reference."""
+"""The runner tasks, compared with Gymnasium's environments."""
 
 import importlib
 import subprocess
@@ -29,9 +29,9 @@ TERMS = ("reward_forward", "reward_survive", "reward_ctrl", "x_velocity", "healt
 
 
 class Played(NamedTuple):
-    """What Gymnasium did: four parts of the start [N, ...], the rest is [T, N, ...].
+    """Results of Gymnasium: start, qpos, qvel, warmstart [N, ...], others [T, N, ...].
 
-    start: MuJoCo's whole integration state in float64, which C MuJoCo goes on from.
+    start: MuJoCo's whole integration state in float64, from which C MuJoCo continues.
     """
 
     start: np.ndarray
@@ -48,7 +48,7 @@ class Played(NamedTuple):
 def gymnasium_env(task, version="v4"):
     module, name = CLASSES[task]
     module = importlib.import_module(f"gymnasium.envs.mujoco.{module}_{version}")
-    # It compiles the model in a way that leaves a log file about a deprecation.
+    # Without this, a deprecation warning of the compiler would write a log file.
     mujoco.set_mju_user_warning(lambda message: None)
     try:
         return getattr(module, name)()
@@ -57,7 +57,7 @@ def gymnasium_env(task, version="v4"):
 
 
 def play(task, *, num_states, num_steps, version="v4", x_range=20.0, seed=0):
-    """Random states and actions, episodes going on past their end."""
+    """Play random actions from random states; episodes continue past their end."""
     env, rng = gymnasium_env(task, version), np.random.default_rng(seed)
     data = env.data
     starts, actions, steps = [], [], []
@@ -71,7 +71,7 @@ def play(task, *, num_states, num_steps, version="v4", x_range=20.0, seed=0):
         starts.append(
             (raw, data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy())
         )
-        # Beyond the control range too: the model clips, the cost does not.
+        # Also beyond the control range: the model clips actions, the cost does not.
         actions.append(rng.uniform(-1.3, 1.3, (num_steps, env.model.nu)))
         for action in actions[-1].astype(np.float32):
             obs, reward, terminated, _, info = env.step(action)
@@ -125,11 +125,11 @@ def replay(task, played, *, engine, version="v4"):
 
 
 def astray(task, played, disturb, *, num_draws=1):
-    """How far C MuJoCo gets from itself, [N], if its state is disturbed all the time.
+    """How far C MuJoCo departs from `played`, [N], if its state is disturbed.
 
     Args:
-        disturb: qpos or qvel -> what it becomes, before every substep.
-        num_draws: runs of each episode, of which the farthest counts.
+        disturb: maps qpos or qvel to its disturbed value before every substep.
+        num_draws: runs of each episode; the one that departs farthest counts.
     """
     env = gymnasium_env(task)
     data = mujoco.MjData(env.model)
@@ -152,7 +152,7 @@ def astray(task, played, disturb, *, num_draws=1):
 
 
 def sensitivity(task, played, *, noise=1e-6):
-    """How far C MuJoCo gets from itself, [N], if every substep is off by `noise`."""
+    """How far C MuJoCo departs, [N], if every substep has an error up to `noise`."""
     rng = np.random.default_rng(0)
 
     def disturb(state):
@@ -162,7 +162,7 @@ def sensitivity(task, played, *, noise=1e-6):
 
 
 def assert_same(steps, played):
-    """To the last bit of float32 where values are rounded, to rounding where added."""
+    """Observations equal the rounded ones bit for bit; sums differ only by rounding."""
     np.testing.assert_array_equal(steps.obs["state"], np.float32(played.obs))
     np.testing.assert_array_equal(steps.terminated, played.terminated)
     np.testing.assert_allclose(steps.reward, played.reward, rtol=2e-7, atol=1e-6)
@@ -192,10 +192,10 @@ def test_c_mujoco_does_what_gymnasium_does_for_long(task, version):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_mjx_is_as_near_as_contacts_allow(task):
-    """1e-4 over 10 control steps, or as far as errors of 1e-6 lead C MuJoCo astray.
+def test_mjx_is_as_close_to_gymnasium_as_contacts_allow(task):
+    """Within 1e-4 over 10 control steps, or as far as C MuJoCo with errors of 1e-6.
 
-    Where a foot is about to touch the ground the latter is more: contacts of the
+    The latter is larger where a foot is about to touch the ground: contacts of the
     cheetah magnify an error a hundredfold within a control step.
     """
     # Near x = 0, because MJX rounds positions between steps to float32.
@@ -205,14 +205,15 @@ def test_mjx_is_as_near_as_contacts_allow(task):
     error = np.abs(steps.obs["state"] - played.obs).max(axis=(0, 2))
     assert np.all(error < bound)
     np.testing.assert_array_equal(steps.terminated, played.terminated)
-    # The reward is a velocity, and errs with those that are observed.
+    # The reward is a velocity, with the same error as the observed velocities.
     error = np.abs(steps.reward - played.reward)
     assert np.all(error.max(axis=0) < bound) and np.median(error) < 1e-5
 
 
 @pytest.mark.slow
-def test_keeping_the_state_in_float32_is_too_much_for_the_cheetah():
-    """C MuJoCo, which computes in float64, leaves 1e-4 if only its state is rounded."""
+def test_a_state_in_float32_is_too_coarse_for_the_cheetah():
+    """C MuJoCo, which computes in float64, departs by more than 1e-4 if only its state
+    is rounded."""
     for task, share in (("hopper", 0.0), ("walker2d", 0.0), ("halfcheetah", 0.1)):
         played = play(task, num_states=50, num_steps=10, x_range=0.0)
         far = astray(task, played, np.float32)
@@ -221,8 +222,8 @@ def test_keeping_the_state_in_float32_is_too_much_for_the_cheetah():
 
 
 @pytest.mark.slow
-def test_all_that_sets_mjx_apart_is_float32():
-    """In float64, which needs a process of its own, only rounding is left."""
+def test_mjx_differs_from_gymnasium_only_by_float32():
+    """In float64, which needs its own process, only rounding errors remain."""
     printed = subprocess.run(
         [sys.executable, "-m", "tests.envs.float64"],
         capture_output=True,
@@ -302,7 +303,7 @@ def test_unknown_options_are_named():
         make_task("walker2d", margins="max")
 
 
-def test_models_compile_without_a_word(capfd, tmp_path, monkeypatch):
+def test_models_compile_without_a_warning(capfd, tmp_path, monkeypatch):
     """One of Gymnasium's files holds a deprecated attribute."""
     monkeypatch.chdir(tmp_path)
     make_task("halfcheetah", engine="mujoco")
@@ -321,7 +322,7 @@ def test_configurations_make_their_task(task, variant):
     pairs = (
         rollout.num_envs * rollout.num_chunks * config.model.sampling.num_tuned_steps
     )
-    # All variants make as many updates per iteration, with every pair in an epoch.
+    # All variants make the same number of updates, with every pair in an epoch.
     assert pairs % settings.batch_size == 0
     assert settings.epochs * pairs // settings.batch_size == 20
     with pytest.raises(ValueError, match=f"{task}.py:medium.*v0_6"):

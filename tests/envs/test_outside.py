@@ -86,8 +86,8 @@ def test_what_makes_no_task_is_refused(reach, name, options, message):
         make_task(f"{reach}:{name}", **options)
 
 
-def test_a_known_library_goes_before_a_module(tmp_path, monkeypatch):
-    """`brax:ant` is the task of Brax even where a brax.py lies around."""
+def test_a_known_library_takes_precedence_over_a_module(tmp_path, monkeypatch):
+    """`brax:ant` is the task of Brax even if there is a file brax.py."""
     (tmp_path / "brax.py").write_text("def fast():\n    raise AssertionError\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

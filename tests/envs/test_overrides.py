@@ -1,4 +1,4 @@
-"""Models and inputs of one simulation's own: C MuJoCo's plain loop is the reference."""
+"""Overrides and inputs of each simulation, compared with a plain loop of C MuJoCo."""
 
 import copy
 
@@ -11,8 +11,8 @@ import pytest
 
 from dppo_jax.envs.physics import change_names, make_physics, override_names
 
-# A puck that slides and spins on a floor, an arm with a joint limit, a lid that a weld
-# holds up and one that it holds to a mocap body, and a ball on a joint of its own.
+# A puck that slides on a floor, an arm with a joint limit, a lid held by a weld, a
+# sphere welded to a mocap body, and a box that spins on a ball joint.
 BENCH = """
 <mujoco>
   <option timestep="0.01" iterations="10" ls_iterations="10"/>
@@ -60,18 +60,20 @@ BENCH = """
   <sensor><jointpos joint="elbow"/><subtreecom body="upper"/></sensor>
 </mujoco>"""
 ENGINES = ("mjx", "mujoco")
+# Each of these compiles MJX for half a minute; one override of every kind stays fast.
+SLOW_ENGINES = (pytest.param("mjx", marks=pytest.mark.slow), "mujoco")
 NUM_SUBSTEPS = 2
-# How far float32 may lead MJX astray in these few steps.
+# How far MJX may depart because of float32 in these few steps.
 ROUNDING = 2e-4
 SPEC = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 def bench(mass=0.5, friction=0.5, pair=True):
-    """The model; with `pair` its contact has parameters of its own."""
+    """The model; with `pair` its contact is a pair with its own parameters."""
     own = f'friction="{friction} {friction}"' if pair else ""
     xml = BENCH.format(mass=mass, friction=friction, pair=own)
     if not pair:
-        # A pair has parameters of its own; a contact found by masks has its geoms'.
+        # A pair has its own parameters; a contact found by masks uses those of geoms.
         start, end = xml.index("<contact>"), xml.index("</contact>")
         xml = xml[:start] + xml[end + len("</contact>") :]
         for name in ("floor", "puck"):
@@ -88,22 +90,22 @@ def read(model, name):
 
 
 def altered(model, name):
-    """A copy with one field that differs, in numbers that float32 has too."""
-    # Contacts do not get stiffer than two time steps allow, but softer.
+    """A copy with one changed field, whose values float32 represents exactly."""
+    # Contacts cannot become stiffer than two time steps allow, so make them softer.
     other, factor = copy.copy(model), 3.0 if name.endswith("solref") else 0.5
     field = read(other, name)
     field[...] = np.float32(field) * np.float32(factor)
     if name == "body_quat":
         field[...] = read(model, name)
-        # Not those that are welded: a slide cannot give way to a rotation.
+        # Do not rotate the welded bodies, because a slide joint cannot follow.
         field[[model.body("upper").id, model.body("top").id]] = 0.5, 0.5, 0.5, 0.5
     if name in ("body_pos", "body_quat"):
-        # Mocap bodies start where the model has them, and the world stays.
+        # Keep the mocap bodies and the world where they are.
         kept = model.body_mocapid >= 0
         kept[0] = True
         field[kept] = read(model, name)[kept]
     mujoco.mj_setConst(other, mujoco.MjData(other))
-    # Otherwise the welds would hold what they hold at qpos0.
+    # mj_setConst has set the welds to the poses at qpos0; restore them.
     other.eq_data[...] = model.eq_data
     if name == "eq_data":
         other.eq_data[:, 3:6] += np.float32(0.0625)
@@ -111,7 +113,7 @@ def altered(model, name):
 
 
 def start(model):
-    """All in motion, the elbow at its limit."""
+    """All bodies move, and the elbow is at its limit."""
     qpos, qvel = model.qpos0.astype(np.float32), np.zeros(model.nv, np.float32)
     qpos[model.joint("elbow").qposadr] = 0.5
     qvel[:4] = 2.0, 0.0, 1.0, 1.0
@@ -173,8 +175,8 @@ def batch_of(models, names):
         pytest.param("mjx", False, marks=pytest.mark.slow),
     ],
 )
-def test_every_override_is_a_model_that_has_it(engine, pair):
-    """A batch in which simulation i alone has field i of its own, and one has none."""
+def test_an_override_equals_a_model_with_the_changed_field(engine, pair):
+    """In this batch each simulation overrides another field, and one none."""
     model = bench(pair=pair)
     names = override_names(model)
     models = [model] + [altered(model, name) for name in names]
@@ -188,13 +190,13 @@ def test_every_override_is_a_model_that_has_it(engine, pair):
         np.testing.assert_allclose(
             states.qpos[:, index], qpos, atol=ROUNDING, err_msg=name
         )
-        # All but those of geoms in a pair make themselves felt by far more than that.
+        # All fields but those of geoms in a pair have a far larger effect than that.
         if name != "nothing" and not (pair and name.startswith("geom_")):
             assert np.abs(qpos - unchanged).max() > 4 * ROUNDING, name
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_compiling_with_a_value_is_overriding_by_it(engine):
+@pytest.mark.parametrize("engine", SLOW_ENGINES)
+def test_an_override_equals_a_model_compiled_with_the_value(engine):
     """Mass and friction of the puck, written into the file."""
     model = bench(pair=False)
     compiled = [bench(mass=1.0, pair=False), bench(friction=0.25, pair=False)]
@@ -207,6 +209,7 @@ def test_compiling_with_a_value_is_overriding_by_it(engine):
         assert np.abs(plain(other)[1] - plain(model)[1]).max() > 4 * ROUNDING
 
 
+@pytest.mark.slow
 def test_mjx_derives_the_constants_that_c_mujoco_derives():
     model = bench()
     other = altered(model, "body_mass")
@@ -223,8 +226,8 @@ def test_mjx_derives_the_constants_that_c_mujoco_derives():
         )
 
 
-def test_a_state_goes_on_wherever_it_is_restored(tmp_path):
-    """Overrides and what is switched off are in it; nothing is left in the engine."""
+def test_a_restored_state_continues_in_any_engine(tmp_path):
+    """It holds overrides and switched-off welds; the engine keeps nothing of them."""
     model = bench()
     masses = batch_of([model, altered(model, "body_mass")], ["body_mass"])["body_mass"]
 
@@ -249,12 +252,12 @@ def test_a_state_goes_on_wherever_it_is_restored(tmp_path):
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "state", state)
     expected = step(step(state))
-    # Another batch of simulations takes the same engine's place in between.
+    # In between the same engine steps another batch of simulations.
     step(other)
     jax.tree.map(np.testing.assert_array_equal, step(step(restored)), expected)
     _, fresh_step = make()
     jax.tree.map(np.testing.assert_array_equal, fresh_step(fresh_step(state)), expected)
-    # The lid with its weld off has fallen, and its mass is no part of that.
+    # The lid without its weld has fallen, whatever its mass.
     lid = int(model.joint("lid_slide").qposadr[0])
     np.testing.assert_allclose(expected.qpos[:, lid], fallen(6), rtol=1e-5)
 
@@ -264,9 +267,9 @@ def fallen(num_steps, dt=0.01, gravity=-9.81):
     return gravity * dt**2 * num_steps * (num_steps + 1) / 2
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_weld_that_is_switched_off_lets_go_and_switched_on_holds(engine):
-    """And it stays as it is while nobody changes it; every simulation has its own."""
+@pytest.mark.parametrize("engine", SLOW_ENGINES)
+def test_welds_can_be_switched_off_and_on(engine):
+    """It keeps its setting until it is switched; every simulation has its own."""
     model = bench()
     physics = make_physics(model, 1, engine)
     lid = int(model.joint("lid_slide").qposadr[0])
@@ -292,14 +295,14 @@ def test_a_weld_that_is_switched_off_lets_go_and_switched_on_holds(engine):
     for _ in range(11):
         state = wait(state)
     np.testing.assert_allclose(state.qpos[1, lid], fallen(110), rtol=1e-4)
-    # The third is drawn back to where its weld holds it.
+    # The weld of the third simulation pulls its lid back.
     np.testing.assert_allclose(state.qpos[2, lid], state.qpos[0, lid], atol=2e-3)
     assert abs(state.qvel[2, lid]) < 2e-2
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_inputs_act_for_as_long_as_they_should(engine):
-    """Forces for one step, mocap bodies for good; a given qpos is where it begins."""
+@pytest.mark.parametrize("engine", SLOW_ENGINES)
+def test_inputs_act_for_one_step_or_permanently(engine):
+    """Forces act for one step, mocap poses stay; the step starts at a given qpos."""
     model = bench()
     physics = make_physics(model, 1, engine)
     lid = int(model.joint("lid_slide").dofadr[0])
@@ -339,7 +342,7 @@ def test_inputs_act_for_as_long_as_they_should(engine):
     np.testing.assert_allclose(state.qpos[carried], 0.05, atol=5e-3)
 
 
-def test_c_mujoco_keeps_what_is_given_back_to_it_in_float64():
+def test_c_mujoco_keeps_float64_values_that_are_passed_back():
     model = bench()
     physics = make_physics(model, NUM_SUBSTEPS, "mujoco")
     ctrl = jnp.ones(model.nu)
@@ -356,8 +359,8 @@ def test_c_mujoco_keeps_what_is_given_back_to_it_in_float64():
     )
 
 
-def test_what_nobody_overrides_costs_nothing():
-    """The callback is handed a row and controls; the state holds no array more."""
+def test_without_overrides_nothing_is_added():
+    """The callback gets only a row and controls; the state has no further arrays."""
     model = bench()
     physics = make_physics(model, NUM_SUBSTEPS, "mujoco")
     state = physics.reset(*start(model))
@@ -369,7 +372,7 @@ def test_what_nobody_overrides_costs_nothing():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_is_not_possible_is_named(engine):
+def test_unknown_overrides_and_inputs_are_named(engine):
     model = bench()
     physics = make_physics(model, NUM_SUBSTEPS, engine)
     qpos, qvel = start(model)
@@ -387,7 +390,7 @@ def test_what_is_not_possible_is_named(engine):
         physics.step(state, ctrl, eq_active=jnp.ones(3))
 
 
-def test_a_model_without_a_thing_has_nothing_of_it_to_change():
+def test_a_model_offers_only_changes_of_what_it_has():
     model = mujoco.MjModel.from_xml_string(
         """<mujoco><worldbody><body name="a"><joint name="a"/><geom size="1"/></body>
         <body name="b"><joint name="b"/><geom size="1"/></body></worldbody>

@@ -63,7 +63,7 @@ def roll(physics, ctrl):
 
 
 def test_c_rows_survive_bit_for_bit():
-    """The engine inside jit, scan and vmap is a plain loop of mj_step."""
+    """Inside jit, scan and vmap the engine computes the same as a loop of mj_step."""
     model, ctrl = arm(), controls(20, 3)
     states = roll(make_physics(model, 4, "mujoco"), ctrl)
     spec = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -103,7 +103,7 @@ def test_engines_agree():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_displacement_is_what_positions_changed_by(engine):
+def test_displacement_is_the_change_of_positions(engine):
     states = roll(make_physics(arm(), 2, engine), controls(5, 2))
     changed = np.diff(states.qpos, axis=0)
     np.testing.assert_allclose(states.displacement[1:], changed, atol=1e-6)
@@ -125,7 +125,7 @@ def test_displacement_is_exact_far_from_the_origin():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_control_steps_are_one_with_twice_the_substeps(engine):
-    """What is carried between steps is all there is to continue from."""
+    """The state that is carried between steps suffices to continue."""
     model, ctrl = arm(""), controls(4, 2)
     short = roll(make_physics(model, 2, engine), np.repeat(ctrl, 2, axis=0))
     long = roll(make_physics(model, 4, engine), ctrl)
@@ -135,7 +135,7 @@ def test_two_control_steps_are_one_with_twice_the_substeps(engine):
         np.testing.assert_array_equal(short.raw[1::2], long.raw)
 
 
-def test_nested_vmaps_are_one_call():
+def test_nested_vmaps_make_one_call():
     """Leading axes of any number become one flat batch."""
     physics = make_physics(arm(), 2, "mujoco")
     qpos = jnp.linspace(-1, 1, 12).reshape(2, 3, 2)
@@ -187,7 +187,7 @@ def test_falling_is_semi_implicit_euler(engine, num_envs):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_frictionless_arm_keeps_its_energy(engine):
-    """Under RK4; C MuJoCo computes the energy for the states of either engine."""
+    """With RK4. C MuJoCo computes the energy for the states of either engine."""
     xml = ARM.format(sensors="").replace('damping="0.1"', "")
     xml = xml.replace("<option", '<option integrator="RK4"')
     model = mujoco.MjModel.from_xml_string(
@@ -209,7 +209,7 @@ def test_a_frictionless_arm_keeps_its_energy(engine):
     )
 
 
-def test_an_error_behind_the_callback_becomes_an_exception():
+def test_an_error_inside_the_callback_becomes_an_exception():
     physics = make_physics(arm(), 1, "mujoco")
     state = physics.reset(jnp.zeros(2), jnp.zeros(2))
     wrong = state._replace(raw=state.raw[:-2])

@@ -78,7 +78,7 @@ def test_a_mistake_ends_the_program_in_one_line_with_status_2(source):
 
 
 def test_cloning_needs_no_conversion(tmp_path, monkeypatch):
-    """Raw data are normalised on the way in, and their bounds go to the checkpoint."""
+    """Raw data are normalised when they are read; the checkpoint holds their bounds."""
     state = np.linspace([0.4, -0.3, 0.4, -0.3], [0.6, 0.4, 0.6, 0.4], 20)
     actions = np.diff(state[:, :2], axis=0, append=state[-1:, :2])
     raw = Episodes(

@@ -1,4 +1,4 @@
-"""From nothing to a cloned policy: a demonstrator learns, and its episodes are data."""
+"""The stages from a trained demonstrator and its recorded data to a cloned policy."""
 
 import json
 
@@ -12,7 +12,7 @@ from experiments import collect, inputs, pretrain
 from experiments.configs import avoid, halfcheetah, hopper, walker2d
 from experiments.configs.locomotion import VARIANTS
 
-# All of it in seconds: a time limit of 20 control steps, networks of 8 units.
+# Stages in seconds: a time limit of 20 control steps, networks of 8 units.
 TINY = {
     "env.max_steps": 20,
     "model.network.hidden_sizes": (16,),
@@ -36,7 +36,7 @@ TINY = {
 
 
 def make_config(**changes):
-    """A locked configuration; dots in names are double underscores."""
+    """A locked configuration; write dots in names as double underscores."""
     config = hopper.get_config("cpu")
     config.update_from_flattened_dict(TINY)
     config.update_from_flattened_dict(
@@ -47,7 +47,7 @@ def make_config(**changes):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder in which data were collected and cloned, with nothing but defaults."""
+    """A folder in which data were collected and cloned, with default paths."""
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -72,12 +72,12 @@ def test_the_data_set_is_what_a_reader_of_demonstrations_expects(episodes):
     bounds = episodes.normalizer
     assert (bounds.action_min >= -1).all() and (bounds.action_max <= 1).all()
     assert 0.7 < bounds.obs_min[0] < bounds.obs_max[0] < 1.6  # height in metres
-    # A terminal is where an episode ended before its time.
+    # A terminal marks the end of an episode before the time limit.
     ended = episodes.terminals[np.cumsum(lengths) - 1]
     np.testing.assert_array_equal(ended[lengths < 20], True)
 
 
-def test_training_stopped_at_the_target_and_left_a_run(world):
+def test_training_stops_at_the_target_and_leaves_a_run(world):
     run = world / "runs" / "hopper_cpu" / "collect"
     rows = read_metrics(run)
     assert 1 < len(rows) < 20
@@ -91,10 +91,10 @@ def test_a_demonstrator_is_not_taken_for_the_policy_to_be_trained(world):
         inputs.find_policy(config, "pretrain")
 
 
-def test_a_target_out_of_reach_leaves_no_data_but_a_run_that_goes_on(
+def test_a_target_out_of_reach_leaves_no_data_but_a_run_to_resume(
     world, episodes, tmp_path, monkeypatch, capsys
 ):
-    """What goes on after the failure ends with the data of a run without it."""
+    """The run that continues after the failure records the same data as another one."""
     monkeypatch.chdir(tmp_path)
     few = dict(collect__target_return=1e5, loop__collect__num_iterations=1)
     message = "return is .* after 1 iterations, below collect.target_return=1e.05"
@@ -122,7 +122,7 @@ def test_a_wrong_number_of_steps_is_found_before_training(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_are_neither_overwritten_nor_trained_for_in_vain(world):
+def test_existing_data_are_refused_before_training(world):
     with pytest.raises(ValueError, match="holds demonstrations already"):
         collect.main(make_config(data=str(world / "data" / "hopper_cpu")))
 

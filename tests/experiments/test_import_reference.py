@@ -1,4 +1,4 @@
-"""Policies of the reference become runs, and runs become policies of the reference."""
+"""Import of the reference's checkpoints as runs, and export of runs."""
 
 import json
 import os
@@ -45,7 +45,7 @@ BOUNDS = Normalizer(
     action_max=np.full(2, 0.0125, np.float32),
 )
 
-# A network predicts the standard deviation as well.
+# The network also predicts the standard deviation.
 GAUSSIAN = {
     "model__kind": "gaussian",
     "model__gaussian__fixed_std": None,
@@ -54,7 +54,7 @@ GAUSSIAN = {
 
 
 def make_config(**changes):
-    """Settings of a small policy; dots in names are double underscores."""
+    """Settings of a small policy; write dots in names as double underscores."""
     config = avoid.get_config("m1")
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     config.update_from_flattened_dict(TINY | changes)
@@ -80,7 +80,7 @@ def make_run(run_dir, stage, critic=True, num_active=None, **changes):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A fine-tuned run, and what was exported from it."""
+    """A folder with a fine-tuned run and its export."""
     folder = tmp_path_factory.mktemp("exported")
     make_run(folder / "run", "finetune")
     bounds = export_reference.main(str(folder / "run"), str(folder / "state_5.pt"))
@@ -99,7 +99,7 @@ def exported(tmp_path_factory):
         ("pretrain", GAUSSIAN),
     ],
 )
-def test_a_run_comes_back_as_it_was_exported(tmp_path, stage, changes):
+def test_an_exported_run_is_imported_unchanged(tmp_path, stage, changes):
     run = make_run(tmp_path / "run", stage, **changes)
     path = str(tmp_path / "state_5.pt")
     bounds = export_reference.main(run, path)
@@ -132,7 +132,7 @@ def test_an_imported_policy_scores_as_the_original(exported, tmp_path, capsys):
     assert scores[0] == scores[1]
 
 
-def test_the_bounds_are_those_of_the_data_unless_others_are_named(exported, tmp_path):
+def test_the_bounds_are_those_of_the_data_unless_others_are_given(exported, tmp_path):
     config = make_config(data=str(tmp_path))
     path, run_dir = str(exported / "state_5.pt"), str(tmp_path / "run")
     with pytest.raises(ValueError, match="normalization.npz does not exist"):
@@ -170,7 +170,7 @@ def test_another_policy_than_the_configured_one_is_refused_by_name(
 
 
 def test_a_task_of_other_sizes_is_refused(exported, tmp_path):
-    """Bounds of 2 numbers make two observations of 2 of an observation of 4."""
+    """With bounds of 2 numbers one observation of 4 looks like two of 2."""
     half = BOUNDS._replace(obs_min=BOUNDS.obs_min[:2], obs_max=BOUNDS.obs_max[:2])
     save_normalizer(tmp_path / "half.npz", half)
     config = make_config(env__history=2)
@@ -197,15 +197,15 @@ def test_nothing_is_overwritten_and_an_import_is_no_run_to_resume(exported, tmp_
 def test_without_a_critic_an_export_says_so(tmp_path, capsys):
     run = make_run(tmp_path / "run", "finetune", critic=False)
     export_reference.main(run, str(tmp_path / "a.pt"))
-    assert "there is no critic" in capsys.readouterr().out
+    assert "it has no critic" in capsys.readouterr().out
     assert load_reference_checkpoint(tmp_path / "a.pt").critic is None
 
 
 @pytest.mark.parametrize("num_active, shown", [(None, 2), (jnp.int32(1), 1)])
-def test_an_export_names_the_moves_that_the_tuned_network_owns(
+def test_an_export_prints_the_number_of_tuned_steps(
     tmp_path, capsys, num_active, shown
 ):
-    """They may have been annealed, and no weight tells how far."""
+    """K' may have been annealed, and the weights do not show it."""
     run = make_run(tmp_path / "run", "finetune", num_active=num_active)
     export_reference.main(run, str(tmp_path / "a.pt"))
     assert f"ft_denoising_steps={shown}\n" in capsys.readouterr().out
@@ -244,7 +244,7 @@ def test_checkpoints_of_the_reference_itself_are_imported(golden_dir, tmp_path, 
 
 
 @pytest.mark.parametrize("program", ["import_reference", "export_reference"])
-def test_wrong_words_end_in_one_line(tmp_path, program):
+def test_wrong_arguments_end_in_one_line(tmp_path, program):
     result = subprocess.run(
         [sys.executable, "-m", f"experiments.{program}", "a.pt"],
         cwd=tmp_path,
@@ -257,7 +257,7 @@ def test_wrong_words_end_in_one_line(tmp_path, program):
     assert result.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
-def test_what_is_imported_can_be_read_as_plain_json(exported, tmp_path):
+def test_the_config_of_an_import_is_plain_json(exported, tmp_path):
     """The same file serves later stages, so it holds the whole configuration."""
     bounds = str(exported / "state_5_normalization.npz")
     run = import_reference.main(

@@ -1,4 +1,4 @@
-"""A task, a network and a reward of a user's own file go through every stage.
+"""All stages with a task, a network and a reward from a user's own file.
 
 The file is the example of the documentation.
 """
@@ -20,7 +20,7 @@ from tests.conftest import REPOSITORY
 DOCUMENTATION = (REPOSITORY / "docs" / "environments.md").read_text()
 BONUS, MAX_STEPS, GOAL = 1.0, 8, 0.4
 
-# All of it in seconds.
+# Settings with which the stages take seconds.
 TINY = (
     *(
         "model.chunk=2",
@@ -75,7 +75,7 @@ def score(run_dir, *changes):
 
 
 def test_demonstrations_hold_the_reward_of_the_wrapper(here):
-    """bonus - |goal - position|, of the position after the step."""
+    """The reward is bonus - |goal - position|, with the position after the step."""
     episodes = unnormalize_episodes(load_dppo_npz(here / "data" / "reach"))
     assert set(episodes.episode_lengths) == {MAX_STEPS}
     position, remaining = episodes.observations["state"].T.reshape(2, -1, MAX_STEPS)
@@ -95,7 +95,7 @@ def test_an_evaluation_earns_the_bonus_of_the_wrapper(here):
     assert shaped["episode_return"] < BONUS * MAX_STEPS
 
 
-def test_an_evaluation_samples_as_its_settings_say(here):
+def test_an_evaluation_uses_its_sampling_settings(here):
     """Two steps of DDIM instead of the four of DDPM that it was cloned with."""
     cloned = score("runs/reach/pretrain")
     shorter = score("runs/reach/pretrain", "model.sampling.ddim_steps=2")
@@ -103,8 +103,8 @@ def test_an_evaluation_samples_as_its_settings_say(here):
     assert cloned["episode_return"] != shorter["episode_return"]
 
 
-def test_bounds_of_random_actions_are_those_behind_the_wrappers(here):
-    """A wrapper that hides an observation, for whoever starts from nothing."""
+def test_bounds_of_random_actions_include_the_wrappers(here):
+    """With a wrapper that hides an observation, for a policy with new networks."""
     (here / "hide.py").write_text(
         "def hide(env):\n"
         "    def only(obs):\n"
@@ -128,7 +128,7 @@ def test_bounds_of_random_actions_are_those_behind_the_wrappers(here):
     assert bounds.obs_min.shape == (1,)
 
 
-def test_the_network_of_the_file_is_what_was_trained(here):
+def test_the_network_of_the_file_is_trained(here):
     params = load_policy("runs/reach/finetune").params
     kernel = params.tuned["params"]["read"]["kernel"]
     assert kernel.shape == (2, 8)  # Do, options.width
@@ -137,7 +137,7 @@ def test_the_network_of_the_file_is_what_was_trained(here):
 
 
 def test_a_run_that_was_moved_is_evaluated(here, tmp_path):
-    """From the folder that the file's path starts at, or with its new place."""
+    """Started from the folder of the file's relative path, or with the new path."""
     expected = score("runs/reach/finetune")
     moved = tmp_path / "elsewhere"
     shutil.copytree("runs/reach/finetune", moved)
@@ -145,7 +145,7 @@ def test_a_run_that_was_moved_is_evaluated(here, tmp_path):
     assert json.loads((moved / "evaluation.json").read_text())["metrics"] == expected
 
 
-def test_a_file_that_has_gone_is_named_with_the_cure(world, tmp_path, monkeypatch):
+def test_a_missing_file_is_named_with_the_cure(world, tmp_path, monkeypatch):
     run_dir = world / "runs" / "reach" / "finetune"
     expected = json.loads((run_dir / "evaluation.json").read_text())["metrics"]
     monkeypatch.chdir(tmp_path)
@@ -180,7 +180,7 @@ def test_another_file_is_not_taken_for_one_that_moved(here, tmp_path):
     config = make_config(
         f"env.task={other}:make_task", "loop.finetune.num_iterations=2"
     )
-    finetune.main(config)  # It resumes, instead of taking it for another run.
+    finetune.main(config)  # It resumes the run.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Configuration files and command lines say what they mean, or are refused."""
+"""Configuration files and command lines set known settings; others are refused."""
 
 import json
 import shlex
@@ -56,7 +56,7 @@ def test_none_is_for_optional_settings_only(tmp_path):
         load_config(write(tmp_path, "c.model.chunk = None"))
 
 
-def test_what_only_tasks_and_demonstrators_know_is_open(tmp_path):
+def test_options_and_collect_accept_new_keys(tmp_path):
     lines = "c.env.options.gap = 5", "c.collect.modes = (1, 2)"
     config = load_config(write(tmp_path, *lines))
     override(config, ["env.options.gap=6", "env.options.wind=0.5", "collect.modes=3"])
@@ -67,8 +67,8 @@ def test_what_only_tasks_and_demonstrators_know_is_open(tmp_path):
 
 
 @pytest.mark.parametrize("make", [avoid.get_config, hopper.get_config])
-def test_every_setting_can_be_set_as_a_message_says(make):
-    """A shell passes on what `as_flag` says, and it sets the very same value."""
+def test_every_setting_can_be_set_by_its_flag(make):
+    """A shell passes the flag of `as_flag` on, and the flag sets the same value."""
     before = flatten(directories.as_json(make()))
     config = make()
     for name, value in before.items():
@@ -144,13 +144,13 @@ def test_a_wrong_setting_is_refused_by_name(setting, message):
 
 @pytest.mark.parametrize("spec", ["absent.py", "README.md"])
 def test_a_configuration_is_a_python_file(spec):
-    message = "there is no such file" if spec == "absent.py" else "is no Python file"
+    message = "there is no such file" if spec == "absent.py" else "is not a Python file"
     with pytest.raises(ValueError, match=message):
         load_config(spec if spec == "absent.py" else str(REPOSITORY / spec))
 
 
-def test_old_runs_read_as_new_ones():
-    """`config_before_sections.json` is of a run that had no such sections yet."""
+def test_old_runs_read_like_new_ones():
+    """`config_before_sections.json` is of a run from before settings had sections."""
     config = avoid.get_config("m1")
     override(config, ["rollout.num_envs=7", "model.sampling.ddim_steps=5"])
     override(config, ["loop.finetune.num_iterations=9", "model.sampling.eta=0.5"])
@@ -158,8 +158,7 @@ def test_old_runs_read_as_new_ones():
     config.run_dir, config.policy = "old", "cloned"
     old = updated(json.loads(OLD_RUN.read_text()))
     assert old.pop("stage") == "finetune"
-    # What came later has a default that no old run could differ from, or may change
-    # when a run is resumed.
+    # Only settings that are newer than the run and may change on resuming differ.
     assert directories.differences(old, directories.as_json(config)).keys() <= {
         "loop.collect.num_iterations",
         "loop.pretrain.keep_best",
@@ -167,7 +166,7 @@ def test_old_runs_read_as_new_ones():
     }
 
 
-def test_a_configuration_of_today_is_left_as_it_is():
+def test_a_present_configuration_is_not_changed():
     today = directories.as_json(hopper.get_config())
     assert updated(today) == today
     assert not any(

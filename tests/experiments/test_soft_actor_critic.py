@@ -12,7 +12,7 @@ from experiments import directories, evaluate, finetune, inputs
 from experiments.settings import load_config
 from tests import tiny
 
-# All of it in seconds: a time limit of 20 control steps, networks of 8 units.
+# Stages in seconds: a time limit of 20 control steps, networks of 8 units.
 TINY = {
     "env.max_steps": 20,
     "model.network.hidden_sizes": (8, 8),
@@ -39,7 +39,7 @@ def make_config(run_dir, num_iterations):
     return config
 
 
-def test_a_run_starts_from_nothing_is_resumed_and_is_all_that_scoring_needs(tmp_path):
+def test_a_run_with_new_networks_is_resumed_and_evaluated(tmp_path):
     (whole,) = finetune.main(make_config(tmp_path / "whole", 3))
     for num_iterations in (1, 3):
         (parts,) = finetune.main(make_config(tmp_path / "parts", num_iterations))
@@ -47,7 +47,7 @@ def test_a_run_starts_from_nothing_is_resumed_and_is_all_that_scoring_needs(tmp_
     rows = read_metrics(whole)
     steps = [row["env_steps"] for row in rows[1:]]
     assert steps == [24, 48, 72]
-    # Of the evaluations, before the first iteration and after each.
+    # Returns of the evaluations before the first iteration and after each one.
     returns = [row["eval/episode_return"] for row in rows]
     best = int(np.argmax(returns))
     for checkpoint, expected in (("latest", returns[-1]), ("best", returns[best])):
@@ -58,7 +58,7 @@ def test_a_run_starts_from_nothing_is_resumed_and_is_all_that_scoring_needs(tmp_
 @pytest.mark.parametrize(
     "task, sizes", [("walker2d", (17, 6)), ("halfcheetah", (17, 6))]
 )
-def test_the_other_tasks_differ_in_their_sizes_alone(task, sizes, tmp_path):
+def test_the_other_tasks_differ_only_in_their_sizes(task, sizes, tmp_path):
     config = load_config(f"experiments/configs/{task}.py:sac")
     config.rollout.random_steps = config.env.max_steps = 20
     obs_size, action_size = sizes

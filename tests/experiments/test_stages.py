@@ -30,7 +30,7 @@ from experiments.seeds import loop_settings
 from tests import tiny
 from tests.conftest import REPOSITORY
 
-# All of it in seconds: episodes of 8 control steps and networks of 16 units.
+# Stages in seconds: episodes of 8 control steps and networks of 16 units.
 TINY = {
     "env.engine": "mujoco",
     "env.max_steps": 8,
@@ -54,7 +54,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder that the stages have run in, one after the other."""
+    """A folder in which all stages have run."""
     folder = tmp_path_factory.mktemp("world")
     collect.main(make_config(folder, "collect"))
     pretrain.main(make_config(folder, "pretrain"))
@@ -63,7 +63,7 @@ def world(tmp_path_factory):
 
 
 def make_config(folder, stage, **changes):
-    """A locked configuration; dots in names are double underscores."""
+    """A locked configuration; write dots in names as double underscores."""
     config = avoid.get_config("m1")
     config.update_from_flattened_dict(TINY)
     config.data = str(folder / "data")
@@ -83,7 +83,7 @@ def evaluations(run_dir):
     return {int(row["iteration"]): row["eval/episode_return"] for row in rows}
 
 
-def test_every_stage_leaves_what_the_next_one_and_the_user_need(world):
+def test_every_stage_writes_its_files(world):
     assert (world / "data" / "train.npz").exists()
     for stage in ("pretrain", "finetune"):
         config = json.loads((world / stage / "config.json").read_text())
@@ -95,8 +95,8 @@ def test_every_stage_leaves_what_the_next_one_and_the_user_need(world):
     assert plots == {"trajectories.png", "curve.png"}
 
 
-def test_fine_tuning_goes_on_from_a_fine_tuned_policy_with_its_critic(world, tmp_path):
-    """No update happens: one iteration at a learning rate that moves nothing."""
+def test_fine_tuning_continues_from_a_fine_tuned_policy_and_its_critic(world, tmp_path):
+    """One iteration with so small a learning rate that nothing changes."""
     changes = dict(policy=str(world / "finetune"), run_dir=str(tmp_path / "more"))
     still = {
         f"algorithm__ppo__{name}__{rate}": 1e-30
@@ -120,13 +120,13 @@ def test_fine_tuning_goes_on_from_a_fine_tuned_policy_with_its_critic(world, tmp
 
 
 def rows_of(run_dir):
-    """All that was logged but the time it took."""
+    """The logged rows without the column `seconds`."""
     rows = read_metrics(run_dir)
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def test_many_seeds_are_runs_of_their_own(world, tmp_path, capsys):
-    """Seed 0 is what `world` trained alone; both go on together, or one alone."""
+def test_many_seeds_have_runs_like_single_seeds(world, tmp_path, capsys):
+    """Seed 0 equals the run of `world`. Both seeds resume together, or one alone."""
     changes = dict(num_seeds=2, run_dir=str(tmp_path))
     run_dirs = finetune.main(make_config(world, "finetune", **changes))
     assert run_dirs == [str(tmp_path / f"seed_{seed}") for seed in (0, 1)]
@@ -181,7 +181,7 @@ def test_seeds_that_cannot_be_trained_together_are_refused(world, changes, messa
 
 
 def test_fine_tuning_stops_at_a_return_that_is_good_enough(world, tmp_path):
-    """The cloned policy has that return already; an unreachable one stops nothing."""
+    """The cloned policy already has the low return; no policy reaches the high one."""
 
     def go(name, target):
         changes = dict(run_dir=str(tmp_path / name))
@@ -229,7 +229,7 @@ def test_evaluation_alone_agrees_with_evaluation_in_training(world, capsys):
 
 
 def parse(*arguments, **settings):
-    """What a command line means; flags are forgotten again."""
+    """The configuration of a command line; resets the flags afterwards."""
     try:
         return command_line._parse(["program", *arguments], (), **settings)[0]
     finally:
@@ -237,7 +237,7 @@ def parse(*arguments, **settings):
 
 
 def test_a_run_directory_is_all_that_evaluation_needs(world, capsys):
-    """The same score as by the configuration, filed with the run; settings change."""
+    """It gives the same score as the configuration, and writes it to the run."""
     run_dir = str(world / "finetune")
     by_config = evaluate.main(make_config(world, "evaluate"))
     config = parse(run_dir, takes_run=True)
@@ -247,14 +247,14 @@ def test_a_run_directory_is_all_that_evaluation_needs(world, capsys):
     config = parse(run_dir, "--config.evaluate.num_episodes=3", takes_run=True)
     evaluate.main(config)
     assert "3 episodes" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="nowhere is no directory of experiments"):
+    with pytest.raises(ValueError, match="nowhere holds no run of experiments"):
         parse("nowhere", takes_run=True)
-    with pytest.raises(ValueError, match="is no flag"):
+    with pytest.raises(ValueError, match="is not a flag"):
         parse(run_dir)
 
 
 def test_checkpoints_are_chosen_by_iteration_or_score(world):
-    """Of two iterations, the one that the evaluation liked best is kept."""
+    """The iteration with the best evaluation is kept as `best`."""
     changes = dict(
         run_dir=str(world / "kept"),
         loop__finetune__evaluate_every=1,
@@ -274,7 +274,7 @@ def test_checkpoints_are_chosen_by_iteration_or_score(world):
         evaluate.main(config, 7)
 
 
-def test_the_same_command_goes_on_where_it_stopped(world, tmp_path, capsys):
+def test_the_same_command_resumes_a_run(world, tmp_path, capsys):
     shutil.copytree(world / "pretrain", tmp_path / "pretrain")
     changes = dict(loop__pretrain__num_epochs=4, run_dir=str(tmp_path / "pretrain"))
     pretrain.main(make_config(world, "pretrain", **changes))
@@ -305,16 +305,16 @@ def test_a_policy_other_than_the_configured_one_is_refused_by_name(
         inputs.find_policy(config, stage)
 
 
-def test_a_fine_tuned_policy_keeps_its_split_and_a_cloned_one_has_none(world):
-    """With another K' a fine-tuned chain would be another policy."""
+def test_only_a_fine_tuned_policy_refuses_another_number_of_tuned_steps(world):
+    """A fine-tuned chain with another K' would be another policy."""
     changes = dict(model__sampling__num_tuned_steps=3)
     with pytest.raises(ValueError, match="with model.sampling.num_tuned_steps=2"):
         inputs.find_policy(make_config(world, "evaluate", **changes), "finetune")
     inputs.find_policy(make_config(world, "finetune", **changes), "pretrain")
 
 
-def test_a_fine_tuned_chain_is_not_sampled_another_way(world):
-    """Its frozen and its tuned network share the moves that they were trained for."""
+def test_a_fine_tuned_policy_refuses_other_denoising_steps(world):
+    """Each of its networks must run the denoising steps that it was trained for."""
     config = make_config(world, "evaluate", model__sampling__ddim_steps=2)
     message = "was trained with model.sampling.ddim_steps=None.*ddim_steps=None"
     with pytest.raises(ValueError, match=message):
@@ -322,7 +322,7 @@ def test_a_fine_tuned_chain_is_not_sampled_another_way(world):
 
 
 def test_a_policy_cloned_with_ddpm_acts_and_is_tuned_with_ddim(world, tmp_path, capsys):
-    """No weight depends on how a chain is sampled; K = 4 becomes 2, all of it tuned."""
+    """Weights do not depend on how chains are sampled; K = 4 becomes 2, all tuned."""
     changes = dict(policy=str(world / "pretrain"), run_dir=str(tmp_path / "ddim"))
     changes |= dict(model__sampling__ddim_steps=2, loop__finetune__num_iterations=1)
     changes |= dict(algorithm__ppo__critic_warmup=0)
@@ -339,7 +339,7 @@ def test_a_policy_cloned_with_ddpm_acts_and_is_tuned_with_ddim(world, tmp_path, 
 
 
 def test_the_tuned_steps_of_a_cloned_policy_may_be_annealed(world, tmp_path):
-    """K' = 2 drops to 1 after the first of two iterations, and is saved so."""
+    """K' = 2 drops to 1 after the first of two iterations, and 1 is saved."""
     changes = dict(run_dir=str(tmp_path / "annealed"))
     changes |= dict(algorithm__ppo__tuned_steps_drop=1)
     changes |= dict(algorithm__ppo__tuned_steps_every=1)
@@ -348,8 +348,8 @@ def test_the_tuned_steps_of_a_cloned_policy_may_be_annealed(world, tmp_path):
     evaluate.main(directories.config_of_run(run_dir))
 
 
-def test_a_run_that_was_moved_goes_on(world, tmp_path, monkeypatch, capsys):
-    """Policies and data are what they hold, wherever they are and however spelled."""
+def test_a_run_that_was_moved_resumes(world, tmp_path, monkeypatch, capsys):
+    """Policies and data are compared by contents, not by path."""
     for name in ("data", "pretrain", "finetune"):
         shutil.copytree(world / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -361,18 +361,18 @@ def test_a_run_that_was_moved_goes_on(world, tmp_path, monkeypatch, capsys):
     directories.prepare_run(config, "pretrain", {"data": data})
     for stage, source in (("finetune", "policy"), ("pretrain", "data")):
         config = make_config(tmp_path, stage, **moved | dict(run_dir=stage))
-        with pytest.raises(ValueError, match=f"started from another {source}, "):
+        with pytest.raises(ValueError, match=f"started from another {source}: "):
             directories.prepare_run(config, stage, {source: "0123456789abcdef"})
 
 
-def test_a_digest_tells_arrays_and_nothing_else():
+def test_a_digest_depends_only_on_arrays():
     a, b = np.arange(3.0), np.zeros((2, 2))
     assert directories.digest({"x": a, "y": b}) == directories.digest((b.copy(), a))
     for other in ((b, a + 1), (b.ravel(), a), (b, a.astype(np.float32)), (b,)):
         assert directories.digest(other) != directories.digest((b, a))
 
 
-def test_cloning_needs_no_simulator_and_what_it_leaves_finds_one(world, tmp_path):
+def test_cloning_needs_no_simulator_but_later_stages_do(world, tmp_path):
     changes = dict(env__task="", run_dir=str(tmp_path / "robot"))
     (run_dir,) = pretrain.main(make_config(world, "pretrain", **changes))
     assert [row["iteration"] for row in read_metrics(run_dir)] == [1, 3]
@@ -386,8 +386,8 @@ def test_cloning_needs_no_simulator_and_what_it_leaves_finds_one(world, tmp_path
             stage.main(make_config(world, name, env__task=""))
 
 
-def test_fine_tuning_may_start_from_nothing(world, tmp_path, capsys):
-    """New networks, with the bounds of data, which a resumed run takes from itself."""
+def test_fine_tuning_may_start_from_new_networks(world, tmp_path, capsys):
+    """New networks get the bounds of the data; a resumed run keeps its own bounds."""
     changes = dict(policy="none", run_dir=str(tmp_path / "new"))
     for num_iterations in (1, 2):
         changes["loop__finetune__num_iterations"] = num_iterations
@@ -425,27 +425,27 @@ def test_without_data_bounds_are_those_of_random_actions(tmp_path, monkeypatch):
         ("loop.finetune.log_every", -1, "log_every=-1 must be at least 0"),
     ],
 )
-def test_loops_of_no_length_are_refused(world, name, value, message):
+def test_loops_without_iterations_are_refused(world, name, value, message):
     stage = name.split(".")[1]
     with pytest.raises(ValueError, match=f"loop.{stage}.{message}"):
         loop_settings(make_config(world, stage, **{name: value}), stage)
 
 
-def test_an_evaluation_of_nothing_is_refused(world):
+def test_an_evaluation_without_episodes_is_refused(world):
     for name in ("num_envs", "num_episodes"):
         config = make_config(world, "evaluate", **{f"evaluate.{name}": 0})
         with pytest.raises(ValueError, match=f"evaluate.{name}=0 must be at least 1"):
             evaluate.main(config)
 
 
-def test_an_entropy_that_nothing_changes_is_not_rewarded(world):
+def test_an_entropy_bonus_for_a_fixed_entropy_is_refused(world):
     config = make_config(world, "pretrain", pretrain__clone_entropy_coef=0.1)
     with pytest.raises(ValueError, match="clone_entropy_coef=0.1.*'diffusion'"):
         pretrain.main(config)
 
 
 def test_a_run_directory_belongs_to_its_settings(world):
-    """What changes the run is refused by name and changes nothing; the rest may."""
+    """Changed settings are refused by name, except those that may change."""
     before = (world / "finetune" / "config.json").read_bytes()
     origin = json.loads(before)["origin"]
     for name, value in [
@@ -482,7 +482,7 @@ def test_demonstrations_are_not_overwritten(world):
     assert (world / "data" / "train.npz").read_bytes() == before
 
 
-def test_a_stage_without_the_one_before_it_says_which(tmp_path, monkeypatch):
+def test_a_stage_names_the_missing_stage_before_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="run experiments.collect first"):
         pretrain.main(make_config(tmp_path, "pretrain", data=""))
@@ -525,13 +525,13 @@ def test_a_report_of_nothing_is_refused(argument, capsys):
             ["--config.algorithm.ppo.clip_tpo=1"],
             "--config.algorithm.ppo.clip_tpo; did you mean algorithm.ppo.clip_top?",
         ),
-        (["config.seed=1"], "'config.seed=1' is no flag"),
-        (["--config.policy.seed=1"], "setting is given a key of its own"),
+        (["config.seed=1"], "'config.seed=1' is not a flag"),
+        (["--config.policy.seed=1"], "policy holds a plain value"),
         (["--config.seed=one"], "one"),
         (["--checkpoint=best"], "reads no policy"),
     ],
 )
-def test_a_wrong_command_ends_in_one_line_and_harms_nothing(
+def test_a_wrong_command_ends_in_one_line_and_writes_nothing(
     tmp_path, arguments, message
 ):
     result = subprocess.run(
@@ -575,13 +575,13 @@ def test_an_error_ends_in_one_line_and_a_traceback_only_on_request(
     assert told.startswith("Traceback") and told.endswith(line)
 
 
-def test_a_fault_of_the_program_keeps_its_traceback():
+def test_an_error_in_the_program_keeps_its_traceback():
     with pytest.raises(ValueError, match="shapes"), processes.errors_in_one_line():
         raise ValueError("incompatible shapes, found by a library")
 
 
 def test_tasks_are_in_the_units_of_the_simulator(world):
-    """Data are normalised, and their bounds are those of the task's table."""
+    """The saved data are normalised, and their bounds are in metres on the table."""
     with np.load(world / "data" / "normalization.npz") as bounds:
         assert 0.2 < bounds["obs_min"][0] < bounds["obs_max"][0] < 0.8
     with np.load(world / "data" / "train.npz") as data:

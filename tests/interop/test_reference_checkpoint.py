@@ -1,4 +1,4 @@
-"""Checkpoints of the reference tell what they were made of, and come back unchanged."""
+"""Checkpoints of the reference: round trips, and settings inferred from weights."""
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ SIZES = {"model.chunk": 4, "env.history": 2}
 
 
 def checkpoint_of(network, stage="pretrain", critic=None, std_bounds=None):
-    """Networks of random weights, the tuned one another than the frozen one."""
+    """Networks with random weights; after fine-tuning the two networks differ."""
     inputs = (OBS,)
     if isinstance(network, DiffusionMLP):
         inputs = (np.zeros((1, 4, 2)), np.zeros(1), OBS)
@@ -102,7 +102,7 @@ def test_eta_is_kept_as_the_reference_keeps_it(tmp_path, eta, logit):
 @pytest.mark.parametrize(
     "condition", [dict(condition_sizes=None), dict(condition_sizes=(9, 8), time_dim=4)]
 )
-def test_weights_tell_the_architecture_of_a_denoiser(settings, condition):
+def test_weights_show_the_architecture_of_a_denoiser(settings, condition):
     checkpoint = checkpoint_of(denoiser(**settings, **condition), critic=StateCritic())
     settings = {f"model.network.{name}": value for name, value in settings.items()}
     condition = {"time_dim": 16} | condition
@@ -122,7 +122,7 @@ def test_weights_tell_the_architecture_of_a_denoiser(settings, condition):
         (dict(), dict(fixed_std=None, std_min=0.25, std_max=0.5)),
     ],
 )
-def test_weights_tell_the_architecture_of_a_gaussian(settings, told):
+def test_weights_show_the_architecture_of_a_gaussian(settings, told):
     network = GaussianMLP(2, 4, (5, 6, 7), layer_norm=True, **settings)
     found = infer_settings(checkpoint_of(network, std_bounds=(0.25, 0.5)), BOUNDS)
     told = {"learn_fixed_std": settings.get("learn_fixed_std", False)} | told
@@ -135,8 +135,11 @@ def test_weights_tell_the_architecture_of_a_gaussian(settings, told):
 @pytest.mark.parametrize(
     "bounds, message",
     [
-        (BOUNDS._replace(action_min=np.zeros(3)), "8 outputs, .* no multiple of the 3"),
-        (BOUNDS._replace(obs_min=np.zeros(4)), "6 inputs, .* no multiple of the 4"),
+        (
+            BOUNDS._replace(action_min=np.zeros(3)),
+            "8 outputs, .* not a multiple of the 3",
+        ),
+        (BOUNDS._replace(obs_min=np.zeros(4)), "6 inputs, .* not a multiple of the 4"),
     ],
 )
 def test_bounds_of_other_sizes_are_refused(bounds, message):
@@ -151,9 +154,9 @@ def test_bounds_of_other_sizes_are_refused(bounds, message):
     + [{"itr": None, "model": {"network.logvar": np.zeros(1)}}]
     + [{"itr": 3, "model": {"network.logvar": 1}}],
 )
-def test_another_tree_is_no_checkpoint(tmp_path, tree):
+def test_another_tree_is_not_a_checkpoint(tmp_path, tree):
     save_torch_file(tmp_path / "a.pt", tree)
-    with pytest.raises(ValueError, match="a.pt is no checkpoint of .*pass a state_"):
+    with pytest.raises(ValueError, match="a.pt is not a checkpoint of .*pass a state_"):
         load_reference_checkpoint(tmp_path / "a.pt")
 
 

@@ -1,4 +1,4 @@
-"""Names under torch and ours correspond one to one."""
+"""Parameter names of torch and of this project correspond one to one."""
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,8 @@ def test_a_round_trip_changes_nothing(network, inputs):
 
 
 @pytest.mark.parametrize("num_critics", [1, 2, 3])
-def test_members_of_an_ensemble_are_networks_of_their_own(num_critics):
-    """Two are Q1 and Q2; three are a Q1 whose weights have an axis of members."""
+def test_members_of_an_ensemble_are_separate_networks(num_critics):
+    """Two members are Q1 and Q2; three are a Q1 whose weights have a member axis."""
     critic = StateActionCritic((5,), layer_norm=True, num_critics=num_critics)
     params = critic.init(jax.random.key(0), OBS, jnp.zeros((1, 4, 1)))
     weights = params_to_reference(params)

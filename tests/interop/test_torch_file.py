@@ -1,4 +1,4 @@
-"""What is written can be read, and whatever else is read is harmless."""
+"""Files of torch: round trips, and reading without executing anything."""
 
 import os
 import pickle
@@ -32,7 +32,7 @@ def numbers(*values):
 
 
 def tensor(offset, shape, strides, key="0", size=12):
-    """The instructions of torch for a tensor of float32 over storage `key`."""
+    """Pickle instructions, as torch writes them, for a float32 tensor in `key`."""
     storage = text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu")
     storage = b"(" + storage + b"K" + bytes([size]) + b"tQ"
     layout = b"K" + bytes([offset]) + numbers(*shape) + numbers(*strides)
@@ -41,7 +41,7 @@ def tensor(offset, shape, strides, key="0", size=12):
 
 
 def write(path, instructions, *, folder="state_1", **records):
-    """A file as torch writes it, around any instructions; storage 0 counts to 12."""
+    """Write a file like torch's with any instructions; storage 0 holds 0 to 11."""
     records = {"data.pkl": b"\x80\x02" + instructions + b"."} | records
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in records.items():
@@ -66,7 +66,7 @@ def assert_same(one, other):
         assert one == other
 
 
-def test_a_tree_comes_back_as_it_was(tmp_path):
+def test_a_round_trip_changes_nothing(tmp_path):
     save_torch_file(tmp_path / "tree.pt", TREE)
     assert_same(load_torch_file(tmp_path / "tree.pt"), TREE)
     assert os.listdir(tmp_path) == ["tree.pt"]
@@ -107,16 +107,14 @@ def test_torch_reads_what_is_written(tmp_path):
         (0, (0, 3), (3, 1), np.zeros((0, 3))),
     ],
 )
-def test_a_tensor_is_a_window_on_its_storage(
-    tmp_path, offset, shape, strides, expected
-):
+def test_a_tensor_is_a_view_of_its_storage(tmp_path, offset, shape, strides, expected):
     path = write(tmp_path / "a.pt", tensor(offset, shape, strides))
     array = load_torch_file(path)
     np.testing.assert_array_equal(array, expected)
     assert array.dtype == np.float32 and not array.flags.writeable
 
 
-def test_the_order_of_bytes_is_that_of_the_file(tmp_path):
+def test_the_byte_order_is_that_of_the_file(tmp_path):
     path = write(tmp_path / "a.pt", tensor(0, (12,), (1,)), byteorder=b"big")
     swapped = np.arange(12, dtype=np.float32).byteswap()
     np.testing.assert_array_equal(load_torch_file(path), swapped)
@@ -127,7 +125,7 @@ def test_the_order_of_bytes_is_that_of_the_file(tmp_path):
     [(1, (3, 4), (4, 1), 12), (0, (13,), (1,), 12), (12, (), (), 12)]
     + [(0, (2, 2), (1,), 12), (0, (2,), (1,), 11)],
 )
-def test_no_tensor_reaches_beyond_its_storage(tmp_path, offset, shape, strides, size):
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path, offset, shape, strides, size):
     path = write(tmp_path / "a.pt", tensor(offset, shape, strides, size=size))
     with pytest.raises(ValueError, match="a.pt is damaged .*copy it again"):
         load_torch_file(path)
@@ -159,7 +157,7 @@ def test_nothing_is_executed(tmp_path):
         (b"ctorch.nn.modules.linear\nLinear\n)R.", "torch.nn.modules.linear.Linear"),
     ],
 )
-def test_what_is_no_weight_is_refused_by_name(tmp_path, content, named):
+def test_other_objects_than_weights_are_refused_by_name(tmp_path, content, named):
     with pytest.raises(ValueError, match=f"a.pt holds {named}; read it with"):
         load_torch_file(write(tmp_path / "a.pt", content))
 
@@ -214,7 +212,7 @@ def outcome_of(file):
 
 
 @pytest.mark.parametrize("leaf", [object(), 1j, np.ones(2, complex), np.array(["a"])])
-def test_what_torch_has_no_tensors_for_is_not_written(tmp_path, leaf):
+def test_types_without_a_torch_tensor_are_not_written(tmp_path, leaf):
     with pytest.raises(ValueError, match="object|complex|type <U1"):
         save_torch_file(tmp_path / "a.pt", {"leaf": leaf})
     assert os.listdir(tmp_path) == []

@@ -1,7 +1,7 @@
-"""The losses over moves, on a policy whose log-probabilities a reader can see.
+"""The losses over moves, with a policy whose log-probabilities are its parameters.
 
-`Listed` scores the move of step k with entry k of its parameters, whatever the move;
-its teacher goes through the chain that the parameters say.
+`listed_policy` gives every move of step k the log-probability in entry k of its
+parameters. As a teacher it samples the chain that is listed in its parameters.
 """
 
 import functools
@@ -20,8 +20,8 @@ STEP = jnp.arange(3)  # K' = 3, one move of each
 
 
 def listed_policy():
-    """Log-probability of every entry: parameter k, less half the squared distance of
-    the chain from the parameters where a whole chain is scored."""
+    """The log-probability of every entry is parameter k; for a whole chain it is that
+    minus half the square of the chain's entry."""
 
     def log_prob(params, x, next_x, obs, step):
         return jnp.broadcast_to(params[step][:, None, None], x.shape)
@@ -46,6 +46,7 @@ LOG_PROB = jnp.array([[[3.0, -9.0], [1.0, 0.0]]])  # [B, Ta, Da]
     [
         (dict(bounds=None), -1.25),
         (dict(bounds=None, horizon=1), -3.0),
+        (dict(bounds=None, bound_entries=False), -1.25),
         (dict(), (2.0 - 5.0 + 1.0 + 0.0) / 4),  # entries are clamped to [-5, 2]
         (dict(horizon=1), (2.0 - 5.0) / 2),
         (dict(bound_entries=False), -1.25),
@@ -68,7 +69,7 @@ def test_only_the_last_moves_of_a_chain_count(num_active, weight):
 
 
 def test_noisier_moves_have_a_smaller_advantage():
-    """Half as much for every move that is left."""
+    """It is halved for every move that is left in the chain."""
     advantage = chain_losses.move_advantage(
         jnp.full(3, 8.0),
         STEP,
@@ -87,8 +88,8 @@ def test_advantages_are_normalised_unless_told_otherwise():
     np.testing.assert_allclose(advantage, [-1, 0, 1], atol=1e-6)
 
 
-def test_moves_that_do_not_count_have_no_share_in_the_statistics_of_the_others():
-    """1 and 3 alone: a median of 2, a mean of 2, a standard deviation of sqrt 2."""
+def test_moves_that_do_not_count_do_not_affect_the_statistics():
+    """Only 1 and 3 count: median 2, mean 2, standard deviation sqrt 2."""
     settings = dict(num_tuned_steps=3, denoising_discount=1.0, num_active=jnp.array(2))
     advantage = jnp.array([1e6, 1.0, 3.0])
     normal = chain_losses.move_advantage(advantage, STEP, **settings)
@@ -103,8 +104,9 @@ def test_moves_that_do_not_count_have_no_share_in_the_statistics_of_the_others()
     [(None, [1.1, 1.15, 1.3]), (2, [1.1, 1.3]), (1, [1.3])],
 )
 def test_the_clip_range_widens_along_the_moves_that_count(num_active, kept):
-    """Good moves twice as likely as before: every ratio is clipped to 1 + its range.
-    With e^(rate / 2) = 3 the range half way is a quarter up, as (3 - 1) / (9 - 1)."""
+    """All moves are good and twice as likely as before, so every ratio is clipped to 1
+    plus its range. With e^(rate / 2) = 3 the middle range has grown by a quarter of
+    the way, (3 - 1) / (9 - 1)."""
     loss, info = chain_losses.surrogate_loss(
         jnp.full(3, np.log(2.0)),
         STEP,
@@ -121,7 +123,7 @@ def test_the_clip_range_widens_along_the_moves_that_count(num_active, kept):
 
 
 def loss_of_listed(**changes):
-    """Of the moves 0, 1 and 2 with ratios of one and advantages 16, 1 and 3."""
+    """The loss of moves 0, 1 and 2 with ratios of one and advantages 16, 1 and 3."""
     params, x = jnp.array([-1.0, -2.0, -3.0]), jnp.zeros((3, tiny.CHUNK, 1))
     settings = dict(clip_top=0.1, clip_base=0.1, clip_rate=1.0, denoising_discount=0.5)
     loss, info = chain_losses.policy_loss(
@@ -139,19 +141,19 @@ def loss_of_listed(**changes):
     return loss
 
 
-def test_the_loss_of_a_minibatch_is_minus_its_mean_advantage_at_first():
-    """Advantages count a quarter, half and in full."""
+def test_the_loss_is_minus_the_mean_advantage_at_ratios_of_one():
+    """The advantages count a quarter, a half and fully."""
     assert loss_of_listed(normalize=False) == pytest.approx(-(4 + 0.5 + 3) / 3)
-    # Of 1 and 3, the upper half is 2 at most.
+    # The advantages 1 and 3 are clipped to their median 2.
     some = dict(normalize=False, quantiles=(0.0, 0.5), num_active=jnp.array(2))
     assert loss_of_listed(**some) == pytest.approx(-(0.5 + 2) / 2)
-    # Normalised to -+ sqrt 0.5, of which the first counts half.
+    # They are normalised to -sqrt 0.5 and sqrt 0.5, and the first counts half.
     loss = loss_of_listed(num_active=jnp.array(2))
     assert loss == pytest.approx(-(0.5**0.5) * (1 - 0.5) / 2, rel=1e-5)
 
 
-def test_the_mean_over_entries_is_the_callers():
-    """A log-probability of 0 in place of -1, -2 and -3 makes ratios of e, e^2, e^3."""
+def test_the_caller_chooses_the_mean_over_entries():
+    """`mean` sets log-probabilities -1, -2 and -3 to 0, so ratios are e, e^2, e^3."""
     params, x = jnp.array([-1.0, -2.0, -3.0]), jnp.zeros((3, tiny.CHUNK, 1))
     settings = dict(clip_top=0.1, clip_base=0.1, clip_rate=1.0, denoising_discount=0.5)
     _, info = chain_losses.policy_loss(
@@ -170,8 +172,8 @@ def test_the_mean_over_entries_is_the_callers():
 
 
 def test_the_cloning_penalty_is_minus_the_mean_over_the_moves_that_count():
-    """The teacher's chain goes through 1, 0 and 2, and the moves are scored -1, -2 and
-    -3, less 1/2, 0 and 2."""
+    """The teacher's chain is 1, 0, 2. The log-probabilities of its moves are -1, -2 and
+    -3 minus 1/2, 0 and 2."""
     scores, base = jnp.array([-1.0, -2.0, -3.0]), jnp.array([1.0, 0.0, 2.0])
 
     def penalty(base, **settings):
@@ -181,10 +183,10 @@ def test_the_cloning_penalty_is_minus_the_mean_over_the_moves_that_count():
 
     assert penalty(base) == pytest.approx((1.5 + 2 + 5) / 3)
     assert penalty(base, num_active=jnp.array(2)) == pytest.approx((2 + 5) / 2)
-    # A clamp at -1 is the caller's.
+    # The caller may clamp, here at -1.
     mean = functools.partial(chain_losses.mean_log_prob, bounds=(-1.0, 0.0))
     assert penalty(base, mean=mean) == pytest.approx(1.0)
-    # The chain is the teacher's, and nothing to learn from.
+    # No gradient flows to the teacher's chain.
     assert (jax.grad(penalty)(base) == 0).all()
 
 
@@ -227,14 +229,14 @@ def test_minibatches_pair_every_step_with_its_own_move():
             **settings,
         )[0]
 
-    # Ratios are one: a pair's loss is minus its advantage, halved per move left.
+    # Ratios are one: a pair's loss is minus its advantage, halved per remaining move.
     assert loss([0], [1]) == pytest.approx(-1.0, abs=1e-4)
     assert loss([0], [0]) == pytest.approx(-0.5, abs=1e-4)
     both = loss([0, 1, 1], [0, 0, 1])
     assert both == pytest.approx((-0.5 + 1.0 + 2.0) / 3, abs=1e-4)
 
 
-def test_dropped_moves_have_no_share_in_the_loss():
+def test_dropped_moves_do_not_affect_the_loss():
     policy = tiny.tiny_diffusion_policy()
     params = policy.init(jax.random.key(0), tiny.OBS)
     stranger = policy.init(jax.random.key(5), tiny.OBS).tuned
@@ -262,8 +264,8 @@ def test_dropped_moves_have_no_share_in_the_loss():
     rows = jnp.array([0, 1, 2, 0, 1, 2])
     steps = jnp.array([1, 1, 1, 0, 0, 0])
     annealed = loss(rows, steps, jnp.array(1))
-    # A chain of which one move is left has the full clip range in that move, as the
-    # last of two has, so dropping the rows by hand gives the same.
+    # The only tuned move of a chain has the full clip range, like the last of two, so
+    # dropping the other rows by hand gives the same.
     alone = loss(rows[:3], steps[:3])
     for a, b in zip(jax.tree.leaves(annealed), jax.tree.leaves(alone)):
         np.testing.assert_allclose(a, b, rtol=1e-4)

@@ -47,9 +47,7 @@ def test_the_surrogate_pushes_no_ratio_further_out_of_its_range(
 
 
 @pytest.mark.parametrize("ratio, advantage, loss", [(2.0, 1.0, -1.1), (0.5, -1.0, 0.9)])
-def test_a_ratio_that_went_far_enough_counts_as_the_end_of_its_range(
-    ratio, advantage, loss
-):
+def test_a_clipped_ratio_counts_as_the_end_of_its_range(ratio, advantage, loss):
     value, _ = clipped_surrogate(
         jnp.log(jnp.array([ratio])), jnp.zeros(1), jnp.array([advantage]), 0.1
     )
@@ -61,13 +59,13 @@ def test_diagnostics_of_the_surrogate():
     _, info = clipped_surrogate(jnp.log(ratio), jnp.zeros(4), jnp.ones(4), 0.2)
     assert info.clip_fraction == 0.5 and info.ratio == 1.0
     np.testing.assert_allclose(info.approx_kl, -(np.log(1.5) + np.log(0.5)) / 4, 1e-6)
-    # The ends of the range are inside.
+    # The range includes its ends.
     _, info = clipped_surrogate(jnp.zeros(4), jnp.zeros(4), jnp.ones(4), 0.0)
     assert info.clip_fraction == 0.0
 
 
-def test_rows_without_weight_do_not_exist():
-    """The same numbers as with these rows dropped, even where they hold extremes."""
+def test_rows_without_weight_have_no_effect():
+    """The result is the same as without these rows, even if they hold extremes."""
     log_prob = jnp.array([-1.0, 50.0, -1.1, -0.7, 3.0])
     old, advantage = jnp.full(5, -1.0), jnp.array([1.0, 1e6, -2.0, 0.5, -1e6])
     kept = KEPT > 0
@@ -163,8 +161,8 @@ def test_the_value_loss_is_half_the_mean_square():
     assert loss == 0.5 * (1 + 4) / 2
 
 
-def test_the_value_loss_stops_pulling_a_value_that_moved_far_enough():
-    """From 0 towards the target 1: beyond the clip only the clipped twin counts."""
+def test_the_value_loss_has_no_gradient_beyond_the_clip():
+    """From 0 towards the target 1: beyond the clip only the clipped value counts."""
 
     def slope(value):
         return jax.grad(
@@ -173,12 +171,12 @@ def test_the_value_loss_stops_pulling_a_value_that_moved_far_enough():
 
     np.testing.assert_allclose(slope(0.1), 0.1 - 1, rtol=1e-5)
     assert slope(0.5) == 0.0
-    np.testing.assert_allclose(slope(-0.5), -1.5, rtol=1e-5)  # moved away: pulled
+    np.testing.assert_allclose(slope(-0.5), -1.5, rtol=1e-5)  # moved away
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_value_counts_as_if_it_had_moved_by_the_clip_at_most(sign):
-    """Half way from 3 to 4 or to 2 it counts as at 3.2 or at 2.8."""
+def test_a_value_counts_as_moved_by_the_clip_at_most(sign):
+    """Half way from 3 to 4 or to 2 it counts as 3.2 or as 2.8."""
     value, target, old = (jnp.array([3.0 + sign * x]) for x in (0.5, 1.0, 0.0))
     loss = value_loss(value, target, old, clip=0.2)
     np.testing.assert_allclose(loss, 0.5 * 0.8**2, rtol=1e-5)

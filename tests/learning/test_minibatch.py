@@ -23,7 +23,7 @@ def test_no_item_comes_twice_and_the_remainder_is_left_out():
     assert len(set(batches.ravel())) == 9 and set(batches.ravel()) <= set(range(10))
 
 
-def test_the_order_is_a_fresh_one_for_every_key():
+def test_the_order_depends_on_the_key():
     one, two = (shuffled_batches(jax.random.key(i), 100, 10) for i in (1, 2))
     assert (one != two).any()
     np.testing.assert_array_equal(one, shuffled_batches(jax.random.key(1), 100, 10))
@@ -86,7 +86,7 @@ def test_the_size_of_micro_batches_divides_the_minibatch(monkeypatch):
         (2, [100, 2500, 2500, 1250, 5003]),
     ):
         monkeypatch.setattr(runtime, "num_cores", lambda: cores)
-        # A prime number has no divisor that is worth using.
+        # A prime number has no useful divisor.
         assert [micro_batch_size(x) for x in (100, 2500, 50_000, 6250, 5003)] == sizes
     assert micro_batch_size(5000, moves=10) == 250
     assert micro_batch_size(50_000, 500) == 500

@@ -1,4 +1,4 @@
-"""Laws of the loop: what is stored, drawn and counted, with a learner that counts."""
+"""The off-policy iteration: what it stores, draws and counts."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ ACTION = 0.25
 
 
 def counter() -> Learner:
-    """It acts with ACTION; it counts its batches and keeps the last ones."""
+    """A learner that acts with ACTION, counts its batches and keeps the last ones."""
 
     def update(state, batches, key):
         rounds = state["rounds"] + 1
@@ -37,7 +37,7 @@ def counter() -> Learner:
 
 
 def make(env=None, **settings):
-    """4 environments x 3 chunks, 2 batches of 6 a round, 2 updates a transition."""
+    """4 environments x 3 chunks; 2 batches of 6 per round, 2 updates per transition."""
     settings = {
         "num_chunks": 3,
         "capacity": 40,
@@ -64,8 +64,8 @@ def test_the_number_of_updates_follows_the_data(ratio, per_round, rounds):
     assert algorithm.params(state) == 2 * rounds
 
 
-def test_what_was_collected_is_stored_with_what_ended_an_episode():
-    """Time limits cut at 5 steps, in chunk 3; tasks of 3 steps end in chunk 2."""
+def test_collected_transitions_are_stored_with_their_end_flags():
+    """The time limit cuts at 5 steps, in chunk 3; tasks of 3 steps end in chunk 2."""
     algorithm = make()
     state, metrics = algorithm.step(algorithm.init(jax.random.key(3)))
     stored = jax.tree.map(lambda x: np.asarray(x)[:, :3], state.replay.items)
@@ -76,14 +76,15 @@ def test_what_was_collected_is_stored_with_what_ended_an_episode():
     assert set(map(tuple, steps.tolist())) == {(2, 4, 5), (2, 3, 2)}
     np.testing.assert_array_equal(stored.terminated, steps == 3)
     np.testing.assert_array_equal(stored.truncated, steps == 5)
-    # What is acted on next is the new episode, what is stored followed the old one.
+    # The stored next observation is the old episode's, the next action the new one's.
     np.testing.assert_array_equal(
         stored.obs["state"][:, 2, 0, 1], np.where(steps[:, 1] == 3, 0, 4)
     )
 
 
-def test_uniform_actions_come_first_and_updates_once_there_is_enough():
-    """12 transitions an iteration: two uniform iterations, learning from the third."""
+def test_uniform_actions_come_first_and_updates_after_enough_data():
+    """With 12 transitions per iteration two are uniform, and updates start in the
+    third."""
     algorithm = make(random_steps=13, min_fill=30)
     state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
     rows = []
@@ -94,7 +95,7 @@ def test_uniform_actions_come_first_and_updates_once_there_is_enough():
     assert [row["num_updates"] for row in rows] == [0, 0, 24, 24]
     assert [row["reward_seen"] != 0 for row in rows] == [False, False, True, True]
     action = np.asarray(state.replay.items.action).reshape(4, 10, 2)
-    # The ring of ten steps holds twelve less the first two.
+    # Each ring holds the last ten of twelve steps.
     is_random = (action != ACTION).any(-1)
     order = (np.arange(10) + 2) % 10
     np.testing.assert_array_equal(
@@ -104,8 +105,8 @@ def test_uniform_actions_come_first_and_updates_once_there_is_enough():
     assert -1 <= drawn.min() < -0.5 and 0.5 < drawn.max() <= 1
 
 
-def test_a_batch_takes_its_share_from_what_was_given():
-    """Offline rewards are 7, rewards of the task negative: half of every batch."""
+def test_a_batch_takes_its_share_from_the_offline_data():
+    """Offline rewards are 7 and make half of every batch; the task's are negative."""
     env = tiny.point_env(4)
     seen, _ = make(env).step(make(env).init(jax.random.key(0)))
     given = jax.tree.map(lambda x: x[0, :3], seen.replay.items)
@@ -116,11 +117,11 @@ def test_a_batch_takes_its_share_from_what_was_given():
         algorithm.init(jax.random.key(0))
     )
     np.testing.assert_array_equal((state.learner["rows"] == 7).sum(1), [3, 3])
-    again = algorithm.init(jax.random.key(0))  # The given data survive the donation.
+    again = algorithm.init(jax.random.key(0))  # Donation keeps the offline data.
     assert (again.offline.items.reward == 7).all()
 
 
-def test_new_episodes_every_iteration_leave_a_cut_in_the_store():
+def test_resets_every_iteration_mark_a_truncation_in_the_buffer():
     algorithm = make(tiny.point_env(4, lengths=(99,), max_steps=6), num_chunks=4)
     state, _ = algorithm.step(algorithm.init(jax.random.key(0)))
     assert not state.replay.items.truncated[:, 3].any()
@@ -143,7 +144,7 @@ def test_new_episodes_every_iteration_leave_a_cut_in_the_store():
         ({"min_fill": 41}, "min_fill=41 .* replay.capacity=40"),
         ({"capacity": 3}, "capacity=3"),
         ({"num_groups": 4}, "num_groups=4 must divide replay.batch_size=6"),
-        ({"reset_at_iteration": True, "num_chunks": 2}, "episode of 3 chunks"),
+        ({"reset_at_iteration": True, "num_chunks": 2}, "time limit of 3 chunks"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

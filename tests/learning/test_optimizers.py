@@ -14,7 +14,7 @@ def step(grads, *, learning_rate=0.1, **settings):
 
 
 def test_the_first_step_of_adam_has_the_size_of_the_learning_rate():
-    """Momentum and its square root cancel in step one, whatever the gradient."""
+    """In the first step Adam's moments cancel, whatever the size of the gradient."""
     np.testing.assert_allclose(step([5.0, -0.01]), [0.9, -1.9], rtol=1e-5)
 
 
@@ -24,12 +24,12 @@ def test_weight_decay_is_decoupled_from_the_gradient():
     np.testing.assert_allclose(decayed, [1 - 0.1 * 1.5, -2 - 0.1 * 0.0], rtol=1e-5)
 
 
-def test_no_learning_rate_no_change():
+def test_a_learning_rate_of_zero_changes_nothing():
     np.testing.assert_array_equal(step([1.0, 1.0], learning_rate=0.0), [1.0, -2.0])
 
 
 def test_gradients_are_scaled_down_to_the_norm_and_never_up():
-    """Adam forgets the scale in one step, but remembers it in its moments."""
+    """Adam's step does not depend on the scale of gradients, but its moments do."""
     optimizer = optimizers.adamw(weight_decay=0.0, max_grad_norm=1.0)
     params = jnp.zeros(2)
 
@@ -54,7 +54,7 @@ def test_a_trainer_takes_the_steps_of_adamw_at_one_rate():
 
 
 def test_a_target_network_moves_by_its_rate():
-    """After n steps towards a fixed network (1 - rate)^n of the way is left."""
+    """After n steps towards a fixed network (1 - rate)^n of the difference is left."""
     target, online = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 4.0])}
     for _ in range(3):
         target = optimizers.polyak(target, online, 0.5)

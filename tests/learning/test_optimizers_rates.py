@@ -54,7 +54,7 @@ def test_rates_that_cannot_be_followed_are_refused_by_name(changes, message):
     check_cosine_restarts("actor", **RATE)
 
 
-def test_linear_anneal_goes_straight_and_stays():
+def test_linear_anneal_is_linear_and_then_constant():
     values = [
         float(linear_anneal(jnp.array(step), start=1.0, end=0.0, steps=4))
         for step in (0, 1, 2, 4, 9)

@@ -1,4 +1,4 @@
-"""Laws of the losses of soft actor-critic."""
+"""Properties of the losses of soft actor-critic."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from dppo_jax.learning import q_losses
 
 
 def test_a_termination_is_not_bootstrapped_and_anything_else_is():
-    """r, and r + discount V(s'): a time limit is no termination."""
+    """Targets are r, and r + discount V(s'); a time limit is not a termination."""
     target = q_losses.td_target(
         jnp.array([1.0, 1.0]),
         jnp.array([5.0, 5.0]),
@@ -26,7 +26,7 @@ def test_the_value_is_the_least_of_the_critics_plus_the_entropy():
 
 
 def test_every_critic_descends_its_own_error():
-    """d loss / d Q_i(b) = (Q_i(b) - y(b)) / B, whatever the other critics say."""
+    """d loss / d Q_i(b) = (Q_i(b) - y(b)) / B, independent of the other critics."""
     value, target = jnp.array([[3.0, -1.0], [2.0, 4.0]]), jnp.array([1.0, 1.0])
     gradient = jax.grad(q_losses.critic_loss)(value, target)
     np.testing.assert_allclose(gradient, [[1.0, -1.0], [0.5, 1.5]])

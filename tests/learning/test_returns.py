@@ -26,7 +26,7 @@ def test_lambda_0_gives_one_step_errors_and_lambda_1_monte_carlo_returns():
     np.testing.assert_allclose(advantage[:, 0], returns - [5, 6, 7], rtol=1e-5)
 
 
-def test_a_limit_bootstraps_and_an_end_does_not():
+def test_a_time_limit_bootstraps_and_a_termination_does_not():
     one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
     settings = dict(discount=0.9, gae_lambda=1.0)
     ended, _ = gae(one, zero, 5 * one, one, zero, **settings)
@@ -36,7 +36,7 @@ def test_a_limit_bootstraps_and_an_end_does_not():
 
 
 @pytest.mark.parametrize("boundary", ["terminated", "truncated"])
-def test_nothing_flows_back_across_the_start_of_an_episode(boundary):
+def test_later_episodes_do_not_affect_earlier_advantages(boundary):
     flags = {"terminated": ZERO, "truncated": ZERO} | {boundary: column(0.0, 1.0, 0.0)}
     settings = dict(discount=0.9, gae_lambda=0.8)
     calm, wild = (
@@ -48,7 +48,7 @@ def test_nothing_flows_back_across_the_start_of_an_episode(boundary):
 
 
 def test_the_roll_out_ends_with_a_bootstrap():
-    """An episode that goes on is worth V(next), as if cut by a limit."""
+    """An episode that continues bootstraps from V(next), as after a time limit."""
     advantage, _ = gae(
         column(1.0),
         column(0.0),
@@ -62,7 +62,7 @@ def test_the_roll_out_ends_with_a_bootstrap():
 
 
 class RunningScale:
-    """Engstrom et al.'s scaling, one environment after the other, in numpy."""
+    """The scaling of Engstrom et al. in NumPy, one environment after another."""
 
     def __init__(self, num_envs):
         self.totals = np.zeros(num_envs)
@@ -100,7 +100,7 @@ def test_reward_scale_is_a_running_one_over_calls_and_resets():
 
 
 def test_steady_rewards_get_returns_of_unit_spread():
-    """After many calls, the sums of scaled rewards have a standard deviation of 1."""
+    """After many calls the discounted sums of scaled rewards have a deviation of 1."""
     reward = jax.random.normal(jax.random.key(0), (2000, 4)) * 37.0
     scale, scaled = scale_rewards(
         init_reward_scale(4), reward, jnp.zeros_like(reward), discount=0.9
@@ -121,7 +121,7 @@ def test_scaled_rewards_are_bounded():
 
 
 def test_scaled_rewards_stay_within_ten_unless_told_otherwise():
-    """Of 400 rewards one is not zero: it is 20 standard deviations large."""
+    """Of 400 rewards only one is not zero, and it has 20 standard deviations."""
     for sign in (1.0, -1.0):
         reward = jnp.zeros((400, 1)).at[-1].set(sign * 1e6)
         first = jnp.ones_like(reward)
@@ -129,16 +129,16 @@ def test_scaled_rewards_stay_within_ten_unless_told_otherwise():
         assert scaled[-1] == sign * 10.0
 
 
-def test_the_first_reward_meets_a_variance_of_one():
-    """Before it the moments are those of 1e-4 samples with mean 0 and variance 1; all
-    but the weight of one sample is that small, so the variance is then 1 + reward^2."""
+def test_the_first_reward_is_scaled_with_an_initial_variance_of_one():
+    """Initially the moments have mean 0, variance 1 and a weight of w = 1e-4 samples.
+    With the first reward r the variance is w (1 + r^2) / (1 + w - 1) = 1 + r^2."""
     reward = jnp.full((1, 1), 3.0)
     _, scaled = scale_rewards(init_reward_scale(1), reward, reward * 0, discount=0.9)
     np.testing.assert_allclose(scaled, 3 / np.sqrt(1 + 9), rtol=1e-3)
 
 
-def test_rewards_of_zero_stay_zero_whatever_is_left_of_the_first_variance():
-    """After 20,000 of them it is 1e-4 / 20,000, less than the epsilon added to it."""
+def test_rewards_of_zero_stay_zero_as_the_variance_vanishes():
+    """After 20,000 of them the variance is 1e-4 / 20,000, less than epsilon."""
     reward = jnp.zeros((200, 100))
     scale, scaled = scale_rewards(
         init_reward_scale(100), reward, jnp.ones_like(reward), discount=0.9

@@ -1,4 +1,4 @@
-"""A configuration becomes the network of its kind, from inside or outside."""
+"""Networks made from configurations, from this package or from a user's file."""
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +172,7 @@ def test_the_section_of_an_outside_network_may_hold_its_options_alone(file):
     [
         ("make_network", "denoiser", dict(widht=2), "own.py:make_network.*'widht'"),
         ("make_gaussian", "gaussian", dict(depth=2), "own.py:make_gaussian.*'depth'"),
-        ("make_three", "gaussian", {}, "returned a int; let it return a flax"),
+        ("make_three", "gaussian", {}, "returned a int; it must return a flax"),
         ("make_whole", "denoiser", {}, "Whole without encode and denoise"),
         ("make_nothing", "denoiser", {}, "own.py has no 'make_nothing', but make"),
     ],
@@ -190,7 +190,7 @@ def test_an_outside_network_that_does_not_fit_is_refused(
 def test_outputs_of_another_shape_are_refused(file):
     config = default_config(f"{file}:make_flat")
     network = make_network(config, role="denoiser", **SIZES)
-    message = r"Flat returns outputs of the shapes \[\(2, 2\)\].*here \(2, 2, 1\)"
+    message = r"Flat returns outputs of shapes \[\(2, 2\)\].*here \(2, 2, 1\)"
     with pytest.raises(ValueError, match=message):
         check_outputs(network, OBS, role="denoiser", **SIZES)
     with pytest.raises(ValueError, match="must return mean and std.*here .2, 2, 9."):
@@ -203,13 +203,13 @@ def test_outputs_of_another_shape_are_refused(file):
         )
 
 
-def test_a_denoiser_that_takes_no_common_time_is_refused(file):
-    """One row has the time of all rows, so that is told from two."""
+def test_a_denoiser_must_accept_one_time_for_all_rows(file):
+    """Shapes are checked with two rows: with one, times [B] and [1] are the same."""
     network = make_network(
         default_config(f"{file}:make_of_rows"), role="denoiser", **SIZES
     )
     obs = {"state": OBS["state"][:1]}
-    with pytest.raises(ValueError, match=r"time of shape \(1,\).*one of all rows"):
+    with pytest.raises(ValueError, match=r"time of shape \(1,\).*one time for all"):
         check_outputs(network, obs, role="denoiser", **SIZES)
 
 

@@ -1,4 +1,4 @@
-"""Laws of the value networks."""
+"""Properties of the value networks."""
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,9 @@ def test_values_are_float32_whatever_the_layers_compute_in():
 
 
 @pytest.mark.parametrize("options", [{}, {"residual": True, "layer_norm": True}])
-def test_every_member_is_a_network_of_its_own(options):
-    """Member i of three computes what a single critic with its parameters does, and no
-    two start alike in any layer with a random start."""
+def test_every_member_is_a_separate_network(options):
+    """Member i of three computes the same as a single critic with its parameters, and
+    no two members have equal random initial layers."""
     critic = StateActionCritic((8, 8, 8), num_critics=3, **options)
     values, params = critic.init_with_output(KEY, OBS, ACTION)
     assert values.shape == (3, 2)

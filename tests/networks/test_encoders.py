@@ -1,4 +1,4 @@
-"""Laws of encoders, and of networks that read through one."""
+"""Properties of encoders, and of networks that read through one."""
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ X = jnp.ones((2, 4, 1))
 
 
 class PixelEncoder(nn.Module):
-    """The mean image, and one weight for it; a state is not read."""
+    """Encodes the mean of the image times one weight; ignores the state."""
 
     @nn.compact
     def __call__(self, obs):
@@ -61,7 +61,7 @@ def test_a_state_encoder_reads_the_state_alone():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_default_encoder_is_that_of_states_and_has_no_parameters(name):
+def test_the_default_encoder_reads_states_and_has_no_parameters(name):
     network, inputs = make(name)
     explicit, _ = make(name, encoder=StateEncoder())
     params = network.init(KEY, *inputs, OBS)

@@ -1,4 +1,4 @@
-"""Laws of the Gaussian policy network."""
+"""Properties of the Gaussian policy network."""
 
 import jax
 import jax.numpy as jnp

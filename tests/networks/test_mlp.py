@@ -1,4 +1,4 @@
-"""Laws of the perceptrons; their numbers are held by tests/test_reference.py."""
+"""Properties of the perceptrons; tests/test_reference.py compares their outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def test_time_embedding_refuses_sizes_without_frequencies(dim):
         SinusoidalEmbedding(dim)
 
 
-def test_residual_blocks_with_zero_weights_pass_their_input_on():
+def test_residual_blocks_with_zero_weights_return_their_input():
     network = ResidualMLP(3, (8, 8, 8), layer_norm=True)
     x = jax.random.normal(KEY, (5, 2))
     params = network.init(KEY, x)

@@ -44,7 +44,7 @@ def moves(policy, sample):
     )
 
 
-def test_log_prob_of_a_move_is_what_sampling_said(policy, params):
+def test_log_prob_of_a_move_is_that_of_sampling(policy, params):
     sample = policy.sample(params, KEY, OBS)
     assert sample.chain.shape == (B, policy.num_tuned_steps + 1, tiny.CHUNK, 1)
     again = policy.log_prob(params.tuned, *moves(policy, sample))
@@ -61,7 +61,7 @@ def test_log_probs_of_whole_chains_are_those_of_their_moves(policy, params):
 
 
 def test_observations_are_encoded_once_per_chain():
-    """Four steps, two of them tuned: each of both networks encodes once."""
+    """Of four steps two are tuned, so each of the two networks encodes once."""
     calls = []
 
     class Counting(DiffusionMLP):
@@ -92,8 +92,8 @@ def test_observations_are_encoded_once_per_chain():
     np.testing.assert_allclose(log_prob, again, rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_is_for_the_layers_alone():
-    """Parameters and results are float32, near those of a float32 policy."""
+def test_bfloat16_is_used_only_inside_layers():
+    """Parameters and results are float32 and close to those of a float32 policy."""
     exact = tiny.tiny_diffusion_policy()
     rough = tiny.tiny_diffusion_policy(compute_dtype="bfloat16")
     params = exact.init(jax.random.key(0), OBS)
@@ -125,7 +125,7 @@ KEYS = (KEY, KEY, jax.random.split(jax.random.key(2), B))
 
 
 def test_a_row_depends_on_its_own_key_and_observation_alone(policy, params):
-    """Whatever is computed for a batch is what each row gets by itself."""
+    """Results for a batch equal those for each row alone."""
     action = jnp.full((B, tiny.CHUNK, 1), 0.3)
 
     def everything(rows):
@@ -145,13 +145,13 @@ def test_a_row_depends_on_its_own_key_and_observation_alone(policy, params):
             np.testing.assert_allclose(one[0], all_rows[i], rtol=1e-4, atol=1e-5)
 
 
-def test_the_entropy_is_how_unlikely_samples_are_on_average(policy, params):
-    """Sampled at the standard deviation that densities are computed with, 0.1."""
+def test_the_entropy_is_minus_the_mean_log_prob_of_samples(policy, params):
+    """Samples have the standard deviation of the densities, 0.1."""
     obs = {"state": jnp.tile(OBS["state"], (1000, 1, 1))}
     keys = jax.random.split(jax.random.key(4), 1000 * B)
     log_prob = jax.jit(policy.sample)(params, keys, obs).log_prob
     entropy = float(policy.entropy(params.tuned, OBS).mean())
-    # z^2 / 2 of 6,000 draws or more, a little less where these are clipped at 3.
+    # The mean of z^2 / 2 over 6,000 or more draws, a little less if clipped at 3.
     assert entropy == pytest.approx(-float(log_prob.mean()), abs=0.03)
 
 
@@ -176,8 +176,8 @@ def test_a_gaussian_policy_clones_by_likelihood():
 
 @pytest.mark.parametrize("ddim_steps", [None, 2])
 def test_a_diffusion_policy_clones_standard_noise_at_every_time_of_training(ddim_steps):
-    """A network that tells its time as the noise errs by E[t^2] + 1, with each of the
-    times 0 ... 3 as often as any other."""
+    """A network that predicts its time as the noise has the error E[t^2] + 1, if the
+    times 0 to 3 are equally frequent."""
 
     class Clock(nn.Module):
         def encode(self, obs):
@@ -226,8 +226,8 @@ def test_the_floor_of_the_std_is_a_default_that_sampling_may_replace():
     assert (default[:, -1] != calm[:, -1]).all()
 
 
-def test_moves_that_are_no_longer_tuned_belong_to_the_frozen_network():
-    """With one of two tuned moves active, only the last one follows the tuned net."""
+def test_moves_that_are_no_longer_tuned_use_the_frozen_network():
+    """If one of two tuned moves is active, only the last uses the tuned network."""
     policy = tiny.tiny_diffusion_policy()
     base = policy.init(jax.random.key(0), OBS).base
     tuned = policy.init(jax.random.key(7), OBS).tuned
@@ -241,7 +241,7 @@ def test_moves_that_are_no_longer_tuned_belong_to_the_frozen_network():
 
 
 def test_log_probs_are_unclamped_and_entry_by_entry():
-    """An entry that is ten deviations off says so, and its neighbour does not care."""
+    """An entry ten deviations off has a low density, and the others do not change."""
     policy = tiny.tiny_diffusion_policy()
     params = policy.init(jax.random.key(0), OBS)
     x, step = jnp.zeros((B, tiny.CHUNK, 1)), jnp.zeros(B, jnp.int32)

@@ -1,4 +1,4 @@
-"""Laws of the Gaussian behind tanh."""
+"""Properties of the squashed Gaussian policy."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_the_density_integrates_to_one():
 
 @pytest.mark.parametrize("slope_margin", [0.0, 1e-6])
 def test_a_draw_has_the_density_of_its_action(slope_margin):
-    """Summed over the entries of a chunk, [B, Ta, Da] -> [B]."""
+    """The log-probability is summed over the entries of a chunk, [B, Ta, Da] -> [B]."""
     mean, std, draw = jax.random.normal(jax.random.key(0), (3, 5, 2, 3))
     std = jnp.exp(0.3 * std)
     action, log_prob = squash(mean, std, draw, slope_margin=slope_margin)

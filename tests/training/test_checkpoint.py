@@ -23,7 +23,7 @@ CONFIG = {"stage": "pretrain", "name": "tiny", "data": None}
 
 
 def state_at(iteration):
-    """Everything a training state may hold, unlike in every iteration."""
+    """All kinds of leaves of a training state, different in every iteration."""
     return {
         "key": jax.random.key(iteration),
         "keys": jax.random.split(jax.random.key(iteration), 3),
@@ -55,8 +55,8 @@ def test_a_training_state_returns_bit_for_bit(tmp_path):
     assert drawn == wanted
 
 
-def test_what_is_saved_is_what_was_there_though_the_buffers_are_given_away(tmp_path):
-    """Training donates the state to its next step while the file is being written."""
+def test_a_checkpoint_is_not_affected_by_donated_buffers(tmp_path):
+    """The next training step overwrites the state while the file is being written."""
     overwrite = jax.jit(lambda x: x + 1, donate_argnums=0)
     weights = jnp.arange(100_000.0) + 0
     expected = np.arange(100_000.0)
@@ -71,7 +71,7 @@ def test_what_is_saved_is_what_was_there_though_the_buffers_are_given_away(tmp_p
     np.testing.assert_array_equal(restored["w"], expected)
 
 
-def test_a_policy_travels_with_its_normalizer_and_its_config(tmp_path):
+def test_a_policy_is_saved_with_its_normalizer_and_config(tmp_path):
     save(tmp_path, 3)
     loaded = read_policy(tmp_path)
     assert loaded.iteration == 3 and loaded.config == CONFIG
@@ -113,7 +113,7 @@ def test_the_critic_of_an_older_run_gets_its_present_name(tmp_path):
     assert set(load_critic(tmp_path, 2)["params"]) == {"layer_0"}
 
 
-def test_old_checkpoints_make_room_and_a_named_one_can_be_read(tmp_path):
+def test_old_checkpoints_are_removed_and_a_named_one_can_be_read(tmp_path):
     save(tmp_path, 1, 2, 3, 4, keep=2)
     assert read_policy(tmp_path, 3).iteration == 3
     with pytest.raises(ValueError, match=r"no checkpoint 1; it has \[3, 4\]"):
@@ -191,7 +191,7 @@ def test_a_damaged_state_is_an_error_that_names_its_checkpoint(tmp_path, damage)
 
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path):
-    """What a killed process leaves has a temporary name."""
+    """A killed process leaves a folder with a temporary name."""
     save(tmp_path, 1)
     folder = tmp_path / "checkpoints"
     shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp-0")
@@ -237,7 +237,7 @@ def test_parameters_that_do_not_match_are_refused_with_their_name_and_a_cure(
 
 
 def test_the_best_is_replaced_by_a_higher_score_of_the_same_name_alone(tmp_path):
-    """Whatever their order, and after a restart; another number starts anew."""
+    """In any order, and after a restart; another metric starts again."""
     save_config(tmp_path, CONFIG)
     for iteration, score, kept in ((4, 1.0, 4), (6, 0.5, 4), (2, 3.0, 2)):
         best = Best(tmp_path, "return")

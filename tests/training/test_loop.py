@@ -1,3 +1,6 @@
+import fcntl
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +16,7 @@ from tests import tiny
 
 
 def counter(*, fails_at=None) -> Algorithm:
-    """Its state is a number that doubles; its loss may stop being one."""
+    """Its state is a number that doubles; its loss may become NaN."""
 
     def init(key):
         return {"x": jnp.ones(()), "iteration": jnp.zeros((), jnp.int32)}
@@ -44,7 +47,7 @@ def iterations(run_dir, name="iteration"):
     return [row["iteration"] for row in read_metrics(run_dir) if name in row]
 
 
-def test_a_resumed_ppo_run_is_an_uninterrupted_one_bit_for_bit(tmp_path):
+def test_a_resumed_ppo_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     """Episodes, keys, moments and reward scale all continue: 4 = 2 + 2."""
     env = tiny.point_env(4, lengths=(3, 99), max_steps=16)
     algorithm = tiny.make_tiny_ppo(env=env, reset_at_iteration=False)
@@ -73,8 +76,8 @@ def test_a_resumed_ppo_run_is_an_uninterrupted_one_bit_for_bit(tmp_path):
     assert tiny.same(with_types(policies[0], whole.params), whole.params)
 
 
-def test_a_run_killed_between_checkpoints_repeats_what_it_lost(tmp_path):
-    """Rows 0 ... 5 are there, the last checkpoint is 4: 5 is done and told again."""
+def test_a_run_killed_between_checkpoints_repeats_lost_iterations(tmp_path):
+    """The last checkpoint is 4, so iteration 5 runs again and its row is rewritten."""
 
     def die(params, run_dir, iteration):
         if iteration == 5:
@@ -96,7 +99,7 @@ def test_a_run_killed_between_checkpoints_repeats_what_it_lost(tmp_path):
 R8 = range(1, 9)
 
 
-def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(tmp_path):
+def test_a_finished_run_is_not_changed_and_a_longer_one_resumes(tmp_path):
     count(tmp_path, 3)
     before = (tmp_path / "metrics.csv").read_text()
     assert count(tmp_path, 3)["x"] == 8.0
@@ -105,8 +108,20 @@ def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(tmp_path):
     assert iterations(tmp_path) == [1, 2, 3, 4, 5]
 
 
-def test_the_state_that_is_handed_in_survives(tmp_path):
-    """The step may overwrite its argument, but not what belongs to the caller."""
+def test_a_run_directory_is_written_by_one_process_at_a_time(tmp_path):
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with pytest.raises(ValueError, match="another process is training in .*run_dir"):
+        count(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    os.close(other)
+    count(tmp_path, 2)
+    count(tmp_path, 3)  # Whoever has ended has released it.
+    assert iterations(tmp_path)[-1] == 3
+
+
+def test_the_state_of_the_caller_is_not_overwritten(tmp_path):
+    """A step overwrites its argument, but not the state that the caller passed."""
     algorithm = counter()
     state = algorithm.init(None)
     train(
@@ -153,8 +168,8 @@ def until(x):
     return lambda rows: rows[-1].get("x", 0) >= x
 
 
-def test_a_run_stops_where_its_numbers_say_so_and_stays_there(tmp_path):
-    """8 = 2^3; the last row has its evaluation, and the checkpoint is there."""
+def test_a_run_stops_when_stop_is_true_and_stays_stopped(tmp_path):
+    """8 = 2^3; the last row has an evaluation, and there is a checkpoint."""
     score = {"evaluate": lambda params, run_dir, iteration: {"score": iteration}}
     assert count(tmp_path, 9, stop=until(8), **score)["x"] == 8.0
     assert read_policy(tmp_path).iteration == 3
@@ -170,7 +185,7 @@ def test_a_stopped_run_goes_on_to_a_higher_target(tmp_path):
     assert iterations(tmp_path) == [1, 2, 3, 4, 5]
 
 
-def test_a_run_that_never_has_enough_takes_all_its_iterations(tmp_path):
+def test_a_run_that_never_reaches_its_target_runs_all_iterations(tmp_path):
     assert count(tmp_path, 4, stop=until(1e9))["x"] == 16.0
 
 
@@ -181,13 +196,13 @@ def test_stopping_sees_all_rows_also_those_before_a_resumption(tmp_path):
     assert [[row["x"] for row in rows] for rows in seen] == [[2, 4], [2, 4, 8]]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoints(tmp_path):
+def test_a_nan_loss_ends_the_run_and_keeps_the_checkpoints(tmp_path):
     with pytest.raises(FloatingPointError, match="loss became nan in iteration 4"):
         count(tmp_path, 9, counter(fails_at=4), checkpoint_every=2, log_every=5)
     assert read_policy(tmp_path).iteration == 2
 
 
-def test_rows_tell_the_time_of_an_iteration(tmp_path):
+def test_rows_hold_the_time_of_an_iteration(tmp_path):
     count(tmp_path, 3)
     seconds = [row["seconds"] for row in read_metrics(tmp_path)]
     assert len(seconds) == 3 and np.all(np.array(seconds) > 0)
@@ -206,7 +221,7 @@ def test_a_run_stops_at_its_first_evaluation_that_is_good_enough(tmp_path):
     assert count(tmp_path, 9, **settings)["x"] == 2.0**4
 
 
-def test_a_policy_that_is_good_enough_from_the_start_is_saved_as_it_is(tmp_path):
+def test_a_policy_that_is_good_enough_from_the_start_is_saved(tmp_path):
     settings = dict(
         evaluate=lambda params, run_dir, iteration: {"score": 5},
         stop=lambda rows: has_reached(rows, "score", 3),
@@ -218,7 +233,7 @@ def test_a_policy_that_is_good_enough_from_the_start_is_saved_as_it_is(tmp_path)
 
 
 def watch(monkeypatch, *, backend="gpu", interrupt_at=None) -> list[str]:
-    """What `train` does, in order: "step 1" is its dispatch, "row 1" its row."""
+    """Events of `train` in order: "step 1" is a dispatch, "row 1" a written row."""
     events, jit, write = [], jax.jit, MetricsWriter.write
 
     def watched_jit(function, **options):
@@ -247,7 +262,7 @@ def watch(monkeypatch, *, backend="gpu", interrupt_at=None) -> list[str]:
 
 
 def scoring(events):
-    """Dispatched in the call; the number is there when it is asked for."""
+    """The call dispatches the evaluation; the function it returns gives the number."""
 
     def evaluate(params, run_dir, iteration):
         events.append(f"score {iteration}")
@@ -256,7 +271,7 @@ def scoring(events):
     return evaluate
 
 
-def test_a_row_is_written_behind_the_next_iteration(tmp_path, monkeypatch):
+def test_a_row_is_written_after_the_next_dispatch(tmp_path, monkeypatch):
     events = watch(monkeypatch)
     count(tmp_path, 3, checkpoint_every=1)
     assert events == ["step 1", "step 2", "row 1", "step 3", "row 2", "row 3"]
@@ -279,7 +294,7 @@ def test_a_row_that_may_be_the_end_is_written_at_once(tmp_path, monkeypatch):
 def test_an_evaluation_overlaps_with_the_next_iteration_except_on_a_cpu(
     tmp_path, monkeypatch, backend, order
 ):
-    """Its parameters outlive the next step, which overwrites the state."""
+    """Its parameters stay valid although the next step overwrites the state."""
     events = watch(monkeypatch, backend=backend)
     count(tmp_path, 4, evaluate=scoring(events), evaluate_every=2, checkpoint_every=2)
     assert ", ".join(events) == (f"score 0, row 0, {order}, score 4, row 4")
@@ -288,8 +303,8 @@ def test_an_evaluation_overlaps_with_the_next_iteration_except_on_a_cpu(
     assert float(read_policy(tmp_path, 2).params["w"]) == 4.0
 
 
-def test_an_interrupt_costs_no_row_and_no_checkpoint(tmp_path, monkeypatch):
-    """It comes when iteration 4 is due and row 3 is still on its way."""
+def test_an_interrupt_loses_no_row_and_no_checkpoint(tmp_path, monkeypatch):
+    """It comes at the dispatch of iteration 4, when row 3 is not yet written."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         watch(patch, interrupt_at=4)
         count(tmp_path, 9, checkpoint_every=1)
@@ -298,7 +313,7 @@ def test_an_interrupt_costs_no_row_and_no_checkpoint(tmp_path, monkeypatch):
     assert count(tmp_path, 5)["x"] == 2.0**5
 
 
-def test_an_iteration_that_fails_leaves_all_rows_before_it(tmp_path):
+def test_an_iteration_that_fails_keeps_all_rows_before_it(tmp_path):
     def fail(iteration):
         if iteration == 4:
             raise RuntimeError("the simulator is gone")

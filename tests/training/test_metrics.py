@@ -44,7 +44,7 @@ def test_a_new_name_adds_a_column_and_keeps_the_rows(tmp_path):
     assert header == "iteration,a,b"
 
 
-def test_a_number_that_is_none_leaves_a_gap_and_an_infinite_one_shows(tmp_path):
+def test_a_nan_leaves_a_gap_and_an_infinite_number_is_kept(tmp_path):
     write(tmp_path, [(1, {"success": math.nan, "ratio": math.inf, "x": 0.0})])
     assert read_metrics(tmp_path) == [{"iteration": 1, "ratio": math.inf, "x": 0.0}]
 
@@ -74,8 +74,8 @@ def test_large_iterations_stay_whole(tmp_path):
 
 
 def scalars(run_dir):
-    """(step, name, value) of all events: records of a length, its checksum, an event
-    and a checksum of that."""
+    """(step, name, value) of all events. A record holds a length, its checksum, an
+    event and its checksum."""
     (path,) = run_dir.glob("events.out.tfevents.*")
     data, found = path.read_bytes(), []
     while data:
@@ -101,14 +101,14 @@ def test_a_recent_mean_weights_the_last_rows():
     assert recent(rows, num_rows=1) == 4.0
 
 
-def test_rows_that_say_nothing_do_not_count():
+def test_rows_without_a_score_do_not_count():
     nothing = [{}, {"count": 5.0}, {"score": math.nan, "count": 0.0}, {"score": 7.0}]
     assert recent([*nothing, {"score": 3.0, "count": 2.0}]) == 3.0
     assert math.isnan(recent(nothing)) and math.isnan(recent([]))
 
 
 def test_a_recent_mean_is_the_same_after_reading_back(tmp_path):
-    """More digits than the file keeps must not decide anything."""
+    """Digits that the file does not keep must not affect it."""
     rows = [
         {"iteration": i, "score": 1500.0 - 1e-4 * i, "count": 3.0} for i in range(1, 4)
     ]
@@ -119,16 +119,16 @@ def test_a_recent_mean_is_the_same_after_reading_back(tmp_path):
     assert recent(read_metrics(tmp_path)) == recent(rows) == 1500.0
 
 
-def test_a_target_is_held_against_the_last_value_as_it_reads_back():
-    """1.9999999 is told as 2, so a resumed run would find it reached."""
+def test_a_target_is_compared_with_the_last_value_as_written():
+    """1.9999999 is written as 2, so a resumed run would see the target reached."""
     rows = [{"x": 5.0}, {"y": 0.0}, {"x": 1.9999999}, {"y": 9.0}]
     assert has_reached(rows, "x", 2.0)
     assert not has_reached(rows, "x", 2.1)
     assert not has_reached([{"y": 1.0}], "x", 0.0)
 
 
-def test_a_writer_that_does_not_write_knows_the_rows_all_the_same(tmp_path):
-    """Of several processes one writes; the others must stop where it does."""
+def test_a_writer_that_does_not_write_has_the_rows_too(tmp_path):
+    """Only one of several processes writes; the others must stop at the same row."""
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, {"loss": 0.5})
     before = sorted(tmp_path.iterdir())

@@ -48,7 +48,7 @@ TINY = {
 
 
 def start(*words, **environment):
-    """A program of its own, on CPU devices, which must be waited for."""
+    """Start a separate program on CPU devices; the caller must wait for it."""
     cache = str(jax.config.values["jax_compilation_cache_dir"])
     environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
@@ -62,7 +62,7 @@ def start(*words, **environment):
 
 
 def finish(*programs, timeout=240):
-    """What each of them printed; one that hangs or fails ends all."""
+    """Wait for programs and return their output; one that hangs or fails ends all."""
     try:
         results = [program.communicate(timeout=timeout) for program in programs]
     finally:
@@ -87,9 +87,9 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES)
 def test_eight_devices_train_as_one_and_gather_nothing(case):
-    """The losses, the parameters and every environment, after four iterations."""
+    """Compares losses, parameters and environments after four iterations."""
     one, many = json.loads(child("tests.sharded", case))
-    # Nothing but sums is exchanged, none with more numbers than there are parameters.
+    # Devices exchange only sums, none with more numbers than there are parameters.
     assert not one["moved"] and many["moved"].keys() == {"all-reduce"}
     learned = [x for name, x in many["state"].items() if "params" in name]
     assert many["moved"]["all-reduce"] <= sum(map(len, learned))
@@ -111,8 +111,8 @@ def test_eight_devices_train_as_one_and_gather_nothing(case):
         )
 
 
-def test_outside_of_a_sharded_step_the_reductions_leave_no_trace():
-    """On one device the program is the one that it would be without them."""
+def test_outside_of_a_sharded_step_reductions_add_nothing():
+    """On one device the program is the same as without them."""
 
     def reduced(x):
         x = parallel.total(parallel.mean(parallel.local_part(x), x[0]))
@@ -158,7 +158,7 @@ def test_only_environments_are_split():
 def test_what_cannot_be_shared_is_refused_before_anything_runs():
     said = json.loads(child("tests.sharded", "refusals"))
     assert "shuffle_groups=1 must be a multiple of the 8 devices" in said["one group"]
-    assert "engine='mujoco' serves one CPU device" in said["C physics"]
+    assert "engine='mujoco' works with one CPU device" in said["C physics"]
     assert "this algorithm runs on one device" in said["no split"]
     assert "micro_batch_size=16 must divide the 8 rows" in said["parts"]
 
@@ -168,11 +168,11 @@ def test_what_cannot_be_shared_is_refused_before_anything_runs():
     [
         ({"mesh.devices": 2, "num_seeds": 2}, "num_seeds=2 with mesh.devices=2"),
         ({"mesh.devices": 2, "env.task": "gymnasium:Hopper-v5"}, "in host processes"),
-        ({"mesh.coordinator": "localhost:1"}, "of no use .*distributed=True"),
+        ({"mesh.coordinator": "localhost:1"}, "need .*distributed=True"),
         ({"mesh.devices": -1}, "mesh.devices=-1, but JAX sees"),
     ],
 )
-def test_a_mesh_that_cannot_be_is_refused(changes, message):
+def test_an_impossible_mesh_is_refused(changes, message):
     config = avoid.get_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
@@ -180,7 +180,7 @@ def test_a_mesh_that_cannot_be_is_refused(changes, message):
 
 
 def test_an_evaluation_depends_on_neither_devices_nor_environments():
-    """The first four returns: 4, 7 and 50 environments, one device and four."""
+    """The first four returns with 4, 7 and 50 environments on one and four devices."""
     found = json.loads(child("tests.sharded", "evaluations"))
     assert len(found) == 6
     expected = found["1 devices, 4"]
@@ -189,17 +189,17 @@ def test_an_evaluation_depends_on_neither_devices_nor_environments():
         np.testing.assert_allclose(returns, expected, rtol=1e-4, err_msg=name)
 
 
-def test_many_devices_go_on_from_a_policy_whose_tuned_steps_were_annealed():
+def test_many_devices_continue_from_a_policy_with_annealed_steps():
     assert json.loads(child("tests.sharded", "annealed start")) == [1, True]
 
 
-def test_mjx_keeps_to_the_devices_of_its_process():
-    """The first device of all belongs to another process, except in the first."""
+def test_mjx_uses_only_devices_of_its_process():
+    """The first of all devices belongs to another process, except in the first one."""
     assert json.loads(child("tests.sharded", "own device")) == [3]
 
 
-def test_one_of_several_processes_that_fails_waits_for_no_other(monkeypatch, capsys):
-    """What JAX does at an ordinary exit is to wait until all have come so far."""
+def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch, capsys):
+    """At an ordinary exit JAX would wait for all other processes."""
 
     class Left(BaseException):
         pass
@@ -256,7 +256,7 @@ def make_config(folder, name, **changes):
 
 
 def command(folder, name, **changes):
-    """The words that start fine-tuning with the settings of `make_config`."""
+    """The command that starts fine-tuning with the settings of `make_config`."""
     settings = {k: v for k, v in TINY.items() if not k.startswith("collect.modes")}
     settings |= {"policy": folder / "pretrain", "run_dir": folder / name} | changes
     return [
@@ -266,7 +266,7 @@ def command(folder, name, **changes):
 
 
 def check_same_run(one, other):
-    """Metrics of all five iterations and what they led to."""
+    """Compare the metrics of all five iterations and the final policy."""
     a, b = ({int(x["iteration"]): x for x in read_metrics(run)} for run in (one, other))
     assert sorted(a) == sorted(b) == list(range(6))
     for i in a:
@@ -282,14 +282,14 @@ def check_same_run(one, other):
 
 @SLOW
 def test_two_processes_train_save_and_resume_as_one(world):
-    """Cut after three iterations; one directory, in which one process writes."""
+    """Interrupted after three iterations; only one process writes the directory."""
     finetune.main(make_config(world, "one_process"))
 
     def both(num_iterations, port):
         mesh = {"distributed": True, "devices": 0, "num_processes": 2}
         mesh["coordinator"] = f"localhost:{port}"
         settings = {"loop.finetune.num_iterations": num_iterations}
-        # Never reached, but asked for: the processes must agree on that.
+        # The target is never reached, and the processes must agree on that.
         settings["loop.finetune.stop_at_return"] = 1000.0
         return finish(
             *(
@@ -314,14 +314,14 @@ def test_two_processes_train_save_and_resume_as_one(world):
 
 
 @SLOW
-def test_eight_devices_train_avoid_as_one_and_one_resumes_them(world):
+def test_eight_devices_train_avoid_as_one_and_one_device_resumes(world):
     engine = {"env.engine": "mjx"}
     finetune.main(make_config(world, "one_device", **engine))
     flags = "--xla_force_host_platform_device_count=8"
     settings = {"mesh.devices": 8, "loop.finetune.num_iterations": 3}
     words = command(world, "eight_devices", **engine, **settings)
     finish(start(*words, XLA_FLAGS=flags))
-    # The checkpoint of eight devices goes on on one.
+    # One device resumes the checkpoint of eight.
     finetune.main(make_config(world, "eight_devices", **engine))
     check_same_run(world / "one_device", world / "eight_devices")
 

@@ -18,7 +18,7 @@ CPU = jax.default_backend() == "cpu"
 
 @pytest.fixture(scope="module")
 def algorithm() -> Algorithm:
-    """Episodes of different lengths, which go on from one iteration to the next."""
+    """Episodes of different lengths, which continue from one iteration to the next."""
     env = tiny.point_env(4, lengths=(3, 99), max_steps=16)
     return tiny.make_tiny_ppo(env=env, reset_at_iteration=False)
 
@@ -42,7 +42,7 @@ def run_many(algorithm, num_iterations, **settings):
 
 
 def alone(algorithm, seed, num_iterations):
-    """As `tiny.run`, whose `init` is compiled; here, as in a stage, it is not."""
+    """As `tiny.run`, but without compiling `init`, as in a stage."""
     step, state, rows = (
         jax.jit(algorithm.step),
         algorithm.init(jax.random.key(seed)),
@@ -55,8 +55,8 @@ def alone(algorithm, seed, num_iterations):
 
 
 @pytest.mark.parametrize("vectorize", [False, True])
-def test_every_seed_of_one_program_is_the_run_of_that_seed(algorithm, vectorize):
-    """One after the other bit for bit; as a batch, sums are taken in another order."""
+def test_every_seed_of_one_program_equals_a_single_run(algorithm, vectorize):
+    """One after another they are equal bit for bit; a batch adds in another order."""
     states, rows, step = run_many(algorithm, 2, vectorize=vectorize)
     assert step._cache_size() == 1
     for i in range(N):
@@ -77,7 +77,7 @@ def test_splitting_undoes_stacking():
     assert tiny.same(trees, seeds.split(seeds.stack(trees), N))
 
 
-def test_a_number_of_seeds_that_is_none_is_refused(algorithm):
+def test_an_invalid_number_of_seeds_is_refused(algorithm):
     with pytest.raises(ValueError, match="num_seeds=0 must be at least 1"):
         seeds.many(algorithm, 0)
     with pytest.raises(ValueError, match="2 keys for num_seeds=3"):
@@ -125,10 +125,8 @@ def rows_of(folder, seed):
     ]
 
 
-def test_seeds_resume_together_and_alone_as_if_nothing_had_stopped_them(
-    algorithm, tmp_path
-):
-    """3 = 1 + 2, by any of the commands; the directories are those of single runs."""
+def test_seeds_resume_together_or_alone_like_uninterrupted_runs(algorithm, tmp_path):
+    """3 = 1 + 2 iterations, by any command; directories are those of single runs."""
     whole = go(tmp_path / "whole", 3, algorithm)
     single = go(tmp_path / "single", 3, algorithm, [1])
     go(tmp_path / "parts", 1, algorithm)
@@ -149,15 +147,13 @@ def test_seeds_resume_together_and_alone_as_if_nothing_had_stopped_them(
     assert tiny.same(with_types(saved.params, whole[1].params), whole[1].params)
 
 
-def test_seeds_that_were_cut_between_their_checkpoints_go_back_together(
-    tmp_path, capsys
-):
+def test_seeds_interrupted_between_checkpoints_go_back_together(tmp_path, capsys):
     go(tmp_path, 2, doubler())
     go(tmp_path, 3, doubler(), [1])
     states = go(tmp_path, 4, doubler())
     said = capsys.readouterr().out
-    assert "seed_1 had come further than the other seeds; all go back" in said
-    assert "to iteration 2" in said and "resuming at iteration 2 of 4" in said
+    assert "seed_1 are newer than those of the other seeds; all resume" in said
+    assert "at iteration 2," in said and "resuming at iteration 2 of 4" in said
     assert [float(state["x"]) for state in states] == [16.0, 32.0, 48.0]
     assert [row["x"] for row in rows_of(tmp_path, 1)] == [4.0, 8.0, 16.0, 32.0]
 
@@ -170,8 +166,8 @@ def test_seeds_too_far_apart_are_refused_and_lose_nothing(tmp_path):
     assert len(rows_of(tmp_path, 0)) == 2
 
 
-def test_a_seed_that_reached_its_target_ends_and_the_others_go_on(tmp_path):
-    """From 1, 2, 3 up to 12: in 4, 3 and 2 iterations; what each reports stays."""
+def test_a_seed_that_reached_its_target_ends_and_others_continue(tmp_path):
+    """From 1, 2 and 3 to at least 12 in 4, 3 and 2 iterations; their rows stay."""
     settings = dict(
         stop=lambda rows: rows[-1].get("x", 0) >= 12,
         evaluate=lambda params, run_dir, i: {"score": i},
@@ -194,7 +190,7 @@ def test_a_seed_that_reached_its_target_ends_and_the_others_go_on(tmp_path):
 
 
 def test_a_seed_that_diverges_is_named(tmp_path):
-    """3 doubles beyond 1200 in iteration 9."""
+    """3 doubles to more than 1200 in iteration 9."""
     with pytest.raises(FloatingPointError, match="seed_2: loss became nan .* 9"):
         go(tmp_path, 20, doubler(), checkpoint_every=4)
     assert read_policy(tmp_path / "seed_2").iteration == 8

@@ -1,8 +1,8 @@
 """PPO over the moves of a policy's chain: DPPO, and Gaussian PPO as a chain of one.
 
-Every pair (environment step, denoising move) is a sample of the two-layer MDP of
-the DPPO paper (arXiv 2409.00588, Sec. 4). Advantages are those of the environment
-step, discounted by the moves that were left.
+Every pair (t, k) of a chunk and a tuned denoising step is a sample of the two-layer
+MDP of the DPPO paper (arXiv 2409.00588, Sec. 4). Its advantage is that of the chunk,
+times `denoising_discount` for each denoising step that is left in the chain.
 """
 
 import functools
@@ -40,27 +40,28 @@ def make_ppo(
     num_chunks: int,
     reset_at_iteration: bool = True,
 ) -> Algorithm:
-    """PPO over (t, k) with the settings of `default_config`.
+    """Make PPO over pairs (t, k).
 
     Args:
-        env: whose action is a chunk, [Ta, Da].
-        policy: a chain of K' moves.
+        env: its action is a chunk, [Ta, Da].
+        policy: a chain with K' tuned moves.
         critic: a module, `apply(params, obs) -> [B]`.
+        config: `default_config` with changes.
         num_chunks: action chunks per environment and iteration.
         reset_at_iteration: start every iteration with new episodes.
 
     Returns:
-        An Algorithm; `init(key, params=None, critic_params=None)` starts from given
+        An Algorithm; `init(key, params=None, critic_params=None)` starts from the given
         parameters, or from new ones. One `step` is roll-out, returns and all updates.
 
     Raises:
-        SettingsError: settings that contradict each other, by name.
+        SettingsError: invalid or contradictory settings, which the message names.
     """
     check_config(config, policy)
     if len(env.action_shape) != 2:
         raise SettingsError(
-            f"the environment takes actions of shape {env.action_shape}, but policies "
-            "act in chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), Ta = 1 for "
+            f"the environment takes actions of shape {env.action_shape}, but PPO needs "
+            "chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), with Ta = 1 for "
             "single actions."
         )
     if num_chunks < 1:
@@ -90,7 +91,7 @@ def make_ppo(
     anneals_steps = config.tuned_steps_drop > 0 and config.tuned_steps_every > 0
 
     def anneal(params: PolicyParams, iteration: Array) -> PolicyParams:
-        """Where K' drops, the tuned network becomes the frozen one."""
+        """Lower K' if it is annealed; on each drop, copy the tuned network to base."""
         if not anneals_steps:
             return params
         drops = iteration // config.tuned_steps_every
@@ -134,7 +135,7 @@ def make_ppo(
         )
 
     def collect(state: PPOState) -> tuple[PPOState, Steps, Metrics]:
-        """The first half of an iteration: roll-out and returns."""
+        """Run the first phase of an iteration: roll-out and returns."""
         key, collect_key = jax.random.split(state.key)
         state, collected, episodes = collector.collect(
             state._replace(key=key), collect_key
@@ -145,7 +146,7 @@ def make_ppo(
     def learn(
         state: PPOState, steps: Steps, metrics: Metrics
     ) -> tuple[PPOState, Metrics]:
-        """The second half: all updates."""
+        """Run the second phase of an iteration: all updates."""
         key, update_key = jax.random.split(state.key)
         tuned = state.params.tuned
         state, losses = updates.run(state, steps, update_key)
@@ -164,7 +165,7 @@ def make_ppo(
         return learn(*collect(state))
 
     def split(state: PPOState, num_devices: int) -> PPOState:
-        """Everything of the environments is split, everything learned is not."""
+        """Split the leaves that belong to environments; replicate all others."""
         check_devices(config, num_devices)
         updates.check_devices(num_devices)
         whole = jax.tree.map(lambda _: parallel.WHOLE, state)
@@ -188,10 +189,11 @@ def make_ppo(
 def make(
     env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
 ) -> Algorithm:
-    """PPO as `config.algorithm.ppo`, `config.rollout` and `config.critic` say.
+    """Make PPO from a whole configuration.
 
     Args:
-        data: demonstrations, of which PPO makes no use.
+        config: its sections `algorithm.ppo`, `rollout` and `critic` are read.
+        data: not used.
     """
     del data
     return make_ppo(

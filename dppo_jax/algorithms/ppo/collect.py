@@ -1,4 +1,4 @@
-"""The first half of an iteration of PPO: a roll-out, and what it was worth."""
+"""The first phase of an iteration of PPO: a roll-out, its returns and advantages."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,8 +29,9 @@ class Collected(NamedTuple):
     """What PPO keeps of a roll-out; leaves [T, B, ...].
 
     chain: [T, B, K' + 1, Ta, Da]; the last entry is the action chunk.
-    log_prob: [T, B, K'] of every tuned move, from the sampling pass itself.
-    end_value: V of the observation that a time limit made the last one; 0 elsewhere.
+    log_prob: [T, B, K'] of every tuned move, computed while sampling.
+    end_value: V of the observation that followed, in steps at which an environment
+        reached a time limit; 0 in all other steps.
     """
 
     obs: Obs
@@ -43,10 +44,12 @@ class Collected(NamedTuple):
 
 
 class Collector(NamedTuple):
-    """collect: (state, key) -> (state, Collected, metrics of episodes), a roll-out.
+    """The functions of the first phase.
 
+    collect: (state, key) -> (state, Collected, metrics of episodes); runs a roll-out.
     evaluate_returns: (state, Collected) -> (state, Steps with leaves [T * B, ...],
-        metrics), values, rewards scaled if asked to, and advantages.
+        metrics); computes values and advantages, and scales rewards if
+        `scale_rewards` is set.
     """
 
     collect: Callable[[PPOState, Array], tuple[PPOState, Collected, Metrics]]
@@ -63,13 +66,13 @@ def make_collector(
     reset_at_iteration: bool,
     mean: Callable[[Array], Array],
 ) -> Collector:
-    """Roll-outs of `num_chunks` chunks in every environment, and their advantages.
+    """Make the functions that collect `num_chunks` chunks in every environment.
 
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
-        config: `default_config` with changes, checked.
-        reset_at_iteration: begin every iteration with new episodes.
-        mean: of the log-probabilities of a move's entries, [..., Ta, Da] -> [...].
+        config: `default_config` with changes, already checked.
+        reset_at_iteration: start every iteration with new episodes.
+        mean: averages the log-probabilities of a move, [..., Ta, Da] -> [...].
     """
     num_envs = env.num_envs
 
@@ -112,8 +115,8 @@ def make_collector(
 
         def record(transition: Transition, outcome: TimeStep) -> Collected:
             chain, log_prob = transition.extras
-            # Few steps cut an episode, and only there is what followed not what the
-            # next action looks at.
+            # Only here is next_obs not the observation of the next step. Few steps
+            # truncate an episode, so the critic runs only if one does.
             end_value = jax.lax.cond(
                 outcome.truncated.any(),
                 lambda obs: critic.apply(state.critic_params, obs),
@@ -146,7 +149,7 @@ def make_collector(
         value = _per_step(critic.apply, state.critic_params, collected.obs)
         last_value = critic.apply(state.critic_params, state.env.obs)
         done = jnp.maximum(collected.terminated, collected.truncated)
-        # V of what followed, before any reset.
+        # V of the observation that followed, before any reset.
         next_value = jnp.concatenate([value[1:], last_value[None]])
         next_value = jnp.where(done > 0, collected.end_value, next_value)
         first = jnp.concatenate([state.first[None], done[:-1]])
@@ -182,7 +185,7 @@ def make_collector(
 
 
 def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:
-    """Apply a batched network to leaves [T, B, ...]."""
+    """Apply a network for leaves [B, ...] to leaves [T, B, ...]."""
     leading = next(iter(obs.values())).shape[:2]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), obs)
     return apply(params, flat).reshape(leading)

@@ -1,4 +1,4 @@
-"""Gradients of PPO over one minibatch: policy, penalties and critic."""
+"""Gradients of PPO over one minibatch: policy loss, penalties and value loss."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from dppo_jax.types import Array, Metrics, Obs, PyTree
 
 
 class Steps(NamedTuple):
-    """What is learnt from: environment steps [N, ...], each with K' moves."""
+    """The data of the updates: N chunks with K' tuned moves each, leaves [N, ...]."""
 
     obs: Obs
     chain: Array
@@ -30,9 +30,9 @@ class Steps(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """A minibatch: R environment steps and M moves of each, [R, ...].
+    """A minibatch: R chunks and M consecutive moves of each; leaves [R, ...].
 
-    chain: [R, M + 1, Ta, Da], entries that follow each other.
+    chain: [R, M + 1, Ta, Da], consecutive entries of a chain.
     step, old_log_prob, advantage: [R, M].
     """
 
@@ -44,10 +44,11 @@ class Moves(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """actor: (params, moves, key) -> (mean gradient over a minibatch, metrics).
+    """The gradients of one minibatch.
 
-    critic: (critic parameters, steps [N, ...], drawn rows [B]) -> (their mean gradient,
-        value loss).
+    actor: (params, moves, key) -> (mean gradient over the minibatch, metrics).
+    critic: (critic parameters, steps [N, ...], row indices [B]) -> (mean gradient over
+        these rows, value loss).
     """
 
     actor: Callable[[PolicyParams, Moves, Array], tuple[PyTree, Metrics]]
@@ -57,13 +58,18 @@ class Gradients(NamedTuple):
 def minibatch_sizes(
     config: ConfigDict, policy: ChainPolicy, num_devices: int = 1
 ) -> tuple[int, int, int]:
-    """Moves of an item (a pair or a chain), items of a minibatch, of a micro-batch.
+    """Compute the sizes of minibatches and micro-batches.
 
     Args:
-        num_devices: that share a minibatch; each divides its share into micro-batches.
+        num_devices: devices that share a minibatch; each divides its part into
+            micro-batches.
+
+    Returns:
+        Moves per item (an item is a pair or a chain), items per minibatch, items per
+        micro-batch.
 
     Raises:
-        SettingsError: micro-batches that do not divide a minibatch.
+        SettingsError: the size of a micro-batch does not divide that of a minibatch.
     """
     moves_each = policy.num_tuned_steps if config.minibatch == "chain" else 1
     num_items = config.batch_size // moves_each
@@ -73,9 +79,9 @@ def minibatch_sizes(
 
 
 def log_prob_of_moves(policy: ChainPolicy, params: PyTree, moves: Moves) -> Array:
-    """[R, M, Ta, Da] log-probabilities now, entry by entry.
+    """Log-probabilities under `params`, [R, M, Ta, Da], entry by entry.
 
-    They are of whole chains if M = K', else of single moves.
+    M is K' for whole chains, and otherwise 1.
     """
     if moves.step.shape[1] == policy.num_tuned_steps:
         return policy.chain_log_prob(params, moves.chain, moves.obs)
@@ -90,15 +96,15 @@ def make_gradients(
     *,
     mean: Callable[[Array], Array],
 ) -> Gradients:
-    """Gradients of both losses, averaged over micro-batches and over all devices.
+    """Make the gradients of both losses, averaged over micro-batches and devices.
 
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
-        config: `default_config` with changes, checked.
-        mean: of the log-probabilities of a move's entries, [..., Ta, Da] -> [...].
+        config: `default_config` with changes, already checked.
+        mean: averages the log-probabilities of a move, [..., Ta, Da] -> [...].
 
     Raises:
-        SettingsError: micro-batches that do not divide a minibatch.
+        SettingsError: the size of a micro-batch does not divide that of a minibatch.
     """
     _, num_items, _ = minibatch_sizes(config, policy)
 
@@ -144,7 +150,7 @@ def make_gradients(
     def actor_gradient(
         params: PolicyParams, moves: Moves, key: Array
     ) -> tuple[PyTree, Metrics]:
-        """Mean gradient over a minibatch, from one micro-batch after another."""
+        """Accumulate the mean gradient over a minibatch, micro-batch by micro-batch."""
         advantage = chain_losses.move_advantage(
             moves.advantage,
             moves.step,
@@ -176,8 +182,8 @@ def make_gradients(
             obs, keys = batch
             return jax.grad(penalties, has_aux=True)(params.tuned, params, obs, keys)
 
-        # These terms count every row, also one whose move is no longer tuned. A row has
-        # its own key, so its draws depend neither on micro-batches nor on devices.
+        # The penalties include every row, even if its move is no longer tuned. Each row
+        # has its own key, so its draws depend neither on micro-batches nor on devices.
         keys = parallel.local_part(jax.random.split(key, num_items))
         more, reported = mean_over_micro_batches(
             penalty_gradient, (moves.obs, keys), micro_items()
@@ -188,10 +194,10 @@ def make_gradients(
     def critic_gradient(
         critic_params: PyTree, steps: Steps, row: Array
     ) -> tuple[PyTree, Array]:
-        """Mean gradient over the environment steps of a minibatch, and the loss.
+        """Mean gradient over the chunks of a minibatch, and the loss.
 
-        A value is the same for all moves of an environment step: where there are more
-        pairs than steps, each is evaluated once.
+        All pairs of a chunk have the same value. If a minibatch has more pairs than
+        there are chunks, the critic evaluates each chunk once and weights it.
         """
         drawn, weight = drawn_rows((steps.obs, steps.target, steps.value), row)
 
@@ -207,7 +213,7 @@ def make_gradients(
             )
             return config.value_coef * loss, loss
 
-        # Devices draw equally many rows, and count alike.
+        # All devices draw equally many rows, so they get equal weights.
         return parallel.mean(
             mean_over_micro_batches(
                 lambda batch: jax.grad(loss, has_aux=True)(critic_params, batch),

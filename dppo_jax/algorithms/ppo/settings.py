@@ -1,4 +1,4 @@
-"""Settings of PPO, what contradicts what, and the learning rates they describe."""
+"""Settings of PPO, their checks, and the functions that they parametrise."""
 
 import functools
 from collections.abc import Callable
@@ -17,13 +17,13 @@ MINIBATCHES = ("pair", "chain")
 
 
 def default_config() -> ConfigDict:
-    """Settings of the paper where it names one for all tasks; see its appendix."""
+    """Settings of the paper's appendix where one value holds for all its tasks."""
     config = ConfigDict()
-    # Actions of a chunk that count in a log-probability; None: those executed.
+    # Number of actions of a chunk in a log-probability. None: all executed actions.
     config.reward_horizon = placeholder(int)
-    # Where log-probabilities are clamped, None: nowhere; and whether that is done entry
-    # by entry or to their mean, None: as the reference does, entries of a diffusion
-    # policy and the mean of a Gaussian one.
+    # log_prob_bounds: log-probabilities are clamped to these. None: not clamped.
+    # bound_entries: whether to clamp the entries or their mean. None: as the reference
+    # does, the entries of a diffusion policy and the mean of a Gaussian policy.
     config.log_prob_bounds = FieldReference(
         chain_losses.LOG_PROB_BOUNDS, field_type=tuple
     )
@@ -34,16 +34,17 @@ def default_config() -> ConfigDict:
     config.scale_rewards = True
     config.reward_scale = 1.0
     config.batch_size = 1000  # pairs (t, k)
-    # "pair" shuffles the pairs, as the reference does; "chain" shuffles environment
-    # steps and takes all K' moves of each: observations are encoded and values
-    # computed once for K' pairs, which are no longer independent of each other.
+    # "pair" shuffles the pairs, as the reference does. "chain" shuffles the chunks and
+    # takes all K' moves of each: an observation is encoded and valued once for K'
+    # pairs, but the pairs of a minibatch are no longer drawn independently.
     config.minibatch = "pair"
-    # Shuffle within each of so many equal groups of neighbouring environments, of which
-    # every minibatch takes the same number of items: what many devices need, whose
-    # number must divide it, and what makes one device equal to them.
+    # The number of equal groups of neighbouring environments. Each is shuffled by
+    # itself, and every minibatch takes equally many items from each. It must be a
+    # multiple of the number of devices. With the same value, one device computes what
+    # many devices compute.
     config.shuffle_groups = 1
-    # Rows of the policy whose gradients are computed at a time; their mean is exact.
-    # None: as many as are fast on a CPU, all on an accelerator.
+    # Pairs whose gradients are computed at once; the mean over all is exact.
+    # None: a size that is fast on a CPU, all pairs on an accelerator.
     config.micro_batch_size = placeholder(int)
     config.epochs = 5
     config.clip_top = 0.01
@@ -68,9 +69,9 @@ def default_config() -> ConfigDict:
                 max_grad_norm=placeholder(float),
             )
         )
-    # Annealing, both off: the sampling floor moves to min_std_end over
-    # min_std_steps iterations; every tuned_steps_every iterations the frozen
-    # network is replaced by the tuned one and keeps tuned_steps_drop more moves.
+    # Annealing; 0 switches it off. The sampling floor moves linearly to min_std_end
+    # over min_std_steps iterations. Every tuned_steps_every iterations, the tuned
+    # network replaces the base network, which then runs tuned_steps_drop more moves.
     config.min_std_end = 0.1
     config.min_std_steps = 0
     config.tuned_steps_drop = 0
@@ -82,10 +83,10 @@ def default_config() -> ConfigDict:
 
 
 def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
-    """Refuse settings that contradict each other; raises SettingsError by name."""
+    """Raise a SettingsError that names an invalid or contradictory setting."""
     if not isinstance(policy, ChainPolicy):
         raise SettingsError(
-            f"ppo needs the moves of a chain, not a {type(policy).__name__}; set "
+            f"ppo needs a chain of moves, not a {type(policy).__name__}; set "
             "model.kind='diffusion' or 'gaussian'."
         )
     if config.minibatch not in MINIBATCHES:
@@ -97,11 +98,11 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
         raise SettingsError(
             f"batch_size={config.batch_size} must be a multiple of the "
             f"{policy.num_tuned_steps} moves of a chain with minibatch='chain'; change "
-            "one."
+            "batch_size or num_tuned_steps."
         )
     for name, cure in (
-        ("target_kl", "None never stops an iteration early"),
-        ("value_clip", "None leaves values free"),
+        ("target_kl", "use None to never stop an iteration early"),
+        ("value_clip", "use None to not clip values"),
     ):
         if config[name] is not None and not config[name] > 0:
             raise SettingsError(f"{name}={config[name]} must be positive; {cure}.")
@@ -120,14 +121,14 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     if config.min_std_steps > 0 and not policy.denoises:
         raise SettingsError(
             f"min_std_steps={config.min_std_steps} anneals the sampling floor of a "
-            "denoising chain, but this policy is a Gaussian, whose standard deviation "
-            "is scored as it is; use 0, and set its standard deviation instead."
+            "denoising chain, but this policy is a Gaussian, which has no such floor; "
+            "use 0, and set its standard deviation in model.gaussian instead."
         )
     if (config.tuned_steps_drop > 0) != (config.tuned_steps_every > 0):
         raise SettingsError(
             f"tuned_steps_drop={config.tuned_steps_drop} and "
             f"tuned_steps_every={config.tuned_steps_every} anneal K' together; set "
-            "both or none."
+            "both to positive numbers or both to 0."
         )
     for name in ("discount", "gae_lambda", "denoising_discount"):
         if not 0 <= config[name] <= 1:
@@ -154,12 +155,13 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
         norm = config[name].max_grad_norm
         if norm is not None and not norm > 0:
             raise SettingsError(
-                f"{name}: max_grad_norm={norm} must be positive; None clips nothing."
+                f"{name}: max_grad_norm={norm} must be positive; use None to clip "
+                "nothing."
             )
 
 
 def check_groups(config: ConfigDict, policy: ChainPolicy, *, num_envs: int) -> None:
-    """Raise SettingsError if groups of environments are not equal."""
+    """Raise SettingsError if `shuffle_groups` does not give groups of equal size."""
     chains = config.minibatch == "chain"
     items = config.batch_size // (policy.num_tuned_steps if chains else 1)
     for size, what in (
@@ -174,7 +176,7 @@ def check_groups(config: ConfigDict, policy: ChainPolicy, *, num_envs: int) -> N
 
 
 def check_devices(config: ConfigDict, num_devices: int) -> None:
-    """Refuse what cannot be computed on many devices; raises SettingsError by name."""
+    """Raise a SettingsError for settings that do not work on this many devices."""
     if config.shuffle_groups % num_devices:
         raise SettingsError(
             f"algorithm.ppo.shuffle_groups={config.shuffle_groups} must be a multiple "
@@ -185,30 +187,33 @@ def check_devices(config: ConfigDict, num_devices: int) -> None:
     if tuple(config.advantage_quantiles) != (0.0, 1.0):
         quantiles = tuple(config.advantage_quantiles)
         raise SettingsError(
-            f"algorithm.ppo.advantage_quantiles={quantiles} look at a whole minibatch, "
-            f"which is spread over {num_devices} devices; use one "
-            "device, or (0.0, 1.0)."
+            f"algorithm.ppo.advantage_quantiles={quantiles} need a whole minibatch on "
+            f"one device, but it is split over {num_devices} devices; use one device, "
+            "or (0.0, 1.0)."
         )
 
 
 def log_prob_mean(
     config: ConfigDict, policy: ChainPolicy, *, executed: int
 ) -> Callable[[Array], Array]:
-    """How log-probabilities of entries become that of a move, [..., Ta, Da] -> [...].
+    """Make the function that averages log-probabilities over a move's entries.
 
     Args:
-        executed: actions of a chunk that the environment executes; those count unless
-            `reward_horizon` says otherwise.
+        executed: number of actions of a chunk that the environment executes; the mean
+            is over these unless `reward_horizon` sets fewer.
+
+    Returns:
+        [..., Ta, Da] -> [...].
 
     Raises:
-        SettingsError: a reward horizon that is no number of executed actions.
+        SettingsError: `reward_horizon` is below 1 or above `executed`.
     """
     horizon = config.get("reward_horizon")
     horizon = executed if horizon is None else horizon
     if not 1 <= horizon <= executed:
         raise SettingsError(
             f"reward_horizon={horizon} must lie between 1 and the {executed} executed "
-            "actions of a chunk; None counts all of these."
+            "actions of a chunk; use None for all of them."
         )
     bounds, bound_entries = config.get("log_prob_bounds"), config.get("bound_entries")
     return functools.partial(
@@ -220,7 +225,7 @@ def log_prob_mean(
 
 
 def learning_rates(config: ConfigDict, iteration: Array) -> tuple[Array, Array]:
-    """Actor and critic rate; the actor's clock starts after the critic's warm-up."""
+    """Learning rates of actor and critic; the actor's starts after `critic_warmup`."""
     actor_step = jnp.maximum(iteration - config.critic_warmup, 0)
     return (
         optimizers.cosine_restarts(actor_step, **_rate_settings(config.actor)),

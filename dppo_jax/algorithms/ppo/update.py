@@ -1,4 +1,4 @@
-"""The updates of an iteration of PPO: minibatches of pairs, policy and critic."""
+"""The second phase of an iteration of PPO: updates of policy and critic."""
 
 import functools
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from dppo_jax.types import Array, Metrics, PyTree
 
 
 class PPOState(NamedTuple):
-    """Everything an iteration starts from; a checkpoint of it resumes exactly."""
+    """The training state between two iterations; a checkpoint of it resumes exactly."""
 
     params: PolicyParams
     critic_params: PyTree
@@ -38,11 +38,13 @@ class PPOState(NamedTuple):
 
 
 class Updates(NamedTuple):
-    """init: (tuned, critic parameters) -> optimizer states of both.
+    """The functions of the second phase.
 
+    init: (tuned parameters, critic parameters) -> optimizer states of both.
     run: (state, steps [N, ...], key) -> (state, metrics), all epochs of an iteration.
-    check_devices: (number of devices) -> None; SettingsError if minibatches do not fit.
-    gradients: of one minibatch.
+    check_devices: (number of devices) -> None; raises SettingsError if micro-batches do
+        not divide a device's part of a minibatch.
+    gradients: the gradients of one minibatch.
     """
 
     init: Callable[[PyTree, PyTree], tuple[Any, Any]]
@@ -60,15 +62,15 @@ def make_updates(
     num_chunks: int,
     mean: Callable[[Array], Array],
 ) -> Updates:
-    """Minibatches over `num_chunks` steps of `num_envs` environments, K' moves each.
+    """Make the updates on `num_chunks` chunks of `num_envs` environments.
 
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
-        config: `default_config` with changes, checked.
-        mean: of the log-probabilities of a move's entries, [..., Ta, Da] -> [...].
+        config: `default_config` with changes, already checked.
+        mean: averages the log-probabilities of a move, [..., Ta, Da] -> [...].
 
     Raises:
-        SettingsError: micro-batches that do not divide a minibatch.
+        SettingsError: the size of a micro-batch does not divide that of a minibatch.
     """
     moves_each, num_items, _ = minibatch_sizes(config, policy)
     gradients = make_gradients(policy, critic, config, mean=mean)
@@ -83,7 +85,7 @@ def make_updates(
         return actor_optimizer.init(tuned), critic_optimizer.init(critic_params)
 
     def minibatch(steps: Steps, index: Array) -> tuple[Array, Moves]:
-        """Rows of `steps` and their moves, [R] and [R, M], for indices of items."""
+        """For indices of items [R], return rows of `steps` [R] and moves [R, M]."""
         row, first = jnp.divmod(index, policy.num_tuned_steps // moves_each)
         step = first[:, None] + jnp.arange(moves_each)
         entry = first[:, None] + jnp.arange(moves_each + 1)
@@ -152,8 +154,8 @@ def make_updates(
         last_kl = zeros["approx_kl"]
 
         def go_on(carry: Any) -> Array:
-            # The KL estimate is known only after the step that went too far; from
-            # there on the data are used up, as in the reference.
+            # The KL estimate is known only after the update that exceeds target_kl.
+            # The remaining updates are then skipped, as in the reference.
             count, _, _, last_kl = carry
             left = count < index.shape[0]
             target = config.get("target_kl")
@@ -168,7 +170,7 @@ def make_updates(
         num_updates, state, totals, last_kl = jax.lax.while_loop(
             go_on, one_more, (num_updates, state, zeros, last_kl)
         )
-        # Means over the updates that ran; a NaN among them must show.
+        # Means over the updates that ran; a NaN in any of them makes the mean NaN.
         metrics = {name: x / num_updates for name, x in totals.items()}
         metrics |= {
             "approx_kl_last": last_kl,

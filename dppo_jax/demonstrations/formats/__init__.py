@@ -1,4 +1,4 @@
-"""One entry for demonstrations of every format, which their content tells apart."""
+"""Read and write demonstrations; the format of a file is detected by its content."""
 
 import os
 import tempfile
@@ -26,17 +26,19 @@ from dppo_jax.demonstrations.formats.robomimic import load_robomimic
 from dppo_jax.demonstrations.formats.tables import open_hdf5
 from dppo_jax.errors import SettingsError
 
-# Rounding of the normalisation is far below, units that were not normalised far above.
+# Tolerance of actions beyond [-1, 1]: rounding errors of the normalisation are far
+# smaller, actions that were not normalised usually far larger.
 _ACTION_SLACK = 1e-3
 
 
 class Format(NamedTuple):
-    """One way to store demonstrations.
+    """A format of demonstrations.
 
-    looks: what a path of this format looks like, for messages.
-    load: (path, max_episodes, **those of `options` that were given) -> Episodes
-    options: among obs_keys and filter_key.
-    save: (path that does not exist, episodes) -> written; None if it is only read.
+    looks: a description of its files or folders, for messages.
+    load: (path, max_episodes, **options) -> Episodes.
+    options: the keyword arguments of `load`, among obs_keys and filter_key.
+    save: (path, episodes) writes to a path that does not exist; None: the format can
+        only be read.
     """
 
     looks: str
@@ -50,8 +52,8 @@ def _load_checked_npz(path: Path, max_episodes: int | None) -> Episodes:
     if episodes.normalizer is None:
         beside = path if path.is_dir() else path.parent
         raise SettingsError(
-            f"{beside} holds no normalization.npz, so the policy could not run in "
-            f"the simulator; put it beside {DATA_FILE}."
+            f"{beside} holds no normalization.npz, which a policy needs to run in the "
+            f"simulator; put it into the folder of {DATA_FILE}."
         )
     largest = np.abs(episodes.actions).max(axis=1)
     rows = np.flatnonzero(largest > 1 + _ACTION_SLACK)
@@ -93,21 +95,22 @@ def load_demonstrations(
     obs_keys: Sequence[str] | None = None,
     filter_key: str | None = None,
 ) -> Episodes:
-    """Read demonstrations of any known format, ready to train on.
+    """Read demonstrations of any known format and normalise them.
 
     Args:
         path: file or folder.
-        format: a key of `FORMATS`; None looks into the file.
-        max_episodes: keep the first so many episodes; None keeps all.
-        obs_keys: which entries make the state, for formats that have several.
-        filter_key: which subset to read, for formats that name some.
+        format: a key of `FORMATS`; None: detect it.
+        max_episodes: read only this many episodes, from the first; None: all.
+        obs_keys: entries of an observation to concatenate to the state, for formats
+            with several entries.
+        filter_key: name of the subset to read, for formats with named subsets.
 
     Returns:
-        Episodes normalised to [-1, 1], with their bounds. Formats in task units are
-        normalised here, by bounds fitted to the episodes that were read.
+        Episodes normalised to [-1, 1], with their bounds. If the format stores task
+        units, the bounds are fitted to the episodes that were read.
 
     Raises:
-        SettingsError: one line that names the file, what is wrong with it and the cure.
+        SettingsError: a missing or invalid file; the message names it and the cure.
     """
     path = Path(path)
     name = _known(format) if format is not None else detect_format(path)
@@ -127,20 +130,20 @@ def load_demonstrations(
 def save_demonstrations(
     path: str | os.PathLike, episodes: Episodes, *, format: str | None = None
 ) -> str:
-    """Write episodes to a path that does not exist; it appears when it is complete.
+    """Write episodes to a path that does not exist, atomically.
 
     Args:
         path: file or folder to write.
-        episodes: normalised, or in task units, which most formats store.
-        format: a key of `FORMATS` that can be written; None takes `d4rl` for a name
-            that ends in .hdf5 or .h5 and `dppo_npz` for every other.
+        episodes: normalised or in task units.
+        format: a key of `FORMATS` that can be written; None: `d4rl` for a name that
+            ends in .hdf5 or .h5, and `dppo_npz` for every other name.
 
     Returns:
         The format written.
 
     Raises:
         SettingsError: the path exists, the format is unknown or cannot be written, or
-            the episodes do not fit into it.
+            the format cannot store the episodes.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -165,10 +168,10 @@ def save_demonstrations(
 
 
 def detect_format(path: str | os.PathLike) -> str:
-    """The key of `FORMATS` that the content of a file or folder speaks for.
+    """Detect the format of a file or folder by its content, as a key of `FORMATS`.
 
     Raises:
-        SettingsError: nothing there, or none of the known formats.
+        SettingsError: the path does not exist, or has no known format.
     """
     path = Path(path)
     if not path.exists():
@@ -190,14 +193,14 @@ def detect_format(path: str | os.PathLike) -> str:
             return "d4rl"
     else:
         with open(path, "rb") as opened:
-            # Every zip file begins so, and an .npz file is one.
+            # An .npz file is a zip file, and all zip files start with these bytes.
             if opened.read(2) == b"PK":
                 return "dppo_npz"
         content = []
     known = "; ".join(f"{name}: {entry.looks}" for name, entry in FORMATS.items())
     shown = ", ".join(content[:5]) + (", ..." if len(content) > 5 else "")
     raise SettingsError(
-        f"{path}{f' (with {shown})' if shown else ''} is of no known format. Known are "
+        f"{path}{f' (with {shown})' if shown else ''} has no known format; give one of "
         f"{known}."
     )
 

@@ -1,8 +1,8 @@
 """D4RL: one HDF5 file with flat tables over all steps (Fu et al., arXiv 2004.07219).
 
 `observations [N, Do]`, `actions [N, Da]`, `rewards [N]`, `terminals [N]` (the task
-ended) and `timeouts [N]` (a time limit cut in), all in task units. Row t holds the
-observation that the action of row t answered. `infos/*` and the rest are not read.
+ended) and `timeouts [N]` (a time limit ended the episode), all in task units. Row t
+holds an action and the observation before it. `infos/*` and all else are not read.
 """
 
 import os
@@ -27,18 +27,17 @@ from dppo_jax.errors import SettingsError
 
 
 def load_d4rl(path: str | os.PathLike, max_episodes: int | None = None) -> Episodes:
-    """Read a D4RL file; only the rows that are kept leave the disk.
+    """Read a D4RL file; of observations, actions and rewards only the rows to keep.
 
-    An episode ends where `terminals` or `timeouts` is set. Steps after the last end
-    are an episode that nobody knows the end of and are left out, as D4RL itself does.
+    An episode ends where `terminals` or `timeouts` is set. Steps after the last end are
+    an unfinished episode and are left out, as D4RL itself does.
 
     Returns:
-        Episodes in task units, float32; no rewards where the file has none.
+        Episodes in task units, float32; without rewards if the file has none.
 
     Raises:
-        SettingsError: one line that names the file and what is wrong with it: missing,
-            unreadable, a missing table, tables of unequal length, no finished episode,
-            NaN or infinite values.
+        SettingsError: a file that is missing or unreadable, a missing table, tables of
+            unequal length, no finished episode, NaN or infinite values.
     """
     path = Path(path)
     check_max_episodes(max_episodes)
@@ -68,11 +67,11 @@ def load_d4rl(path: str | os.PathLike, max_episodes: int | None = None) -> Episo
 def save_d4rl(path: str | os.PathLike, episodes: Episodes) -> None:
     """Write episodes as a D4RL file, in task units.
 
-    Every episode that did not end by itself gets a timeout at its last step.
+    Every episode without a terminal gets a timeout at its last step.
 
     Raises:
-        SettingsError: the file exists, the episodes are not consistent, have images, or
-            a terminal before their last step, which every reader would cut them at.
+        SettingsError: the file exists, or the episodes are inconsistent, have images,
+            or have a terminal before their last step, where readers would split them.
     """
     path = Path(path)
     check_episodes(episodes, "episodes")
@@ -88,7 +87,8 @@ def save_d4rl(path: str | os.PathLike, episodes: Episodes) -> None:
     if len(early):
         raise SettingsError(
             f"{path}: terminals are set within episodes in {len(early)} rows, first "
-            f"{early[:5].tolist()}; D4RL would cut the episodes there."
+            f"{early[:5].tolist()}, where D4RL would split them; write dppo_npz "
+            "instead."
         )
     tables = {
         "observations": raw.observations["state"],
@@ -109,7 +109,7 @@ def save_d4rl(path: str | os.PathLike, episodes: Episodes) -> None:
 
 
 def _check_lengths(file: h5py.File, steps: int, path: Path) -> None:
-    """Slices would hide what a table has too many of, so its shape is asked for."""
+    """Check that all tables are equally long; slices of them would hide extra rows."""
     for name in ("observations", "actions", "rewards", "timeouts"):
         table = file.get(name)
         rows = steps if getattr(table, "ndim", 0) == 0 else len(table)
@@ -121,7 +121,7 @@ def _check_lengths(file: h5py.File, steps: int, path: Path) -> None:
 
 
 def _episode_lengths(end: np.ndarray, path: Path) -> np.ndarray:
-    """Steps per finished episode [E] from the flags [N] of last steps."""
+    """Lengths of finished episodes [E] from flags of last steps [N]."""
     last = np.flatnonzero(end)
     if len(last) == 0:
         raise SettingsError(

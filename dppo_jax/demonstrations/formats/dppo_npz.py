@@ -1,6 +1,6 @@
 """The DPPO data format: a folder with `train.npz` and `normalization.npz`.
 
-`train.npz` holds episodes laid end to end: `states [N, Do]`, `actions [N, Da]`, both
+`train.npz` holds concatenated episodes: `states [N, Do]`, `actions [N, Da]`, both
 normalised to [-1, 1], `traj_lengths [E]`, and optionally `images [N, C, H, W]` uint8,
 `rewards [N]` and `terminals [N]`. `normalization.npz` holds the bounds.
 """
@@ -31,21 +31,21 @@ NORMALIZER_FILE = "normalization.npz"
 def load_dppo_npz(
     path: str | os.PathLike, max_episodes: int | None = None, *, images: bool = True
 ) -> Episodes:
-    """Read a stitched data set.
+    """Read a data set in the DPPO format.
 
     Args:
-        path: a folder that holds `train.npz`, or an `.npz` file; bounds are taken
-            from a `normalization.npz` beside it where there is one.
-        max_episodes: keep the first so many episodes; None keeps all.
-        images: whether to read images where there are any.
+        path: a folder that holds `train.npz`, or an `.npz` file. Bounds are read from
+            the `normalization.npz` in the same folder, if there is one.
+        max_episodes: read only this many episodes, from the first; None: all.
+        images: whether to read images, if there are any.
 
     Returns:
-        Normalised episodes; images have become [N, H, W, C].
+        Normalised episodes; images are [N, H, W, C].
 
     Raises:
-        SettingsError: one line that names the file and what is wrong with it: missing,
-            unreadable, a missing key, object arrays, lengths that do not add up,
-            NaN or infinite values, no steps, bounds of another size.
+        SettingsError: a file that is missing or unreadable, a missing key, object
+            arrays, episode lengths with a wrong sum, NaN or infinite values, no steps,
+            bounds of another size.
     """
     path = _data_path(Path(path))
     if max_episodes is not None and max_episodes < 1:
@@ -54,7 +54,7 @@ def load_dppo_npz(
     arrays = read_npz(path, ("states", "actions", "traj_lengths"), optional)
     if "images" in arrays and arrays["images"].dtype != np.uint8:
         raise SettingsError(
-            f"{path}: images have type {arrays['images'].dtype}; uint8 is needed."
+            f"{path}: images have type {arrays['images'].dtype}; convert them to uint8."
         )
     episodes = _to_episodes(arrays)
     check_episodes(episodes, str(path))
@@ -71,16 +71,16 @@ def save_dppo_npz(
 ) -> Normalizer:
     """Write episodes as `train.npz` and `normalization.npz` into `folder`.
 
-    Episodes without a normaliser are in task units: bounds are fitted to them and
-    they are normalised. Episodes with one are taken as normalised by it already.
-    A reader never finds half a data set, whenever the writer is interrupted.
+    Episodes without a normaliser are in task units; they are normalised by bounds that
+    are fitted to them. Episodes with a normaliser must already be normalised by it. If
+    the writer is interrupted, readers find no data set instead of half of one.
 
     Returns:
         The normaliser that was written.
 
     Raises:
-        SettingsError: a data set is there already and `overwrite` is false, or the
-            episodes are not consistent.
+        SettingsError: a data set exists and `overwrite` is False, or the episodes are
+            inconsistent.
     """
     folder = Path(folder)
     target = folder / DATA_FILE
@@ -107,7 +107,8 @@ def save_dppo_npz(
         with os.fdopen(handle, "wb") as file:
             present = {k: v for k, v in arrays.items() if v is not None}
             np.savez_compressed(file, allow_pickle=False, **present)
-        # Old data never meets new bounds: it goes first, and new data comes last.
+        # Remove old data first and write new data last, so that data and bounds always
+        # belong together.
         target.unlink(missing_ok=True)
         save_normalizer(folder / NORMALIZER_FILE, normalizer)
         os.replace(temporary, target)
@@ -121,7 +122,7 @@ def _data_path(path: Path) -> Path:
     if path.is_dir():
         if not (path / DATA_FILE).is_file():
             raise SettingsError(
-                f"{path} holds no {DATA_FILE}; give a folder that does."
+                f"{path} holds no {DATA_FILE}; give a folder that holds it."
             )
         return path / DATA_FILE
     if path.suffix != ".npz":

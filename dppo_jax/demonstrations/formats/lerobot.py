@@ -1,8 +1,8 @@
 """LeRobot v3 (and v2) data sets: a folder of Parquet files (`dppo_jax[lerobot]`).
 
-`meta/info.json` describes the columns, `data/chunk-*/*.parquet` hold them, one row per
+`meta/info.json` describes the columns; `data/chunk-*/*.parquet` hold them, one row per
 frame: `observation.state`, `action`, `episode_index`, and in simulated data
-`next.reward` and `next.done`. Videos are never read.
+`next.reward` and `next.done`. Videos are not read.
 """
 
 import json
@@ -38,21 +38,20 @@ def load_lerobot(
     obs_keys: Sequence[str] | None = None,
     filter_key: str | None = None,
 ) -> Episodes:
-    """Read a LeRobot data set, some rows of the needed columns at a time.
+    """Read a LeRobot data set, in batches of rows and only the needed columns.
 
     Args:
-        folder: the one with `meta` and `data`.
-        max_episodes: keep the first so many episodes; None keeps all.
-        obs_keys: columns that become the state, side by side; None takes
-            `observation.state`.
-        filter_key: keep only this split of `meta/info.json`, for example "train".
+        folder: the folder that holds `meta` and `data`.
+        max_episodes: read only this many episodes, from the first; None: all.
+        obs_keys: columns to concatenate to the state; None: `observation.state`.
+        filter_key: read only this split of `meta/info.json`, for example "train".
 
     Returns:
-        Episodes in task units, float32. A terminal is set where `next.done` is set at
-        the last frame and `next.truncated`, if there is one, is not.
+        Episodes in task units, float32. The last frame of an episode is a terminal if
+        `next.done` is set and `next.truncated`, if it exists, is not.
 
     Raises:
-        SettingsError: one line that names the folder or file and what is wrong with it.
+        SettingsError: missing or invalid data; the message names the file or folder.
     """
     folder = Path(folder)
     check_max_episodes(max_episodes)
@@ -64,8 +63,8 @@ def load_lerobot(
         kind = info["features"][key].get("dtype", "")
         if kind in ("video", "image", "string"):
             raise SettingsError(
-                f"{folder}: {key} is of the kind {kind}; only columns of numbers can "
-                "make the state, choose others with obs_keys."
+                f"{folder}: {key} is of the kind {kind}, but a state consists of "
+                "columns of numbers; choose others with obs_keys."
             )
     batches: list[dict[str, np.ndarray]] = []
     seen: set[int] = set()
@@ -95,7 +94,7 @@ def _to_episodes(
     begin = np.flatnonzero(np.diff(number, prepend=number[0] - 1))
     if len(np.unique(number[begin])) != len(begin):
         raise SettingsError(
-            f"{folder}: the frames of an episode are not in one piece; sort the data "
+            f"{folder}: the frames of an episode are not contiguous; sort the data "
             f"by {_EPISODE} and frame_index."
         )
     lengths = np.diff(np.append(begin, len(number)))[:max_episodes]
@@ -130,14 +129,16 @@ def _read_info(folder: Path) -> dict[str, Any]:
             f"{path} cannot be read ({error}); a LeRobot data set needs it."
         ) from error
     if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
-        raise SettingsError(f"{path} lacks features; it must list the columns.")
+        raise SettingsError(
+            f"{path} lacks features, the list of columns; download it again."
+        )
     return info
 
 
 def _split(
     info: dict[str, Any], filter_key: str | None, folder: Path
 ) -> np.ndarray | None:
-    """Episode numbers of a split, written as "begin:end"; None is all."""
+    """Indices of the episodes of a split, which is written "begin:end"; None: all."""
     if filter_key is None:
         return None
     splits = info.get("splits") or {}
@@ -145,7 +146,7 @@ def _split(
     bounds = re.fullmatch(r"(\d+):(\d+)", str(splits[filter_key]))
     if not bounds:
         raise SettingsError(
-            f"{folder}: the split {filter_key} is {splits[filter_key]!r}; it must read "
+            f"{folder}: the split {filter_key} is {splits[filter_key]!r}; it must be "
             "begin:end, for example 0:50."
         )
     return np.arange(int(bounds[1]), int(bounds[2]))
@@ -154,7 +155,7 @@ def _split(
 def _read_batches(
     folder: Path, required: Sequence[str]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Tables [N, D] float32 of the columns, and the episode numbers [N]."""
+    """Yield the columns as [N, D] float32, and the episode indices [N] int64."""
     purpose = f"{folder} is a LeRobot data set; reading it"
     arrow = import_extra("pyarrow", "lerobot", purpose)
     parquet = import_extra("pyarrow.parquet", "lerobot", purpose)
@@ -166,7 +167,7 @@ def _read_batches(
     paths = sorted(folder.glob("data/chunk-*/*.parquet"), key=numbers)
     if not paths:
         raise SettingsError(
-            f"{folder} holds no data/chunk-*/*.parquet; fetch the data."
+            f"{folder} holds no data/chunk-*/*.parquet; download the data."
         )
     for path in paths:
         try:
@@ -183,12 +184,12 @@ def _read_batches(
                         yield {_EPISODE: episode.astype(np.int64), **columns}
         except (OSError, arrow.ArrowException) as error:
             raise SettingsError(
-                f"{path} is not a readable Parquet file ({error}); fetch it again."
+                f"{path} is not a readable Parquet file ({error}); download it again."
             ) from error
 
 
 def _table(column: Any, name: str, path: Path) -> np.ndarray:
-    """An Arrow column of numbers or of lists of one length as [N, D] float32."""
+    """Convert an Arrow column of numbers or equally long lists to [N, D] float32."""
     rows = len(column)
     lists = hasattr(column, "flatten") and hasattr(column.type, "value_type")
     values = column.flatten() if lists else column

@@ -1,6 +1,6 @@
 """Minari data sets, read and written by the package `minari` (`dppo_jax[minari]`).
 
-A data set is a folder, such as `~/.minari/datasets/mujoco/hopper/medium-v0`, whose
+A data set is a folder, such as `~/.minari/datasets/mujoco/hopper/medium-v0`. Its folder
 `data/` holds `metadata.json` and the episodes. An episode of T steps has T + 1
 observations.
 """
@@ -29,7 +29,7 @@ from dppo_jax.demonstrations.formats.tables import (
 from dppo_jax.errors import SettingsError
 
 _METADATA = "metadata.json"
-# Our own entry in the metadata: Minari wants rewards, and we had none.
+# Our own entry in the metadata, for data without rewards, which Minari requires.
 _NO_REWARDS = "rewards_are_placeholders"
 
 
@@ -41,22 +41,21 @@ def load_minari(
 ) -> Episodes:
     """Read a Minari data set, one episode at a time.
 
-    The observation that follows the last action is left out: no action answers it.
+    The observation after the last action is left out, because no action follows it.
 
     Args:
         folder: the data set, or the `data` folder in it.
-        max_episodes: keep the first so many episodes; None keeps all.
-        obs_keys: where observations are a dictionary, its entries that become the
-            state, side by side, `outer/inner` for nested ones; entries of images become
-            "rgb". Needed unless there is only one entry.
+        max_episodes: read only this many episodes, from the first; None: all.
+        obs_keys: entries of a dictionary observation to concatenate to the state,
+            `outer/inner` for nested ones; entries that are images become "rgb".
+            Required if there are several entries.
 
     Returns:
         Episodes in task units, float32.
 
     Raises:
-        SettingsError: one line that names the folder and what is wrong with it: not a
-            data set, the package is not installed, actions outside their space, NaN or
-            infinite values, a missing entry.
+        SettingsError: not a data set, a missing package, actions outside their space,
+            NaN or infinite values, or a missing entry.
     """
     folder = minari_folder(Path(folder))
     check_max_episodes(max_episodes)
@@ -75,7 +74,8 @@ def load_minari(
         ]
     except (OSError, KeyError, AssertionError, ImportError, RuntimeError) as error:
         raise SettingsError(
-            f"{folder} is not a readable Minari data set ({error!r}); fetch it again."
+            f"{folder} is not a readable Minari data set ({error!r}); download it "
+            "again."
         ) from error
     return concatenate(parts, str(folder))
 
@@ -83,13 +83,13 @@ def load_minari(
 def save_minari(folder: str | os.PathLike, episodes: Episodes) -> None:
     """Write episodes as a Minari data set, in task units.
 
-    The spaces are a box around the actions and unbounded observations. Nobody recorded
-    what followed the last action, so the last observation is repeated. Where there are
-    no rewards, zeros stand in for them and the metadata says so.
+    The action space is the bounding box of the actions, the observation space is
+    unbounded. `Episodes` have no observation after the last action, so the last one is
+    repeated. Missing rewards are written as zeros, with a note in the metadata.
 
     Raises:
-        SettingsError: the folder exists, the package is not installed, the episodes are
-            not consistent, or have images.
+        SettingsError: the folder exists, the package is missing, or the episodes are
+            inconsistent or have images.
     """
     folder = Path(folder)
     if folder.exists():
@@ -108,7 +108,7 @@ def save_minari(folder: str | os.PathLike, episodes: Episodes) -> None:
         Box(-np.inf, np.inf, raw.observations["state"].shape[1:], np.float32),
         Box(low, high, dtype=np.float32),
     )
-    # Identifiers are words and end in a version.
+    # Minari requires identifiers of word characters with a version at the end.
     name = re.sub(r"-v\d+$", "", re.sub(r"[^-\w]", "-", folder.name)) or "data"
     storage.update_metadata(
         {
@@ -125,7 +125,7 @@ def save_minari(folder: str | os.PathLike, episodes: Episodes) -> None:
 
 
 def minari_folder(folder: Path) -> Path:
-    """The folder with `metadata.json`, which may be `folder` or the `data` in it."""
+    """The folder that holds `metadata.json`: `folder`, or `data` in it."""
     return folder / "data" if (folder / "data" / _METADATA).is_file() else folder
 
 
@@ -146,12 +146,17 @@ def _buffer(minari: Any, raw: Episodes, rows: slice) -> Any:
 
 
 def _check_metadata(folder: Path) -> None:
-    """Without its spaces the package would import what the file names to find them."""
+    """Check that the metadata hold the spaces.
+
+    Otherwise the package would import the environment that the file names, to read its
+    spaces.
+    """
     try:
         metadata = json.loads((folder / _METADATA).read_text())
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"{folder} is not a Minari data set: {_METADATA} cannot be read ({error})."
+            f"{folder} is not a Minari data set: {_METADATA} cannot be read ({error}); "
+            "check the path."
         ) from error
     for name in ("observation_space", "action_space"):
         if not isinstance(metadata, dict) or not isinstance(metadata.get(name), str):
@@ -171,8 +176,8 @@ def _read(
     actions = np.asarray(episode.actions)
     if actions.dtype.kind not in "fiu" or actions.ndim != 2:
         raise SettingsError(
-            f"{source}: actions {actions.dtype} {actions.shape} must be a table of "
-            "vectors; discrete or structured actions cannot be cloned."
+            f"{source}: actions {actions.dtype} {actions.shape} must be numbers "
+            "[T, Da]; discrete or structured actions cannot be cloned."
         )
     _check_range(actions, space, source)
     parts = _chosen(_entries(episode.observations), obs_keys, source)
@@ -205,7 +210,7 @@ def _chosen(
 ) -> dict[str, np.ndarray]:
     if obs_keys is None and len(entries) > 1:
         raise SettingsError(
-            f"{source} has several observations; choose what makes the state with "
+            f"{source} has several observations; choose those of the state with "
             f"obs_keys, among {', '.join(entries)}."
         )
     if obs_keys is not None:
@@ -219,7 +224,7 @@ def _check_range(actions: np.ndarray, space: Any, source: str) -> None:
     low, high = getattr(space, "low", None), getattr(space, "high", None)
     if low is None or high is None or np.shape(low) != actions.shape[1:]:
         return
-    # Recorders round; a thousandth of the range is no mistake of units.
+    # Recorders round, so tolerate a thousandth of the range.
     with np.errstate(invalid="ignore"):
         slack = np.nan_to_num(1e-3 * (high - low), nan=0.0, posinf=0.0)
     rows = np.flatnonzero(((actions < low - slack) | (actions > high + slack)).any(1))

@@ -1,8 +1,8 @@
 """robomimic and robosuite: one HDF5 file with a group per episode.
 
-`data/demo_<i>` holds `actions [T, Da]` and either `obs/<key>` (robomimic) or the
-simulator's `states [T, D]` (robosuite's recordings); `rewards [T]` and `dones [T]`
-where they were recorded; `mask/<filter>` lists the names of a subset of episodes.
+`data/demo_<i>` holds `actions [T, Da]`, either `obs/<key>` (robomimic) or the
+simulator's `states [T, D]` (robosuite's recordings), and optionally `rewards [T]` and
+`dones [T]`. `mask/<filter>` lists the names of a subset of episodes.
 """
 
 import os
@@ -25,7 +25,7 @@ from dppo_jax.demonstrations.formats.tables import (
 )
 from dppo_jax.errors import SettingsError
 
-# What a policy sees of each arm, and then of the task; the order that DPPO's robomimic
+# Observations of each arm, and then of the task, in the order that DPPO's robomimic
 # policies were trained with.
 _ARM_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
 _OBJECT_KEY = "object"
@@ -39,25 +39,24 @@ def load_robomimic(
     obs_keys: Sequence[str] | None = None,
     filter_key: str | None = None,
 ) -> Episodes:
-    """Read a robomimic or robosuite file, one episode at a time, by number.
+    """Read a robomimic or robosuite file episode by episode, in the order of numbers.
 
     Args:
         path: the HDF5 file.
-        max_episodes: keep the first so many episodes; None keeps all.
-        obs_keys: entries of `obs` that become the state, side by side; "states" is the
-            simulator's state. Entries of images become "rgb", stacked along channels;
-            no image is read unless it is named. None takes, per arm,
-            `robot<i>_eef_pos`, `robot<i>_eef_quat`, `robot<i>_gripper_qpos`, and then
-            `object`; or `states` in a file without `obs`.
-        filter_key: keep only the episodes that `mask/<filter_key>` lists.
+        max_episodes: read only this many episodes, from the first; None: all.
+        obs_keys: entries of `obs` to concatenate to the state; "states" is the
+            simulator's state. Entries that are images become "rgb", stacked along
+            channels; only named ones are read. None: `robot<i>_eef_pos`,
+            `robot<i>_eef_quat` and `robot<i>_gripper_qpos` of each arm, then `object`;
+            or `states` in a file without `obs`.
+        filter_key: read only the episodes that `mask/<filter_key>` lists.
 
     Returns:
-        Episodes in task units, float32. A terminal is set where `dones` is set at the
-        last step; an earlier one did not end the episode.
+        Episodes in task units, float32. The last step is a terminal if `dones` is set
+        there; `dones` of earlier steps are ignored.
 
     Raises:
-        SettingsError: one line that names the file, the episode and what is wrong with
-            it.
+        SettingsError: a missing or invalid file; the message names it and the episode.
     """
     path = Path(path)
     check_max_episodes(max_episodes)
@@ -89,7 +88,7 @@ def _read(demo: h5py.Group, keys: Sequence[str], source: str) -> Episodes:
 
 
 def _episode_names(file: h5py.File, path: Path, filter_key: str | None) -> list[str]:
-    """Names of the groups in the order of their numbers: demo_2 before demo_10."""
+    """Names of the groups, sorted by number: demo_2 before demo_10."""
     data = file.get("data")
     groups = data if isinstance(data, h5py.Group) else {}
     names = [name for name in groups if isinstance(groups.get(name), h5py.Group)]
@@ -105,7 +104,7 @@ def _episode_names(file: h5py.File, path: Path, filter_key: str | None) -> list[
         if missing:
             raise SettingsError(
                 f"{path}: mask/{filter_key} lists {missing[0]}, which is not among the "
-                f"{len(names)} episodes in data; repair the mask."
+                f"{len(names)} episodes in data; correct the mask."
             )
         names = chosen
     if not names:
@@ -141,7 +140,7 @@ def _default_keys(demo: h5py.Group, source: str) -> tuple[str, ...]:
     missing = [key for key in keys if key not in there]
     if missing:
         raise SettingsError(
-            f"{source}/obs lacks {', '.join(missing)}; choose the state's parts with "
+            f"{source}/obs lacks {', '.join(missing)}; choose those of the state with "
             f"obs_keys, among {', '.join(there)}."
         )
     return keys

@@ -1,4 +1,4 @@
-"""What readers share: HDF5 files, packages of extras, an episode from its parts."""
+"""Functions that readers share: HDF5 tables, optional packages, making an episode."""
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from dppo_jax.errors import SettingsError
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """The file, for reading.
+    """Open a file for reading.
 
     Raises:
-        SettingsError: it is missing, no HDF5 file, or damaged, also where only reading
-            finds that out.
+        SettingsError: the file is missing, damaged or not an HDF5 file, even if this is
+            found only while reading.
     """
     if path.is_dir():
         raise SettingsError(
@@ -32,17 +32,18 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             yield file
     except (OSError, RuntimeError) as error:
         raise SettingsError(
-            f"{path} is not a readable HDF5 file ({error}); fetch or write it again."
+            f"{path} is not a readable HDF5 file ({error}); download or write it "
+            "again."
         ) from error
 
 
 def read_rows(
     group: h5py.Group, name: str, source: str, stop: int | None = None
 ) -> np.ndarray:
-    """Rows [:stop] of a table of numbers; the rest stays on disk.
+    """Read only rows [:stop] of a table of numbers.
 
     Raises:
-        SettingsError: the table is missing, holds no numbers, or has no rows.
+        SettingsError: the table is missing, holds no numbers, or is a scalar.
     """
     table = group.get(name)
     if not isinstance(table, h5py.Dataset):
@@ -60,7 +61,7 @@ def read_rows(
 def read_optional_rows(
     group: h5py.Group, name: str, source: str, stop: int | None = None
 ) -> np.ndarray | None:
-    """As `read_rows`, but None where there is no such table."""
+    """As `read_rows`, but return None if the table is missing."""
     return read_rows(group, name, source, stop) if name in group else None
 
 
@@ -72,19 +73,19 @@ def one_episode(
     rewards: np.ndarray | None = None,
     ended: bool | None = None,
 ) -> Episodes:
-    """An episode in task units from parts of its observation.
+    """Make an episode in task units from parts of its observation.
 
     Args:
-        parts: vectors [T, D] or [T], which become the state side by side, and images
-            [T, H, W, C] uint8, whose channels are stacked; in this order.
-        actions: [T, Da]
-        source: what to call the episode in a message.
-        rewards: [T] or [T, 1]
-        ended: whether the task ended with the last step.
+        parts: vectors [T, D] or [T], which are concatenated to the state, and images
+            [T, H, W, C] uint8, whose channels are concatenated, in the given order.
+        actions: [T, Da].
+        source: name of the episode in messages.
+        rewards: [T] or [T, 1].
+        ended: whether the task ended with the last step; None: unknown.
 
     Raises:
-        SettingsError: a part that is neither vector nor image, images alone, images of
-            different sizes, and what `check_episodes` refuses.
+        SettingsError: a part that is neither vectors nor images, no vectors, images of
+            different sizes, or an error of `check_episodes`.
     """
     steps = len(actions)
     if steps == 0:
@@ -108,8 +109,8 @@ def one_episode(
             )
     if not vectors or len({image.shape[1:3] for image in images}) > 1:
         raise SettingsError(
-            f"{source}: {', '.join(parts)} must hold a vector at least, and images "
-            "of one size; choose others with obs_keys."
+            f"{source}: {', '.join(parts)} must include at least one vector, and "
+            "images of one size; choose others with obs_keys."
         )
     observations = {"state": np.concatenate(vectors, axis=1)}
     if images:
@@ -129,22 +130,22 @@ def one_episode(
 
 
 def flat(column: np.ndarray, name: str, source: str) -> np.ndarray:
-    """A column [N] or [N, 1] as [N] float32."""
+    """Convert a column [N] or [N, 1] to [N] float32."""
     if column.shape not in ((len(column),), (len(column), 1)):
         raise SettingsError(
-            f"{source}: {name} {column.shape} must have one entry a step."
+            f"{source}: {name} {column.shape} must have one entry per step."
         )
     return column.reshape(-1).astype(np.float32)
 
 
 def check_max_episodes(max_episodes: int | None) -> None:
-    """Raises SettingsError for a number of episodes below one."""
+    """Raise SettingsError for a number of episodes below one."""
     if max_episodes is not None and max_episodes < 1:
         raise SettingsError(f"max_episodes={max_episodes} must be at least 1, or None.")
 
 
 def require_key(key: str, known: Sequence[str], kind: str, source: str) -> None:
-    """Raises SettingsError where `key` is not one of the `known` ones."""
+    """Raise SettingsError if `key` is not in `known`."""
     if key not in known:
         raise SettingsError(
             f"{source} has no {kind} {key!r}; it has {', '.join(known) or 'none'}."
@@ -152,10 +153,10 @@ def require_key(key: str, known: Sequence[str], kind: str, source: str) -> None:
 
 
 def import_extra(module: str, extra: str, purpose: str) -> ModuleType:
-    """A package that only some formats need.
+    """Import a package that only some formats need.
 
     Raises:
-        SettingsError: it is not installed; says how to install it.
+        SettingsError: it is not installed; the message has the command to install it.
     """
     try:
         return importlib.import_module(module)

@@ -1,10 +1,10 @@
-"""A scripted demonstrator for the avoidance task, one that masters all 24 modes.
+"""A scripted demonstrator for all 24 modes of the avoidance task.
 
 A mode is the triple of gaps taken, e.g. (1, 2, 5). The script draws a smooth path
-through the gaps, follows it with varying speed and a slight tremor, and replays the
-commands open loop through the task. Only episodes that take the requested gaps,
-touch nothing and cross the reward line are kept. Where paths run and how fast follows
-the medians and spreads of the 96 human episodes of D3IL (arXiv 2402.14606).
+through the gaps, follows it with varying speed and a slight tremor, and executes the
+commands open loop in the task. It keeps only episodes that take the requested gaps,
+touch nothing and cross the reward line. Paths and speeds have the medians and spreads
+of the 96 human episodes of D3IL (arXiv 2402.14606).
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from dppo_jax.errors import SettingsError
 
 Mode = tuple[int, int, int]
 
-# Where humans cross a row: median and standard deviation of x per gap, in metres.
+# Median and standard deviation of x at which humans cross a row, per gap, in metres.
 CROSSINGS = {
     0: (0.428, 0.019),
     1: (0.580, 0.018),
@@ -44,7 +44,7 @@ MIN_STEPS = 60
 MAX_LENGTH = 106
 MAX_ROUNDS = 20
 
-# The three data sets that DPPO pre-trains on, four human episodes per mode.
+# The modes of DPPO's three pre-training data sets, with four human episodes per mode.
 SUBSETS: dict[str, tuple[Mode, Mode]] = {
     "m1": ((1, 2, 5), (1, 2, 6)),
     "m2": ((1, 2, 5), (1, 2, 7)),
@@ -59,10 +59,10 @@ ALL_MODES: tuple[Mode, ...] = tuple(
 
 
 class ScriptedEpisode(NamedTuple):
-    """One demonstration in physical units (metres).
+    """One demonstration, in metres.
 
-    mode: gaps taken, row by row.
-    states: [T, 4] desired x, y and actual x, y, before the action of the same row.
+    mode: the gap taken in each row.
+    states: [T, 4] desired x, y and actual x, y, before the action with the same index.
     actions: [T, 2] change of the desired position.
     """
 
@@ -81,13 +81,13 @@ def scripted_episodes(
     """Demonstrate `modes`, `episodes_per_mode` times each, in the order given.
 
     Raises:
-        SettingsError: for no modes, an impossible one, or less than one episode.
-        RuntimeError: if a mode yields too few valid episodes.
+        SettingsError: no modes, an unknown mode, or `episodes_per_mode` below 1.
+        RuntimeError: a mode gives too few valid episodes.
     """
     for mode in modes:
         if len(mode) != 3 or any(g not in row for g, row in zip(mode, ROW_CODES)):
             raise SettingsError(
-                f"Unknown mode {tuple(mode)}; a mode takes one gap out of each row, "
+                f"Unknown mode {tuple(mode)}; a mode is one gap of each row, "
                 f"{ROW_CODES}, e.g. (1, 2, 5)."
             )
     if not modes or episodes_per_mode < 1:
@@ -100,7 +100,7 @@ def scripted_episodes(
     replay = _make_replay(engine)
     found: dict[int, ScriptedEpisode] = {}
     for _ in range(MAX_ROUNDS):
-        # Every round draws all episodes anew, so that the replay compiles once.
+        # Draw all episodes again in each round: equal shapes compile only once.
         actions = _draw_commands(rng, wanted)
         states, gaps, collision = replay(actions)
         ends = _draw_ends(rng, len(wanted))
@@ -123,7 +123,7 @@ def scripted_episodes(
     }
     raise RuntimeError(
         f"No valid episode of the modes {sorted(lacking)} in {MAX_ROUNDS} attempts; "
-        "the script does not suit this task any more."
+        "the script no longer works with this task."
     )
 
 
@@ -133,14 +133,14 @@ def _draw_commands(rng: np.random.Generator, modes: np.ndarray) -> np.ndarray:
     height = np.linspace(START[1], 0.7, 400)
     paths = np.stack([_draw_path(rng, mode)(height) for mode in modes])
 
-    # Humans push the stick forward most of the time and ease off now and then.
+    # Humans push the stick fully forward most of the time and sometimes less.
     level = rng.uniform(0.8, 1.05, (num, 1))
     waves = _smooth_noise(rng, (num, MAX_LENGTH), sigma=4.0)
     speed = MAX_SPEED * np.clip(level + 0.15 * waves, 0.0, 1.0)
     delay = rng.uniform(0.0, 5.0, (num, 1))
     ramp = rng.uniform(1.0, 5.0, (num, 1))
     speed *= np.clip((np.arange(MAX_LENGTH) - delay) / ramp, 0.0, 1.0)
-    # One or two millimetres of tremor, absent before the start.
+    # A tremor of one or two millimetres, which grows from zero at the start.
     tremor = 0.0015 * _smooth_noise(rng, (num, MAX_LENGTH, 2), sigma=3.0, axis=1)
     tremor *= np.clip(np.arange(MAX_LENGTH) / 10, 0.0, 1.0)[:, None]
 
@@ -155,7 +155,7 @@ def _draw_commands(rng: np.random.Generator, modes: np.ndarray) -> np.ndarray:
     actions = np.zeros((num, MAX_LENGTH, 2), np.float32)
     for step in range(MAX_LENGTH):
         slope = (lookup(progress + 0.01) - lookup(progress)) / 0.01
-        # Where the path is flat in x, x is as fast as it may be and y waits for it.
+        # Where the path is steep in x, slow down in y so that x keeps its speed limit.
         progress = progress + speed[:, step] / np.maximum(1.0, np.abs(slope))
         goal = np.stack([lookup(progress), progress], axis=1) + tremor[:, step]
         change = np.clip(goal - desired, [-MAX_SPEED, 0.0], MAX_SPEED)
@@ -167,7 +167,7 @@ def _draw_commands(rng: np.random.Generator, modes: np.ndarray) -> np.ndarray:
 def _draw_path(rng: np.random.Generator, mode: np.ndarray) -> PchipInterpolator:
     """x as a function of y: a monotone cubic through jittered gap waypoints."""
     crossings = [
-        # Beyond two standard deviations humans were hardly ever seen.
+        # Human paths are hardly ever beyond two standard deviations.
         median + spread * np.clip(rng.standard_normal(), -2.0, 2.0)
         for median, spread in (CROSSINGS[int(gap)] for gap in mode)
     ]
@@ -180,7 +180,7 @@ def _draw_path(rng: np.random.Generator, mode: np.ndarray) -> PchipInterpolator:
 
 
 def _draw_ends(rng: np.random.Generator, num: int) -> np.ndarray:
-    """Heights [N] at which the demonstrator considers an episode done."""
+    """Draw the y [N] at which the demonstrator ends its episodes."""
     return rng.uniform(0.42, 0.48, num)
 
 
@@ -193,9 +193,9 @@ def _smooth_noise(
 
 
 def _make_replay(engine: str):
-    """actions [N, T, 2] -> states [N, T, 4]; gaps [N, T, 3] and collision [N, T].
+    """Make actions [N, T, 2] -> states [N, T, 4], gaps [N, T, 3], collision [N, T].
 
-    Gaps and collisions are those seen before the action of the same row.
+    The results are those before the action with the same index.
     """
     env = make_avoid(engine=engine)
 
@@ -220,7 +220,7 @@ def _valid_length(
     mode: np.ndarray,
     end: float,
 ) -> int:
-    """Rows [T] to keep of a replayed episode; 0 if it is not what was asked for."""
+    """Number of steps to keep of a replayed episode; 0 if it is not valid."""
     done = states[:, 3] > max(end, REWARD_Y)
     if not done.any():
         return 0

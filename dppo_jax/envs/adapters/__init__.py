@@ -1,13 +1,13 @@
-"""Environments of other libraries, as tasks by the name `library:name`.
+"""Make environments of other libraries by the name `library:name`.
 
-| name            | becomes                                                        |
+| name            | result                                                         |
 |-----------------|----------------------------------------------------------------|
-| `brax:ant`      | an `Env`, pure like our own                                    |
-| `playground:..` | an `Env` too                                                   |
+| `brax:ant`      | an `Env` of pure functions                                     |
+| `playground:..` | an `Env` of pure functions                                     |
 | `gymnasium:..`  | a `VecEnv` of host processes, see `adapters.host`              |
-| `robosuite:..`  | the same                                                       |
+| `robosuite:..`  | a `VecEnv` of host processes                                   |
 
-The libraries themselves are imported where one of their tasks is made, not before.
+A library is imported only when one of its tasks is made.
 """
 
 import importlib
@@ -22,46 +22,47 @@ HOST = ("gymnasium", "robosuite")
 
 
 def is_library(name: str) -> bool:
-    """Whether the task `name` is one of another library that is known here."""
+    """Whether `name` starts with a known library, as in `brax:ant`."""
     return name.partition(":")[0] in (*PURE, *HOST) and ":" in name
 
 
 def is_host(name: str) -> bool:
-    """Whether the task `name` runs in host processes instead of the program."""
+    """Whether the task `name` runs in host processes, outside the compiled program."""
     return name.partition(":")[0] in HOST and ":" in name
 
 
 def make_adapted(name: str, *, engine: str = "auto", **options: Any) -> Env:
-    """The pure task `library:name`, at its own control rate.
+    """Make the task `library:name` as an `Env`, at its own control rate.
 
     Args:
         name: e.g. "brax:ant" or "playground:CartpoleBalance".
-        engine: "auto"; other libraries bring their own physics.
+        engine: must be "auto", because other libraries have their own physics.
         **options: further arguments, see `make_brax` and `make_playground`.
 
     Raises:
-        SettingsError: an unknown library or task, a missing package, an engine, or the
-            name of a task that runs in host processes.
+        SettingsError: an unknown library or task, a missing package, another engine, or
+            a task that runs in host processes.
     """
     _check(name, engine)
     if is_host(name):
         raise SettingsError(
-            f"{name!r} runs in host processes, which are a VecEnv and no Env; make it "
+            f"{name!r} runs in host processes, as a VecEnv instead of an Env; make it "
             "with dppo_jax.envs.build.make_env, or with host_vec_env."
         )
     return _maker(name)(name.partition(":")[2], **options)
 
 
 def make_host_task(name: str, *, engine: str = "auto", **options: Any) -> HostTask:
-    """The task `library:name` for `host_vec_env`.
+    """Make the task `library:name` for `host_vec_env`.
 
     Args:
         name: e.g. "gymnasium:Hopper-v5" or "robosuite:Lift".
-        engine: "auto"; other libraries bring their own physics.
+        engine: must be "auto", because other libraries have their own physics.
         **options: further arguments, see `make_gymnasium` and `make_robosuite`.
 
     Raises:
-        SettingsError: an unknown library or task, a missing package, or an engine.
+        SettingsError: an unknown library, a missing package, another engine, or a task
+            that does not run in host processes.
     """
     _check(name, engine)
     if not is_host(name):
@@ -79,8 +80,8 @@ def _check(name: str, engine: str) -> None:
         )
     if engine != "auto":
         raise SettingsError(
-            f"env.engine={engine!r} is for the tasks of dppo_jax; {name!r} brings its "
-            "own physics, so leave 'auto' and see the options of its library."
+            f"env.engine={engine!r} is for the tasks of dppo_jax; {name!r} has its "
+            "own physics, so use 'auto' and see the options of its library."
         )
 
 

@@ -1,7 +1,7 @@
-"""Brax environments as pure tasks: `brax:ant`, `brax:inverted_pendulum`, ...
+"""Brax environments as an `Env`: `brax:ant`, `brax:inverted_pendulum`, ...
 
 Brax (Freeman et al. 2021, arXiv 2106.13281) is written in JAX, so its environments
-run inside the compiled program like our own.
+run inside the compiled program.
 """
 
 from typing import Any
@@ -17,21 +17,22 @@ BACKENDS = ("generalized", "mjx", "positional", "spring")
 def make_brax(
     name: str, *, backend: str = "generalized", obs_key: str = "state", **options: Any
 ) -> Env:
-    """A registered Brax environment; `time_limit(env, 1000)` is Brax's usual limit.
+    """Make a registered Brax environment; its usual limit is `time_limit(env, 1000)`.
 
     Action [Da] in [-1, 1]. Observation `{"state": [Do]}`. Metrics: those of the
     environment. `done` is a termination.
 
     Args:
-        name: in Brax's registry, e.g. "ant"; those that a user registered too.
-        backend: Brax's physics pipeline, one of `BACKENDS`. "mjx" is MuJoCo's,
-            "spring" the fastest.
-        obs_key: which entry is observed, where observations are dictionaries.
+        name: in Brax's registry, e.g. "ant" or one that the user registered.
+        backend: Brax's physics pipeline, one of `BACKENDS`. "mjx" is that of MuJoCo,
+            "spring" is the fastest.
+        obs_key: the entry to use if observations are dictionaries.
         **options: further arguments of the environment, e.g.
             `terminate_when_unhealthy=False`.
 
     Raises:
-        SettingsError: an unknown environment or backend, options that it does not take.
+        SettingsError: a missing package, an unknown environment or backend, or options
+            that the environment does not take.
     """
     require("brax", task=f"brax:{name}", extra="dev")
     from brax import envs
@@ -48,7 +49,8 @@ def make_brax(
     try:
         env = envs.get_environment(name, backend=backend, **options)
     except (TypeError, AttributeError, KeyError) as error:
-        # Options go through several constructors, and a backend may not fit a model.
+        # Options pass through several constructors, and not every backend supports
+        # every model, so the errors are of several types.
         raise SettingsError(
             f"brax:{name} cannot be made with backend={backend!r} and {options}: "
             f"{error}."

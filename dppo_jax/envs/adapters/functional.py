@@ -1,8 +1,8 @@
-"""What Brax and MuJoCo Playground share: `reset(key)` and `step(state, action)`.
+"""Make an `Env` of an environment of Brax or MuJoCo Playground.
 
-Both return a state with `obs`, `reward`, `done` and `metrics`. It is taken raw,
-without their own auto-reset and episode wrappers, so that terminal observations
-survive ours.
+Both have `reset(key)` and `step(state, action)`, which return a state with `obs`,
+`reward`, `done` and `metrics`. Their own auto-reset and episode wrappers are not used,
+because they would replace terminal observations.
 """
 
 from collections.abc import Mapping
@@ -17,26 +17,29 @@ from dppo_jax.types import Array, Env, Obs, PyTree, TimeStep
 
 
 class FunctionalState(NamedTuple):
-    """inner: the state of the library.  obs: `{"state": [Do]}`."""
+    """State of the task.
+
+    inner: the state of the library.
+    obs: `{"state": [Do]}`.
+    """
 
     inner: Any
     obs: Obs
 
 
 def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
-    """An environment of Brax or MuJoCo Playground as an `Env`.
+    """Make an `Env` of an environment of Brax or MuJoCo Playground.
 
-    Its `done` is a termination: neither library ends an episode for its length
-    without a wrapper. Metrics are the scalars of its state.
+    Its `done` is a termination, because without a wrapper neither library has a time
+    limit. The metrics are the scalar metrics of its state.
 
     Args:
         env: unwrapped; `reset: key -> state`, `step: (state, action) -> state`.
         task: its name, for messages.
-        obs_key: which entry is observed, where observations are dictionaries.
+        obs_key: the entry to use if observations are dictionaries.
 
     Raises:
-        SettingsError: an `obs_key` that is not there, or observations of other shape
-            than [Do].
+        SettingsError: a missing `obs_key`, or observations of another shape than [Do].
     """
     types = _lasting_types(env)
 
@@ -89,10 +92,10 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
 
 
 def _lasting_types(env: Any) -> PyTree:
-    """Types that hold every state, be it fresh or stepped.
+    """Find common types of the states that `reset` and `step` return.
 
-    A step may turn an integer 0, or one of no firm type, into a float32. Loops need
-    types that stay, and a program would be compiled once more for each.
+    A step may turn an integer 0, or a weakly typed one, into a float32. Loops need
+    constant types, and every change of type would compile the program again.
     """
 
     def both(key: Array) -> tuple[Any, Any]:
@@ -113,10 +116,10 @@ def _cast(types: PyTree, state: PyTree) -> PyTree:
 
 
 def _copy(state: PyTree) -> PyTree:
-    """The same arrays in containers of its own.
+    """Copy the containers of a state, not its arrays.
 
-    Some environments update the dictionaries of the state that they are given, which
-    would change it for those that still hold it.
+    Some environments modify the dictionaries of the state that is passed to them, which
+    the caller may still use.
     """
     return jax.tree.map(lambda x: x, state)
 

@@ -1,7 +1,8 @@
 """Gymnasium environments as host tasks: `gymnasium:Hopper-v5`, ...
 
-Any environment with a box of actions and vectors to observe will do, those of other
-packages too: `gymnasium:gymnasium_robotics:FetchReach-v4` imports the package first.
+Any environment works whose action space is a box and whose observations are vectors.
+For environments of other packages, name the package to import first, as in
+`gymnasium:gymnasium_robotics:FetchReach-v4`.
 """
 
 import functools
@@ -20,25 +21,26 @@ def make_gymnasium(
     processes: int | None = None,
     **options: Any,
 ) -> HostTask:
-    """A registered Gymnasium environment, or what a function makes.
+    """Make a task of a registered Gymnasium environment, or of a function.
 
-    Action [Da] and observation `{"state": [Do]}` in the units of the environment;
-    nothing is clipped. Its `terminated` and `truncated` are ours, an own time limit
-    included. Metrics: numbers in `info`.
+    Action [Da] and observation `{"state": [Do]}` are in the units of the environment;
+    nothing is clipped. `terminated` and `truncated` are those of the environment, so
+    its own time limit truncates. Metrics: numbers in `info`.
 
     Args:
-        source: an id, or `() -> gymnasium.Env`. Environments with a batch of their
-            own (`gymnasium.vector`) are not taken: they cannot hold still where one
-            of them ends inside an action chunk.
-        obs_keys: entries of a dictionary observation, side by side; empty: all.
-        metrics: entries of `info` to report; None: the numbers in that of a first
+        source: an id, or `() -> gymnasium.Env`. Vector environments
+            (`gymnasium.vector`) do not work, because they cannot pause one environment
+            whose episode ends inside an action chunk.
+        obs_keys: entries of a dictionary observation to concatenate; empty: all.
+        metrics: entries of `info` to report; None: the numbers in `info` of the first
             step.
-        processes: how many share the environments; None: one per core, 0: none.
-        **options: further arguments of `gymnasium.make`.
+        processes: how many processes share the environments; None: one per core, 0: run
+            in the calling process.
+        **options: further arguments of `gymnasium.make`, or of the function.
 
     Raises:
-        SettingsError: Gymnasium is missing. What cannot be made is refused by
-            `host_vec_env`, which makes one.
+        SettingsError: Gymnasium is missing. Other errors are raised by `host_vec_env`,
+            which makes the environment.
     """
     name = source if isinstance(source, str) else getattr(source, "__name__", "factory")
     require("gymnasium", task=f"gymnasium:{name}", extra="dev")

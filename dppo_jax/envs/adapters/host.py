@@ -1,19 +1,18 @@
-"""Simulators that are no JAX programs, as a `VecEnv` behind ordered callbacks.
+"""Run simulators that are not written in JAX as a `VecEnv` with ordered callbacks.
 
-Environments live in host processes and keep their state there. A step of the VecEnv
-is one callback: whole action chunks go to the processes, and what became of them
-comes back. Chunks, history, normaliser and time limit mean what they mean for a pure
-`Env`, and the terminal observation survives the reset.
+Host processes hold the environments and their states. A step of the VecEnv is one
+callback, which sends whole action chunks to the processes and returns their results.
+Chunks, history, normaliser and time limit are the same as those of the wrappers of an
+`Env`, and the TimeStep keeps the terminal observation.
 
-A program with such a callback is impure, which has three consequences:
+A program with such a callback is not pure, which has three consequences:
 
-- Only the latest state can be stepped; an older one is refused.
-- There is one batch of simulators per VecEnv: `vmap` and `shard_map` are refused.
-- The simulators' state is in no checkpoint. A resumed run goes on from the saved
-  parameters, optimisers and keys, but its episodes start anew: those that were
-  running count as truncated, with the last observation that was seen. It is not bit
-  for bit the run that was not interrupted, except where
-  `rollout.reset_at_iteration` starts all episodes anew anyway.
+- Only the newest state can be stepped; an older one raises an error.
+- There is one batch of simulators per VecEnv; `vmap` and `shard_map` raise an error.
+- Checkpoints do not hold the state of the simulators. A resumed run continues with the
+  saved parameters, optimizers and keys, but starts new episodes. The interrupted ones
+  are truncated at their last known observation. Therefore the run differs from an
+  uninterrupted one, unless `rollout.reset_at_iteration` starts new episodes anyway.
 """
 
 import secrets
@@ -38,12 +37,12 @@ class HostTask(NamedTuple):
     """A task whose simulator runs on the host.
 
     name: for messages.
-    make: () -> one `gymnasium.Env` with box spaces. It is called in other processes
-        and must survive the way there.
-    obs_keys: entries of a dictionary observation, side by side; empty: all.
-    metrics: entries of `info` to report; None: the numbers in that of a first step.
-    processes: how many share the environments; None: one per core, 0: none, the
-        simulators run in the program's own process.
+    make: () -> one `gymnasium.Env` with box spaces. It is called in other processes, so
+        it must be picklable.
+    obs_keys: entries of a dictionary observation to concatenate; empty: all.
+    metrics: entries of `info` to report; None: the numbers in `info` of the first step.
+    processes: how many processes share the environments; None: one per core, 0: run in
+        the calling process.
     """
 
     name: str
@@ -54,12 +53,12 @@ class HostTask(NamedTuple):
 
 
 class HostState(NamedTuple):
-    """State of a VecEnv on the host; all but the token has the leading axis [B].
+    """State of a VecEnv on the host; all leaves but the token have a leading axis [B].
 
-    episode_return, episode_length: of the running episode, control steps.
-    token: [2] uint32, which simulators these are, and how often they were called.
-    obs: what to act on next.
-    metrics: those of the latest step.
+    token: [2] uint32, identity of the simulators and how often they were called.
+    obs: the observation before the next action.
+    episode_return, episode_length: of the running episode; the length in control steps.
+    metrics: those of the last step.
     """
 
     token: Array
@@ -81,17 +80,18 @@ def host_vec_env(
 ) -> VecEnv:
     """Run `num_envs` simulators in host processes.
 
-    `reset(keys)` restarts all of them, each with a seed from its key; what an
-    environment does then depends on its seed and actions alone. Processes end with
-    the program, or once nothing refers to the VecEnv any more; compiled programs do,
-    until `jax.clear_caches()`.
+    `reset(keys)` restarts all of them, each with a seed from its key. After that, an
+    environment depends only on its seed and its actions. The processes end with the
+    program, or when nothing refers to the VecEnv any more; compiled programs refer to
+    it until `jax.clear_caches()`.
 
     Args:
-        chunk: Ta, control steps per step; nothing more happens after an end.
-        history: To, observations that are shown, the latest last.
-        max_steps: control steps until an episode is truncated, in addition to a limit
-            that the environment has itself.
-        normalizer: between task units and [-1, 1]; None leaves both as they are.
+        chunk: Ta, control steps per step; actions after the end of an episode are not
+            executed.
+        history: To, number of observations, the newest last.
+        max_steps: control steps until an episode is truncated, in addition to the
+            environment's own time limit; None: no additional limit.
+        normalizer: bounds for observations and actions; None: task units.
         trace: names of metrics to return as `TimeStep.trace`, [B, Ta].
 
     Returns:
@@ -100,9 +100,9 @@ def host_vec_env(
 
     Raises:
         SettingsError: a task that cannot be made, spaces that are not boxes, numbers
-            below one, sizes that the normalizer does not have, an unknown `trace`.
+            below one, a normalizer of other sizes, an unknown `trace`.
     """
-    # Gymnasium is imported where it is needed, as all simulators are.
+    # Gymnasium is an optional package, so import it only here.
     from dppo_jax.envs.adapters.workers import make_groups
 
     for name, value in dict(
@@ -112,7 +112,10 @@ def host_vec_env(
             raise SettingsError(f"{name}={value} must be at least 1.")
     processes = num_cores() if task.processes is None else task.processes
     if processes < 0:
-        raise SettingsError(f"processes={processes} must be 0, for none, or more.")
+        raise SettingsError(
+            f"processes={processes} must not be negative; use 0 to run the simulators "
+            "in this process."
+        )
     plan = _look_at(task)._replace(chunk=chunk, history=history, max_steps=max_steps)
     unknown = sorted(set(trace) - set(plan.metrics))
     if unknown:
@@ -151,8 +154,8 @@ def host_vec_env(
         if normalizer is not None:
             action = unnormalize_action(normalizer, action)
         answer = io_callback(host.step, results, state.token, action, ordered=True)
-        # A state that comes from a checkpoint names simulators that are gone: what
-        # it knows of their episodes is all that can be said of them.
+        # The simulators of a state from a checkpoint no longer exist, so the results of
+        # their episodes are those in the state.
         begun = answer["begun_anew"] > 0
         metrics = {
             name: jnp.where(begun, state.metrics[name], answer["metrics"][:, i])
@@ -196,25 +199,31 @@ class Host:
     """The simulators behind one VecEnv, and how often they were called."""
 
     def __init__(self, groups: Any, results: Mapping[str, Any], name: str) -> None:
-        """`groups` is from `make_groups` and is closed together with this; `results`
-        are shapes and types of what a step answers."""
+        """`groups` is from `make_groups` and is closed with this object; `results` has
+        the shapes and types that `step` returns."""
         self.groups, self.results, self.name = groups, results, name
-        # Two programs must not take each other's simulators for their own.
+        # A random identity tells the simulators of two programs apart.
         self.identity, self.count = secrets.randbits(32), 0
-        # Also at the exit of the program. Terminating hangs on nothing, and there is
-        # nothing to save.
+        # This also runs at the exit of the program. Terminate the processes, because
+        # waiting for them could block and they have nothing to save.
         terminate = {"terminate": True} if hasattr(groups, "processes") else {}
         weakref.finalize(self, groups.close, **terminate)
 
     def reset(self, seeds: Any) -> dict[str, np.ndarray]:
-        """Restart all; seeds [B] uint32."""
-        # Gymnasium wants seeds that fit a signed integer.
+        """Restart all environments; seeds [B] uint32."""
+        # Gymnasium requires seeds that fit into a signed integer.
         seeds = np.asarray(seeds) >> 1
         told, _ = self.groups.reset(options={"seeds": seeds})
         return self._answer({"obs": told["obs"]})
 
     def step(self, token: Any, action: Any) -> dict[str, np.ndarray]:
-        """Execute chunks [B, Ta, Da], if `token` is that of the latest answer."""
+        """Execute chunks [B, Ta, Da].
+
+        If `token` belongs to other simulators, truncate and restart all episodes.
+
+        Raises:
+            SettingsError: `token` is not that of the last call.
+        """
         identity, count = (int(x) for x in np.asarray(token))
         action = np.asarray(action)
         if identity != self.identity:
@@ -225,7 +234,7 @@ class Host:
         if count != self.count:
             raise SettingsError(
                 f"{self.name}: this state is {self.count - count} calls old, but "
-                "simulators on the host cannot go back; step the latest state only, "
+                "simulators on the host cannot go back; step only the newest state, "
                 "or reset."
             )
         workers, rows = self.groups.num_envs, self.groups.single_action_space.shape[0]
@@ -235,7 +244,7 @@ class Host:
         return self._answer(told) | {"begun_anew": np.zeros((), np.float32)}
 
     def _answer(self, told: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rows [W, G, ...] of the processes -> [B, ...], and a new token."""
+        """Convert rows [W, G, ...] of the processes to [B, ...]; add a new token."""
         self.count += 1
         answer = {"token": np.array([self.identity, self.count], np.uint32)}
         for name, rows in told.items():
@@ -245,7 +254,7 @@ class Host:
 
 
 def _results(plan: Any, num_envs: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of what a step of `Host` answers."""
+    """Shapes and types that `Host.step` returns."""
     shapes: dict[str, tuple[int, ...]] = dict(
         obs=(num_envs, plan.history, plan.obs_size),
         next_obs=(num_envs, plan.history, plan.obs_size),
@@ -262,10 +271,10 @@ def _results(plan: Any, num_envs: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _look_at(task: HostTask) -> Any:
-    """The plan of a task, from one step of its environment.
+    """Make the plan of a task from one step of its environment.
 
     Raises:
-        SettingsError: spaces or observations that cannot be used.
+        SettingsError: an environment that cannot be made, or unsuitable spaces.
     """
     import gymnasium
 
@@ -304,31 +313,30 @@ def _check_spaces(task: HostTask, env: Any) -> None:
     unknown = sorted(set(task.obs_keys) - set(parts))
     if unknown:
         raise SettingsError(
-            f"{task.name} has no observation {', '.join(unknown)}; "
-            "config.env.options.obs_keys, in the configuration file, may name "
-            f"{', '.join(filter(None, parts)) or 'none: it is no dictionary'}."
+            f"{task.name} has no observation {', '.join(unknown)}; set "
+            "config.env.options.obs_keys, in the configuration file, to some of "
+            f"{', '.join(filter(None, parts)) or '() (it observes no dictionary)'}."
         )
     for name in task.obs_keys or parts:
         space = parts[name]
         if not isinstance(space, spaces.Box) or len(space.shape) > 1:
             raise SettingsError(
-                f"{task.name} observes {name or 'a'} {space}; only vectors become a "
-                "state, so choose others with env.options.obs_keys, or wrap the "
-                "environment in a factory of your own."
+                f"{task.name} observes {name or 'a'} {space}, but only vectors can be "
+                "a state; choose others with env.options.obs_keys, or wrap the "
+                "environment in your own function."
             )
     if not isinstance(env.action_space, spaces.Box):
         raise SettingsError(
             f"{task.name} takes actions from {env.action_space}; policies here are "
-            "continuous, so take an environment with a Box of actions."
+            "continuous, so use an environment whose action space is a Box."
         )
 
 
 def _refuse_batches(name: str, num_envs: int) -> Callable[[PyTree], PyTree]:
-    """The identity, which raises SettingsError inside vmap and shard_map."""
+    """Make an identity function that raises SettingsError in vmap and shard_map."""
     cure = (
-        f"{name} runs in host processes, one batch of num_envs={num_envs} simulators "
-        "for one program; raise num_envs instead, and run other seeds as programs of "
-        "their own."
+        f"{name} runs in host processes as one batch of num_envs={num_envs} simulators "
+        "per program; raise num_envs instead, and run each seed in its own program."
     )
 
     @jax.custom_batching.custom_vmap

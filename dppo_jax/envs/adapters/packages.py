@@ -1,4 +1,4 @@
-"""What happens where an optional package is absent."""
+"""A check for optional packages."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ from dppo_jax.errors import SettingsError
 
 
 def require(package: str, *, task: str, extra: str) -> None:
-    """Raise SettingsError, naming the cure, unless `package` is installed."""
+    """Raise SettingsError, with the command to install it, if `package` is missing."""
     if importlib.util.find_spec(package) is None:
         raise SettingsError(
             f"The task {task!r} needs the package {package}, which is not installed; "

@@ -1,8 +1,8 @@
-"""MuJoCo Playground as pure tasks: `playground:CartpoleBalance`, ...
+"""Environments of MuJoCo Playground as an `Env`: `playground:CartpoleBalance`, ...
 
-Playground (Zakka et al. 2025, arXiv 2502.08844) runs on MJX. Its ports of the
-DeepMind control suite bring their models along; its robots fetch theirs, MuJoCo
-Menagerie, from the network when the first of them is made.
+Playground (Zakka et al. 2025, arXiv 2502.08844) runs on MJX. It contains the models of
+its ports of the DeepMind control suite. Those of its robots, MuJoCo Menagerie, are
+downloaded when the first robot is made.
 """
 
 import subprocess
@@ -17,25 +17,24 @@ from dppo_jax.types import Env
 def make_playground(
     name: str, *, obs_key: str = "state", impl: str = "jax", **overrides: Any
 ) -> Env:
-    """An environment of MuJoCo Playground; its own limit is usually 1000 steps.
+    """Make an environment of MuJoCo Playground; its limit is usually 1000 steps.
 
-    Action [Da] in [-1, 1]. Observation `{"state": [Do]}`: robots observe
-    dictionaries, of which `state` is what the robot senses and `privileged_state`
-    what only a simulator knows. Metrics: those of the environment. `done` is a
-    termination. An `action_repeat` of its configuration is left to action chunks.
+    Action [Da] in [-1, 1]. Observation `{"state": [Do]}`. Observations of robots are
+    dictionaries: `state` is what the robot senses, `privileged_state` what only a
+    simulator can measure. Metrics: those of the environment. `done` is a termination.
+    `action_repeat` of its configuration has no effect; use action chunks.
 
     Args:
         name: in Playground's registry.
-        obs_key: which entry is observed, where observations are dictionaries.
-        impl: of MJX. Playground's own default is "warp", which takes most of a
-            minute to build its kernels on a CPU and whose states are not one
-            environment's own, so that an auto-reset of a few of a batch may touch
-            others; "jax" is the one that is tested here.
+        obs_key: the entry to use if observations are dictionaries.
+        impl: of MJX. Only "jax" is tested here. Playground's own default, "warp", needs
+            most of a minute to build its kernels on a CPU. Its environments share parts
+            of a state, so an auto-reset of some of a batch may change others.
         **overrides: entries of the environment's configuration, e.g. `sim_dt=0.005`.
 
     Raises:
-        SettingsError: the package is missing, an unknown environment or entry, or
-            models that could not be fetched.
+        SettingsError: the package is missing, an unknown environment or entry, or a
+            failed download of the models.
     """
     task = f"playground:{name}"
     require("mujoco_playground", task=task, extra="playground")
@@ -47,20 +46,20 @@ def make_playground(
             f"{', '.join(sorted(registry.ALL_ENVS))}."
         )
     known = registry.get_default_config(name)
-    # Not all have a choice of implementation.
+    # Not all environments have a setting `impl`.
     changes = {**({"impl": impl} if "impl" in known else {}), **overrides}
     unknown = sorted(set(changes) - set(known))
     if unknown:
         raise SettingsError(
-            f"{task} has no setting {', '.join(unknown)}; env.options may hold "
+            f"{task} has no setting {', '.join(unknown)}; env.options may contain "
             f"{', '.join(sorted(known))}."
         )
     try:
         env = registry.load(name, config_overrides=changes)
     except (subprocess.CalledProcessError, OSError) as error:
         raise SettingsError(
-            f"{task} needs the models of MuJoCo Menagerie, which Playground fetches "
-            f"with git ({error}); connect this machine once, or take an environment "
-            "of the control suite such as CartpoleBalance."
+            f"{task} needs the models of MuJoCo Menagerie, which Playground downloads "
+            f"with git ({error}); connect this machine to the network once, or use an "
+            "environment of the control suite such as CartpoleBalance."
         ) from error
     return from_functional(env, task=task, obs_key=obs_key)

@@ -1,8 +1,8 @@
 """Robosuite tasks as host tasks: `robosuite:Lift`, `robosuite:NutAssemblySquare`, ...
 
-Robosuite (Zhu et al. 2020, arXiv 2009.12293) drives C MuJoCo from Python. Its random
-draws come from NumPy's global stream, which is seeded before every reset, so that an
-environment's episodes depend on its own seed alone.
+Robosuite (Zhu et al. 2020, arXiv 2009.12293) runs C MuJoCo from Python. It draws random
+numbers from NumPy's global generator, which is seeded here before every reset, so that
+the episodes of an environment depend only on its own seed.
 """
 
 import functools
@@ -20,8 +20,8 @@ from dppo_jax.envs.adapters.host import HostTask
 from dppo_jax.envs.adapters.packages import require
 from dppo_jax.errors import SettingsError
 
-# What robomimic's low-dimensional data sets hold per arm, in their order; the object
-# follows.
+# Observations per arm of robomimic's low-dimensional data sets, in their order; those
+# of the object follow.
 _ARM_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
 _OBJECT_KEY = "object-state"
 
@@ -35,28 +35,29 @@ def make_robosuite(
     processes: int | None = None,
     **options: Any,
 ) -> HostTask:
-    """A robosuite task without cameras; robomimic's limits are 300 to 700 steps.
+    """Make a robosuite task without cameras; robomimic's limits are 300 to 700 steps.
 
     Action [Da] in [-1, 1], as robosuite's controller takes it. Observation
-    `{"state": [Do]}`: the entries `obs_keys` side by side. Reward: robosuite's, by
-    default 1 while the task is achieved. Metrics: `success`, 1 once it was. Nothing
-    terminates an episode.
+    `{"state": [Do]}`: the concatenated entries `obs_keys`. Reward: that of robosuite,
+    by default 1 in every step in which the task is achieved. Metrics: `success`, 1 once
+    the task has been achieved. Episodes never terminate.
 
     Args:
         name: in robosuite's registry.
         robots: one name, or one per arm.
-        obs_keys: entries of robosuite's observation; empty: per arm its
-            `eef_pos`, `eef_quat` and `gripper_qpos`, then `object-state`, which is the
-            order of robomimic's data.
-        horizon: control steps until robosuite itself truncates; None: never, which
-            leaves it to the time limit.
-        processes: how many share the environments; None: one per core, 0: none.
+        obs_keys: entries of robosuite's observation; empty: `eef_pos`, `eef_quat` and
+            `gripper_qpos` of each arm, then `object-state`, in the order of robomimic's
+            data.
+        horizon: control steps until robosuite itself truncates; None: never, so only
+            the time limit truncates.
+        processes: how many processes share the environments; None: one per core, 0: run
+            in the calling process.
         **options: further arguments of `robosuite.make`, e.g. `control_freq=20`,
             `reward_shaping=True`, `controller_configs`.
 
     Raises:
-        SettingsError: robosuite is missing. What cannot be made is refused by
-            `host_vec_env`, which makes one.
+        SettingsError: robosuite is missing. Other errors are raised by `host_vec_env`,
+            which makes the environment.
     """
     require("robosuite", task=f"robosuite:{name}", extra="robosuite")
     names = robots if isinstance(robots, str) else list(robots)
@@ -69,7 +70,7 @@ def make_robosuite(
 
 
 class RobosuiteEnv(gymnasium.Env):
-    """A robosuite task behind Gymnasium's interface, see `make_robosuite`."""
+    """A robosuite task with Gymnasium's interface, see `make_robosuite`."""
 
     def __init__(
         self,
@@ -104,8 +105,8 @@ class RobosuiteEnv(gymnasium.Env):
         unknown = [key for key in self.obs_keys if key not in observed]
         if unknown:
             raise SettingsError(
-                f"robosuite:{name} has no observation {', '.join(unknown)}; "
-                f"env.options.obs_keys may name {', '.join(observed)}."
+                f"robosuite:{name} has no observation {', '.join(unknown)}; set "
+                f"env.options.obs_keys to some of {', '.join(observed)}."
             )
         size = sum(np.size(observed[key]) for key in self.obs_keys)
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
@@ -136,8 +137,8 @@ class RobosuiteEnv(gymnasium.Env):
 
 
 def _import_robosuite() -> Any:
-    """Robosuite without its remarks, and on the MuJoCo of today."""
-    # On import, and again at every reset, it says what it does not need.
+    """Import robosuite without its log messages, adapted to the current MuJoCo."""
+    # On import and at every reset it logs which optional parts are missing.
     logging.getLogger("robosuite_logs").addFilter(_only_errors)
     import robosuite
 
@@ -151,10 +152,10 @@ def _only_errors(record: logging.LogRecord) -> bool:
 
 
 def _mend_joint_addresses() -> None:
-    """Robosuite 1.5 asks `type in (hinge, slide)`, where the type is a NumPy integer.
+    """Replace robosuite 1.5's lookup of joint addresses if MuJoCo's enums break it.
 
-    From some version on MuJoCo's enumerations do not equal those, though Python's own
-    integers; the question is the same with either.
+    It tests `type in (hinge, slide)`, where the type is a NumPy integer. In newer
+    versions of MuJoCo, enums equal Python integers but not NumPy integers.
     """
     from robosuite.utils import binding_utils
 
@@ -177,14 +178,17 @@ def _mend_joint_addresses() -> None:
 
 
 def _mend_mass_matrix() -> None:
-    """Robosuite 1.5 calls `mj_fullM(model, out, data.qM)`; MuJoCo 4 has no `qM` and
-    takes `(model, data, out)`."""
+    """Adapt robosuite 1.5's call of `mj_fullM` to MuJoCo 4.
+
+    It calls `mj_fullM(model, out, data.qM)`; MuJoCo 4 has no `qM` and takes
+    `(model, data, out)`.
+    """
     from robosuite.controllers.parts import controller
     from robosuite.utils import binding_utils
 
     if hasattr(mujoco.MjData, "qM") or hasattr(binding_utils.MjData, "qM"):
         return
-    # The data stand in for their matrix; all that robosuite does is pass it on.
+    # Let `qM` return the data: robosuite only passes it on to `mj_fullM`.
     binding_utils.MjData.qM = property(lambda self: self._data)
     old = types.ModuleType("mujoco")
     old.__dict__.update(mujoco.__dict__)

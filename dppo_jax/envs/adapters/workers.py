@@ -1,7 +1,7 @@
 """The host side of `host_vec_env`: episodes of Gymnasium environments, in NumPy.
 
-A process holds a group of environments and answers once per action chunk. What a
-chunk, a history and a time limit mean is what `dppo_jax.envs.wrappers` says.
+A process holds a group of environments and returns results once per action chunk.
+Chunks, histories and time limits work as in `dppo_jax.envs.wrappers`.
 """
 
 import functools
@@ -17,15 +17,15 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 
 class Plan(NamedTuple):
-    """What an episode is made of.
+    """How to make an environment and run its episodes.
 
-    make: () -> one environment; must survive the way to another process.
-    obs_keys: entries of a dictionary observation, side by side; empty: all.
+    make: () -> one environment; must be picklable.
+    obs_keys: entries of a dictionary observation to concatenate; empty: all.
     metrics: entries of `info` to report.
     trace: those of them to report at every control step.
     obs_size, action_shape: Do, and the shape of one action.
     chunk, history: Ta, To.
-    max_steps: control steps until the time limit; None without one.
+    max_steps: control steps until the time limit; None: no time limit.
     """
 
     make: Callable[[], gymnasium.Env]
@@ -40,13 +40,13 @@ class Plan(NamedTuple):
 
 
 def flat_observation(obs: Any, keys: tuple[str, ...]) -> np.ndarray:
-    """An observation as a vector [Do] float32; entries of a dictionary side by side."""
+    """Convert an observation to [Do] float32; concatenate entries of a dictionary."""
     parts = [obs[key] for key in keys or obs] if isinstance(obs, Mapping) else [obs]
     return np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in parts])
 
 
 def scalars(info: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers in an `info`; all else that it holds is left out."""
+    """Return the entries of an `info` that are single numbers."""
     return {
         name: float(np.asarray(value).item())
         for name, value in info.items()
@@ -58,7 +58,7 @@ def scalars(info: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Episode:
-    """One environment and the episode that runs in it."""
+    """One environment and its running episode."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -68,18 +68,18 @@ class Episode:
         self.metrics: dict[str, float] = {}
 
     def reset(self, seed: int | None = None) -> None:
-        """Start anew; without a seed, from the environment's own random stream."""
+        """Start an episode; without a seed, the environment's generator continues."""
         obs, _ = self.env.reset(seed=seed)
         self.history[:] = flat_observation(obs, self.plan.obs_keys)
         self.count = 0
-        # An entry that comes and goes keeps its last value; before any, it is 0.
+        # Not every step reports every entry: missing ones keep their last value, or 0.
         self.metrics = dict.fromkeys(self.plan.metrics, 0.0)
 
     def step(self, chunk: np.ndarray) -> dict[str, Any]:
-        """Execute a chunk [Ta, Da], up to an end; where there is one, reset.
+        """Execute a chunk [Ta, Da]; if the episode ends, skip the rest and reset.
 
         Returns:
-            The row of `Group` that belongs to this environment.
+            This environment's row of the results of `Group`.
         """
         plan, space = self.plan, self.env.action_space
         reward, terminated, truncated = 0.0, False, False
@@ -112,20 +112,20 @@ class Episode:
 
 
 class Group(gymnasium.Env):
-    """Environments `first` to `first + size` of a batch, as one for a process.
+    """The environments `first` to `first + size - 1` of a batch, in one process.
 
-    Its observation is all that a step has to tell, [G, ...] by name; it never ends,
+    Its observation holds all results of a step, [G, ...] by name. It never ends,
     because its environments reset themselves.
     """
 
     def __init__(
         self, plan: Plan, first: int, size: int, rows: int, own_process: bool
     ) -> None:
-        """`rows` >= `size`: processes must look alike; what is not used stays 0."""
+        """`rows` is G >= `size`, equal in all processes; rows beyond `size` stay 0."""
         self.own_process = own_process
         self.plan, self.first, self.size, self.rows = plan, first, size, rows
-        # Only a process that is asked to reset needs simulators: Gymnasium makes one
-        # more Group just to look at its spaces.
+        # Make the simulators at the first reset, because Gymnasium makes one more Group
+        # only to read its spaces.
         self.episodes: list[Episode] = []
         self.shapes: dict[str, tuple[int, ...]] = dict(
             obs=(plan.history, plan.obs_size),
@@ -145,11 +145,11 @@ class Group(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Restart all; `options["seeds"]` [B] has one seed for every environment."""
+        """Restart all; `options["seeds"]` [B] holds one seed per environment."""
         assert options is not None
         if not self.episodes:
             if self.own_process:
-                # An interrupt from the keyboard is for the program, which ends this.
+                # A keyboard interrupt goes to the program, which ends this process.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             self.episodes = [Episode(self.plan) for _ in range(self.size)]
         for i, episode in enumerate(self.episodes):
@@ -178,10 +178,10 @@ class Group(gymnasium.Env):
 
 
 def make_groups(plan: Plan, num_envs: int, processes: int) -> VectorEnv:
-    """`num_envs` environments in `processes` processes; 0: in the calling one.
+    """Run `num_envs` environments in `processes` processes; 0: in the calling one.
 
-    Rows [W, G, ...] of what comes back are environments in order; rows beyond
-    `num_envs` are padding.
+    Rows [W, G, ...] of the results are the environments in order, W groups of G; rows
+    beyond `num_envs` are padding.
     """
     rows = -(-num_envs // max(processes, 1))
     own_process = processes > 0
@@ -189,13 +189,13 @@ def make_groups(plan: Plan, num_envs: int, processes: int) -> VectorEnv:
     for first in range(0, num_envs, rows):
         size = min(rows, num_envs - first)
         makers.append(functools.partial(Group, plan, first, size, rows, own_process))
-    # Groups reset themselves within a step and keep what ended an episode, and they
-    # never report an end; so Gymnasium has nothing to reset.
+    # Groups reset their environments within a step and never report an end, so
+    # Gymnasium must not reset anything.
     mode = AutoresetMode.DISABLED
     if not own_process:
         return SyncVectorEnv(makers, autoreset_mode=mode)
-    # A fork of a process that runs JAX may deadlock. The fork server imports once and
-    # then copies itself; without it every process imports everything again.
+    # A fork of a process that runs JAX may deadlock. The fork server imports modules
+    # once for all processes; with "spawn" every process imports them again.
     method = "forkserver"
     if method in multiprocessing.get_all_start_methods():
         multiprocessing.get_context(method).set_forkserver_preload([__name__])

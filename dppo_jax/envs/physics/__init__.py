@@ -1,4 +1,4 @@
-"""One MuJoCo model, three engines behind one pure interface; see `build`."""
+"""Three physics engines for MuJoCo models, with one pure interface; see `build`."""
 
 from dppo_jax.envs.physics.build import (
     ENGINES,

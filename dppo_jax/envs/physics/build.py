@@ -1,4 +1,4 @@
-"""One MuJoCo model, three engines behind one pure interface.
+"""Step MuJoCo models by one of three engines, with one pure interface.
 
 | engine     | where          | how                                                  |
 |------------|----------------|------------------------------------------------------|
@@ -7,8 +7,8 @@
 | `mujoco`   | CPU            | C MuJoCo on all cores, behind one batched callback   |
 
 A task is written once, as pure functions of `qpos`, `qvel`, `displacement` and
-`sensordata`. Every simulation may have a model of its own, and a step may change what
-acts on it, in the same way on every engine:
+`sensordata`. Every simulation may have its own model, and a step may change fields of
+its data, in the same way on every engine:
 
     state = physics.reset(qpos, qvel, overrides={"body_mass": mass})
     state = physics.step(state, ctrl, eq_active=grasped)
@@ -41,23 +41,23 @@ ENGINES = ("mjx", "mjx-warp", "mujoco")
 
 
 class Physics(NamedTuple):
-    """Steps one simulation; vmap it for many, each with a model of its own if need be.
+    """Steps one simulation; `vmap` steps many, each with its own model if needed.
 
     reset: (qpos [nq], qvel [nv], *, overrides={}, **changes) -> PhysicsState at time 0.
         `overrides` are fields of the model by name (`override_names`), in the model's
-        shapes. What MuJoCo derives from masses, inertias and places of bodies when it
-        compiles follows them, but for `stat` (the scale of the solver's tolerance),
-        `eq_data` (what equality constraints hold where) and where mocap bodies start.
-        `changes` are `eq_active`, `mocap_pos` and `mocap_quat`.
+        shapes. Constants that MuJoCo derives at compilation from masses, inertias and
+        places of bodies are updated, except `stat` (the scale of the solver's
+        tolerance), `eq_data` (what equality constraints hold, and where) and the start
+        of mocap bodies. `changes` are `eq_active`, `mocap_pos` and `mocap_quat`.
     step: (state, ctrl [nu], **changes) -> PhysicsState after `num_substeps` substeps.
         `changes` are fields of MjData by name (`change_names`), in its shapes:
-        `eq_active`, `mocap_pos` and `mocap_quat` stay until they are changed again,
-        `qpos` and `qvel` are where the step begins, `xfrc_applied` and `qfrc_applied`
-        hold for all of this step and are zero in the next.
+        `eq_active`, `mocap_pos` and `mocap_quat` stay until they are changed again. The
+        step starts from `qpos` and `qvel`. `xfrc_applied` and `qfrc_applied` act during
+        this step only.
 
-    Both raise SettingsError for a name that is not possible or a wrong shape. C MuJoCo
-    keeps float64: an entry of an override, `qpos` or `qvel` that equals the model's
-    or the state's own rounded to float32 leaves that as it is.
+    Both raise SettingsError for an unknown name or a wrong shape. C MuJoCo keeps
+    float64: if an entry of an override, `qpos` or `qvel` equals the entry of the model
+    or state rounded to float32, the float64 value is kept.
     """
 
     model: mujoco.MjModel
@@ -68,15 +68,15 @@ class Physics(NamedTuple):
 
 
 def resolve_engine(engine: str, cpu_engine: str) -> str:
-    """Turn `"auto"` into an engine and refuse what cannot run here.
+    """Replace "auto" by an engine, and check that the engine can run here.
 
     Args:
         engine: "auto" or one of `ENGINES`.
-        cpu_engine: the engine that is faster on CPU for the task at hand;
-            accelerators take "mjx".
+        cpu_engine: what "auto" means on CPU, the faster engine for the task; on
+            accelerators it means "mjx".
 
     Raises:
-        SettingsError: for an unknown engine, or "mjx-warp" without NVIDIA GPU or Warp.
+        SettingsError: an unknown engine, or "mjx-warp" without NVIDIA GPU or Warp.
     """
     backend = jax.default_backend()
     if engine == "auto":
@@ -100,10 +100,10 @@ def resolve_engine(engine: str, cpu_engine: str) -> str:
 
 
 def compile_model(xml: str) -> mujoco.MjModel:
-    """Compile an MJCF text without a word about what is deprecated in it.
+    """Compile an MJCF text without warnings about deprecated parts.
 
-    `MjModel.from_xml_string` prints such warnings and leaves a log file in the working
-    directory; users can change neither the files that packages ship nor their age.
+    `MjModel.from_xml_string` would print them and write a log file into the working
+    directory, although users cannot change the files of other packages.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
@@ -118,17 +118,17 @@ def make_physics(
     max_contacts: int | None = None,
     max_constraints: int | None = None,
 ) -> Physics:
-    """Step `model` by `engine`, `num_substeps` simulator steps per control step.
+    """Make the functions that step `model` by `engine`.
 
     Args:
-        model: the compiled model; its options (solver, timestep) hold everywhere.
+        model: the compiled model; its options (solver, timestep) apply to every engine.
         num_substeps: simulator steps with constant ctrl in one `step`.
         engine: one of `ENGINES`, see `resolve_engine`.
-        max_contacts: "mjx-warp" only, contacts to make room for.
-        max_constraints: "mjx-warp" only, constraint rows to make room for.
+        max_contacts: only for "mjx-warp", contacts to allocate.
+        max_constraints: only for "mjx-warp", constraint rows to allocate.
 
     Raises:
-        SettingsError: for fewer than one substep or an engine that cannot run here.
+        SettingsError: fewer than one substep, or an engine that cannot run here.
     """
     if num_substeps < 1:
         raise SettingsError(f"num_substeps={num_substeps} must be at least 1.")
@@ -176,12 +176,12 @@ def make_physics(
 def _checked(
     values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], verb: str
 ) -> dict[str, Array]:
-    """`values` as arrays of floats, `eq_active` as one of bools."""
+    """Check names and shapes; convert to floats, and `eq_active` to bools."""
     arrays = {}
     for name, value in values.items():
         if name not in shapes:
             raise SettingsError(
-                f"{name!r} is nothing to {verb} here; possible are {list(shapes)}."
+                f"{name!r} is not a field to {verb} here; possible are {list(shapes)}."
             )
         if np.shape(value) != shapes[name]:
             raise SettingsError(

@@ -23,11 +23,12 @@ from dppo_jax.types import Array
 
 
 class _Slot(NamedTuple):
-    """A batch of C simulations and live views of its arrays, all [B, ...].
+    """A batch of C simulations and views of its arrays, all [B, ...].
 
-    bits are the float64 state rows, read as uint32; fresh are those of a simulation
-    that has just been reset, [2 * nstate]. given holds the overrides that the batch has
-    now as they were given, fields as they are.
+    bits: the float64 states, viewed as uint32 [B, 2 * nstate].
+    fresh: those of a simulation that has just been reset, [2 * nstate].
+    given: the current overrides as they were passed in.
+    fields: the current overrides in the batch, in float64.
     """
 
     batch: mujoco_batch.Batch
@@ -44,7 +45,7 @@ class _Slot(NamedTuple):
 def make_c_mujoco(
     model: mujoco.MjModel, num_substeps: int
 ) -> tuple[Callable[..., PhysicsState], Callable[..., PhysicsState]]:
-    """`reset` and `step` of `Physics`, with every argument given."""
+    """Make `reset` and `step` of `Physics`; here all their arguments are required."""
     slots: dict[tuple[int, frozenset[str]], _Slot] = {}
     lock = threading.Lock()
     stage = _sensor_stage(model)
@@ -58,7 +59,8 @@ def make_c_mujoco(
     )
 
     def slot_of(num: int, names: Iterable[str]) -> _Slot:
-        # A batch cannot take back that a field differs between its simulations.
+        # Once a field of a batch differs between simulations, it stays so; therefore
+        # each set of names has its own batch.
         key = num, frozenset(names)
         if key not in slots:
             batch = mujoco_batch.Batch(model, num)
@@ -71,7 +73,7 @@ def make_c_mujoco(
                 qpos=batch.bind("qpos"),
                 qvel=batch.bind("qvel"),
                 ctrl=batch.bind("ctrl"),
-                # Binding makes the batch copy a field out after every call.
+                # A bound field is copied after every call, so bind only if needed.
                 sensordata=(
                     batch.bind("sensordata") if model.nsensor else np.zeros((num, 0))
                 ),
@@ -81,7 +83,7 @@ def make_c_mujoco(
         return slots[key]
 
     def override(slot: _Slot, overrides: dict[str, np.ndarray]) -> None:
-        """Give simulations their models, and only those that have another than now."""
+        """Set the overrides of those simulations whose overrides have changed."""
         overrides = {
             name: value.reshape(slot.given[name].shape)
             for name, value in overrides.items()
@@ -99,7 +101,7 @@ def make_c_mujoco(
         if INERTIAL & overrides.keys():
             slot.batch.set_const(stale)
             if model.neq:
-                # mj_setConst would let constraints hold what they hold at qpos0.
+                # mj_setConst sets eq_data to the configuration at qpos0; restore it.
                 data = overrides.get("eq_data", model.eq_data[None])
                 everywhere = np.broadcast_to(data, (len(stale), *model.eq_data.shape))
                 slot.batch.expand("eq_data")[stale] = _unrounded(
@@ -109,7 +111,7 @@ def make_c_mujoco(
     def outcome(
         slot: _Slot, lead: tuple[int, ...], start: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        # Copies, because the next call may start before XLA has read these.
+        # Return copies, because the next call may start before XLA has read these.
         values = [
             slot.qpos.astype(np.float32),
             slot.qvel.astype(np.float32),
@@ -128,12 +130,12 @@ def make_c_mujoco(
         qpos: Any, qvel: Any, overrides: dict[str, Any], changes: dict[str, Any]
     ) -> tuple[np.ndarray, ...]:
         lead = qpos.shape[:-1]
-        # XLA may need a thread to hand its arrays over, so this waits for no lock.
+        # Converting may need one of XLA's threads, so do it before taking the lock.
         qpos, qvel = np.asarray(qpos), np.asarray(qvel)
         overrides, changes = jax.tree.map(np.asarray, (overrides, changes))
         with lock:
             slot = slot_of(math.prod(lead), overrides)
-            # All of a simulation is in its row, and mj_resetData is slow by comparison.
+            # A row holds the whole state, and copying it is faster than mj_resetData.
             slot.bits[...] = slot.fresh
             slot.qpos[...] = qpos.reshape(slot.qpos.shape)
             slot.qvel[...] = qvel.reshape(slot.qvel.shape)
@@ -162,14 +164,14 @@ def make_c_mujoco(
             return outcome(slot, lead, start)
 
     def refuse_many_devices() -> None:
-        # A callback on each device holds one of XLA's threads, and may need another one
-        # to be handed its arrays.
+        # A callback on each device occupies one of XLA's threads and may need another
+        # one to get its arrays, so several callbacks could deadlock.
         devices = jax.local_device_count()
         if parallel.num_shards() > 1 < devices and jax.default_backend() == "cpu":
             raise SettingsError(
-                f"engine='mujoco' serves one CPU device of a process, not {devices}, "
-                "and keeps all cores busy with that; use mesh.devices=1, "
-                "env.engine='mjx', or a process for each device."
+                f"engine='mujoco' works with one CPU device per process, not {devices},"
+                " and uses all cores for it; use mesh.devices=1, env.engine='mjx', or "
+                "one process per device."
             )
 
     # "broadcast_all" turns any number of vmaps into leading axes of one call.
@@ -207,7 +209,7 @@ def make_c_mujoco(
 
 
 def _unrounded(value: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """`value`, but `exact` where that, rounded to the type of `value`, is the same."""
+    """Replace entries of `value` that equal the rounded `exact` by those of `exact`."""
     return np.where(value == exact.astype(value.dtype), exact, value)
 
 

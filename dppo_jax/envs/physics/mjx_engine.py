@@ -1,4 +1,4 @@
-"""The engine `mjx`, and `mjx-warp`: MuJoCo inside the jitted program."""
+"""The engines `mjx` and `mjx-warp`: MuJoCo inside the compiled program."""
 
 import contextlib
 import copy
@@ -15,12 +15,12 @@ import numpy as np
 from dppo_jax.envs.physics.state import INERTIAL, LASTING, MOMENTARY, PhysicsState
 from dppo_jax.types import Array
 
-# On import, MJX prints to the screen which optional packages are absent.
+# On import, MJX prints which optional packages are missing.
 with contextlib.redirect_stdout(io.StringIO()):
     from mujoco import mjx
 
-# What MJX carries from one step to the next besides qpos and qvel. Everything else
-# in its Data is recomputed from these, so it need not live in an environment state.
+# Fields of MJX's Data that a step needs from the previous one, besides qpos and qvel.
+# All others are recomputed from these, so an environment state need not hold them.
 _MJX_FIELDS = (
     "time",
     "act",
@@ -31,7 +31,7 @@ _MJX_FIELDS = (
     "mocap_quat",
 )
 
-# What MJX takes for no friction in a joint, in N or Nm.
+# The smallest friction of a joint that is passed to MJX instead of 0, in N or Nm.
 _LEAST_FRICTION = 1e-9
 
 
@@ -43,10 +43,11 @@ def make_mjx(
     max_contacts: int | None = None,
     max_constraints: int | None = None,
 ) -> tuple[Callable[..., PhysicsState], Callable[..., PhysicsState]]:
-    """`reset` and `step` of `Physics`, with every argument given.
+    """Make `reset` and `step` of `Physics`; here all their arguments are required.
 
     Args:
-        impl: "jax" or "warp", which alone reads the two that follow.
+        impl: "jax" or "warp".
+        max_contacts, max_constraints: see `make_physics`; used only for "warp".
     """
     room = {}
     if impl == "warp":
@@ -57,9 +58,9 @@ def make_mjx(
 
     @functools.cache
     def with_friction() -> tuple[Any, Any]:
-        """Model and data with rows for friction in every joint.
+        """Make a model and data with constraint rows for friction in every joint.
 
-        MJX makes them where it finds some in the model that it is given first.
+        MJX makes a row only for joints whose friction is positive in the initial model.
         """
         everywhere = copy.copy(model)
         everywhere.dof_frictionloss[...] = 1.0
@@ -71,7 +72,7 @@ def make_mjx(
             )
 
     def of(overrides: dict[str, Array]) -> tuple[Any, Any]:
-        """The model of one simulation, and its data before anything is known."""
+        """Make the model of one simulation, and its initial data."""
         if impl == "jax" and "dof_frictionloss" in overrides:
             base, data = with_friction()
         else:
@@ -100,14 +101,14 @@ def make_mjx(
         qpos: Array, qvel: Array, overrides: dict[str, Array], changes: dict[str, Array]
     ) -> PhysicsState:
         if "dof_frictionloss" in overrides:
-            # A row without any friction would hold the joint instead.
+            # A constraint row with friction 0 would lock the joint.
             friction = jnp.maximum(overrides["dof_frictionloss"], _LEAST_FRICTION)
             overrides = overrides | {"dof_frictionloss": friction}
         own, fresh = of(overrides)
         if INERTIAL & overrides.keys():
             own_data = fresh
             if impl == "warp":
-                # Its stages cannot be run one by one.
+                # The stages of "warp" cannot be run one by one, so use those of "jax".
                 own = mjx.put_model(model, impl="jax", device=_own_device())
                 own = own.tree_replace(overrides)
                 own_data = mjx.make_data(model, impl="jax", device=_own_device())
@@ -142,8 +143,8 @@ def make_mjx(
             raw = {name: getattr(data, name) for name in names}
             return (data.qpos, data.qvel, raw), None
 
-        # Carrying only the state through the loop lets XLA keep the rest of Data in
-        # registers and temporaries instead of copying it every substep.
+        # Carry only the state through the loop, so that XLA keeps the rest of Data in
+        # registers and temporaries and does not copy it in every substep.
         carry, _ = jax.lax.scan(substep, (qpos, qvel, raw), length=num_substeps)
         last_qpos, last_qvel, raw = carry
         return finish(fresh.replace(qpos=last_qpos, qvel=last_qvel, **acting, **raw))
@@ -152,11 +153,11 @@ def make_mjx(
 
 
 def _derive_constants(model: Any, data: Any) -> dict[str, Array]:
-    """What MuJoCo's mj_setConst derives from inertias and MJX reads.
+    """Compute the constants that mj_setConst derives from inertias and MJX reads.
 
     The inverse weights are diagonals of J M^-1 J^T at qpos0, averaged over the three
-    directions of a translation or rotation; constraints scale with them. For a body
-    that only slides, alone, MuJoCo takes 1 / mass instead.
+    directions of a translation or rotation; constraints scale with them. For a simple
+    body that only slides (`body_simple == 2`), MuJoCo uses 1 / mass instead.
     """
     data = data.replace(qpos=model.qpos0)
     for stage in (mjx.kinematics, mjx.com_pos, mjx.camlight, mjx.tendon, mjx.crb):
@@ -176,7 +177,7 @@ def _derive_constants(model: Any, data: Any) -> dict[str, Array]:
     of_mass = jnp.stack([1 / model.body_mass, jnp.zeros(model.nbody)], axis=1)
     body_weights = jnp.where(sliding[:, None], of_mass, body_weights)
     dof_weights = jnp.diag(inverse)
-    # All rotations or translations of one joint share their mean.
+    # All rotations of a joint get their mean, and so do its translations.
     block = np.arange(model.nv)
     for kind, adr in zip(model.jnt_type, model.jnt_dofadr):
         if kind == mujoco.mjtJoint.mjJNT_FREE:
@@ -201,6 +202,9 @@ def _derive_constants(model: Any, data: Any) -> dict[str, Array]:
 
 
 def _own_device() -> jax.Device:
-    """Where MJX keeps its constants; by itself it takes the first device of all
-    processes, whose arrays the other processes cannot read."""
+    """The device for MJX's constants.
+
+    By default MJX uses the first device of all processes, whose arrays the other
+    processes cannot read.
+    """
     return jax.local_devices()[0]

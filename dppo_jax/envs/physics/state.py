@@ -1,4 +1,4 @@
-"""What one simulation consists of, and what of it a task may change."""
+"""The state of one simulation, and the fields that a task may change."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,8 @@ import numpy as np
 
 from dppo_jax.types import Array, PyTree
 
-# Fields of MjModel that every engine reads anew in every step. Absent are those that
-# compiling has drawn conclusions from: sizes and frames of geoms, frames of inertia.
+# Fields of MjModel that every engine reads in every step. Sizes and frames of geoms and
+# frames of inertia are missing, because MuJoCo uses them only when it compiles a model.
 OVERRIDES = (
     "actuator_biasprm",
     "actuator_ctrlrange",
@@ -36,32 +36,31 @@ OVERRIDES = (
     "pair_solref",
 )
 
-# The overrides that the mass matrix at qpos0 depends on, and with it the constants that
+# The overrides that change the mass matrix at qpos0, and therefore the constants that
 # MuJoCo derives when it compiles a model.
 INERTIAL = {"body_mass", "body_inertia", "body_pos", "body_quat", "dof_armature"}
 
-# Fields of MjData that a step may change: those that stay until they are changed again,
-# and those that hold for this one step, as ctrl does.
+# Fields of MjData that a step may change. LASTING ones stay until they are changed
+# again; MOMENTARY ones act during one step only, like ctrl.
 LASTING = ("eq_active", "mocap_pos", "mocap_quat")
 MOMENTARY = ("xfrc_applied", "qfrc_applied")
 CHANGES = ("qpos", "qvel", *LASTING, *MOMENTARY)
 
 
 class PhysicsState(NamedTuple):
-    """State of one simulation; tasks read all but `raw`.
+    """State of one simulation; tasks read all fields except `raw`.
 
     qpos: [nq] float32.
     qvel: [nv] float32.
-    sensordata: [nsensordata] float32, at this very state.
-    displacement: [nq] float32, change of qpos over the last step, 0 after a reset.
-        C MuJoCo subtracts before it rounds, so a velocity taken from it is as exact
-        metres from the origin as at the origin; rounded positions would not be. A qpos
-        that was given to the step is where the change begins.
+    sensordata: [nsensordata] float32, of this state.
+    displacement: [nq] float32, change of qpos over the last step, 0 after a reset; if
+        the step got a `qpos`, the change from there. C MuJoCo subtracts in float64, so
+        a velocity computed from it is exact at any distance from the origin. The
+        difference of two rounded positions would not be.
     raw: what the engine needs to continue exactly: for MJX a dict of its fields, for
         C MuJoCo the float64 integration state as bits, uint32 [2 * nstate].
-    overrides: fields of the model that are this simulation's own, by name, from its
-        reset to its end; empty unless `reset` was given some. For MJX also the
-        constants that follow from them.
+    overrides: fields of this simulation's own model, by name, from one reset to the
+        next; empty if `reset` got none. For MJX also the constants derived from them.
     """
 
     qpos: Array
@@ -73,21 +72,21 @@ class PhysicsState(NamedTuple):
 
 
 def override_names(model: mujoco.MjModel) -> list[str]:
-    """What `Physics.reset` can override in `model`."""
+    """Names of the fields of `model` that `Physics.reset` can override."""
     names = [name for name in OVERRIDES if model_field(model, name).size]
     if model.ntendon:
-        # Lengths of tendons at rest would have to follow.
+        # These would change the rest lengths of tendons, which are not updated.
         names = [name for name in names if name not in ("body_pos", "body_quat")]
     return names
 
 
 def change_names(model: mujoco.MjModel) -> list[str]:
-    """What `Physics.step` can change in the MjData of `model`."""
+    """Names of the fields of MjData of `model` that `Physics.step` can change."""
     data = mujoco.MjData(model)
     return [name for name in CHANGES if getattr(data, name).size]
 
 
 def model_field(model: mujoco.MjModel, name: str) -> np.ndarray:
-    """The array that is called `name`, "opt." leading to the options."""
+    """The array `name` of `model`, or of its options if the name starts with "opt."."""
     owner = model.opt if name.startswith("opt.") else model
     return getattr(owner, name.removeprefix("opt."))

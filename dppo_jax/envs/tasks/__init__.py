@@ -1,4 +1,4 @@
-"""The tasks that can be made by name."""
+"""Make tasks by name."""
 
 import functools
 import inspect
@@ -23,16 +23,16 @@ def make_task(name: str, *, engine: str = "auto", **options: Any) -> Env:
     """Make the task called `name`.
 
     Args:
-        name: one of `TASKS`, `library:name` as in "brax:ant", see
-            `dppo_jax.envs.adapters`, or else a function outside of the package,
+        name: one of `TASKS`; or `library:name` as in "brax:ant", see
+            `dppo_jax.envs.adapters`; or a function outside the package,
             `module:function` or `path/to/file.py:function`, see
             `dppo_jax.envs.outside`.
         engine: physics engine, see `dppo_jax.envs.physics`.
         **options: further arguments of the task, e.g. `rewarded_gap` of "avoid".
 
     Raises:
-        SettingsError: for an unknown name, one of a task that runs in host processes,
-            or a function that makes no task.
+        SettingsError: an unknown name or option, a task that runs in host processes, or
+            a function that does not return an Env.
     """
     if is_reference(name) and not is_library(name):
         return make_outside(name, engine=engine, **options)
@@ -48,7 +48,7 @@ def make_task(name: str, *, engine: str = "auto", **options: Any) -> Env:
     for option in options:
         if option not in known:
             raise SettingsError(
-                f"env.options.{option} is no option of {name}; it has "
+                f"env.options.{option} is not an option of {name}; it has "
                 f"{', '.join(x for x in known if x != 'engine') or 'none'}."
             )
     return TASKS[name](engine=engine, **options)

@@ -1,11 +1,10 @@
 """D3IL obstacle avoidance (Jia et al., ICLR 2024, arXiv 2402.14606).
 
-A rod is led through three rows of cylinders; every combination of gaps is a mode,
-24 in all. The plane, the cylinders, the rows, the rewards and the control rate are
-those of D3IL. There the rod is held by a Panda arm under Cartesian impedance
-control; here it is a point mass on two slides, drawn to the desired position by a
-servo whose gains were fitted to the 96 recorded human episodes
-(`dppo_jax.envs.tasks.avoid_servo`).
+A rod moves through three rows of cylinders; every combination of gaps is a mode, 24 in
+all. The plane, the cylinders, the rows, the rewards and the control rate are those of
+D3IL. In D3IL a Panda arm with Cartesian impedance control holds the rod. Here it is a
+point mass on two slides. A servo pulls it to the desired position; its gains were
+fitted to the 96 recorded human episodes (`dppo_jax.envs.tasks.avoid_servo`).
 """
 
 from typing import NamedTuple
@@ -32,7 +31,7 @@ CYLINDERS = np.array(
     np.float32,
 )
 ROW_Y = (-0.1, 0.08, 0.26)
-# Gap codes of a row count on from the codes of the row before.
+# Codes of the gaps of each row.
 ROW_CODES = ((0, 1), (2, 3, 4), (5, 6, 7, 8))
 ROW_HALF_WIDTH = 0.03
 ROD_RADIUS = 0.01
@@ -44,18 +43,18 @@ X_RANGE = (0.2, 0.8)
 
 CONTROL_PERIOD = 0.035
 NUM_SUBSTEPS = 7
-# Just above the largest change of the desired position that a human commanded.
+# Just above the largest change of the desired position in the human episodes.
 MAX_ACTION = 0.012501
 MAX_STEPS = 100
-# Commands stay on the table, [x, y] in metres; no recorded one is near its edge. The
-# arm of D3IL has a limited reach as well. On an endless plane a time limit that
-# bootstraps V(last observation) rewards running away: a critic that extrapolates
-# finds every state beyond the data better than the one before.
+# Limits of the desired position [x, y] in metres: the table. No recorded one is near
+# its edge, and the reach of D3IL's arm is limited too. Without limits a policy may run
+# away: the time limit bootstraps V(last observation), and an extrapolating critic may
+# rate each state as better the farther it is from the data.
 WORKSPACE_MIN = (0.1, -0.4)
 WORKSPACE_MAX = (0.9, 0.6)
 
-# Servo per axis: acceleration = STIFFNESS (target - x) - DAMPING v, where the target
-# leads the desired position by LEAD times its latest change.
+# Servo per axis: acceleration = STIFFNESS (target - x) - DAMPING v, where
+# target = desired position + LEAD * (its last change).
 STIFFNESS = (157.13, 45.18)
 DAMPING = (11.78, 3.561)
 LEAD = 1.0
@@ -65,11 +64,11 @@ class AvoidState(NamedTuple):
     """State of the task.
 
     obs: `{"state": [4]}`, desired x, y and actual x, y in metres.
-    desired: [2] commanded position.
-    gaps: [3] code of the gap taken in each row, -1 before.
-    collision: 1 once the rod touched a cylinder.
-    finished: 1 once the rod crossed the finish line.
-    solved: 1 once a step earned both rewards.
+    desired: [2] desired position.
+    gaps: [3] code of the gap taken in each row; -1 before a row is reached.
+    collision: 1 after the rod has touched a cylinder.
+    finished: 1 after the rod has crossed the finish line.
+    solved: 1 after a step has earned both rewards.
     """
 
     physics: PhysicsState
@@ -82,10 +81,10 @@ class AvoidState(NamedTuple):
 
 
 def mjcf() -> str:
-    """The scene: a rod on two slides and six fixed cylinders.
+    """MJCF of the scene: a rod on two slides and six fixed cylinders.
 
-    The rod collides as a sphere and the cylinders as capsules, which every engine
-    supports; in the plane of motion their distances are those of the cylinders.
+    In collisions the rod is a sphere and the cylinders are capsules, because every
+    engine supports these. In the plane of motion they have the same distances.
     """
     obstacles = "\n".join(
         f"""
@@ -129,10 +128,10 @@ def mjcf() -> str:
 
 
 def gap_codes(gaps: Array, position: Array) -> Array:
-    """Gap codes [3] after the rod was seen at `position` [2].
+    """Update the gap codes [3] by a control step that ends at `position` [2].
 
-    The first sample inside the band of a row fixes the code of that row: rows 1 and
-    2 are bands of half-width 3 cm, row 3 starts at its line (D3IL).
+    The first position inside the band of a row sets the code of that row. Rows 1 and 2
+    are bands of half-width 3 cm; row 3 is the region beyond its line (D3IL).
     """
     x, y = position
     near = jnp.stack(
@@ -149,19 +148,19 @@ def gap_codes(gaps: Array, position: Array) -> Array:
             for codes, centre in zip(ROW_CODES, centres)
         ]
     )
-    # On a cylinder's very axis the gap is undecided; the next sample decides.
+    # If x is exactly that of a cylinder, the next position decides the gap.
     decided = jnp.stack([jnp.all(x != centre) for centre in centres])
     return jnp.where((gaps < 0) & near & decided, codes, gaps)
 
 
 def touches(position: Array) -> Array:
-    """1 where the rod at `position` [2] reaches into a cylinder."""
+    """1 if the rod at `position` [2] overlaps a cylinder, else 0."""
     distance = jnp.linalg.norm(position - CYLINDERS[:, :2], axis=-1)
     return jnp.any(distance < CYLINDERS[:, 2] + ROD_RADIUS).astype(jnp.float32)
 
 
 def outside(position: Array) -> Array:
-    """1 where the rod at `position` [2] is outside of `X_RANGE`."""
+    """1 if the rod at `position` [2] is outside `X_RANGE`, else 0."""
     x = position[0]
     return ((x < X_RANGE[0]) | (x > X_RANGE[1])).astype(jnp.float32)
 
@@ -169,8 +168,8 @@ def outside(position: Array) -> Array:
 def reward(position: Array, gaps: Array, collision: Array, rewarded_gap: int) -> Array:
     """Reward of one control step, as in the DPPO variants of the task.
 
-    -0.1 for ever after a collision and outside of `X_RANGE`; otherwise 1 once row 3
-    was passed through the rewarded gap, and 1 more beyond the reward line.
+    -0.1 outside `X_RANGE` and in all steps from a collision on. Otherwise the sum of 1
+    if row 3 was passed through the rewarded gap, and 1 beyond the reward line.
     """
     penalized = (collision > 0) | (outside(position) > 0)
     earned = (gaps[2] == rewarded_gap).astype(jnp.float32) + (position[1] > REWARD_Y)
@@ -178,24 +177,24 @@ def reward(position: Array, gaps: Array, collision: Array, rewarded_gap: int) ->
 
 
 def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
-    """The avoidance task; `time_limit(env, MAX_STEPS)` makes episodes of 100 steps.
+    """Make the avoidance task; its time limit is `time_limit(env, MAX_STEPS)`.
 
-    Action [2]: change of the desired position in metres, clipped to `MAX_ACTION`;
-    the desired position stays in the workspace.
+    Action [2]: change of the desired position in metres, clipped to +- `MAX_ACTION`;
+    the desired position is clipped to the workspace.
     Observation `{"state": [4]}`: desired x, y, actual x, y in metres.
-    Metrics: `success` (rewarded gap passed and finish line crossed without a
-    collision so far), `solved` (both rewards earned in one step, for which x must be
-    in `X_RANGE` too; close to what DPPO's reference code counts as success),
-    `collision`, `outside` (x is where nothing is rewarded) and `gap_row1..3` (codes, -1
-    before). Trace: `position` [2] in metres.
+    Metrics: `success` (rewarded gap passed and finish line crossed without a collision
+    so far), `solved` (both rewards earned in one step, for which x must also be in
+    `X_RANGE`; close to what DPPO's reference code counts as success), `collision`,
+    `outside` (x is outside `X_RANGE`, where the reward is -0.1) and `gap_row1..3`
+    (codes; -1 before a row is reached). Trace: `position` [2] in metres.
 
     Args:
-        engine: physics engine; "auto" is C MuJoCo on CPU: as soon as one rod of a
-            batch touches a cylinder, MJX runs its contact solver for all of them.
+        engine: physics engine; "auto" is C MuJoCo on CPU, because MJX runs its contact
+            solver for the whole batch as soon as one rod touches a cylinder.
         rewarded_gap: code of the rewarded gap in row 3, 5 to 8.
 
     Raises:
-        SettingsError: for a gap that row 3 does not have or an unusable engine.
+        SettingsError: a gap that row 3 does not have, or an engine that cannot run.
     """
     if rewarded_gap not in ROW_CODES[2]:
         raise SettingsError(
@@ -234,7 +233,7 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
         physics_state = physics.step(state.physics, target)
         position = physics_state.qpos
         gaps = gap_codes(state.gaps, position)
-        # Read at control samples, as D3IL does.
+        # Collisions are checked once per control step, as in D3IL.
         collision = jnp.maximum(state.collision, touches(position))
         crossed = (position[1] > FINISH_Y).astype(jnp.float32)
         finished = jnp.maximum(state.finished, crossed)

@@ -1,9 +1,9 @@
-"""Where the servo gains of the avoidance task come from.
+"""Fit the servo gains of the avoidance task to the recorded human episodes.
 
-The recorded human episodes hold desired and actual positions of the rod. Per axis a
-unit mass is drawn to a target by a spring and a damper, x'' = kp (target - x) - kd x',
-where the target leads the desired position by `LEAD` times its latest change; the
-gains are the least-squares fit of the replayed to the recorded positions.
+The episodes hold desired and actual positions of the rod. Per axis, a spring and a
+damper pull a unit mass to a target, x'' = kp (target - x) - kd x', where
+target = desired position + `LEAD` * (its last change). The gains are the least-squares
+fit of replayed positions to recorded ones.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from dppo_jax.envs.tasks.avoid import CONTROL_PERIOD, LEAD
 
 
 def stitched_to_padded(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """[sum(lengths), D] -> [N, max(lengths), D], each episode padded by its end."""
+    """[sum(lengths), D] -> [N, max(lengths), D]; repeat the last row of an episode."""
     starts = np.cumsum(lengths) - lengths
     index = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
     return values[starts[:, None] + index]
@@ -23,9 +23,9 @@ def stitched_to_padded(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def replay_servo(
     desired: np.ndarray, start: np.ndarray, stiffness: float, damping: float
 ) -> np.ndarray:
-    """Positions [N, T] of one axis under commands `desired` [N, T], from `start` [N].
+    """Positions [N, T] of one axis for desired positions [N, T], from `start` [N].
 
-    The target is constant within a control period, so the step is exact.
+    The target is constant within a control period, so the integration is exact.
     """
     dynamics = np.array([[0, 1, 0], [-stiffness, -damping, stiffness], [0, 0, 0]])
     transition = expm(dynamics * CONTROL_PERIOD)[:2]

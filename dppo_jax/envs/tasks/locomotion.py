@@ -1,9 +1,9 @@
-"""Gymnasium's planar runners: Hopper, Walker2d and HalfCheetah, one table.
+"""Gymnasium's planar runners: Hopper, Walker2d and HalfCheetah.
 
-The tasks are physically those of Gymnasium's v4 environments (and hence of the v2
-environments behind the D4RL data sets): its own XML files, frame skip, observation,
-reward, health limits and reset noise. On C MuJoCo trajectories are the same bit for
-bit from the same state; MJX follows them to float32.
+The tasks have the physics of Gymnasium's v4 environments, and therefore of the v2
+environments of the D4RL data sets: XML files, frame skip, observation, reward, health
+limits and reset noise. From the same state, trajectories on C MuJoCo are the same bit
+for bit. MJX computes in float32.
 """
 
 import importlib.util
@@ -29,24 +29,25 @@ VERSIONS = ("v4", "v5")
 MARGINS = ("sum", "max")
 MAX_STEPS = 1000
 
-# Line-search iterations of MJX; C MuJoCo keeps the files' 50, of which it needs fewer.
+# Line-search iterations of MJX. C MuJoCo keeps the limit of the files, 50, because it
+# stops earlier.
 MJX_LINE_SEARCH_ITERATIONS = 8
 
 
 class Runner(NamedTuple):
-    """What sets one runner apart; numbers of gymnasium.envs.mujoco, v4 and v5 alike.
+    """Settings of one runner, equal in v4 and v5 of gymnasium.envs.mujoco.
 
     files: the model's file by version.
     num_substeps: simulator steps per control step (Gymnasium's frame_skip).
     control_cost: weight of the squared action.
     healthy_reward: per control step.
-    reset_noise: half-width of the uniform noise on qpos at the start.
-    normal_velocities: whether qvel starts with Gaussian noise of that spread
-        instead of uniform noise.
+    reset_noise: half-width of the uniform noise on qpos and qvel at the start.
+    normal_velocities: the noise on qvel is Gaussian with standard deviation
+        `reset_noise` instead.
     max_velocity: observed velocities are clipped to +- this.
-    is_healthy: (qpos, qvel) -> bool; a state without health ends the episode.
-    mjx_iterations: of the constraint solver in MJX, which runs all of them for the
-        whole batch; as many as C MuJoCo, which may run 100, was seen to need.
+    is_healthy: (qpos, qvel) -> bool; an unhealthy state ends the episode.
+    mjx_iterations: iterations of MJX's constraint solver, all of which run for the
+        whole batch; as many as C MuJoCo, whose limit is 100, was observed to need.
     """
 
     files: dict[str, str]
@@ -61,7 +62,7 @@ class Runner(NamedTuple):
 
 
 def hopper_is_healthy(qpos: Array, qvel: Array) -> Array:
-    """Torso above 0.7 m and within 0.2 rad of upright, nothing beyond +-100."""
+    """Torso above 0.7 m and within 0.2 rad of upright; |qpos[2:]| and |qvel| < 100."""
     bounded = jnp.all(jnp.abs(jnp.concatenate([qpos[2:], qvel])) < 100.0)
     return bounded & (qpos[1] > 0.7) & (jnp.abs(qpos[2]) < 0.2)
 
@@ -73,7 +74,7 @@ def walker2d_is_healthy(qpos: Array, qvel: Array) -> Array:
 
 
 def halfcheetah_is_healthy(qpos: Array, qvel: Array) -> Array:
-    """Always: a cheetah on its back may get up again."""
+    """Always True, as in Gymnasium."""
     return jnp.bool_(True)
 
 
@@ -92,7 +93,7 @@ RUNNERS = {
     ),
     # Two legs with feet, six motors.
     "walker2d": Runner(
-        # In v5 both feet have friction 1.9, before one had 0.9.
+        # In v5 both feet have friction 1.9; in v4 one has 0.9.
         files={"v4": "walker2d.xml", "v5": "walker2d_v5.xml"},
         num_substeps=4,
         control_cost=1e-3,
@@ -101,7 +102,7 @@ RUNNERS = {
         normal_velocities=False,
         max_velocity=10.0,
         is_healthy=walker2d_is_healthy,
-        # Both feet and several joint limits at once take up to 7; 4 are not enough.
+        # Contacts of both feet with several joint limits need up to 7 iterations.
         mjx_iterations=8,
     ),
     # Two legs and a long body, six motors.
@@ -120,21 +121,24 @@ RUNNERS = {
 
 
 class LocomotionState(NamedTuple):
-    """obs: `{"state": [nq - 1 + nv]}`, qpos without x, then qvel."""
+    """State of the task.
+
+    obs: `{"state": [nq - 1 + nv]}`, qpos without x, then clipped qvel.
+    """
 
     physics: PhysicsState
     obs: Obs
 
 
 def gymnasium_xml(name: str) -> str:
-    """The MuJoCo model `name` that ships with the package gymnasium.
+    """Read the MuJoCo model `name` from the files of the package gymnasium.
 
-    The package is located but not imported: its environments are not needed.
+    The package is not imported, because its environments are not needed.
     """
     spec = importlib.util.find_spec("gymnasium")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
-            "The locomotion tasks read their models from the package gymnasium; "
+            "The locomotion tasks read their models from the package gymnasium; run: "
             "pip install gymnasium."
         )
     folder = Path(spec.origin).parent / "envs" / "mujoco" / "assets"
@@ -142,21 +146,21 @@ def gymnasium_xml(name: str) -> str:
 
 
 def mjcf(name: str, *, version: str = "v4", margins: str = "sum") -> str:
-    """Gymnasium's model of a runner.
+    """Read Gymnasium's model of a runner.
 
-    All geoms of Hopper have a contact margin of 1 mm. MuJoCo adds the margins of two
-    geoms today, but took the larger one when the known data sets were recorded.
+    All geoms of Hopper have a contact margin of 1 mm. The current MuJoCo adds the
+    margins of two geoms, but the MuJoCo that recorded the well-known data sets used the
+    larger one.
 
     Args:
         name: one of `RUNNERS`.
-        version: one of `VERSIONS`, Gymnasium's of the task.
-        margins: "sum" leaves the file as it is, which is what Gymnasium does with the
-            MuJoCo of today; "max" halves each margin, and so brings back the contacts
-            of old. Hopper only.
+        version: Gymnasium's version of the task, one of `VERSIONS`.
+        margins: "sum" uses the file unchanged, as Gymnasium does. "max", for Hopper
+            only, halves each margin, so that contacts are those of the old MuJoCo.
 
     Raises:
-        SettingsError: for an unknown version or treatment of margins, or "max" where no
-            geom has a margin of 1 mm.
+        SettingsError: an unknown `version` or `margins`, or "max" for a model without a
+            margin of 1 mm.
     """
     if version not in VERSIONS:
         raise SettingsError(
@@ -171,8 +175,7 @@ def mjcf(name: str, *, version: str = "v4", margins: str = "sum") -> str:
     margin = 'margin="0.001"'
     if margin not in xml:
         raise SettingsError(
-            f"margins='max' halves margins of 1 mm, but {name} has none; leave "
-            "'sum'."
+            f"margins='max' halves margins of 1 mm, but {name} has none; use 'sum'."
         )
     return xml.replace(margin, 'margin="0.0005"')
 
@@ -180,28 +183,27 @@ def mjcf(name: str, *, version: str = "v4", margins: str = "sum") -> str:
 def make_runner(
     name: str, *, engine: str = "auto", version: str = "v4", margins: str = "sum"
 ) -> Env:
-    """The task of one runner; `time_limit(env, MAX_STEPS)` is Gymnasium's limit.
+    """Make the task of one runner; Gymnasium's limit is `time_limit(env, MAX_STEPS)`.
 
-    Action [nu]: motor commands, 3 for Hopper and 6 for the others. As in Gymnasium the
-    model clips them to its control range, while the control cost is that of the action
-    itself.
+    Action [nu]: motor commands, 3 for Hopper and 6 for the others. As in Gymnasium, the
+    model clips them to its control range, but the control cost uses the unclipped ones.
     Observation `{"state": [nq - 1 + nv]}`: qpos without x, clipped qvel; 11 entries for
     Hopper and 17 for the others.
     Reward: x_velocity + reward for being healthy - control_cost |action|^2.
-    Metrics, all of the present control step: `reward_forward`, `reward_survive`,
-    `reward_ctrl` (these add up to the reward), `x_velocity` in m/s, the mean over the
+    Metrics, all of the current control step: `reward_forward`, `reward_survive`,
+    `reward_ctrl` (their sum is the reward), `x_velocity` in m/s, the mean over the
     control step, `x_position` in m, `healthy`.
 
     Args:
         name: one of `RUNNERS`.
         engine: physics engine; "auto" is C MuJoCo on CPU, where it is several times
             faster than MJX on jointed robots.
-        version: "v4" pays the healthy reward for the step that ends the episode
-            too, "v5" does not; see also `mjcf`.
+        version: "v4" gives the healthy reward also for the step that ends the episode,
+            "v5" does not; see also `mjcf`.
         margins: see `mjcf`.
 
     Raises:
-        SettingsError: for an unusable engine or what `mjcf` does not know.
+        SettingsError: an engine that cannot run here, or as `mjcf`.
     """
     runner = RUNNERS[name]
     engine = resolve_engine(engine, cpu_engine="mujoco")

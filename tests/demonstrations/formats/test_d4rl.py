@@ -53,7 +53,7 @@ def test_the_last_unfinished_episode_is_left_out(tmp_path):
 
 
 def test_only_rows_that_are_kept_are_read(tmp_path):
-    """NaN in the second episode are no error as long as nobody asks for it."""
+    """NaN in the second episode is no error if only the first one is read."""
     path = write(tmp_path / "data.hdf5", observations=NOT_A_NUMBER)
     assert load_d4rl(path, 1).episode_lengths.tolist() == [3]
     with pytest.raises(ValueError, match=r"state has NaN .* 1 of 5 rows, first \[4\]"):
@@ -95,7 +95,7 @@ def test_damage_is_named_in_one_line_with_the_file(tmp_path, change, message):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_files_that_are_none_are_refused(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="absent.hdf5 does not exist"):
         load_d4rl(tmp_path / "absent.hdf5")
     with pytest.raises(ValueError, match="is a folder, not an HDF5 file"):
@@ -108,7 +108,7 @@ def test_files_that_are_none_are_refused(tmp_path):
         load_d4rl(tmp_path / "data.hdf5", 0)
 
 
-def test_what_is_written_reads_the_same(tmp_path):
+def test_written_data_read_back_the_same(tmp_path):
     save_d4rl(tmp_path / "data.hdf5", RAW)
     assert_same(load_d4rl(tmp_path / "data.hdf5"), RAW)
     with h5py.File(tmp_path / "data.hdf5") as file:
@@ -118,7 +118,7 @@ def test_what_is_written_reads_the_same(tmp_path):
         save_d4rl(tmp_path / "data.hdf5", RAW)
 
 
-def test_what_the_format_cannot_say_is_not_written(tmp_path):
+def test_data_that_the_format_cannot_hold_are_not_written(tmp_path):
     early = RAW._replace(terminals=np.arange(5) == 1)
     with pytest.raises(ValueError, match=r"within episodes in 1 rows, first \[1\]"):
         save_d4rl(tmp_path / "data.hdf5", early)
@@ -129,7 +129,7 @@ def test_what_the_format_cannot_say_is_not_written(tmp_path):
 
 
 def test_a_recorded_file_gives_the_windows_of_its_published_conversion(demos_dir):
-    """Both were written by others from the same roll-outs."""
+    """Other programs wrote both files from the same roll-outs."""
     ours = load_demonstrations(demos_dir / "locomotion" / "hopper_sac.hdf5")
     theirs = load_dppo_npz(demos_dir / "locomotion" / "hopper_sac")
     a, b = (windows(episodes, chunk=4, history=2) for episodes in (ours, theirs))

@@ -60,7 +60,7 @@ def test_a_data_set_is_only_replaced_on_request(tmp_path):
     assert names == ["normalization.npz", "train.npz"]
 
 
-def test_an_interrupted_writer_leaves_no_half_of_a_data_set(tmp_path, monkeypatch):
+def test_an_interrupted_writer_leaves_no_partial_data_set(tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""One entry for all formats."""
+"""Reading and writing through the functions for all formats."""
 
 import json
 
@@ -23,7 +23,7 @@ from tests.demonstrations.raw import ACTIONS, LENGTHS, RAW, STATE, assert_same
 
 
 def write(folder, name):
-    """RAW in a format, at a path that does not give it away."""
+    """Write RAW in a format, at a path whose name does not show the format."""
     path = folder / "demonstrations"
     if name == "dppo_npz":
         save_dppo_npz(path, RAW)
@@ -95,12 +95,12 @@ def test_round_trips_lose_nothing(tmp_path, source, target):
     end = load_demonstrations(back)
     assert_same(end, RAW)
     np.testing.assert_allclose(end.actions, start.actions, atol=1e-6)
-    # Nothing temporary stays behind.
+    # No temporary files remain.
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"demonstrations", "there", "back"}
 
 
-def test_the_name_chooses_what_is_written(tmp_path):
+def test_the_name_chooses_the_format_that_is_written(tmp_path):
     assert save_demonstrations(tmp_path / "new" / "a.hdf5", RAW) == "d4rl"
     assert save_demonstrations(tmp_path / "new" / "b.H5", RAW) == "d4rl"
     assert save_demonstrations(tmp_path / "new" / "c", RAW) == "dppo_npz"
@@ -131,7 +131,7 @@ def test_unknown_data_is_refused_with_what_is_known(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["weights"] = np.zeros(3)
     for path, seen in [
-        (tmp_path / "notes.txt", "notes.txt is of"),
+        (tmp_path / "notes.txt", "notes.txt has"),
         (tmp_path / "other.h5", r"\(with weights\)"),
         (tmp_path, r"\(with notes.txt, other.h5\)"),
     ]:
@@ -159,8 +159,8 @@ def test_options_without_a_meaning_are_refused(tmp_path):
         load_demonstrations(path, filter_key="train")
 
 
-def test_actions_of_the_stitched_format_keep_to_its_range(tmp_path):
-    """Whoever forgets to normalise is told; rounding is forgiven."""
+def test_actions_of_the_stitched_format_must_be_in_its_range(tmp_path):
+    """Actions that are not normalised are refused; rounding errors are accepted."""
     bounds = normalize.fit_normalizer(STATE, ACTIONS)
     normalize.save_normalizer(tmp_path / "normalization.npz", bounds)
     arrays = dict(states=STATE, traj_lengths=LENGTHS)
@@ -181,7 +181,7 @@ def test_normalised_data_need_their_bounds(tmp_path):
         load_demonstrations(tmp_path)
 
 
-def test_a_real_data_set_survives_the_way_through_every_format(demos_dir, tmp_path):
+def test_a_real_data_set_survives_conversion_to_every_format(demos_dir, tmp_path):
     start = load_demonstrations(demos_dir / "avoid" / "avoid_m1")
     names = [name for name in WRITABLE if name != "minari" or _has_minari()]
     path = demos_dir / "avoid" / "avoid_m1"

@@ -24,7 +24,7 @@ FIRST, SECOND = "data/chunk-000/file-000.parquet", "data/chunk-000/file-001.parq
 
 
 def write(folder, files=((FIRST, slice(0, 4)), (SECOND, slice(4, 5))), **changes):
-    """Two files, the second episode being cut in two by their border."""
+    """Write two files; the second episode is split between them."""
     columns = {k: v for k, v in (COLUMNS | changes).items() if v is not None}
     for name, rows in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def test_one_file_per_episode_is_read_as_well(tmp_path):
     assert_same(load_lerobot(write(tmp_path, files)), RAW)
 
 
-def test_lists_of_any_type_and_plain_numbers_are_tables(tmp_path):
+def test_lists_of_any_type_and_plain_numbers_become_tables(tmp_path):
     changes = {"action": ACTIONS[:, 0].tolist(), "next.reward": None, "next.done": None}
     folder = write(tmp_path, [])
     columns = {k: v for k, v in (COLUMNS | changes).items() if v is not None}
@@ -76,7 +76,7 @@ def test_the_first_episodes_or_those_of_a_split(tmp_path):
     assert load_lerobot(folder, filter_key="train").episode_lengths.tolist() == [3]
     with pytest.raises(ValueError, match="no split 'test'; it has train, odd"):
         load_lerobot(folder, filter_key="test")
-    with pytest.raises(ValueError, match="split odd is 'all'; it must read begin:end"):
+    with pytest.raises(ValueError, match="split odd is 'all'; it must be begin:end"):
         load_lerobot(folder, filter_key="odd")
 
 
@@ -93,7 +93,7 @@ def test_files_after_the_last_wanted_episode_are_not_opened(tmp_path):
         load_lerobot(folder)
 
 
-def test_a_time_limit_is_no_end_of_the_task(tmp_path):
+def test_a_time_limit_is_not_a_termination(tmp_path):
     cut = {"next.truncated": [False, False, True, False, False]}
     assert not load_lerobot(write(tmp_path, **cut)).terminals.any()
 
@@ -112,7 +112,7 @@ def test_columns_make_the_state_in_the_order_given(tmp_path):
     "change, message",
     [
         ({"action": None}, "no column 'action'"),
-        ({"episode_index": [0, 1, 0, 1, 1]}, "not in one piece; sort"),
+        ({"episode_index": [0, 1, 0, 1, 1]}, "not contiguous; sort"),
         ({"action": [[1.0], [1.0, 2.0], [3.0], [1.0], [2.0]]}, "of different sizes"),
         ({"action": [[1.0], None, [3.0], [1.0], [2.0]]}, "missing or of different"),
         ({"action": ["a"] * 5}, "action has type string; it must hold numbers"),
@@ -142,7 +142,7 @@ def test_missing_files_are_named(tmp_path):
         load_lerobot(write(tmp_path, [(FIRST, slice(0, 0))]))
 
 
-def test_without_the_package_the_cure_is_named(tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_the_cure(tmp_path, monkeypatch):
     folder = write(tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"pyarrow, .*'dppo_jax\[lerobot\]'"):

@@ -19,7 +19,7 @@ ACTION = Box(-4.0, 4.0, (1,), np.float32)
 
 
 def write(folder, space=UNBOUNDED, action_space=ACTION, *, observe=None, act=ACTIONS):
-    """A data set made by the package itself; `observe` maps [T, 2] to observations."""
+    """Write a data set with the package; `observe` maps [T, 2] to observations."""
     folder.mkdir()
     storage = MinariStorage.new(folder / "data", space, action_space)
     storage.update_metadata(
@@ -28,7 +28,7 @@ def write(folder, space=UNBOUNDED, action_space=ACTION, *, observe=None, act=ACT
     ends = np.cumsum(LENGTHS)
     buffers = []
     for begin, end in zip(ends - LENGTHS, ends):
-        # What follows the last action: a value that must not be read.
+        # The observation after the last action, which must not be read.
         seen = np.concatenate([STATE[begin:end], np.full((1, 2), 99, np.float32)])
         last = np.arange(begin, end) == end - 1
         buffers.append(
@@ -44,7 +44,7 @@ def write(folder, space=UNBOUNDED, action_space=ACTION, *, observe=None, act=ACT
     return folder
 
 
-def test_episodes_come_without_what_followed_the_last_action(tmp_path):
+def test_the_observation_after_the_last_action_is_left_out(tmp_path):
     folder = write(tmp_path / "tiny")
     assert_same(load_minari(folder), RAW)
     assert_same(load_minari(folder / "data"), RAW)
@@ -66,13 +66,13 @@ def test_dictionaries_of_observations_need_keys(tmp_path):
         load_minari(folder, obs_keys=("door",))
 
 
-def test_a_dictionary_of_one_needs_none(tmp_path):
+def test_a_dictionary_with_one_entry_needs_no_keys(tmp_path):
     space = Dict({"observation": UNBOUNDED})
     folder = write(tmp_path / "tiny", space, observe=lambda s: {"observation": s})
     assert_same(load_minari(folder), RAW)
 
 
-def test_actions_keep_to_their_space(tmp_path):
+def test_actions_outside_their_space_are_refused(tmp_path):
     narrow = write(tmp_path / "narrow", action_space=Box(-3, 3, (1,), np.float32))
     with pytest.raises(ValueError, match=r"episode 1: actions reach 4, .*first \[1\]"):
         load_minari(narrow)
@@ -89,7 +89,7 @@ def test_nan_are_named_with_their_episode(tmp_path):
         load_minari(folder)
 
 
-def test_what_is_written_reads_the_same_and_is_what_minari_expects(tmp_path):
+def test_written_data_read_back_the_same_also_by_minari(tmp_path):
     save_minari(tmp_path / "hopper v3-v3", RAW)
     assert_same(load_minari(tmp_path / "hopper v3-v3"), RAW)
     dataset = minari.MinariDataset(tmp_path / "hopper v3-v3" / "data")
@@ -102,7 +102,7 @@ def test_what_is_written_reads_the_same_and_is_what_minari_expects(tmp_path):
         save_minari(tmp_path / "hopper v3-v3", RAW)
 
 
-def test_rewards_that_nobody_recorded_do_not_become_zeros(tmp_path):
+def test_missing_rewards_do_not_become_zeros(tmp_path):
     save_minari(tmp_path / "tiny", RAW._replace(rewards=None))
     assert load_minari(tmp_path / "tiny").rewards is None
 
@@ -125,8 +125,8 @@ def test_damage_is_named_in_one_line_with_the_folder(tmp_path):
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_nothing_that_a_file_names_is_imported(tmp_path):
-    """Without its spaces the package would build the environment of the file."""
+def test_the_environment_that_a_file_names_is_not_built(tmp_path):
+    """Without spaces in a file the package would build the environment it names."""
     folder = write(tmp_path / "tiny")
     path = folder / "data" / "metadata.json"
     metadata = json.loads(path.read_text())
@@ -138,7 +138,7 @@ def test_nothing_that_a_file_names_is_imported(tmp_path):
     assert "antigravity" not in sys.modules
 
 
-def test_without_the_package_the_cure_is_named(tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_the_cure(tmp_path, monkeypatch):
     folder = write(tmp_path / "tiny")
     monkeypatch.setitem(sys.modules, "minari", None)
     for call in (

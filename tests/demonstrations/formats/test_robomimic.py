@@ -70,7 +70,7 @@ def test_by_default_the_state_is_every_arm_and_then_the_object(tmp_path):
         load_robomimic(path)
 
 
-def test_images_are_read_where_they_are_named_only(tmp_path):
+def test_images_are_read_only_if_they_are_named(tmp_path):
     front, hand = np.zeros((3, 4, 5, 3), np.uint8), np.ones((3, 4, 5, 3), np.uint8)
     cameras = {"obs/front": front, "obs/hand": hand, "obs/small": front[:, :2]}
     path = write(tmp_path / "a.hdf5", {"demo_0": demo(FIRST, **cameras)})
@@ -80,19 +80,19 @@ def test_images_are_read_where_they_are_named_only(tmp_path):
     assert both["rgb"][0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
     for keys in (("front",), ("joints", "front", "small")):
         with pytest.raises(
-            ValueError, match="a vector at least, and images of one size"
+            ValueError, match="at least one vector, and images of one size"
         ):
             load_robomimic(path, obs_keys=keys)
 
 
 def test_only_the_last_row_can_end_an_episode(tmp_path):
-    """Some recorders set dones at every success, and the episode goes on."""
+    """Some recorders set dones at every success, although the episode continues."""
     dones = dict(dones=np.array([0, 1, 0]))
     path = write(tmp_path / "a.hdf5", {"demo_0": demo(FIRST, **dones)})
     assert not load_robomimic(path, **KEYS).terminals.any()
 
 
-def test_rewards_count_where_every_episode_has_them(tmp_path):
+def test_rewards_are_kept_only_if_every_episode_has_them(tmp_path):
     demos = {"demo_0": demo(FIRST), "demo_1": demo(SECOND, rewards=None, dones=None)}
     episodes = load_robomimic(write(tmp_path / "a.hdf5", demos), **KEYS)
     assert episodes.rewards is None and episodes.terminals is None

@@ -21,7 +21,7 @@ def test_every_mode_is_demonstrated_as_often_as_asked(episodes):
 
 
 def test_replaying_the_actions_gives_the_states_and_the_mode(episodes):
-    """The recorded actions alone lead through the gaps without a touch."""
+    """The recorded actions alone lead through the gaps without a collision."""
     env = make_avoid(engine=ENGINE)
     longest = max(len(e.actions) for e in episodes)
     actions = np.zeros((longest, len(episodes), 2), np.float32)
@@ -78,7 +78,7 @@ def test_wrong_requests_are_named():
         scripted_episodes([], 1, seed=0)
 
 
-def test_hopeless_modes_are_reported(monkeypatch):
+def test_modes_that_never_succeed_are_reported(monkeypatch):
     monkeypatch.setattr(avoid_script, "MIN_STEPS", 1000)
     monkeypatch.setattr(avoid_script, "MAX_ROUNDS", 2)
     with pytest.raises(RuntimeError, match=r"\(1, 2, 5\).*2 attempts"):

@@ -1,4 +1,4 @@
-"""What must hold for every adapter, and small things that their tests share."""
+"""What must hold for every adapter, and helpers that their tests share."""
 
 from typing import Any
 
@@ -40,10 +40,10 @@ def trains_and_evaluates(env: VecEnv) -> dict[str, float]:
 
 
 class Counter(gymnasium.Env):
-    """`tests/envs/conftest.py`'s countable environment, as a Gymnasium one.
+    """The countable environment of `tests/envs/conftest.py` for Gymnasium.
 
     obs = total, reward = action, terminated once total >= end; `random_start` adds a
-    fraction that is drawn at every reset. An action above 100 breaks it.
+    random fraction at every reset. An action above 100 raises an error.
     """
 
     def __init__(self, end: float = 1e9, random_start: bool = False) -> None:
@@ -70,7 +70,7 @@ class Counter(gymnasium.Env):
 
 
 class Mixed(Counter):
-    """The same with a dictionary to observe, of which `picture` is no vector."""
+    """The same with a dictionary of observations, where `picture` is not a vector."""
 
     def __init__(self) -> None:
         super().__init__()

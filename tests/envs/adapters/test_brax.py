@@ -9,14 +9,14 @@ from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
 from tests.envs.adapters.laws import bounds, run_env, trains_and_evaluates
 
 KEY = jax.random.key(0)
-# Brax's own little task for tests, and one with physics.
+# Brax's own test task, and a task with physics.
 FAST = ("fast", "generalized")
 PENDULUM = pytest.param("inverted_pendulum", "spring", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name, backend", [FAST, PENDULUM])
 def test_a_step_is_the_librarys_own_bit_for_bit(name, backend):
-    """From the same state, in the same kind of program: every array of the state."""
+    """Compares every array, from the same state in the same kind of program."""
     env = make_task(f"brax:{name}", backend=backend)
     raw = brax_envs.get_environment(name, backend=backend)
     state, own = jax.jit(env.reset)(KEY), jax.jit(raw.reset)(KEY)
@@ -34,7 +34,7 @@ def test_a_step_is_the_librarys_own_bit_for_bit(name, backend):
 
 @pytest.mark.parametrize("name, backend", [FAST, PENDULUM])
 def test_an_episode_ends_where_the_library_or_the_limit_ends_it(name, backend):
-    """What ended it is its own raw step, and the next one begins."""
+    """The last step equals the raw step, and then the next episode begins."""
     env = make_task(f"brax:{name}", backend=backend)
     # fast never ends by itself; the pendulum falls.
     limit = 4 if name == "fast" else 60

@@ -19,7 +19,7 @@ class State(NamedTuple):
 
 
 class Careless:
-    """As careless as the libraries are: counts in place, and forgets types."""
+    """Like the libraries, it changes metrics in place and does not keep their types."""
 
     action_size = 1
 
@@ -34,21 +34,21 @@ class Careless:
         return State(state.obs + action, 1.0, done, state.metrics)
 
 
-def test_a_state_stays_what_it_was_when_it_is_stepped():
+def test_a_step_does_not_change_its_input_state():
     env = from_functional(Careless(), task="careless")
     state = env.reset(KEY)
     _, step = env.step(state, jnp.ones(1))
     assert state.inner.metrics["count"] == 0 and step.metrics["count"] == 1.5
 
 
-def test_types_stay_so_that_loops_and_one_program_will_do():
+def test_types_stay_the_same_for_scan_and_jit():
     env = vectorize(chunk_actions(from_functional(Careless(), task="x"), 2), 2)
     step, state = jax.jit(env.step), env.reset(jax.random.split(KEY))
     counts = []
     for _ in range(3):
         state, outcome = step(state, jnp.ones((2, 2, 1)))
         counts.append(float(outcome.metrics["count"][0]))
-    # The second chunk is cut by an end, after which nothing counts on.
+    # An end cuts the second chunk, and counting stops there.
     assert step._cache_size() == 1 and counts == [3.0, 4.5, 3.0]
     np.testing.assert_array_equal(outcome.reward, [2.0, 2.0])
 

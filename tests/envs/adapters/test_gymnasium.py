@@ -18,7 +18,7 @@ def make(task, num_envs=1, *, processes=0, options=None, **settings):
 
 
 def seed_of(key, index):
-    """What `host_vec_env` promises: a seed from the key for each environment."""
+    """The seed that `host_vec_env` derives from the key for an environment."""
     return int(jax.random.bits(jax.random.fold_in(key, index))) >> 1
 
 
@@ -41,7 +41,7 @@ def test_trajectories_are_those_of_the_library(processes):
             assert step.reward[t, i] == np.float32(reward)
             assert step.terminated[t, i] == terminated
             assert step.truncated[t, i] == truncated
-            # What ended an episode is there, though the next one has begun.
+            # The last observation is returned, though the next episode has begun.
             np.testing.assert_array_equal(
                 step.obs["state"][t, i, 0], seen.astype(np.float32)
             )
@@ -68,7 +68,7 @@ def test_a_chunk_sums_rewards_and_stops_at_an_end():
 
 
 @pytest.mark.parametrize("limit, own", [(5, 100), (100, 5)])
-def test_a_time_limit_truncates_be_it_ours_or_its_own(limit, own):
+def test_our_time_limit_and_that_of_gymnasium_truncate(limit, own):
     env = make("Pendulum-v1", max_steps=limit, options=dict(max_episode_steps=own))
     step = run_env(env, np.zeros((11, 1, 1, 1)))[1]
     np.testing.assert_array_equal(step.truncated[:, 0], [0, 0, 0, 0, 1] * 2 + [0])
@@ -93,7 +93,7 @@ def test_a_configuration_makes_it_by_name():
     config = build.default_config()
     config.task, config.max_steps, config.history = "gymnasium:Pendulum-v1", 6, 2
     config.options.processes = 0
-    config.options.g = 5.0  # further arguments are Gymnasium's
+    config.options.g = 5.0  # further options go to Gymnasium
     env = build.make_env(config, normalizer=bounds(3, 1), chunk=3, num_envs=2)
     assert env.obs_shape == {"state": (2, 3)} and env.action_shape == (3, 1)
     assert env.max_steps == 2 and env.num_envs == 2
@@ -115,8 +115,8 @@ def test_ppo_and_evaluation_run_through_it():
         ("Hoper-v5", {}, "gymnasium:Hoper-v5 cannot be made.*Hoper"),
         ("no_package:Hopper-v5", {}, "cannot be made.*no_package"),
         ("Pendulum-v1", dict(length=1.0), "cannot be made.*length"),
-        ("MountainCar-v0", {}, "Discrete.*Box of actions"),
-        ("CarRacing-v3", {}, "cannot be made|only vectors become a state"),
+        ("MountainCar-v0", {}, "Discrete.*action space is a Box"),
+        ("CarRacing-v3", {}, "cannot be made|only vectors can be a state"),
         ("Pendulum-v1", dict(obs_keys=("angle",)), "no observation angle"),
     ],
 )

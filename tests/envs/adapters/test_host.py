@@ -36,7 +36,7 @@ def counters(num_envs=1, *, processes=0, end=1e9, random_start=False, **settings
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
+def test_a_host_environment_equals_the_same_pure_one(counter, processes):
     """Chunks, history, normaliser, time limit, resets, metrics and traces."""
     num_envs, chunk, history, max_steps = 3, 2, 3, 5
     normalizer = Normalizer(*(np.array([x], np.float32) for x in (-2.0, 8.0, 0.0, 4.0)))
@@ -54,7 +54,7 @@ def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
     actions = jax.random.uniform(KEY, (12, num_envs, chunk, 1), minval=-1.0)
     expected, found = (run_env(env, actions) for env in (pure, host))
     ends = expected[1].terminated.sum(), expected[1].truncated.sum()
-    assert min(ends) > 1  # The comparison has met both kinds of ends.
+    assert min(ends) > 1  # Both kinds of ends occurred.
     assert jax.tree.structure(expected) == jax.tree.structure(found)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
@@ -63,7 +63,7 @@ def test_a_host_environment_is_what_the_same_pure_one_is(counter, processes):
     )
 
 
-def test_what_ended_an_episode_is_told_and_the_next_one_is_acted_on():
+def test_the_last_observation_is_returned_and_the_next_one_acted_on():
     env = counters(2, end=2.0)
     state, step = env.step(tiny.start(env, KEY), jnp.array([[[2.0]], [[1.0]]]))
     np.testing.assert_array_equal(step.obs["state"][:, 0], [[2.0], [1.0]])
@@ -71,7 +71,7 @@ def test_what_ended_an_episode_is_told_and_the_next_one_is_acted_on():
     np.testing.assert_array_equal(state.obs["state"][:, 0], [[0.0], [1.0]])
 
 
-def test_an_environment_does_not_know_how_many_others_there_are():
+def test_an_environment_does_not_depend_on_the_number_of_others():
     """Environment i of 2, in this process, is environment i of 5 in two others."""
 
     def starts(num_envs, processes):
@@ -134,11 +134,11 @@ def test_an_old_state_is_refused():
     state, _ = env.step(old, ONE)
     with pytest.raises(jax.errors.JaxRuntimeError, match="1 calls old.*or reset"):
         jax.block_until_ready(env.step(old, ONE))
-    state, step = env.step(state, ONE)  # The latest is as good as before.
+    state, step = env.step(state, ONE)  # The latest state still works.
     np.testing.assert_array_equal(step.obs["state"], [[[2.0]]])
 
 
-def test_episodes_of_simulators_that_are_gone_count_as_truncated():
+def test_episodes_of_closed_simulators_count_as_truncated():
     env = counters(2, random_start=True)
     state, _ = env.step(tiny.start(env, KEY), jnp.ones((2, 1, 1)))
     other = counters(2, random_start=True)
@@ -154,8 +154,8 @@ def test_episodes_of_simulators_that_are_gone_count_as_truncated():
     np.testing.assert_array_equal(step.metrics["episode_return"], [1.0, 1.0])
 
 
-def test_where_iterations_restart_all_episodes_resuming_is_exact():
-    """Iteration 2 is the same with the simulators of iteration 1 and with others."""
+def test_resuming_is_exact_if_iterations_restart_all_episodes():
+    """Iteration 2 is the same with the simulators of iteration 1 and with new ones."""
 
     def algorithm():
         env = counters(
@@ -170,7 +170,7 @@ def test_where_iterations_restart_all_episodes_resuming_is_exact():
     assert metrics["num_episodes"] > 0 and metrics["params_change"] > 0
 
 
-def test_entries_of_a_dictionary_stand_side_by_side_in_the_order_named():
+def test_entries_of_a_dictionary_are_concatenated_in_the_given_order():
     task = make_gymnasium(Mixed, processes=0, obs_keys=("b", "a"))
     state = tiny.start(host_vec_env(task, 1), KEY)
     np.testing.assert_array_equal(state.obs["state"], [[[2.0, 2.0, 1.0, 1.0]]])
@@ -181,7 +181,7 @@ def test_metrics_are_the_numbers_in_info_or_those_named():
     task = make_gymnasium(Counter, processes=0, metrics=("total", "success"))
     env = host_vec_env(task, 1)
     _, step = env.step(tiny.start(env, KEY), ONE)
-    assert float(step.metrics["success"][0]) == 0  # what never came is 0
+    assert float(step.metrics["success"][0]) == 0  # a missing metric is 0
     assert float(step.metrics["total"][0]) == 1
 
 
@@ -204,14 +204,14 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 @pytest.mark.filterwarnings("ignore:.*ERROR")  # Gymnasium says it three times.
 @pytest.mark.parametrize("processes", [0, 1])
-def test_a_simulator_that_breaks_says_so(processes):
+def test_an_error_in_a_simulator_is_raised(processes):
     env = counters(processes=processes)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the counter broke"):
         jax.block_until_ready(env.step(tiny.start(env, KEY), 1e3 * ONE))
 
 
 def test_processes_end_with_the_program():
-    """Even where it fails, and at once."""
+    """They end at once, even if the program fails."""
     source = """
         import multiprocessing, jax
         from tests import tiny

@@ -49,7 +49,7 @@ def test_a_missing_package_is_named_with_its_cure(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES[2:])
-def test_a_host_task_is_no_single_environment(name):
+def test_a_host_task_is_not_a_single_environment(name):
     with pytest.raises(ValueError, match="runs in host processes.*make_env"):
         make_task(name)
 

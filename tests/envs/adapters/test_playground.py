@@ -18,7 +18,7 @@ TASK = "playground:CartpoleBalance"
 
 @pytest.mark.slow
 def test_trajectories_are_those_of_the_library():
-    """Of its own raw steps, over an auto-reset; a chunk cut by the limit included."""
+    """Compared with its raw steps, over an auto-reset and a chunk cut by the limit."""
     env = stack_observations(time_limit(make_task(TASK), 3), 1)
     many = vectorize(chunk_actions(env, 2), 2)
     actions = jnp.full((3, 2, 2, 1), 0.5)

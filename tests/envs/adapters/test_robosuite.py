@@ -1,4 +1,4 @@
-"""With the library itself where it is installed, and with a stand-in everywhere."""
+"""Tests with a stand-in for robosuite, and with the library if it is installed."""
 
 import importlib.util
 import sys
@@ -23,8 +23,8 @@ installed = pytest.mark.skipif(
 
 
 class Stand:
-    """As much of a robosuite task as the adapter may use: the hand goes up by the
-    action; success is a look at a moment, above 1.5."""
+    """The part of a robosuite task that the adapter uses: the hand goes up by the
+    action; there is success while it is above 1.5."""
 
     def __init__(self, name, robots, *, ignore_done, horizon=1000, **settings):
         self.name, self.robots, self.settings = name, robots, settings
@@ -107,7 +107,7 @@ def test_without_a_horizon_only_the_time_limit_truncates(stand):
 
 
 def test_resets_depend_on_the_seed_alone(stand):
-    """Though robosuite draws from a stream that all environments share."""
+    """This holds although all environments of robosuite share one random stream."""
     one, three = (
         run_env(make(n, max_steps=2), np.zeros((6, n, 1, 1)))[0]["state"][..., -1]
         for n in (1, 3)
@@ -120,7 +120,7 @@ def test_resets_depend_on_the_seed_alone(stand):
     "name, options, message",
     [
         ("Lifft", {}, "no task 'Lifft'; it has Lift"),
-        ("Lift", dict(obs_keys=("cube",)), "no observation cube; .*may name.*height"),
+        ("Lift", dict(obs_keys=("cube",)), "no observation cube; .*some of.*height"),
     ],
 )
 def test_what_cannot_be_made_is_refused(stand, name, options, message):
@@ -128,7 +128,7 @@ def test_what_cannot_be_made_is_refused(stand, name, options, message):
         host_vec_env(make_host_task(f"robosuite:{name}", **options), 1)
 
 
-def test_its_remarks_are_not_repeated(stand):
+def test_log_records_of_robosuite_are_dropped(stand):
     from logging import getLogger
 
     adapter._import_robosuite()
@@ -165,8 +165,8 @@ def test_trajectories_are_those_of_the_library():
 
 @installed
 @pytest.mark.slow
-def test_its_controllers_know_the_mass_matrix():
-    """Where the adapter stands between robosuite and the MuJoCo of today."""
+def test_controllers_get_the_mass_matrix():
+    """The adapter makes this part of robosuite work with the present MuJoCo."""
     import mujoco
 
     raw = adapter.RobosuiteEnv("Lift", "Panda")

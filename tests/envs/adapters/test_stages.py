@@ -77,7 +77,7 @@ def test_every_stage_runs(name, tmp_path, capsys):
         assert any("eval/episode_return" in row for row in rows)
     result = evaluate.main(make_config(tmp_path, name, "evaluate").lock())
     last = [row for row in rows if "eval/episode_return" in row][-1]
-    # Evaluation draws the same starts each time, on the host too.
+    # Every evaluation draws the same starts, also in host processes.
     assert result["episode_return"] == pytest.approx(
         last["eval/episode_return"], rel=1e-3
     )
