@@ -1,8 +1,8 @@
 """Weights of image encoders under PyTorch names <-> ours.
 
 The names are those of the published DPPO models (github irom-princeton/dppo): the
-transformer is `backbone.vit`, and the embedding of its output `compress`, or `compress1`
-and `compress2` of two cameras. Torch stores the weight of a convolution as
+transformer is `backbone.vit`, and the embedding of its output `compress`, or, of two
+cameras, `compress1` and `compress2`. Torch stores the weight of a convolution as
 [out, in, height, width], Flax as [height, width, in, out], and what is added to or
 multiplied with every row has a leading axis of one there.
 """

@@ -107,8 +107,8 @@ def params_from_reference(
     if unknown:
         raise SettingsError(
             f"No network here has weights named {', '.join(sorted(unknown))}; known "
-            f"are perceptrons called {', '.join(sorted(_NETWORKS))}, time_embedding, and "
-            "image encoders called backbone and compress."
+            f"are perceptrons called {', '.join(sorted(_NETWORKS))}, time_embedding, "
+            "and image encoders called backbone and compress."
         )
     params: PyTree = {}
     for path, array in flat.items():

@@ -48,7 +48,9 @@ def test_by_default_networks_read_the_state():
     assert image_shape(None) is image_shape(default_config()) is None
     config, head = build.default_config(), dict(fixed_std=0.1)
     for role in build.ROLES:
-        network = build.make_network(config, role=role, action_dim=1, chunk=2, head=head)
+        network = build.make_network(
+            config, role=role, action_dim=1, chunk=2, head=head
+        )
         assert network.encoder == StateEncoder()
 
 

@@ -174,9 +174,7 @@ def test_one_layer_of_patches_is_a_linear_map_of_each_row_by_row():
     kernel, bias = (params["params"]["conv_1"][name] for name in ("kernel", "bias"))
     patches = x.reshape(2, 2, 4, 3, 4, 3).swapaxes(2, 3).reshape(2, 6, -1)
     expected = patches @ kernel.reshape(-1, 5) + bias
-    np.testing.assert_allclose(
-        apply(module, params, x), expected, rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(apply(module, params, x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_convolutions_start_uniform_within_one_over_root_of_inputs():
@@ -231,9 +229,7 @@ def test_attention_without_preferences_is_the_mean_of_all_patches():
     mean, std = x.mean(-1, keepdims=True), x.std(-1, keepdims=True)
     normed = (x - mean) / np.sqrt(std**2 + 1e-5)
     expected = x + normed.mean(1, keepdims=True)
-    np.testing.assert_allclose(
-        apply(layer, params, x), expected, rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(apply(layer, params, x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_spatial_embedding_weighs_the_entries_of_patches():
