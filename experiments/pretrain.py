@@ -8,6 +8,7 @@ from dppo_jax.algorithms import clone as pretrain
 from dppo_jax.demonstrations.dataset import summary, windows
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import summarize
+from dppo_jax.networks.build_encoder import image_shape
 from dppo_jax.types import PyTree
 from experiments import command_line, directories, inputs, processes
 from experiments.evaluate import make_score
@@ -28,7 +29,13 @@ def main(config: ConfigDict) -> list[str]:
             f"model.kind={kind!r}; use 0."
         )
     policy = inputs.build_policy(config, episodes.actions.shape[1])
-    dataset = windows(episodes, chunk=config.model.chunk, history=config.env.history)
+    images = image_shape(config.model.network.encoder)
+    dataset = windows(
+        episodes,
+        chunk=config.model.chunk,
+        history=config.env.history,
+        image_history=1 if images is None else images[0],
+    )
     algorithm = pretrain.make_pretrain(policy, dataset, config.pretrain)
     # Data of a real robot may have no simulator in which to score the policy.
     score = None

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dppo_jax.interop import params_from_reference, params_to_reference
+from dppo_jax.interop.reference_encoder import infer_encoder
 from dppo_jax.networks import (
     DiffusionMLP,
     DiffusionUNet,
@@ -23,6 +24,7 @@ from dppo_jax.networks import (
     MixtureTransformer,
     StateActionCritic,
     StateCritic,
+    ViTEncoder,
 )
 
 # Relative tolerances for float32. Absolute tolerances are a tenth of them, times the
@@ -50,8 +52,11 @@ class Case(NamedTuple):
         return params_from_reference(self.arrays, prefix=f"param/{module}/")
 
     def obs(self) -> dict[str, np.ndarray]:
-        """The observation of the case."""
-        return {"state": self.arrays["in/state"]}
+        """The observation of the case, its channels last."""
+        obs = {"state": self.arrays["in/state"]}
+        if "in/rgb" in self.arrays:
+            obs["rgb"] = np.moveaxis(self.arrays["in/rgb"], 2, -1)
+        return obs
 
 
 def read_case(path: Path) -> Case:
@@ -239,6 +244,39 @@ def state_action_critic(config: dict) -> StateActionCritic:
         layer_norm=config.get("use_layernorm", False),
         residual=residual,
         num_critics=2 if config.get("double_q", True) else 1,
+    )
+
+
+def vit_encoder(case: Case, *, features: int = 0) -> ViTEncoder:
+    """The image encoder that the reference builds; its patches have 8 x 8 pixels.
+
+    What a case leaves out of its transformer is read off the weights.
+
+    Args:
+        features: the default of `spatial_emb`; 0 has no spatial embedding.
+    """
+    config = case.config
+    _refuse_dropout(config)
+    vit = config.get("vit", {})
+    told, _ = infer_encoder(case.params("net")["params"]["encoder"])
+    settings = {name.removeprefix("vit."): told[name] for name in told if "." in name}
+    settings |= {name: vit[name] for name in ("depth", "embed_dim") if name in vit}
+    if "embed_style" in vit:
+        settings["patch_layers"] = {"embed1": 1, "embed2": 2}[vit["embed_style"]]
+        two = settings["patch_layers"] == 2
+        settings["patch_norm"] = two and bool(vit.get("embed_norm", 0))
+    features = config.get("spatial_emb", features)
+    return ViTEncoder(
+        **settings
+        | dict(
+            image_size=case.obs()["rgb"].shape[2:4],
+            num_cameras=config.get("num_img", 1),
+            image_history=config.get("img_cond_steps", 1),
+            num_heads=vit.get("num_heads", 4),
+            patch_size=8,
+            pooling="spatial" if features else "flat",
+            features=features or config.get("visual_feature_dim", 128),
+        )
     )
 
 

@@ -44,7 +44,7 @@ PLAIN = (
     "learning.soft_actor_critic",
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),
     *("networks.unet", "networks.std", "networks.dropout", "networks.gmm"),
-    "networks.transformer",
+    *("networks.transformer", "networks.vision"),
     *("envs.core", "envs.physics", "envs.wrappers", "training", "deploy"),
 )
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import ppo, sac
@@ -263,6 +264,15 @@ def run(algorithm, num_iterations: int, *, seed: int = 0):
         state, metrics = step(state)
         rows.append({name: float(value) for name, value in metrics.items()})
     return state, rows
+
+
+def random_params(module: Any, *inputs: Any, seed: int = 0) -> Any:
+    """Parameters none of which are zero or as small as they start; nothing compiles."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    draws = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: (0.3 * draws.normal(size=x.shape)).astype(np.float32), shapes
+    )
 
 
 def same(one: Any, other: Any) -> bool:

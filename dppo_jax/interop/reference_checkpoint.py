@@ -15,6 +15,7 @@ import numpy as np
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop import reference_unet
+from dppo_jax.interop.reference_encoder import infer_encoder
 from dppo_jax.interop.reference_params import params_from_reference, params_to_reference
 from dppo_jax.interop.torch_file import load_torch_file, save_torch_file
 from dppo_jax.normalize import Normalizer
@@ -49,7 +50,7 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
 
     Raises:
         SettingsError: a file that cannot be read, is not such a checkpoint, or holds
-            networks other than perceptrons, U-Nets and transformers.
+            networks other than perceptrons, U-Nets, transformers and image encoders.
     """
     tree = load_torch_file(path)
     tree = tree if isinstance(tree, dict) else {}
@@ -164,8 +165,12 @@ def infer_settings(
             settings = _head_settings(
                 net, checkpoint.std_bounds, len(normalizer.action_min)
             )
+        if "encoder" in net:
+            told, size = infer_encoder(net["encoder"])
+            settings |= _prefixed("model.network.encoder", told)
+            settings["inputs"] -= size
         if checkpoint.critic is not None:
-            critic = _perceptron(checkpoint.critic["params"]["value"])
+            critic = _critic_settings(checkpoint.critic["params"])
     except KeyError as error:
         raise SettingsError(
             f"the policy lacks the weights {error}; only a denoiser, a Gaussian "
@@ -301,6 +306,11 @@ def _transformer(net: Mapping[str, Any]) -> dict[str, Any]:
         chunk=chunk,
         trunk={"kind": "transformer", "embed_dim": size, "num_layers": num_layers},
     )
+
+
+def _critic_settings(net: Mapping[str, Any]) -> dict[str, Any]:
+    told = infer_encoder(net["encoder"])[0] if "encoder" in net else {}
+    return _perceptron(net["value"]) | _prefixed("encoder", told)
 
 
 def _perceptron(net: Mapping[str, Any]) -> dict[str, Any]:

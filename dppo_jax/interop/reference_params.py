@@ -19,6 +19,11 @@ import numpy as np
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop import reference_transformer, reference_unet
+from dppo_jax.interop.reference_encoder import (
+    PREFIX,
+    encoder_from_reference,
+    encoder_to_reference,
+)
 from dppo_jax.types import PyTree
 
 _NETWORKS = {
@@ -86,9 +91,18 @@ def params_from_reference(
         )
     members = _members(state_dict)
     if len(members) > 1:
-        return stack_critics([params_from_reference(member) for member in members])
-    flat, unknown = {}, []
+        critics = [params_from_reference(member) for member in members]
+        if "encoder" in critics[0]["params"]:
+            raise SettingsError(
+                "Q(s, a) with an image encoder is no network of the published code; "
+                "there only V(s) has one."
+            )
+        return stack_critics(critics)
+    encoder = encoder_from_reference(state_dict)
+    flat, unknown = dict(encoder.values()), []
     for name, array in state_dict.items():
+        if name in encoder:
+            continue
         path = _path_from_reference(name, state_dict)
         if path is None:
             unknown.append(prefix + name)
@@ -97,8 +111,9 @@ def params_from_reference(
     if unknown:
         raise SettingsError(
             f"No network here has weights named {', '.join(sorted(unknown))}; known "
-            f"are perceptrons called {', '.join(sorted(_NETWORKS))}, time_embedding "
-            "and the layers of U-Nets and transformers."
+            f"are perceptrons called {', '.join(sorted(_NETWORKS))}, time_embedding, "
+            "the layers of U-Nets and transformers, and image encoders called backbone "
+            "and compress."
         )
     params: PyTree = {}
     for path, array in flat.items():
@@ -126,13 +141,16 @@ def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
     Raises:
         SettingsError: parameters without a torch name; the message lists them.
     """
-    if _MEMBERS in params["params"]:
+    if set(params["params"]) == {_MEMBERS}:
         return _critics_to_reference(params["params"][_MEMBERS])
     is_unet = reference_unet.is_unet(params["params"])
-    state_dict, unknown = {}, []
+    state_dict, encoder, unknown = {}, {}, []
     leaves, _ = jax.tree_util.tree_flatten_with_path(params["params"])
     for keys, array in leaves:
         path = "/".join(key.key for key in keys)
+        if path.startswith(PREFIX):
+            encoder[path] = np.asarray(array)
+            continue
         name = _path_to_reference(path, is_unet=is_unet)
         if name is None:
             unknown.append(path)
@@ -141,7 +159,7 @@ def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
             state_dict[name] = array.T if path.endswith("kernel") else array
     if unknown:
         raise SettingsError(f"No torch name for the parameters {', '.join(unknown)}.")
-    return state_dict
+    return state_dict | (encoder_to_reference(encoder) if encoder else {})
 
 
 def _members(state_dict: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

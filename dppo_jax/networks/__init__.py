@@ -7,6 +7,7 @@ from dppo_jax.networks.gmm import MixtureMLP
 from dppo_jax.networks.mlp import MLP, DiffusionMLP, ResidualMLP, SinusoidalEmbedding
 from dppo_jax.networks.transformer import GaussianTransformer, MixtureTransformer
 from dppo_jax.networks.unet import DiffusionUNet
+from dppo_jax.networks.vision import ViTEncoder, random_shifts
 
 __all__ = [
     "DiffusionMLP",
@@ -21,5 +22,7 @@ __all__ = [
     "StateActionCritic",
     "StateCritic",
     "StateEncoder",
+    "ViTEncoder",
     "random_members",
+    "random_shifts",
 ]

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.networks.encoders import StateEncoder
+from dppo_jax.networks import build_encoder
 from dppo_jax.networks.gaussian import GaussianMLP
 from dppo_jax.networks.gmm import MixtureMLP
 from dppo_jax.networks.mlp import DiffusionMLP
@@ -113,6 +113,7 @@ def default_config(kind: str = "mlp") -> ConfigDict:
     # settings and arguments of `make_network` that its signature names.
     config.kind = kind
     config.options = ConfigDict()  # keyword arguments of a function outside the package
+    config.encoder = build_encoder.default_config()
     if kind in NETWORKS:
         config.update(NETWORKS[kind].settings())
     return config
@@ -136,7 +137,7 @@ def make_network(
         chunk: Ta.
         head: settings of the output of a Gaussian or a mixture, such as its standard
             deviation; None for a denoiser.
-        encoder: see `networks.encoders`; None: `StateEncoder`.
+        encoder: see `networks.encoders`; None: the one of `config.encoder`.
 
     Returns:
         A module that has not been initialised.
@@ -150,14 +151,18 @@ def make_network(
     _check_kind(kind)
     settings = {name: value for name, value in config.items()}
     options = dict(settings.pop("options", {}))
+    described = settings.pop("encoder", None)
     del settings["kind"]
+    if encoder is None:
+        dtype = settings.get("compute_dtype", "float32")
+        encoder = build_encoder.make_encoder(described, compute_dtype=dtype)
     offered = {
         **settings,
         **(head or {}),
         "role": role,
         "action_dim": action_dim,
         "chunk": chunk,
-        "encoder": StateEncoder() if encoder is None else encoder,
+        "encoder": encoder,
     }
     if kind not in NETWORKS:
         make = load_object(kind, hint="model.network.kind names it.")

@@ -4,6 +4,7 @@ from dppo_jax.policies.build import (
     default_config,
     make_policy,
     make_saved_policy,
+    obs_like,
 )
 from dppo_jax.policies.chain import (
     ChainPolicy,

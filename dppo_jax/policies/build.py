@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
@@ -11,6 +13,7 @@ from dppo_jax.diffusion import denoising
 from dppo_jax.diffusion import flow as flows
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks import build as networks
+from dppo_jax.networks.build_encoder import image_shape
 from dppo_jax.networks.noise import NoiseMLP
 from dppo_jax.policies.chain import ChainPolicy, diffusion_policy
 from dppo_jax.policies.flow import flow_policy
@@ -198,3 +201,21 @@ def make_saved_policy(
 ) -> ChainPolicy | SquashedPolicy:
     """As `make_policy`, from settings that were read from a `config.json`."""
     return make_policy(ConfigDict(model), action_dim=action_dim)
+
+
+def obs_like(
+    model: Mapping[str, Any] | ConfigDict | None, *, history: int, obs_dim: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and type of one observation that a policy reads, [1, ...].
+
+    Args:
+        model: `default_config` with changes; without an encoder only the state counts.
+        history: To.
+        obs_dim: Do.
+    """
+    encoder = ((model or {}).get("network") or {}).get("encoder")
+    obs = {"state": jax.ShapeDtypeStruct((1, history, obs_dim), jnp.float32)}
+    images = image_shape(encoder)
+    if images is not None:
+        obs["rgb"] = jax.ShapeDtypeStruct((1, *images), jnp.uint8)
+    return obs

@@ -232,7 +232,7 @@ def test_a_gaussian_of_a_file_takes_settings_by_name(file):
 
 def test_the_section_of_an_outside_network_may_hold_its_options_alone(file):
     config = default_config(f"{file}:make_network")
-    assert set(config) == {"kind", "options"}
+    assert set(config) == {"kind", "options", "encoder"}
     assert make_network(config, role="denoiser", **SIZES).width == 1.0
 
 

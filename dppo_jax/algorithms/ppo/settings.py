@@ -84,6 +84,9 @@ def default_config() -> ConfigDict:
     config.min_std_steps = 0
     config.tuned_steps_drop = 0
     config.tuned_steps_every = 0
+    # Pixels that the images of an iteration are shifted by at most, once and at random,
+    # before anything is learned from them; 4 in the paper, 0: none.
+    config.random_shift = 0
     return config
 
 
@@ -117,6 +120,7 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     for name in (
         *("value_coef", "entropy_coef", "clone_coef", "distance_coef", "critic_warmup"),
         *("min_std_end", "min_std_steps", "tuned_steps_drop", "tuned_steps_every"),
+        "random_shift",
     ):
         if config[name] < 0:
             raise SettingsError(f"{name}={config[name]} must not be negative.")
