@@ -153,7 +153,7 @@ def test_the_entropy_is_how_unlikely_samples_are_on_average(policy, params):
     log_prob = jax.jit(policy.sample)(params, keys, obs).log_prob
     entropy = float(policy.entropy(params.tuned, OBS).mean())
     if policy.joint:  # a lower bound, of chunks of two entries
-        assert -0.1 < entropy / 2 + float(log_prob.mean()) < 0.01
+        assert -0.1 < entropy / 2 + float(log_prob.mean()) < 0.03
         return
     # z^2 / 2 of 6,000 draws or more, a little less where these are clipped at 3.
     assert entropy == pytest.approx(-float(log_prob.mean()), abs=0.03)
