@@ -129,9 +129,9 @@ def settings_of(saved: dict[str, Any]) -> ConfigDict:
 def use_network(config: ConfigDict, kind: str) -> None:
     """Give a configuration the settings of a kind of network, with their defaults.
 
-    The encoder stays, since networks of all kinds have the same settings for it.
     Nothing changes if it has that kind, or if one of the two is from outside the
-    package, since such a network takes whatever settings there are.
+    package, since such a network takes whatever settings there are. The settings of the
+    encoder stay, because all kinds have the same.
     """
     before = config.model.network.kind
     if kind != before and {kind, before} <= networks.NETWORKS.keys():

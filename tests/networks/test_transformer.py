@@ -40,6 +40,7 @@ def test_attention_is_a_mean_of_values_weighted_by_the_products_of_keys(num_head
     x, memory = tokens(T), tokens(S, seed=2)
     output = apply(module, params, x, memory)
     weights = jax.tree.map(np.asarray, params["params"])
+    x, memory = np.asarray(x), np.asarray(memory)
     kernels = np.split(weights["in_kernel"], 3, axis=1)
     query, key, value = x @ kernels[0], memory @ kernels[1], memory @ kernels[2]
     size = E // num_heads

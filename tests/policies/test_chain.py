@@ -152,8 +152,9 @@ def test_the_entropy_is_minus_the_mean_log_prob_of_samples(policy, params):
     keys = jax.random.split(jax.random.key(4), 1000 * B)
     log_prob = jax.jit(policy.sample)(params, keys, obs).log_prob
     entropy = float(policy.entropy(params.tuned, OBS).mean())
-    if policy.joint:  # of chunks of two entries
-        entropy /= 2
+    if policy.joint:  # a lower bound, of chunks of two entries
+        assert -0.1 < entropy / 2 + float(log_prob.mean()) < 0.03
+        return
     # The mean of z^2 / 2 over 6,000 or more draws, a little less if clipped at 3.
     assert entropy == pytest.approx(-float(log_prob.mean()), abs=0.03)
 
