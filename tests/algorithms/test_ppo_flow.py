@@ -142,7 +142,7 @@ def test_annealed_moves_go_to_a_copy_of_velocity_and_noise():
     [
         (dict(ratio="pair"), "ratio='pair' is unknown; use one of move, chain"),
         (dict(minibatch="pair"), "minibatch='pair'.*set minibatch='chain'"),
-        (dict(denoising_discount=0.9), "denoising_discount=0.9 .* 1.0 with ratio"),
+        (dict(denoising_discount=0.9), "denoising_discount=0.9 .*1.0 with ratio"),
         (dict(clip_base=0.001), "clip_base=0.001 and clip_top=0.01 .* same value"),
         (dict(distance_coef=-1.0), "distance_coef=-1.0 must not be negative"),
         (dict(log_prob_bounds=(-1.0, 1.0)), r"log_prob_bounds=\(-1.0, 1.0\) .* None"),

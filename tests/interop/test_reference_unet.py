@@ -110,7 +110,7 @@ def test_weights_tell_the_architecture_but_not_the_number_of_actions(settings):
     "bounds, message",
     [
         (BOUNDS._replace(action_min=np.zeros(3)), "actions of 2 numbers, .* of 3;"),
-        (BOUNDS._replace(obs_min=np.zeros(4)), "6 inputs, .* no multiple of the 4"),
+        (BOUNDS._replace(obs_min=np.zeros(4)), "6 inputs, .* multiple of the 4"),
     ],
 )
 def test_bounds_of_other_sizes_are_refused(bounds, message):
