@@ -11,6 +11,10 @@ from ml_collections import ConfigDict
 from benchmarks import floors, timing
 from dppo_jax.envs.build import make_env, make_single
 from dppo_jax.errors import SettingsError
+from dppo_jax.networks.build_encoder import (
+    make_state_action_critic,
+    make_state_critic,
+)
 from dppo_jax.networks.critics import StateActionCritic, StateCritic
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import ChainPolicy, SquashedPolicy, make_policy
@@ -64,9 +68,9 @@ def make_setup(config: ConfigDict) -> Setup:
     if not isinstance(policy, ChainPolicy):
         raise SettingsError(
             f"model.kind={config.model.kind!r}: this program measures PPO over a "
-            "chain; use 'diffusion' or 'gaussian', or benchmarks.off_policy."
+            "chain; use 'diffusion', 'gaussian' or 'gmm', or benchmarks.off_policy."
         )
-    return Setup(config, env, policy, StateCritic(**config.critic))
+    return Setup(config, env, policy, make_state_critic(config.critic))
 
 
 def make_off_policy_setup(config: ConfigDict) -> OffPolicySetup:
@@ -78,7 +82,7 @@ def make_off_policy_setup(config: ConfigDict) -> OffPolicySetup:
             "actor-critic; use 'squashed', or benchmarks.train_step."
         )
     num_critics = config.algorithm.sac.num_critics
-    critic = StateActionCritic(**config.critic, num_critics=num_critics)
+    critic = make_state_action_critic(config.critic, num_critics=num_critics)
     return OffPolicySetup(config, env, policy, critic)
 
 

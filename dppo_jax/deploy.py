@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from dppo_jax import policies
 from dppo_jax.errors import SettingsError
@@ -67,8 +66,11 @@ def load_policy(
         return LoadedPolicy(act=None, **saved._asdict())
     if history is None:
         history = saved.config.get("env", {}).get("history", 1)
-    shape = (1, history, len(saved.normalizer.obs_min))
-    obs = {"state": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    obs = policies.obs_like(
+        saved.config.get("model") if model is None else model,
+        history=history,
+        obs_dim=len(saved.normalizer.obs_min),
+    )
     expected = jax.eval_shape(policy.init, jax.random.key(0), obs)
     check_matches(
         saved.params,

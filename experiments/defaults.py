@@ -7,6 +7,7 @@ from dppo_jax import algorithms, policies
 from dppo_jax.algorithms import clone as pretrain
 from dppo_jax.algorithms import ppo
 from dppo_jax.envs import build
+from dppo_jax.networks import build_encoder
 
 
 def default_config() -> ConfigDict:
@@ -29,6 +30,7 @@ def default_config() -> ConfigDict:
             layer_norm=False,
             residual=True,
             compute_dtype="float32",
+            encoder=build_encoder.default_config(),
         )
     )
     config.pretrain = pretrain.default_config()
@@ -104,6 +106,7 @@ def demonstrator_config() -> ConfigDict:
         dict(hidden_sizes=(64, 64), activation="tanh", layer_norm=False, residual=False)
     )
     config.critic.compute_dtype = "float32"
+    config.critic.encoder = build_encoder.default_config()
     config.rollout = rollout_config(num_envs=64, num_chunks=64)
     config.rollout.reset_at_iteration = False
     config.ppo = ppo.default_config()

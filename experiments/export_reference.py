@@ -34,10 +34,10 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
     if model["kind"] == "flow":
         raise SettingsError(
             f"{run_dir} holds a flow, which the published code does not have; name a "
-            "run with model.kind='diffusion' or 'gaussian'."
+            "run with model.kind='diffusion', 'gaussian' or 'gmm'."
         )
-    is_gaussian = model["kind"] == "gaussian"
-    bounds = model["gaussian"]
+    is_diffusion = model["kind"] == "diffusion"
+    bounds = model[model["kind"]]
     critic = load_critic(run_dir, checkpoint) if stage == "finetune" else None
     save_reference_checkpoint(
         path,
@@ -45,12 +45,12 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
             stage=stage,
             params=policy.params,
             critic=critic,
-            std_bounds=(bounds["std_min"], bounds["std_max"]) if is_gaussian else None,
+            std_bounds=None if is_diffusion else (bounds["std_min"], bounds["std_max"]),
             iteration=policy.iteration,
         ),
         eta=(
             model["sampling"]["eta"]
-            if not is_gaussian and model["sampling"]["ddim_steps"] is not None
+            if is_diffusion and model["sampling"]["ddim_steps"] is not None
             else None
         ),
     )
@@ -59,7 +59,7 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
         f"{run_dir}: stage {stage}, iteration {policy.iteration}, written to {path} "
         f"and {normalization}"
     )
-    if stage == "finetune" and not is_gaussian:
+    if stage == "finetune" and is_diffusion:
         print(f"run it there with ft_denoising_steps={_num_tuned_steps(policy)}")
     if stage == "finetune" and critic is None:
         print("it has no critic: load it as network_path; it cannot resume a run there")

@@ -17,7 +17,7 @@ from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop import infer_settings, load_reference_checkpoint
 from dppo_jax.normalize import Normalizer, load_normalizer
-from dppo_jax.policies import PolicyParams, make_policy
+from dppo_jax.policies import PolicyParams, make_policy, obs_like
 from dppo_jax.training.checkpoint import Checkpoints
 from dppo_jax.training.config_file import save_config
 from dppo_jax.training.trees import check_matches
@@ -33,7 +33,9 @@ _UNTOLD = (
     *("model.network.num_groups", "model.network.group_norm_eps"),
     *("model.sampling.ddim_steps", "model.diffusion.predict_noise"),
     *("model.diffusion.x0_clip", "model.gaussian.tanh_output"),
+    *("model.gmm.tanh_output", "model.network.num_heads", "model.network.causal"),
 )
+_UNTOLD_OF_IMAGES = ("num_heads", "image_size")
 
 
 def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -> str:
@@ -72,9 +74,12 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
     # `imported_from` tells later stages that this is not a run to resume.
     origin = {"stage": checkpoint.stage, "imported_from": str(path)}
     save_config(run_dir, origin | directories.as_json(config))
+    names: tuple[str, ...] = _UNTOLD
+    if config.model.network.encoder.kind == "vit":
+        names += tuple(f"model.network.encoder.vit.{x}" for x in _UNTOLD_OF_IMAGES)
     untold = [
         f"{name}={_lookup(config, name)}"
-        for name in _UNTOLD
+        for name in names
         if name.split(".")[1] in _sections(config) and _knows(config, name)
     ]
     if "model.chunk" not in inferred:
@@ -93,8 +98,9 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
 
 def _expected_params(config: ConfigDict, normalizer: Normalizer) -> PolicyParams:
     policy = make_policy(config.model, action_dim=len(normalizer.action_min))
-    shape = (1, config.env.history, len(normalizer.obs_min))
-    obs = {"state": jax.ShapeDtypeStruct(shape, np.float32)}
+    obs = obs_like(
+        config.model, history=config.env.history, obs_dim=len(normalizer.obs_min)
+    )
     return jax.eval_shape(policy.init, jax.random.key(0), obs)
 
 

@@ -8,6 +8,7 @@ from dppo_jax.algorithms import clone as pretrain
 from dppo_jax.demonstrations.dataset import summary, windows
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import summarize
+from dppo_jax.networks.build_encoder import image_shape
 from dppo_jax.types import PyTree
 from experiments import command_line, directories, inputs, processes
 from experiments.evaluate import make_score
@@ -20,14 +21,21 @@ def main(config: ConfigDict) -> list[str]:
     processes.stay_on_one_device(config, "pretrain")
     episodes = inputs.load_data(config)
     assert episodes.normalizer is not None  # `load_data` normalises.
-    if config.pretrain.clone_entropy_coef and config.model.kind != "gaussian":
+    coef, kind = config.pretrain.clone_entropy_coef, config.model.kind
+    if coef and kind not in ("gaussian", "gmm"):
         raise SettingsError(
-            f"pretrain.clone_entropy_coef={config.pretrain.clone_entropy_coef} rewards "
-            f"the entropy of a Gaussian policy, but training does not change that of "
-            f"model.kind={config.model.kind!r}; use 0."
+            f"pretrain.clone_entropy_coef={coef} rewards the entropy of a Gaussian "
+            "policy or a mixture, but training does not change that of "
+            f"model.kind={kind!r}; use 0."
         )
     policy = inputs.build_policy(config, episodes.actions.shape[1])
-    dataset = windows(episodes, chunk=config.model.chunk, history=config.env.history)
+    images = image_shape(config.model.network.encoder)
+    dataset = windows(
+        episodes,
+        chunk=config.model.chunk,
+        history=config.env.history,
+        image_history=1 if images is None else images[0],
+    )
     algorithm = pretrain.make_pretrain(policy, dataset, config.pretrain)
     # Data of a real robot may have no simulator in which to score the policy.
     score = None

@@ -131,11 +131,14 @@ def use_network(config: ConfigDict, kind: str) -> None:
     """Give a configuration the settings of a kind of network, with their defaults.
 
     Nothing changes if it has that kind, or if one of the two is from outside the
-    package, since such a network takes whatever settings there are.
+    package, since such a network takes whatever settings there are. The settings of the
+    encoder stay, because all kinds have the same.
     """
     before = config.model.network.kind
     if kind != before and {kind, before} <= networks.NETWORKS.keys():
-        config.model.network = networks.default_config(kind).lock()
+        network = networks.default_config(kind)
+        network.encoder = config.model.network.encoder
+        config.model.network = network.lock()
         config.model.network.options.unlock()
 
 

@@ -14,12 +14,17 @@ import numpy as np
 import pytest
 
 from dppo_jax.interop import params_from_reference, params_to_reference
+from dppo_jax.interop.reference_encoder import infer_encoder
 from dppo_jax.networks import (
     DiffusionMLP,
     DiffusionUNet,
     GaussianMLP,
+    GaussianTransformer,
+    MixtureMLP,
+    MixtureTransformer,
     StateActionCritic,
     StateCritic,
+    ViTEncoder,
 )
 
 # Relative tolerances for float32. Absolute tolerances are a tenth of them, times the
@@ -47,8 +52,11 @@ class Case(NamedTuple):
         return params_from_reference(self.arrays, prefix=f"param/{module}/")
 
     def obs(self) -> dict[str, np.ndarray]:
-        """The observation of the case."""
-        return {"state": self.arrays["in/state"]}
+        """The observation of the case, its channels last."""
+        obs = {"state": self.arrays["in/state"]}
+        if "in/rgb" in self.arrays:
+            obs["rgb"] = np.moveaxis(self.arrays["in/rgb"], 2, -1)
+        return obs
 
 
 def read_case(path: Path) -> Case:
@@ -172,6 +180,50 @@ def gaussian_mlp(config: dict) -> GaussianMLP:
     )
 
 
+def gaussian_transformer(config: dict) -> GaussianTransformer:
+    """The Gaussian policy network of one token per action."""
+    return GaussianTransformer(**_transformer_settings(config))
+
+
+def mixture(config: dict) -> MixtureMLP | MixtureTransformer:
+    """The network of a mixture; names of settings tell which."""
+    num_modes = config.get("num_modes", 5)
+    if any(name.startswith("transformer_") for name in config):
+        return MixtureTransformer(num_modes=num_modes, **_transformer_settings(config))
+    residual = config.get("residual_style", False)
+    return MixtureMLP(
+        num_modes=num_modes,
+        hidden_sizes=_hidden_sizes(config.get("mlp_dims", [256, 256, 256]), residual),
+        activation=config.get("activation_type", "Mish"),
+        residual=residual,
+        layer_norm=config.get("use_layernorm", False),
+        **_head_settings(config),
+    )
+
+
+def _transformer_settings(config: dict) -> dict:
+    return dict(
+        embed_dim=config.get("transformer_embed_dim", 256),
+        num_heads=config.get("transformer_num_heads", 8),
+        num_layers=config.get("transformer_num_layers", 6),
+        activation=config.get("transformer_activation", "gelu"),
+        embedding_dropout=config.get("p_drop_emb", 0.0),
+        attention_dropout=config.get("p_drop_attn", 0.0),
+        **_head_settings(config),
+    )
+
+
+def _head_settings(config: dict) -> dict:
+    return dict(
+        action_dim=config["action_dim"],
+        chunk=config["horizon_steps"],
+        fixed_std=config.get("fixed_std"),
+        learn_fixed_std=config.get("learn_fixed_std", False),
+        std_min=config.get("std_min", 0.01),
+        std_max=config.get("std_max", 1.0),
+    )
+
+
 def state_critic(config: dict) -> StateCritic:
     """The value network that the reference builds."""
     residual = config.get("residual_style", False)
@@ -192,6 +244,39 @@ def state_action_critic(config: dict) -> StateActionCritic:
         layer_norm=config.get("use_layernorm", False),
         residual=residual,
         num_critics=2 if config.get("double_q", True) else 1,
+    )
+
+
+def vit_encoder(case: Case, *, features: int = 0) -> ViTEncoder:
+    """The image encoder that the reference builds; its patches have 8 x 8 pixels.
+
+    What a case leaves out of its transformer is read off the weights.
+
+    Args:
+        features: the default of `spatial_emb`; 0 has no spatial embedding.
+    """
+    config = case.config
+    _refuse_dropout(config)
+    vit = config.get("vit", {})
+    told, _ = infer_encoder(case.params("net")["params"]["encoder"])
+    settings = {name.removeprefix("vit."): told[name] for name in told if "." in name}
+    settings |= {name: vit[name] for name in ("depth", "embed_dim") if name in vit}
+    if "embed_style" in vit:
+        settings["patch_layers"] = {"embed1": 1, "embed2": 2}[vit["embed_style"]]
+        two = settings["patch_layers"] == 2
+        settings["patch_norm"] = two and bool(vit.get("embed_norm", 0))
+    features = config.get("spatial_emb", features)
+    return ViTEncoder(
+        **settings
+        | dict(
+            image_size=case.obs()["rgb"].shape[2:4],
+            num_cameras=config.get("num_img", 1),
+            image_history=config.get("img_cond_steps", 1),
+            num_heads=vit.get("num_heads", 4),
+            patch_size=8,
+            pooling="spatial" if features else "flat",
+            features=features or config.get("visual_feature_dim", 128),
+        )
     )
 
 

@@ -37,13 +37,14 @@ STRANGERS = ("algorithms",)
 # Only make_* and default_config read configurations; these parts take plain arguments.
 PLAIN = (
     *("types", "normalize", "objects", "replay", "rollout", "evaluate"),
-    *("diffusion", "policies.chain", "policies.gaussian", "policies.squashed"),
-    *("policies.flow", "networks.noise"),
+    *("diffusion", "policies.chain", "policies.gaussian", "policies.gmm"),
+    *("policies.squashed", "policies.flow", "networks.noise"),
     *("learning.returns", "learning.losses", "learning.chain_losses"),
     *("learning.q_losses", "learning.minibatch", "learning.optimizers"),
     "learning.soft_actor_critic",
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),
-    "networks.unet",
+    *("networks.unet", "networks.std", "networks.dropout", "networks.gmm"),
+    *("networks.transformer", "networks.vision"),
     *("envs.core", "envs.physics", "envs.wrappers", "training", "deploy"),
 )
 

@@ -27,12 +27,16 @@ from tests.reference_cases import (
     diffusion_mlp,
     diffusion_unet,
     gaussian_mlp,
+    gaussian_transformer,
+    mixture,
     read_case,
     state_action_critic,
     state_critic,
     sum_of_squares,
+    vit_encoder,
 )
 from tests.reference_losses import check_bc_loss, check_dppo, check_ppo_gaussian
+from tests.reference_mixtures import check_ppo_gmm
 from tests.reference_off_policy import (
     check_actor,
     check_critic,
@@ -109,6 +113,16 @@ def check_gaussian_mlp(path, tmp_path):
     check_network(case, gaussian_mlp(case.config), case.obs())
 
 
+def check_gaussian_transformer(path, tmp_path):
+    case = read_case(path)
+    check_network(case, gaussian_transformer(case.config), case.obs())
+
+
+def check_mixture(path, tmp_path):
+    case = read_case(path)
+    check_network(case, mixture(case.config), case.obs())
+
+
 def check_critic_obs(path, tmp_path):
     case = read_case(path)
     check_network(case, state_critic(case.config), case.obs())
@@ -121,6 +135,18 @@ def check_critic_obs_act(path, tmp_path):
         params = stack_critics([params])
     inputs = case.obs(), case.arrays["in/action"]
     check_network(case, network, *inputs, params=params)
+
+
+def check_vision_mlp(path, tmp_path):
+    case = read_case(path)
+    network = diffusion_mlp(case.config).clone(encoder=vit_encoder(case))
+    check_network(case, network, case.arrays["in/x"], case.arrays["in/t"], case.obs())
+
+
+def check_vit_critic(path, tmp_path):
+    case = read_case(path)
+    network = state_critic(case.config).clone(encoder=vit_encoder(case, features=128))
+    check_network(case, network, case.obs())
 
 
 def check_network(case: Case, network, *inputs, params=None):
@@ -242,12 +268,17 @@ KINDS = {
     "schedule": check_schedule,
     "net_diffusion_mlp": check_diffusion_mlp,
     "net_unet1d": check_unet,
+    "net_vision_diffusion_mlp": check_vision_mlp,
+    "net_vit_critic": check_vit_critic,
     "net_critic_obs_act": check_critic_obs_act,
     "net_critic_obs": check_critic_obs,
     "net_gaussian_mlp": check_gaussian_mlp,
+    "net_gaussian_transformer": check_gaussian_transformer,
+    "net_gmm": check_mixture,
     "bc_loss": check_bc_loss,
     "dppo": check_dppo,
     "ppo_gaussian": check_ppo_gaussian,
+    "ppo_gmm": check_ppo_gmm,
     "rlpd_actor": check_actor,
     "rlpd_critic": check_critic,
     "sac_actor": check_actor,

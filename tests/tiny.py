@@ -4,13 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import ppo, sac
 from dppo_jax.diffusion import denoising, flow
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
-from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateCritic
+from dppo_jax.networks import DiffusionMLP, GaussianMLP, MixtureMLP, StateCritic
 from dppo_jax.networks.noise import NoiseMLP
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import (
@@ -18,6 +19,7 @@ from dppo_jax.policies import (
     diffusion_policy,
     flow_policy,
     gaussian_policy,
+    gmm_policy,
 )
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.rollout import env_keys
@@ -158,6 +160,18 @@ def tiny_gaussian_policy(
     return gaussian_policy(network)
 
 
+def tiny_gmm_policy(fixed_std: float = 0.5) -> ChainPolicy:
+    """Three modes, from perceptrons with one hidden layer of 16."""
+    network = MixtureMLP(
+        action_dim=ACTION_DIM,
+        chunk=CHUNK,
+        num_modes=3,
+        hidden_sizes=(16,),
+        fixed_std=fixed_std,
+    )
+    return gmm_policy(network)
+
+
 def tiny_critic() -> StateCritic:
     """V(s) with one hidden layer of 16."""
     return StateCritic(hidden_sizes=(16,))
@@ -250,6 +264,15 @@ def run(algorithm, num_iterations: int, *, seed: int = 0):
         state, metrics = step(state)
         rows.append({name: float(value) for name, value in metrics.items()})
     return state, rows
+
+
+def random_params(module: Any, *inputs: Any, seed: int = 0) -> Any:
+    """Parameters none of which are zero or as small as they start; nothing compiles."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    draws = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: (0.3 * draws.normal(size=x.shape)).astype(np.float32), shapes
+    )
 
 
 def same(one: Any, other: Any) -> bool:

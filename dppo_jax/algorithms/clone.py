@@ -10,6 +10,7 @@ from dppo_jax.demonstrations.dataset import Windows, gather
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import optimizers
 from dppo_jax.learning.minibatch import covering_batches
+from dppo_jax.networks.vision import random_shifts
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.types import Algorithm, Array, Metrics, Obs, PyTree
 
@@ -43,7 +44,9 @@ def default_config() -> ConfigDict:
     config.ema_every = 10  # updates
     # Averaging starts in this epoch, counted from 1; before it, ema copies params.
     config.ema_start = 20
-    config.clone_entropy_coef = 0.0  # Gaussian policies only
+    config.clone_entropy_coef = 0.0  # Gaussians and mixtures only
+    # Pixels that images are shifted by at most, at random; 4 in the paper, 0: none.
+    config.random_shift = 0
     return config
 
 
@@ -66,13 +69,13 @@ def make_pretrain(
     """
     if not isinstance(policy, ChainPolicy):
         raise SettingsError(
-            f"a {type(policy).__name__} cannot be cloned; set model.kind='diffusion' "
-            "or 'gaussian'."
+            f"a {type(policy).__name__} cannot be cloned; set model.kind='diffusion', "
+            "'gaussian' or 'gmm'."
         )
     for name in ("batch_size", "ema_every"):
         if config[name] < 1:
             raise SettingsError(f"pretrain.{name}={config[name]} must be at least 1.")
-    for name in ("ema_start", "weight_decay"):
+    for name in ("ema_start", "weight_decay", "random_shift"):
         if config[name] < 0:
             raise SettingsError(f"pretrain.{name}={config[name]} must not be negative.")
     if not 0 <= config.ema_decay < 1:
@@ -108,6 +111,9 @@ def make_pretrain(
 
     def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
         keys = jax.random.split(key, len(action))
+        if config.random_shift:
+            shift_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+            obs = random_shifts(shift_keys, obs, max_shift=config.random_shift)
         loss = policy.clone_loss(params, keys, obs, action).mean()
         if config.clone_entropy_coef:
             loss -= config.clone_entropy_coef * policy.entropy(params, obs).mean()

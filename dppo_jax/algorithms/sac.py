@@ -20,6 +20,7 @@ from dppo_jax.learning.soft_actor_critic import (
     soft_updates,
 )
 from dppo_jax.networks import StateActionCritic
+from dppo_jax.networks.build_encoder import make_state_action_critic
 from dppo_jax.policies.squashed import SquashedPolicy
 from dppo_jax.types import Algorithm, VecEnv
 
@@ -67,7 +68,7 @@ def make(
     del data
     settings = config.algorithm.sac
     _check_config(settings, policy)
-    critic = StateActionCritic(**config.critic, num_critics=settings.num_critics)
+    critic = make_state_action_critic(config.critic, num_critics=settings.num_critics)
     return off_policy.off_policy(
         env,
         make_learner(env, policy, critic, settings),

@@ -15,6 +15,7 @@ import numpy as np
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop import reference_unet
+from dppo_jax.interop.reference_encoder import infer_encoder
 from dppo_jax.interop.reference_params import params_from_reference, params_to_reference
 from dppo_jax.interop.torch_file import load_torch_file, save_torch_file
 from dppo_jax.normalize import Normalizer
@@ -29,9 +30,11 @@ class ReferenceCheckpoint(NamedTuple):
     """A policy of the reference implementation.
 
     stage: "pretrain" or "finetune".
-    params: base and tuned network; the same network twice after pre-training.
+    params: base and tuned network; the same network twice after pre-training, and for a
+        mixture, whose base network the reference does not save.
     critic: parameters of V(s); None if there is none (Q(s, a) is not read).
-    std_bounds: least and largest standard deviation of a Gaussian policy, or None.
+    std_bounds: least and largest standard deviation of a Gaussian policy or a mixture,
+        or None.
     iteration: epoch of pre-training, or iteration of fine-tuning.
     """
 
@@ -47,7 +50,7 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
 
     Raises:
         SettingsError: a file that cannot be read, is not such a checkpoint, or holds
-            networks other than perceptrons and U-Nets.
+            networks other than perceptrons, U-Nets, transformers and image encoders.
     """
     tree = load_torch_file(path)
     tree = tree if isinstance(tree, dict) else {}
@@ -64,23 +67,25 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
             " ema) or fine-tuning (itr, model); pass a state_<n>.pt that it saved."
         )
     tuned = any(name.startswith("actor_ft.") for name in weights)
-    prefixes = ("actor.", "actor_ft.") if tuned else ("network.", "network.")
+    base_prefix, prefix = ("actor.", "actor_ft.") if tuned else ("network.", "network.")
     try:
-        params = PolicyParams(
-            *(params_from_reference(weights, prefix=prefix) for prefix in prefixes)
-        )
+        params = params_from_reference(weights, prefix=prefix)
+        # There is no frozen network beside a mixture.
+        base = params
+        if not _is_mixture(params):
+            base = params_from_reference(weights, prefix=base_prefix)
         critic = None
         if _has_state_critic(weights):
             critic = params_from_reference(weights, prefix="critic.")
     except ValueError as error:
         raise SettingsError(f"{path}: {error}") from None
-    log_bounds = [weights.get(f"{prefixes[1]}logvar_{end}") for end in ("min", "max")]
+    log_bounds = [weights.get(f"{prefix}logvar_{end}") for end in ("min", "max")]
     low, high = (
         None if bound is None else float(np.exp(0.5 * bound)) for bound in log_bounds
     )
     return ReferenceCheckpoint(
         stage="finetune" if tuned else "pretrain",
-        params=params,
+        params=PolicyParams(base=base, tuned=params),
         critic=critic,
         std_bounds=None if low is None or high is None else (low, high),
         iteration=iteration,
@@ -122,12 +127,14 @@ def save_reference_checkpoint(
         save_torch_file(path, tree)
         return
     # In the reference, `network.*` is the base network of a diffusion policy, but the
-    # tuned network of a Gaussian policy.
+    # tuned network of a Gaussian policy or a mixture.
     is_diffusion = _is_diffusion(checkpoint.params.tuned)
     model = _prefixed("network", base if is_diffusion else tuned)
     if eta is not None:
         model["eta.eta_logit"] = _eta_logit(eta)
-    model |= _prefixed("actor", base) | _prefixed("actor_ft", tuned)
+    if not _is_mixture(checkpoint.params.tuned):
+        model |= _prefixed("actor", base)
+    model |= _prefixed("actor_ft", tuned)
     if checkpoint.critic is not None:
         model |= _prefixed("critic", params_to_reference(checkpoint.critic))
     save_torch_file(path, {"itr": checkpoint.iteration, "model": model})
@@ -155,13 +162,19 @@ def infer_settings(
         if _is_diffusion(checkpoint.params.base):
             settings = _diffusion_settings(net)
         else:
-            settings = _gaussian_settings(net, checkpoint.std_bounds)
+            settings = _head_settings(
+                net, checkpoint.std_bounds, len(normalizer.action_min)
+            )
+        if "encoder" in net:
+            told, size = infer_encoder(net["encoder"])
+            settings |= _prefixed("model.network.encoder", told)
+            settings["inputs"] -= size
         if checkpoint.critic is not None:
-            critic = _perceptron(checkpoint.critic["params"]["value"])
+            critic = _critic_settings(checkpoint.critic["params"])
     except KeyError as error:
         raise SettingsError(
             f"the policy lacks the weights {error}; only a denoiser, a Gaussian "
-            "policy and V(s) can be imported."
+            "policy, a mixture and V(s) can be imported."
         ) from None
     trunk = settings.pop("trunk")
     sizes = [("inputs", normalizer.obs_min, "env.history")]
@@ -244,22 +257,60 @@ def _check_action_dim(size: int, normalizer: Normalizer) -> None:
         )
 
 
-def _gaussian_settings(
-    net: Mapping[str, Any], std_bounds: tuple[float, float] | None
+def _head_settings(
+    net: Mapping[str, Any], std_bounds: tuple[float, float] | None, action_dim: int
 ) -> dict[str, Any]:
-    settings: dict[str, Any] = {"model.kind": "gaussian"}
-    first = net.get("base", net["mean"])
-    trunk = _perceptron(first)
-    if "base" in net:
-        trunk["hidden_sizes"] += (_outputs(net["base"]),)
-        settings["model.gaussian.fixed_std"] = None
+    """Of a Gaussian or a mixture.
+
+    Args:
+        action_dim: Da, which tells whether a transformer predicts log-variances.
+    """
+    kind = "gmm" if "logits" in net else "gaussian"
+    settings: dict[str, Any] = {"model.kind": kind}
+    num_modes = 1
+    if kind == "gmm":
+        logits = net["logits"]
+        num_modes = len(logits["bias"]) if "bias" in logits else _outputs(logits)
+        settings["model.gmm.num_modes"] = num_modes
+    if "transformer" in net:
+        found = _transformer(net["transformer"])
+        predicts = found["outputs"] == 2 * num_modes * found["chunk"] * action_dim
+        found["outputs"] //= 1 + predicts
+        del found["chunk"]
+    else:
+        first = net.get("base", net["mean"])
+        trunk = {"kind": "mlp"} | _perceptron(first)
+        predicts = "log_variance" in net
+        if "base" in net:
+            trunk["hidden_sizes"] += (_outputs(net["base"]),)
+        outputs = _outputs(net["mean"])
+        found = dict(inputs=_inputs(first), outputs=outputs, trunk=trunk)
+    found["outputs"] //= num_modes
     learned = "fixed_log_variance" in net
-    settings["model.gaussian.learn_fixed_std"] = learned
-    if std_bounds is not None and (learned or "base" in net):
+    settings[f"model.{kind}.learn_fixed_std"] = learned
+    if predicts:
+        settings[f"model.{kind}.fixed_std"] = None
+    if std_bounds is not None and (learned or predicts):
         for name, bound in zip(("std_min", "std_max"), std_bounds):
-            settings[f"model.gaussian.{name}"] = bound
-    outputs = _outputs(net["mean"])
-    return settings | dict(inputs=_inputs(first), outputs=outputs, trunk=trunk)
+            settings[f"model.{kind}.{name}"] = bound
+    return settings | found
+
+
+def _transformer(net: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a transformer; the number of its heads is in no weight."""
+    _, chunk, size = net["position"].shape
+    num_layers = sum(name.startswith("layer_") for name in net)
+    return dict(
+        inputs=net["observation"]["kernel"].shape[0],
+        outputs=chunk * len(net["head"]["bias"]),
+        chunk=chunk,
+        trunk={"kind": "transformer", "embed_dim": size, "num_layers": num_layers},
+    )
+
+
+def _critic_settings(net: Mapping[str, Any]) -> dict[str, Any]:
+    told = infer_encoder(net["encoder"])[0] if "encoder" in net else {}
+    return _perceptron(net["value"]) | _prefixed("encoder", told)
 
 
 def _perceptron(net: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,6 +349,10 @@ def _has_state_critic(weights: Mapping[str, Any]) -> bool:
 
 def _is_diffusion(params: PyTree) -> bool:
     return "time_embedding" in params["params"]
+
+
+def _is_mixture(params: PyTree) -> bool:
+    return "logits" in params["params"]
 
 
 def _prefixed(prefix: str, items: Mapping[str, Any]) -> dict[str, Any]:

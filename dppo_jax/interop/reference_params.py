@@ -18,7 +18,12 @@ import jax
 import numpy as np
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.interop import reference_unet
+from dppo_jax.interop import reference_transformer, reference_unet
+from dppo_jax.interop.reference_encoder import (
+    PREFIX,
+    encoder_from_reference,
+    encoder_to_reference,
+)
 from dppo_jax.types import PyTree
 
 _NETWORKS = {
@@ -26,6 +31,7 @@ _NETWORKS = {
     "mlp_base": "base",
     "mlp_logvar": "log_variance",
     "mlp_mean": "mean",
+    "mlp_weights": "logits",
     "Q1": "value",
 }
 _MEMBERS = "members"  # of an ensemble; the first axis of every leaf
@@ -50,8 +56,8 @@ _TIME_EMBEDDING = {
     "time_embedding.3": "time_embedding/linear_2",
 }
 _FIXED_LOG_VARIANCE = "fixed_log_variance"
-# Settings that the reference saves with the weights.
-_CONSTANTS = {"logvar_min", "logvar_max"}
+# Settings and masks that the reference saves with the weights.
+_CONSTANTS = {"logvar_min", "logvar_max", "transformer.mask", "transformer.memory_mask"}
 
 
 def params_from_reference(
@@ -85,19 +91,29 @@ def params_from_reference(
         )
     members = _members(state_dict)
     if len(members) > 1:
-        return stack_critics([params_from_reference(member) for member in members])
-    flat, unknown = {}, []
+        critics = [params_from_reference(member) for member in members]
+        if "encoder" in critics[0]["params"]:
+            raise SettingsError(
+                "Q(s, a) with an image encoder is no network of the published code; "
+                "there only V(s) has one."
+            )
+        return stack_critics(critics)
+    encoder = encoder_from_reference(state_dict)
+    flat, unknown = dict(encoder.values()), []
     for name, array in state_dict.items():
+        if name in encoder:
+            continue
         path = _path_from_reference(name, state_dict)
         if path is None:
             unknown.append(prefix + name)
         else:
-            flat[path] = array.T if path.endswith("/kernel") else array
+            flat[path] = array.T if path.endswith("kernel") else array
     if unknown:
         raise SettingsError(
             f"No network here has weights named {', '.join(sorted(unknown))}; known "
-            f"are perceptrons called {', '.join(sorted(_NETWORKS))}, time_embedding "
-            "and the layers of a U-Net."
+            f"are perceptrons called {', '.join(sorted(_NETWORKS))}, time_embedding, "
+            "the layers of U-Nets and transformers, and image encoders called backbone "
+            "and compress."
         )
     params: PyTree = {}
     for path, array in flat.items():
@@ -125,22 +141,25 @@ def params_to_reference(params: PyTree) -> dict[str, np.ndarray]:
     Raises:
         SettingsError: parameters without a torch name; the message lists them.
     """
-    if _MEMBERS in params["params"]:
+    if set(params["params"]) == {_MEMBERS}:
         return _critics_to_reference(params["params"][_MEMBERS])
     is_unet = reference_unet.is_unet(params["params"])
-    state_dict, unknown = {}, []
+    state_dict, encoder, unknown = {}, {}, []
     leaves, _ = jax.tree_util.tree_flatten_with_path(params["params"])
     for keys, array in leaves:
         path = "/".join(key.key for key in keys)
+        if path.startswith(PREFIX):
+            encoder[path] = np.asarray(array)
+            continue
         name = _path_to_reference(path, is_unet=is_unet)
         if name is None:
             unknown.append(path)
         else:
             array = np.asarray(array)
-            state_dict[name] = array.T if path.endswith("/kernel") else array
+            state_dict[name] = array.T if path.endswith("kernel") else array
     if unknown:
         raise SettingsError(f"No torch name for the parameters {', '.join(unknown)}.")
-    return state_dict
+    return state_dict | (encoder_to_reference(encoder) if encoder else {})
 
 
 def _members(state_dict: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -176,6 +195,8 @@ def _critics_to_reference(members: PyTree) -> dict[str, np.ndarray]:
 def _path_from_reference(name: str, state_dict: Mapping) -> str | None:
     if name == "logvar":
         return _FIXED_LOG_VARIANCE
+    if path := reference_transformer.path_from_reference(name):
+        return path
     module, _, leaf = name.rpartition(".")
     path = _TIME_EMBEDDING.get(module) or reference_unet.path_from_reference(module)
     network, _, layer = module.partition(".")
@@ -207,6 +228,8 @@ def _path_from_reference(name: str, state_dict: Mapping) -> str | None:
 def _path_to_reference(path: str, *, is_unet: bool) -> str | None:
     if path == _FIXED_LOG_VARIANCE:
         return "logvar"
+    if name := reference_transformer.path_to_reference(path):
+        return name
     module, _, leaf = path.rpartition("/")
     names = {ours: torch for torch, ours in _TIME_EMBEDDING.items()}
     name = reference_unet.path_to_reference(module) if is_unet else names.get(module)

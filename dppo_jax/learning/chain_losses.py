@@ -45,6 +45,29 @@ def mean_log_prob(
     return mean
 
 
+def joint_log_prob(
+    log_prob: Array,
+    *,
+    horizon: int | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> Array:
+    """The log-probability of a move of a `joint` policy: the sum over its entries.
+
+    Args:
+        log_prob: [..., Ta, Da], of every entry given those before it.
+        horizon: actions of the chunk that count; None: all. The sum is the marginal
+            log-probability of the first actions.
+        bounds: where the sum is clamped; None: nowhere. The reference clamps to
+            `LOG_PROB_BOUNDS`, and nearly all sums lie outside, where the ratio is one
+            and has no gradient.
+
+    Returns:
+        [...].
+    """
+    total = log_prob[..., :horizon, :].sum((-2, -1))
+    return total if bounds is None else jnp.clip(total, *bounds)
+
+
 def policy_loss(
     params: PyTree,
     policy: ChainPolicy,

@@ -3,18 +3,26 @@
 from dppo_jax.networks.critics import StateActionCritic, StateCritic, random_members
 from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.gaussian import GaussianMLP
+from dppo_jax.networks.gmm import MixtureMLP
 from dppo_jax.networks.mlp import MLP, DiffusionMLP, ResidualMLP, SinusoidalEmbedding
+from dppo_jax.networks.transformer import GaussianTransformer, MixtureTransformer
 from dppo_jax.networks.unet import DiffusionUNet
+from dppo_jax.networks.vision import ViTEncoder, random_shifts
 
 __all__ = [
     "DiffusionMLP",
     "DiffusionUNet",
     "GaussianMLP",
+    "GaussianTransformer",
     "MLP",
+    "MixtureMLP",
+    "MixtureTransformer",
     "ResidualMLP",
     "SinusoidalEmbedding",
     "StateActionCritic",
     "StateCritic",
     "StateEncoder",
+    "ViTEncoder",
     "random_members",
+    "random_shifts",
 ]

@@ -1,12 +1,13 @@
 """Make a policy's network from its configuration.
 
-The network has one of two roles.
+The network has one of three roles.
 
 | role       | module                                                                  |
 |------------|-------------------------------------------------------------------------|
 | `denoiser` | (x [B, Ta, Da], time [B] or [1], obs) -> like x, in two halves:         |
 |            | `encode(obs) -> condition`, `denoise(x, time, condition) -> like x`     |
 | `gaussian` | obs -> (mean, std), both [B, Ta, Da]                                    |
+| `gmm`      | obs -> (means, stds, logits), [B, M, Ta, Da] twice and [B, M]           |
 """
 
 import functools
@@ -20,14 +21,16 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.networks.encoders import StateEncoder
+from dppo_jax.networks import build_encoder
 from dppo_jax.networks.gaussian import GaussianMLP
+from dppo_jax.networks.gmm import MixtureMLP
 from dppo_jax.networks.mlp import DiffusionMLP
+from dppo_jax.networks.transformer import GaussianTransformer, MixtureTransformer
 from dppo_jax.networks.unet import DiffusionUNet
 from dppo_jax.objects import call, is_reference, load_object
 from dppo_jax.types import Obs
 
-ROLES = ("denoiser", "gaussian")
+ROLES = ("denoiser", "gaussian", "gmm")
 _ROWS = 2  # B of shape checks; above 1, so that a time [B] differs from a time [1]
 
 
@@ -71,10 +74,31 @@ def _unet_settings() -> dict[str, Any]:
     )
 
 
+def _transformer_settings() -> dict[str, Any]:
+    return dict(
+        embed_dim=256,
+        num_heads=8,
+        num_layers=6,
+        activation="gelu",
+        causal=False,  # an action of a chunk reads later ones too
+        embedding_dropout=0.0,  # both while cloning only
+        attention_dropout=0.0,
+        compute_dtype="float32",  # or "bfloat16", on accelerators
+    )
+
+
 NETWORKS: dict[str, NetworkKind] = {
     "mlp": NetworkKind(
         settings=_mlp_settings,
-        roles={"denoiser": DiffusionMLP, "gaussian": GaussianMLP},
+        roles={
+            "denoiser": DiffusionMLP,
+            "gaussian": GaussianMLP,
+            "gmm": MixtureMLP,
+        },
+    ),
+    "transformer": NetworkKind(
+        settings=_transformer_settings,
+        roles={"gaussian": GaussianTransformer, "gmm": MixtureTransformer},
     ),
     "unet": NetworkKind(settings=_unet_settings, roles={"denoiser": DiffusionUNet}),
 }
@@ -89,6 +113,7 @@ def default_config(kind: str = "mlp") -> ConfigDict:
     # settings and arguments of `make_network` that its signature names.
     config.kind = kind
     config.options = ConfigDict()  # keyword arguments of a function outside the package
+    config.encoder = build_encoder.default_config()
     if kind in NETWORKS:
         config.update(NETWORKS[kind].settings())
     return config
@@ -107,12 +132,12 @@ def make_network(
 
     Args:
         config: `default_config` with changes.
-        role: "denoiser" or "gaussian", see the module's docstring.
+        role: "denoiser", "gaussian" or "gmm", see the module's docstring.
         action_dim: Da.
         chunk: Ta.
-        head: settings of the output of a Gaussian network, such as its standard
+        head: settings of the output of a Gaussian or a mixture, such as its standard
             deviation; None for a denoiser.
-        encoder: see `networks.encoders`; None: `StateEncoder`.
+        encoder: see `networks.encoders`; None: the one of `config.encoder`.
 
     Returns:
         A module that has not been initialised.
@@ -126,14 +151,18 @@ def make_network(
     _check_kind(kind)
     settings = {name: value for name, value in config.items()}
     options = dict(settings.pop("options", {}))
+    described = settings.pop("encoder", None)
     del settings["kind"]
+    if encoder is None:
+        dtype = settings.get("compute_dtype", "float32")
+        encoder = build_encoder.make_encoder(described, compute_dtype=dtype)
     offered = {
         **settings,
         **(head or {}),
         "role": role,
         "action_dim": action_dim,
         "chunk": chunk,
-        "encoder": StateEncoder() if encoder is None else encoder,
+        "encoder": encoder,
     }
     if kind not in NETWORKS:
         make = load_object(kind, hint="model.network.kind names it.")
@@ -179,6 +208,10 @@ def check_outputs(
         outputs, _ = jax.eval_shape(network.init_with_output, key, obs)
         _check_shapes(network, role, ("mean", "std"), outputs, shape)
         return
+    if role == "gmm":
+        outputs, _ = jax.eval_shape(network.init_with_output, key, obs)
+        _check_mixture(network, outputs, shape)
+        return
     apply: Callable[..., Any] = network.apply
     x = _like(shape)
     params = jax.eval_shape(network.init, key, x, _like((_ROWS,)), obs)
@@ -209,6 +242,21 @@ def _check_shapes(
         raise SettingsError(
             f"{type(network).__name__} returns outputs of shapes {found}; a {role} "
             f"must return {' and '.join(names)} of shape [B, Ta, Da], here {shape}."
+        )
+
+
+def _check_mixture(network: nn.Module, outputs: Any, shape: tuple[int, ...]) -> None:
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = [getattr(output, "shape", ()) for output in outputs]
+    rows, *entries = shape
+    # The logits tell the number of modes.
+    num_modes = found[-1][-1] if len(found) == 3 and found[-1] else 0
+    modes = (rows, num_modes, *entries)
+    if found != [modes, modes, (rows, num_modes)]:
+        raise SettingsError(
+            f"{type(network).__name__} returns outputs of shapes {found}; a gmm "
+            "must return means and stds of shape [B, M, Ta, Da] and logits of shape "
+            f"[B, M], here ({rows}, M, {entries[0]}, {entries[1]}) and ({rows}, M)."
         )
 
 

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks.encoders import StateEncoder
@@ -17,6 +15,7 @@ from dppo_jax.networks.mlp import (
     check_residual_sizes,
     check_sizes,
 )
+from dppo_jax.networks.std import check_std, fixed_std, log_variance
 from dppo_jax.types import Array, Obs
 
 
@@ -58,7 +57,7 @@ class GaussianMLP(nn.Module):
         activation_function(self.activation)
         check_compute_dtype(self.compute_dtype)
         check_sizes("hidden_sizes", self.hidden_sizes)
-        self._check_std()
+        check_std(self)
         if self.residual and self.fixed_std is not None:
             check_residual_sizes(self.hidden_sizes)
         elif self.residual and (
@@ -70,22 +69,6 @@ class GaussianMLP(nn.Module):
                 "that are equal apart from the last, or set fixed_std."
             )
         super().__post_init__()
-
-    def _check_std(self):
-        if not 0 < self.std_min <= self.std_max:
-            raise SettingsError(
-                f"std_min={self.std_min} and std_max={self.std_max} must satisfy "
-                "0 < std_min <= std_max."
-            )
-        if self.fixed_std is not None and self.fixed_std <= 0:
-            raise SettingsError(
-                f"fixed_std={self.fixed_std} must be positive; use None to predict it."
-            )
-        if self.learn_fixed_std and self.fixed_std is None:
-            raise SettingsError(
-                "learn_fixed_std=True starts from fixed_std, which is None; set "
-                "fixed_std, for example 0.1."
-            )
 
     @nn.compact
     def __call__(self, obs: Obs) -> tuple[Array, Array]:
@@ -105,11 +88,11 @@ class GaussianMLP(nn.Module):
                 compute_dtype=dtype,
                 name="base",
             )(x)
-            mean, log_variance = (
+            mean, predicted = (
                 MLP(features, (), compute_dtype=dtype, name=name)(x)
                 for name in ("mean", "log_variance")
             )
-            std = self._predicted_std(log_variance)
+            std = self._predicted_std(predicted)
         else:
             mean = trunk(
                 features,
@@ -119,31 +102,12 @@ class GaussianMLP(nn.Module):
                 compute_dtype=dtype,
                 name="mean",
             )(x)
-            std = jnp.broadcast_to(self._fixed_std(), mean.reshape(shape).shape)
+            std = fixed_std(self, self.action_dim)
+            std = jnp.broadcast_to(std, mean.reshape(shape).shape)
         if self.tanh_output:
             mean = jnp.tanh(mean)
         return mean.reshape(shape), std.reshape(shape)
 
     def _predicted_std(self, x: Array) -> Array:
-        low, high = _log_variance(self.std_min), _log_variance(self.std_max)
+        low, high = log_variance(self.std_min), log_variance(self.std_max)
         return jnp.exp(0.5 * (low + 0.5 * (high - low) * (jnp.tanh(x) + 1)))
-
-    def _fixed_std(self) -> Array:
-        assert self.fixed_std is not None
-        if not self.learn_fixed_std:
-            return jnp.full((self.action_dim,), self.fixed_std, jnp.float32)
-        log_variance = self.param(
-            "fixed_log_variance",
-            nn.initializers.constant(_log_variance(self.fixed_std)),
-            (self.action_dim,),
-        )
-        low, high = _log_variance(self.std_min), _log_variance(self.std_max)
-        # jnp.clip would halve the gradient at a bound. Here it is kept whole, so that a
-        # standard deviation that starts at a bound leaves it at the intended speed.
-        inside = (log_variance >= low) & (log_variance <= high)
-        clipped = jax.lax.stop_gradient(jnp.clip(log_variance, low, high))
-        return jnp.exp(0.5 * jnp.where(inside, log_variance, clipped))
-
-
-def _log_variance(std: float) -> np.ndarray:
-    return np.log(np.float32(std**2))

@@ -4,6 +4,7 @@ from dppo_jax.policies.build import (
     default_config,
     make_policy,
     make_saved_policy,
+    obs_like,
 )
 from dppo_jax.policies.chain import (
     ChainPolicy,
@@ -13,4 +14,5 @@ from dppo_jax.policies.chain import (
 )
 from dppo_jax.policies.flow import FlowParams, flow_policy
 from dppo_jax.policies.gaussian import gaussian_policy
+from dppo_jax.policies.gmm import gmm_policy
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy

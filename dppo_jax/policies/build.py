@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
@@ -11,10 +13,12 @@ from dppo_jax.diffusion import denoising
 from dppo_jax.diffusion import flow as flows
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks import build as networks
+from dppo_jax.networks.build_encoder import image_shape
 from dppo_jax.networks.noise import NoiseMLP
 from dppo_jax.policies.chain import ChainPolicy, diffusion_policy
 from dppo_jax.policies.flow import flow_policy
 from dppo_jax.policies.gaussian import gaussian_policy
+from dppo_jax.policies.gmm import gmm_policy
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.types import Array, Obs, PyTree
 
@@ -22,7 +26,8 @@ from dppo_jax.types import Array, Obs, PyTree
 def default_config() -> ConfigDict:
     """Settings of a policy; after training, only `sampling` may still change."""
     config = ConfigDict()
-    config.kind = "diffusion"  # or "flow", "gaussian", or "squashed" (for sac)
+    # "diffusion", "flow", "gaussian", "gmm", or "squashed" (for sac)
+    config.kind = "diffusion"
     config.chunk = 4  # Ta, predicted actions
     config.network = networks.default_config()
     config.diffusion = ConfigDict(
@@ -42,6 +47,17 @@ def default_config() -> ConfigDict:
     )
     config.gaussian = ConfigDict(
         dict(
+            fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
+            learn_fixed_std=False,
+            std_min=0.01,
+            std_max=1.0,
+            tanh_output=True,
+        )
+    )
+    # A mixture; standard deviations are those of each of its modes.
+    config.gmm = ConfigDict(
+        dict(
+            num_modes=5,
             fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
             learn_fixed_std=False,
             std_min=0.01,
@@ -102,6 +118,8 @@ def _role(config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
     """Return the role of a policy's network, and the settings of its output."""
     if config.kind == "gaussian":
         return "gaussian", dict(config.gaussian)
+    if config.kind == "gmm":
+        return "gmm", dict(config.gmm)
     if config.kind == "squashed":
         return "gaussian", dict(config.squashed) | dict(
             fixed_std=None, tanh_output=False
@@ -109,7 +127,7 @@ def _role(config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
     if config.kind not in ("diffusion", "flow"):
         raise SettingsError(
             f"model.kind={config.kind!r} is unknown; use 'diffusion', 'flow', "
-            "'gaussian' or 'squashed'."
+            "'gaussian', 'gmm' or 'squashed'."
         )
     return "denoiser", None
 
@@ -120,6 +138,8 @@ def _make(
     sampling = config.sampling
     if config.kind == "gaussian":
         return gaussian_policy(network, draw_clip=sampling.draw_clip)
+    if config.kind == "gmm":
+        return gmm_policy(network, draw_clip=sampling.draw_clip)
     if config.kind == "squashed":
         return squashed_policy(network)
     if config.kind == "flow":
@@ -181,3 +201,21 @@ def make_saved_policy(
 ) -> ChainPolicy | SquashedPolicy:
     """As `make_policy`, from settings that were read from a `config.json`."""
     return make_policy(ConfigDict(model), action_dim=action_dim)
+
+
+def obs_like(
+    model: Mapping[str, Any] | ConfigDict | None, *, history: int, obs_dim: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and type of one observation that a policy reads, [1, ...].
+
+    Args:
+        model: `default_config` with changes; without an encoder only the state counts.
+        history: To.
+        obs_dim: Do.
+    """
+    encoder = ((model or {}).get("network") or {}).get("encoder")
+    obs = {"state": jax.ShapeDtypeStruct((1, history, obs_dim), jnp.float32)}
+    images = image_shape(encoder)
+    if images is not None:
+        obs["rgb"] = jax.ShapeDtypeStruct((1, *images), jnp.uint8)
+    return obs

@@ -57,6 +57,9 @@ class ChainPolicy(NamedTuple):
     narrow: True if moves are scored with the standard deviation of sampling, which is
         so small that PPO's bounds of log-probabilities would remove all gradients. PPO
         then applies neither these bounds nor a floor.
+    joint: True if the entries of a move depend on each other, as in a mixture. Only the
+        sum of their log-probabilities has a meaning then, and whole chunks have a
+        `clone_loss` and an `entropy`.
     prepare: (key, PolicyParams, obs) -> PolicyParams; adds the parameters that
         fine-tuning trains and cloning does not, unless they are there.
     """
@@ -72,6 +75,7 @@ class ChainPolicy(NamedTuple):
     min_std: float
     denoises: bool
     narrow: bool = False
+    joint: bool = False
     prepare: Callable[[Array, PolicyParams, Obs], PolicyParams] = as_they_are
 
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dppo_jax.diffusion.chain import Sample, gaussian_log_prob
+from dppo_jax.networks.dropout import apply_with_dropout
 from dppo_jax.policies.chain import (
     ChainPolicy,
     PolicyParams,
@@ -57,7 +58,7 @@ def gaussian_policy(network: nn.Module, *, draw_clip: float = 3.0) -> ChainPolic
         return gaussian_log_prob(entries[:, 1], mean, std)[:, None]
 
     def clone_loss(params: PyTree, keys: Array, obs: Obs, action: Array) -> Array:
-        mean, std = apply(params, obs)
+        mean, std = apply_with_dropout(network, params, keys, obs)
         return -gaussian_log_prob(action, mean, std).mean((-2, -1))
 
     def entropy(params: PyTree, obs: Obs) -> Array:

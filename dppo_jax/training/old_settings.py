@@ -48,6 +48,24 @@ RENAMED = {
     "finetune": "algorithm.ppo",
 }
 
+# Of networks that read the state alone; the rest had no effect yet.
+_STATE_ENCODER = {
+    "kind": "state",
+    "vit": {
+        "image_size": [96, 96],
+        "num_cameras": 1,
+        "image_history": 1,
+        "patch_layers": 2,
+        "patch_size": 8,
+        "patch_norm": False,
+        "depth": 1,
+        "num_heads": 4,
+        "embed_dim": 128,
+        "pooling": "spatial",
+        "features": 128,
+    },
+}
+
 # Settings that were added later -> the value that reproduces older runs. They are added
 # only to configurations that have their section.
 ADDED = {
@@ -69,9 +87,20 @@ ADDED = {
             },
             "model.sampling.flow_steps": 4,
             "model.sampling.mean_clip": 1.0,
+            "model.gmm": {
+                "num_modes": 5,
+                "fixed_std": 0.1,
+                "learn_fixed_std": False,
+                "std_min": 0.01,
+                "std_max": 1.0,
+                "tanh_output": True,
+            },
+            "model.network.encoder": _STATE_ENCODER,
             "critic.compute_dtype": "float32",
+            "critic.encoder": _STATE_ENCODER,
         }.items()
     },
+    "pretrain.random_shift": 0,
     "algorithm.name": "ppo",
     "rollout.random_steps": 20_000,
     "loop.pretrain.keep_best": "",
@@ -86,6 +115,7 @@ ADDED = {
             "log_prob_bounds": [-5.0, 2.0],
             "bound_entries": None,
             "shuffle_groups": 1,
+            "random_shift": 0,
         }.items()
     },
 }

@@ -2,8 +2,13 @@
 
 `avoid.py:m1`, `:m2` and `:m3` are the paper's three data sets: half of the episodes
 pass the rewarded gap 5 of the third row, the other half gap 6, 7 or 8 respectively.
-`avoid.py:demo` is m1, shortened to a few minutes on two CPU cores. `:m1_flow` and so on
-train a flow policy of four steps on the same data.
+`avoid.py:demo` is m1, shortened to a few minutes on two CPU cores.
+
+These variants train other policies on the same data, and `m2` and `m3` have them too:
+
+- `:m1_flow`: a flow policy of four steps;
+- `:m1_gaussian` and `:m1_gmm`: a Gaussian and a mixture of five Gaussians, with the
+  settings of the reference implementation (v0.8).
 """
 
 from ml_collections import ConfigDict
@@ -12,14 +17,16 @@ from dppo_jax.demonstrations.scripts.avoid import SUBSETS
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config
 
+_KINDS = ("flow", "gaussian", "gmm")
+VARIANTS = (*SUBSETS, "demo", *(f"{s}_{kind}" for s in SUBSETS for kind in _KINDS))
+
 
 def get_config(variant: str = "m1") -> ConfigDict:
-    subset = variant.removesuffix("_flow")
-    if subset not in SUBSETS and variant != "demo":
+    if variant not in VARIANTS:
         raise SettingsError(
-            f"avoid.py:{variant} is unknown; use {', '.join(SUBSETS)}, one of these "
-            "with _flow behind it, or demo."
+            f"avoid.py:{variant} is unknown; use {', '.join(VARIANTS)}."
         )
+    subset, _, kind = variant.partition("_")
     config = default_config()
     config.name = f"avoid_{variant}"
     config.env.task = "avoid"
@@ -52,8 +59,12 @@ def get_config(variant: str = "m1") -> ConfigDict:
     ppo.actor.min_learning_rate = 1e-5
     if variant == "demo":
         _shorten(config)
-    elif subset != variant:
+    if kind == "flow":
         _use_flow(config)
+    elif kind:
+        _use_head(config, kind)
+    if variant == "m3_gmm":
+        config.pretrain.batch_size = 32
     return config
 
 
@@ -77,6 +88,17 @@ def _use_flow(config: ConfigDict) -> None:
     # 0.1 for one move alone is 0.02 for the chain.
     ppo.clip_top = ppo.clip_base = 0.02
     ppo.entropy_coef = 0.01
+
+
+def _use_head(config: ConfigDict, head: str) -> None:
+    """Use a smaller network, and half of the chunks for a minibatch."""
+    config.model.kind = head
+    if head == "gaussian":
+        config.model.network.hidden_sizes = (256, 256, 256)
+    else:
+        config.model.network.update(hidden_sizes=(256, 256), residual=False)
+        config.model.sampling.draw_clip = 10.0  # The reference clips none.
+    config.algorithm.ppo.batch_size = 625  # half of the 50 x 25 chunks
 
 
 def _shorten(config: ConfigDict) -> None:

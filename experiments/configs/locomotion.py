@@ -14,7 +14,12 @@ The other variants are:
 - `flow`: a flow policy of four steps, with ReinFlow's settings (arXiv 2505.22094) on
   the schedule of `fast`;
 - `fastest`: a flow of two steps and a smaller network, for a short time on a CPU;
-- `sac`: soft actor-critic with new networks and without data (docs/results/sac.md).
+- `sac`: soft actor-critic with new networks and without data (docs/results/sac.md);
+- `gaussian`: PPO of a Gaussian policy with new networks and without data, as in release
+  0.8 (501 iterations for HalfCheetah);
+- `gmm`: the same for a mixture of five Gaussians, for which the reference has no
+  settings. Its standard deviations are learned and start at 0.1, as those of
+  `gaussian` do.
 
 Use demonstrations of D4RL or of `experiments.collect`, which trains a policy to about
 a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
@@ -28,7 +33,9 @@ from dppo_jax.envs.tasks.locomotion import MAX_STEPS
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config, demonstrator_config
 
-VARIANTS = ("v0_8", "v0_6", "cpu", "fast", "flow", "fastest", "sac")
+VARIANTS = (
+    *("v0_8", "v0_6", "cpu", "fast", "flow", "fastest", "sac", "gaussian", "gmm"),
+)
 # A medium data set holds a million windows, a minibatch 128 of them.
 _UPDATES_PER_EPOCH = 7800
 # Per task: the return at which the demonstrator's training stops; the number of motors.
@@ -96,6 +103,10 @@ def make_config(task: str, variant: str) -> ConfigDict:
         _hurry(config)
     elif variant == "sac":
         _use_sac(config)
+    elif variant in ("gaussian", "gmm"):
+        _start_from_nothing(config, variant)
+        iterations = 501 if task == "halfcheetah" else 301
+        config.loop.finetune.num_iterations = iterations
     return config
 
 
@@ -182,6 +193,21 @@ def _shrink(config: ConfigDict) -> None:
     ppo.batch_size = 10_000
     ppo.actor.cycle_steps = ppo.critic.cycle_steps = 200
     config.evaluate.num_episodes = config.evaluate.num_envs = 40
+
+
+def _start_from_nothing(config: ConfigDict, head: str) -> None:
+    """Train new networks on single actions, from few environments."""
+    config.policy = "none"
+    config.model.kind, config.model.chunk = head, 1
+    config.model.network.update(hidden_sizes=(512, 512, 512), residual=False)
+    config.model.gaussian.fixed_std = None  # predicted
+    config.model.gmm.learn_fixed_std = True
+    config.rollout.num_envs = 10
+    config.rollout.num_chunks = 1000
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 500
+    ppo.epochs = 10
+    ppo.clip_top = ppo.clip_base = 0.1
 
 
 def _use_sac(config: ConfigDict) -> None:

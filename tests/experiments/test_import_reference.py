@@ -12,7 +12,7 @@ import pytest
 
 from dppo_jax.deploy import load_policy
 from dppo_jax.interop import load_reference_checkpoint, load_torch_file
-from dppo_jax.networks import StateCritic
+from dppo_jax.networks.build_encoder import make_state_critic
 from dppo_jax.normalize import Normalizer, load_normalizer, save_normalizer
 from dppo_jax.policies import PolicyParams, make_policy
 from dppo_jax.training.checkpoint import Checkpoints, load_critic
@@ -84,7 +84,7 @@ def make_run(run_dir, stage, critic=True, num_active=None, **changes):
     params = PolicyParams(one, one if stage == "pretrain" else other, num_active)
     state = {"key": jax.random.key(0)}
     if critic:
-        network = StateCritic(**config.critic)
+        network = make_state_critic(config.critic)
         state["critic_params"] = network.init(jax.random.key(2), obs)
     save_config(run_dir, {"stage": stage} | directories.as_json(config))
     with Checkpoints(run_dir) as checkpoints:
@@ -113,6 +113,7 @@ def exported(tmp_path_factory):
         ("pretrain", GAUSSIAN),
         ("pretrain", UNET),
         ("finetune", UNET | {"model__network__condition_sizes": (6, 5)}),
+        ("pretrain", {"model__kind": "gmm", "model__gmm__num_modes": 3}),
     ],
 )
 def test_an_exported_run_is_imported_unchanged(tmp_path, stage, changes):

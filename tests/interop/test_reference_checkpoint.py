@@ -12,7 +12,14 @@ from dppo_jax.interop import (
     save_reference_checkpoint,
     save_torch_file,
 )
-from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateCritic
+from dppo_jax.networks import (
+    DiffusionMLP,
+    GaussianMLP,
+    GaussianTransformer,
+    MixtureMLP,
+    MixtureTransformer,
+    StateCritic,
+)
 from dppo_jax.normalize import Normalizer
 from dppo_jax.policies import PolicyParams
 from tests import tiny
@@ -35,6 +42,9 @@ def checkpoint_of(network, stage="pretrain", critic=None, std_bounds=None):
     return ReferenceCheckpoint(stage, params, critic, std_bounds, 7)
 
 
+SMALL = dict(embed_dim=8, num_heads=2, num_layers=2)
+
+
 def denoiser(**settings):
     return DiffusionMLP(2, 4, **settings)
 
@@ -46,8 +56,13 @@ def denoiser(**settings):
         checkpoint_of(denoiser(hidden_sizes=(5,)), "finetune"),
         checkpoint_of(denoiser(hidden_sizes=(5,)), "finetune", StateCritic((6, 7))),
         checkpoint_of(GaussianMLP(2, 4, (5,)), "finetune", None, (0.25, 0.5)),
+        checkpoint_of(MixtureMLP(2, 4, 3, (5,)), std_bounds=(0.25, 0.5)),
+        checkpoint_of(GaussianTransformer(2, 4, **SMALL), "finetune"),
     ],
-    ids=["cloned", "without critic", "fine-tuned", "Gaussian"],
+    ids=[
+        *("cloned", "without critic", "fine-tuned", "Gaussian", "mixture"),
+        "transformer",
+    ],
 )
 def test_a_round_trip_changes_nothing(tmp_path, checkpoint):
     save_reference_checkpoint(tmp_path / "a.pt", checkpoint)
@@ -58,6 +73,19 @@ def test_a_round_trip_changes_nothing(tmp_path, checkpoint):
     assert again.critic is None or tiny.same(again.critic, checkpoint.critic)
     if checkpoint.std_bounds is not None:
         assert again.std_bounds == pytest.approx(checkpoint.std_bounds)
+
+
+def test_a_mixture_has_no_frozen_network(tmp_path):
+    """The reference does not save any, and loads no names that it does not know."""
+    checkpoint = checkpoint_of(MixtureMLP(2, 4, 3, (5,)), "finetune", StateCritic((5,)))
+    save_reference_checkpoint(tmp_path / "a.pt", checkpoint)
+    names = load_torch_file(tmp_path / "a.pt")["model"]
+    tops = {name.split(".")[0] for name in names}
+    assert tops == {"network", "actor_ft", "critic"}
+    again = load_reference_checkpoint(tmp_path / "a.pt")
+    assert again.stage == "finetune"
+    assert tiny.same(again.params.tuned, checkpoint.params.tuned)
+    assert tiny.same(again.params.base, checkpoint.params.tuned)
 
 
 def test_keys_are_those_that_the_reference_saves(tmp_path):
@@ -104,6 +132,7 @@ def test_eta_is_kept_as_the_reference_keeps_it(tmp_path, eta, logit):
 )
 def test_weights_show_the_architecture_of_a_denoiser(settings, condition):
     checkpoint = checkpoint_of(denoiser(**settings, **condition), critic=StateCritic())
+    settings = {"kind": "mlp"} | settings
     settings = {f"model.network.{name}": value for name, value in settings.items()}
     condition = {"time_dim": 16} | condition
     condition = {f"model.network.{name}": value for name, value in condition.items()}
@@ -128,8 +157,37 @@ def test_weights_show_the_architecture_of_a_gaussian(settings, told):
     told = {"learn_fixed_std": settings.get("learn_fixed_std", False)} | told
     told = {f"model.gaussian.{name}": value for name, value in told.items()}
     trunk = {"hidden_sizes": (5, 6, 7), "residual": False, "layer_norm": True}
+    trunk["kind"] = "mlp"
     trunk = {f"model.network.{name}": value for name, value in trunk.items()}
     assert found == SIZES | {"model.kind": "gaussian"} | told | trunk
+
+
+KINDS_OF_STD = [
+    (dict(fixed_std=0.1), {}),
+    (dict(fixed_std=0.1, learn_fixed_std=True), dict(std_min=0.25, std_max=0.5)),
+    (dict(), dict(fixed_std=None, std_min=0.25, std_max=0.5)),
+]
+
+
+@pytest.mark.parametrize("settings, told", KINDS_OF_STD)
+@pytest.mark.parametrize("kind", [MixtureMLP, MixtureTransformer, GaussianTransformer])
+def test_weights_tell_the_architecture_of_other_heads(kind, settings, told):
+    name = "gaussian" if kind is GaussianTransformer else "gmm"
+    if name == "gmm":
+        settings = settings | dict(num_modes=3)
+        told = told | dict(num_modes=3)
+    if kind is MixtureMLP:
+        trunk = dict(hidden_sizes=(6, 6, 6), residual=True, layer_norm=True)
+        network = kind(2, 4, **trunk, **settings)
+        trunk |= dict(kind="mlp")
+    else:
+        network = kind(2, 4, **SMALL, **settings)
+        trunk = dict(kind="transformer", embed_dim=8, num_layers=2)
+    found = infer_settings(checkpoint_of(network, std_bounds=(0.25, 0.5)), BOUNDS)
+    told = {"learn_fixed_std": settings.get("learn_fixed_std", False)} | told
+    told = {f"model.{name}.{key}": value for key, value in told.items()}
+    trunk = {f"model.network.{key}": value for key, value in trunk.items()}
+    assert found == SIZES | {"model.kind": name} | told | trunk
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,20 @@ from dppo_jax.interop import (
     params_to_reference,
     stack_critics,
 )
-from dppo_jax.networks import DiffusionMLP, GaussianMLP, StateActionCritic, StateCritic
+from dppo_jax.networks import (
+    DiffusionMLP,
+    GaussianMLP,
+    GaussianTransformer,
+    MixtureMLP,
+    MixtureTransformer,
+    StateActionCritic,
+    StateCritic,
+)
 
 OBS = {"state": jnp.zeros((1, 1, 3))}
 LEAVES = ("weight", "bias")
 DENOISER_INPUTS = (jnp.zeros((1, 4, 1)), jnp.zeros(1), OBS)
+TRANSFORMER = dict(embed_dim=8, num_heads=2, num_layers=11)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +46,15 @@ DENOISER_INPUTS = (jnp.zeros((1, 4, 1)), jnp.zeros(1), OBS)
         (GaussianMLP(1, 4, (5, 5), residual=True, layer_norm=True), (OBS,)),
         (GaussianMLP(1, 4, (5,), fixed_std=0.1, learn_fixed_std=True), (OBS,)),
         (StateCritic((5, 5)), (OBS,)),
+        (MixtureMLP(1, 4, 3, (5,), layer_norm=True), (OBS,)),
+        (MixtureMLP(1, 4, 3, (5,), residual=True, fixed_std=0.1), (OBS,)),
+        (GaussianTransformer(1, 4, **TRANSFORMER), (OBS,)),
+        (
+            MixtureTransformer(
+                1, 4, 3, fixed_std=0.1, learn_fixed_std=True, **TRANSFORMER
+            ),
+            (OBS,),
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -81,6 +99,30 @@ def test_names_and_layout_of_linear_weights():
     np.testing.assert_array_equal(linear["kernel"], weight.T)
     assert linear["kernel"].dtype == jnp.float32
     assert set(params["params"]) == {"mean"}
+
+
+def test_names_of_a_transformer():
+    """One of each kind; matrices are transposed, positions are not."""
+    network = MixtureTransformer(1, 4, 3, embed_dim=8, num_heads=2, num_layers=2)
+    params = network.init(jax.random.key(0), OBS)
+    weights = params_to_reference(params)
+    decoder, layer = "transformer.decoder.layers.1", params["params"]["transformer"]
+    layer = layer["layer_1"]
+    np.testing.assert_array_equal(
+        weights[f"{decoder}.multihead_attn.in_proj_weight"],
+        layer["cross_attention"]["in_kernel"].T,
+    )
+    assert weights[f"{decoder}.self_attn.in_proj_bias"].shape == (24,)
+    assert weights[f"{decoder}.linear1.weight"].shape == (32, 8)
+    assert weights[f"{decoder}.norm3.weight"].shape == (8,)
+    assert weights["transformer.pos_emb"].shape == (1, 4, 8)
+    assert weights["transformer.cond_pos_emb"].shape == (1, 1, 8)
+    assert weights["modes_head.weight"].shape == (3, 4 * 8)
+    masks = {"transformer.mask": np.zeros((4, 4)), "logvar_min": np.zeros(())}
+    again = params_from_reference(weights | masks)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    with pytest.raises(ValueError, match="transformer.encoder.1.weight"):
+        params_from_reference({"transformer.encoder.1.weight": np.zeros((2, 2))})
 
 
 def test_a_single_critic_is_the_value_network():

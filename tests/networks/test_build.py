@@ -9,6 +9,9 @@ from dppo_jax.networks import (
     DiffusionMLP,
     DiffusionUNet,
     GaussianMLP,
+    GaussianTransformer,
+    MixtureMLP,
+    MixtureTransformer,
     StateEncoder,
     build,
 )
@@ -152,6 +155,43 @@ def test_a_gaussian_perceptron_gets_every_setting_and_those_of_its_head():
     )
 
 
+def test_a_mixture_gets_every_setting_and_those_of_its_head():
+    config = default_config()
+    config.update(hidden_sizes=(8,), residual=True, layer_norm=True)
+    config.update(activation="elu", compute_dtype="bfloat16")
+    head = HEAD | dict(num_modes=3)
+    assert make_network(config, role="gmm", **SIZES, head=head) == MixtureMLP(
+        action_dim=1,
+        chunk=2,
+        num_modes=3,
+        hidden_sizes=(8,),
+        activation="elu",
+        layer_norm=True,
+        residual=True,
+        compute_dtype="bfloat16",
+        fixed_std=0.2,
+        tanh_output=False,
+    )
+
+
+def test_transformers_get_every_setting_and_those_of_their_heads():
+    config = default_config("transformer")
+    settings = dict(embed_dim=12, num_heads=3, num_layers=2, activation="elu")
+    settings |= dict(causal=True, embedding_dropout=0.1, attention_dropout=0.2)
+    settings |= dict(compute_dtype="bfloat16")
+    config.update(settings)
+    assert set(settings) == set(build.NETWORKS["transformer"].settings())
+    sizes = dict(action_dim=1, chunk=2, fixed_std=0.2, tanh_output=False)
+    network = make_network(config, role="gaussian", **SIZES, head=HEAD)
+    assert network == GaussianTransformer(**sizes, **settings)
+    head = HEAD | dict(num_modes=3)
+    network = make_network(config, role="gmm", **SIZES, head=head)
+    assert network == MixtureTransformer(**sizes, **settings, num_modes=3)
+    message = "'transformer' cannot be a denoiser; use one of mlp"
+    with pytest.raises(ValueError, match=message):
+        make_network(config, role="denoiser", **SIZES)
+
+
 @pytest.mark.parametrize("kind", build.NETWORKS)
 def test_every_kind_does_what_its_roles_ask_for(kind):
     for role in build.NETWORKS[kind].roles:
@@ -192,7 +232,7 @@ def test_a_gaussian_of_a_file_takes_settings_by_name(file):
 
 def test_the_section_of_an_outside_network_may_hold_its_options_alone(file):
     config = default_config(f"{file}:make_network")
-    assert set(config) == {"kind", "options"}
+    assert set(config) == {"kind", "options", "encoder"}
     assert make_network(config, role="denoiser", **SIZES).width == 1.0
 
 
@@ -230,6 +270,20 @@ def test_outputs_of_another_shape_are_refused(file):
             action_dim=9,
             chunk=2,
         )
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        MixtureMLP(1, 3, hidden_sizes=(8,), fixed_std=0.1),
+        GaussianMLP(1, 2, (8,), fixed_std=0.1),
+    ],
+    ids=["another chunk", "no mixture"],
+)
+def test_outputs_of_another_shape_are_no_mixture(network):
+    message = r"means and stds of shape .B, M, Ta, Da. .* here \(2, M, 2, 1\)"
+    with pytest.raises(ValueError, match=message):
+        check_outputs(network, OBS, role="gmm", **SIZES)
 
 
 def test_a_denoiser_must_accept_one_time_for_all_rows(file):

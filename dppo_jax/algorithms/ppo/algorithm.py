@@ -24,7 +24,7 @@ from dppo_jax.algorithms.ppo.settings import (
 from dppo_jax.algorithms.ppo.update import PPOState, make_updates
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import returns
-from dppo_jax.networks.critics import StateCritic
+from dppo_jax.networks.build_encoder import make_state_critic
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.rollout import env_keys
 from dppo_jax.training import parallel
@@ -200,7 +200,7 @@ def make(
     return make_ppo(
         env,
         policy,
-        StateCritic(**config.critic),
+        make_state_critic(config.critic),
         config.algorithm.ppo,
         num_chunks=config.rollout.num_chunks,
         reset_at_iteration=config.rollout.reset_at_iteration,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from dppo_jax.algorithms.ppo.gradients import Steps
 from dppo_jax.algorithms.ppo.update import PPOState
 from dppo_jax.learning import optimizers, returns
+from dppo_jax.networks.vision import random_shifts
 from dppo_jax.policies import ChainPolicy
 from dppo_jax.rollout import env_keys, episode_means, rollout
 from dppo_jax.training import parallel
@@ -75,6 +76,23 @@ def make_collector(
     """
     num_envs = env.num_envs
 
+    def shift(params: PyTree, collected: Collected, key: Array) -> Collected:
+        """The images shifted at random, and the log-probabilities of that.
+
+        Ratios start at one, because old and new log-probabilities see the same images.
+        """
+
+        def one(inputs: tuple[Array, Obs, Array]) -> tuple[Obs, Array]:
+            time, obs, chain = inputs
+            keys = env_keys(jax.random.fold_in(key, time), num_envs)
+            obs = random_shifts(keys, obs, max_shift=config.random_shift)
+            return obs, mean(policy.chain_log_prob(params, chain, obs))
+
+        obs, log_prob = jax.lax.map(
+            one, (jnp.arange(num_chunks), collected.obs, collected.chain)
+        )
+        return collected._replace(obs=obs, log_prob=log_prob)
+
     def collect(state: PPOState, key: Array) -> tuple[PPOState, Collected, Metrics]:
         reset_key, act_key = jax.random.split(key)
         if reset_at_iteration:
@@ -118,6 +136,9 @@ def make_collector(
         env_state, collected, metrics = rollout(
             env, act, state.env, env_keys(act_key, num_envs), num_chunks, record
         )
+        if config.random_shift:
+            shift_key = jax.random.fold_in(key, 2)  # Neither of the two above.
+            collected = shift(state.params.tuned, collected, shift_key)
         done = jnp.maximum(collected.terminated, collected.truncated)
         metrics = episode_means(done, collected.reward, metrics) | settings
         return state._replace(env=env_state), collected, metrics

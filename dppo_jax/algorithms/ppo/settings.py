@@ -25,7 +25,9 @@ def default_config() -> ConfigDict:
     # log_prob_bounds: log-probabilities are clamped to these. None: not clamped.
     # bound_entries: whether to clamp the entries or their mean. None: as the reference
     # does, the entries of a diffusion policy and the mean of a Gaussian policy. Those
-    # of a flow are never clamped.
+    # of a flow are never clamped. The joint log-probability of a mixture is clamped
+    # only with False, as the reference does; nearly all values lie outside of the
+    # bounds, where they have no gradient.
     config.log_prob_bounds = FieldReference(
         chain_losses.LOG_PROB_BOUNDS, field_type=tuple
     )
@@ -82,6 +84,9 @@ def default_config() -> ConfigDict:
     config.min_std_steps = 0
     config.tuned_steps_drop = 0
     config.tuned_steps_every = 0
+    # Pixels that the images of an iteration are shifted by at most, once and at random,
+    # before anything is learned from them; 4 in the paper, 0: none.
+    config.random_shift = 0
     return config
 
 
@@ -90,7 +95,7 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     if not isinstance(policy, ChainPolicy):
         raise SettingsError(
             f"ppo needs a chain of moves, not a {type(policy).__name__}; set "
-            "model.kind='diffusion' or 'gaussian'."
+            "model.kind='diffusion', 'gaussian' or 'gmm'."
         )
     if config.minibatch not in MINIBATCHES:
         raise SettingsError(
@@ -121,6 +126,7 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     for name in (
         *("value_coef", "entropy_coef", "clone_coef", "distance_coef", "critic_warmup"),
         *("min_std_end", "min_std_steps", "tuned_steps_drop", "tuned_steps_every"),
+        "random_shift",
     ):
         if config[name] < 0:
             raise SettingsError(f"{name}={config[name]} must not be negative.")
@@ -128,7 +134,8 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
         if config[name] < 1:
             raise SettingsError(f"{name}={config[name]} must be at least 1.")
     if config.min_std_steps > 0 and (policy.narrow or not policy.denoises):
-        kind = "flow" if policy.narrow else "Gaussian"
+        kind = "mixture" if policy.joint else "Gaussian"
+        kind = "flow" if policy.narrow else kind
         raise SettingsError(
             f"min_std_steps={config.min_std_steps} anneals the sampling floor of a "
             f"denoising chain, but this policy is a {kind}, which has no such floor; "
@@ -252,17 +259,29 @@ def log_prob_mean(
             "actions of a chunk; use None for all of them."
         )
     bounds, bound_entries = config.get("log_prob_bounds"), config.get("bound_entries")
+    bounds = None if bounds is None else tuple(bounds)
     if policy.narrow:
-        if bounds is not None and tuple(bounds) != chain_losses.LOG_PROB_BOUNDS:
+        if bounds is not None and bounds != chain_losses.LOG_PROB_BOUNDS:
             raise SettingsError(
-                f"log_prob_bounds={tuple(bounds)} would cut off the gradients of a "
+                f"log_prob_bounds={bounds} would cut off the gradients of a "
                 "flow, whose moves have high densities; set None."
             )
         bounds = None
+    if policy.joint:
+        if bound_entries:
+            raise SettingsError(
+                "bound_entries=True clamps single entries, but a mixture has a joint "
+                "log-probability; use None to not clamp it, or False to clamp it."
+            )
+        return functools.partial(
+            chain_losses.joint_log_prob,
+            horizon=horizon,
+            bounds=None if bound_entries is None else bounds,
+        )
     return functools.partial(
         chain_losses.mean_log_prob,
         horizon=horizon,
-        bounds=None if bounds is None else tuple(bounds),
+        bounds=bounds,
         bound_entries=policy.denoises if bound_entries is None else bound_entries,
     )
 
