@@ -225,6 +225,8 @@ def _source(settings: dict[str, Any], name: str) -> str:
         "policy": Path("runs", settings["name"], "pretrain"),
         "data": Path("data", settings["name"]),
     }
+    if settings[name] == "none":
+        return "new networks"
     words = str(settings[name] or default[name])
     checkpoint = settings["origin"].get("checkpoint")
     if name == "policy" and checkpoint is not None:

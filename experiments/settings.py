@@ -121,6 +121,7 @@ def settings_of(saved: dict[str, Any], run_dir: str = "") -> ConfigDict:
     network = flatten(saved).get("model.network.kind")
     use_network(config, network if isinstance(network, str) else "mlp")
     check_types(run_dir, saved, config)
+    check_types(run_dir, saved, ConfigDict(dict(origin=dict(code=[]))))
     for name, value in flatten(saved).items():
         *sections, key = name.split(".")
         node = config

@@ -147,6 +147,8 @@ def interrupt():
         ("env.history", "1", "of type int"),
         ("algorithm.ppo.discount", "high", "of type float"),
         ("mesh.distributed", 0, "of type bool"),
+        ("origin", None, "a section"),
+        ("origin.code", "mine.py", "of type list"),
     ],
 )
 def test_a_damaged_setting_is_named_with_its_file(tmp_path, name, value, wanted):
@@ -226,7 +228,7 @@ def test_a_run_that_started_from_another_checkpoint_names_both(tmp_path):
     )
     resume("checkpoint 5 of cloned, not checkpoint 9 of other; pass", policy="other")
     resume("restore checkpoint 5 of cloned, which has changed", checkpoint=5)
-    message = "checkpoint 5 of cloned, not none; pass --config.policy=cloned --check"
+    message = "5 of cloned, not new networks; pass --config.policy=cloned --check"
     refused(message, prepare, tmp_path, "finetune", {}, policy="none")
 
 
