@@ -147,10 +147,10 @@ def _check_run(run_dir: str, new: dict[str, Any], stage: str) -> dict[str, Any]:
     free = (*_MAY_CHANGE, *_UNREAD[stage], *_SOURCES, "origin.")
     for name, (before, now) in sorted(differences(old, new).items()):
         if not any(name.startswith(p) or name.endswith(p) for p in free):
+            resume = _how_to_resume(run_dir, old, name)
             raise SettingsError(
-                f"{run_dir} holds a run with {name}={before!r}, not {now!r}; "
-                f"{_how_to_resume(old, name)}pass another --config.run_dir to start a "
-                "new run."
+                f"{run_dir} holds a run with {name}={before!r}, not {now!r}; {resume}"
+                "pass another --config.run_dir to start a new run."
             )
     return _resumed(old, new, stage)
 
@@ -164,8 +164,10 @@ def _program(old: dict[str, Any]) -> str:
     return f"experiments.{stage}" if known else "a program that is not known here"
 
 
-def _how_to_resume(old: dict[str, Any], name: str) -> str:
+def _how_to_resume(run_dir: str, old: dict[str, Any], name: str) -> str:
     """The advice to restore a setting of a run, if the command line can do that."""
+    if name == "seed" and Path(run_dir).name.startswith("seed_"):
+        return ""  # Among several seeds, another seed has another directory.
     if name in flatten(old):
         flag = as_flag(name, flatten(old)[name])
         (setting,) = shlex.split(flag)

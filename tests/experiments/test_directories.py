@@ -246,6 +246,9 @@ def test_advice_can_be_followed(tmp_path):
         return told(tmp_path, stage, {"policy": "1"}, **changes)
 
     assert "pass --config.seed=0 to resume it, or" in resume(seed=3)
+    prepare(tmp_path / "many/seed_3", "finetune", seed=5)
+    alone = "with seed=5, not 3; pass another --config.run_dir"
+    assert alone in told(tmp_path / "many/seed_3", "finetune", seed=3)
     leave = "leave env.options.wind out to resume it, or pass another"
     assert leave in resume(env__options={"rewarded_gap": 5, "wind": 3})
     change(tmp_path, "env.colour", "red")  # A setting of another version.
