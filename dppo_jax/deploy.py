@@ -10,6 +10,7 @@ from dppo_jax import policies
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training.checkpoint import SavedPolicy, read_policy
+from dppo_jax.training.config_file import check_types
 from dppo_jax.training.trees import check_matches, optional_as, with_types
 from dppo_jax.types import Act, PyTree
 
@@ -59,13 +60,17 @@ def load_policy(
     """
     saved = read_policy(run_dir, checkpoint)
     cure = "pass the policy that was trained, and its history."
+    # Without a `model` the settings are not those of `experiments.defaults`.
+    if "model" in saved.config:
+        check_types(run_dir, saved.config, policies.defaults_of(saved.config))
     if policy is None:
         cure = "restore the config.json that it was trained with."
         policy = _configured(saved, model, run_dir)
     if policy is None:
         return LoadedPolicy(act=None, **saved._asdict())
     if history is None:
-        history = saved.config.get("env", {}).get("history", 1)
+        env = saved.config.get("env")
+        history = env.get("history", 1) if isinstance(env, dict) else 1
     obs = policies.obs_like(
         saved.config.get("model") if model is None else model,
         history=history,

@@ -47,11 +47,7 @@ def init(example: PyTree, num_envs: int, capacity: int) -> Replay:
         SettingsError: no environment, a capacity below B or not below 2^31, or an item
             without leaves.
     """
-    if num_envs < 1 or not num_envs <= capacity < 2**31:
-        raise SettingsError(
-            f"capacity={capacity} must be at least num_envs={num_envs}, one item for "
-            "each, and less than 2^31."
-        )
+    check_capacity(capacity, num_envs=num_envs)
     shapes = _shapes(example)
     if not jax.tree.leaves(shapes):
         raise SettingsError(
@@ -63,6 +59,15 @@ def init(example: PyTree, num_envs: int, capacity: int) -> Replay:
         head=jnp.int32(0),
         size=jnp.zeros(num_envs, jnp.int32),
     )
+
+
+def check_capacity(capacity: int, *, num_envs: int) -> None:
+    """Raise SettingsError for a capacity that `init` does not accept."""
+    if num_envs < 1 or not num_envs <= capacity < 2**31:
+        raise SettingsError(
+            f"capacity={capacity} must be at least num_envs={num_envs}, one item for "
+            "each, and less than 2^31."
+        )
 
 
 def nbytes(example: PyTree, num_envs: int, capacity: int) -> int:

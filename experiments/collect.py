@@ -16,6 +16,7 @@ from dppo_jax.demonstrations.formats.dppo_npz import (
 from dppo_jax.demonstrations.scripts.avoid import scripted_episodes
 from dppo_jax.errors import SettingsError
 from experiments import command_line, demonstrator, inputs, processes
+from experiments.seeds import check_seed
 
 
 def collect_avoid(config: ConfigDict) -> Episodes:
@@ -36,6 +37,7 @@ def collect_avoid(config: ConfigDict) -> Episodes:
 def main(config: ConfigDict) -> str:
     """Run the stage; returns the folder with train.npz and normalization.npz."""
     processes.stay_on_one_device(config, "collect")
+    check_seed("seed", config.seed)
     inputs.check_task(config, "collect")
     demonstrate = _demonstrator(config)
     folder = inputs.data_path(config)

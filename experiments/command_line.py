@@ -61,7 +61,7 @@ def _parse(
 
     Raises:
         SettingsError: no configuration, an unknown key, a value of the wrong type, or
-            more or fewer positional arguments than `words`.
+            not as many positional arguments as `words`, or several run directories.
     """
     flag = re.compile(r"--?config\.(.*)", re.DOTALL)
     changes = [match[1] for arg in argv[1:] if (match := flag.fullmatch(arg))]
@@ -69,13 +69,25 @@ def _parse(
         _, *given = flags.FLAGS([arg for arg in argv if not flag.fullmatch(arg)])
     except flags.Error as error:
         raise SettingsError(str(error)) from None
+    stray = [word for word in given if "=" in word]
+    if takes_run and len(given) > 1 and not stray:
+        raise SettingsError(
+            f"{len(given)} run directories given ({', '.join(given)}), but this "
+            "program reads one; start it once for each."
+        )
+    if takes_run and given and not stray and _CONFIG.value:
+        raise SettingsError(
+            f"{given[0]} and --config={_CONFIG.value} given; leave out one of them, or "
+            f"name the policy with --config.policy={given[0]}."
+        )
     if takes_run and len(given) == 1 and not _CONFIG.value:
         config = config_of_run(given.pop())
         override(config, changes, "--config.")
         runtime.configure()
         return [config]
     if given and not words:
-        raise SettingsError(f"{given[0]!r} is not a flag; write --config.KEY=VALUE.")
+        word = (stray or given)[0]
+        raise SettingsError(f"{word!r} is not a flag; write --config.KEY=VALUE.")
     if len(given) != len(words):
         raise SettingsError(f"{given} given; write {' '.join(words)} --config=FILE.")
     if not _CONFIG.value:

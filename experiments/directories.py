@@ -1,8 +1,10 @@
 """Chooses the directory of a run, and checks whether a run may resume in it."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from ml_collections import ConfigDict
 from dppo_jax.errors import SettingsError
 from dppo_jax.objects import file_digest
 from dppo_jax.training import parallel
-from dppo_jax.training.config_file import load_config, save_config
-from dppo_jax.training.old_settings import flatten
+from dppo_jax.training.config_file import load_config, runs_inside, save_config
+from dppo_jax.training.old_settings import flatten, nested
+from dppo_jax.training.runs import check_run_dir
 from experiments.defaults import default_config
-from experiments.settings import as_flag, settings_of
+from experiments.settings import FREE, as_flag, override, settings_of
 
 # Settings that a user may change when resuming a run.
 _MAY_CHANGE = (
@@ -28,23 +31,38 @@ _MAY_CHANGE = (
 _SOURCES = ("policy", "data")
 # Settings that may name a file of the user. If its path changed, contents are compared.
 _CODE = ("env.task", "env.wrappers", "network.kind")
-# Settings that a stage does not read, so they may change too.
+# Settings that a stage does not read. They may change too, but `config.json` keeps
+# those of the first start.
 _UNREAD = {
     "collect": (
         *("pretrain.", "algorithm.", "rollout.", "critic.", "model."),
         *("data", "policy"),
     ),
     "pretrain": (
-        *("algorithm.", "rollout.", "critic.", "collect.", "model.sampling."),
-        *("model.noise.", "policy"),
+        *("algorithm.", "rollout.", "critic.", "collect.", "model.noise."),
+        "policy",
     ),
     "finetune": ("pretrain.", "collect.", "data"),
 }
 
 
+def default_path(config: ConfigDict, root: str, *stage: str, flag: str) -> str:
+    """root/<name>/<stage>, which is used if the setting `flag` names no path.
+
+    Raises:
+        SettingsError: the configuration has no name.
+    """
+    if not config.name:
+        raise SettingsError(
+            f"config.name is empty, and {flag} too, so there is no path to use; pass "
+            f"--config.name=NAME or --config.{flag}=PATH."
+        )
+    return str(Path(root, config.name, *stage))
+
+
 def run_path(config: ConfigDict, stage: str) -> str:
     """The directory that a run writes to."""
-    return config.run_dir or str(Path("runs") / config.name / stage)
+    return config.run_dir or default_path(config, "runs", stage, flag="run_dir")
 
 
 def config_of_run(run_dir: str) -> ConfigDict:
@@ -55,23 +73,26 @@ def config_of_run(run_dir: str) -> ConfigDict:
     """
     saved = load_config(run_dir)
     if saved is None or "model" not in saved:
+        runs = ", ".join(runs_inside(run_dir))
         raise SettingsError(
             f"{run_dir} holds no run of experiments.pretrain, experiments.finetune, or "
-            "dppo_jax.train with a configuration; name a directory that does."
+            "dppo_jax.train with a configuration; name a directory that does"
+            f"{runs and f': one of {runs}'}."
         )
-    config = settings_of(saved)
+    config = settings_of(saved, run_dir)
     config.update(policy=run_dir, run_dir="", num_seeds=1)
     config.mesh = default_config().mesh  # One device reads a run.
     return config
 
 
 def prepare_run(
-    config: ConfigDict, stage: str, origin: Mapping[str, str] | None = None
+    config: ConfigDict, stage: str, origin: Mapping[str, Any] | None = None
 ) -> str:
     """Create the run directory and write `config.json`; returns its path.
 
     Args:
-        origin: digests of what the run starts from, "policy" or "data".
+        origin: digests of what the run starts from, "policy" or "data", and the
+            iteration "checkpoint" of the policy.
 
     Raises:
         SettingsError: the directory belongs to a run with other settings.
@@ -82,44 +103,93 @@ def prepare_run(
 def prepare_runs(
     configs: Sequence[ConfigDict],
     stage: str,
-    origin: Mapping[str, str] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """As `prepare_run`, for several runs; if one is refused, nothing is written."""
     code = _digests_of_code(configs[0])
     about = {"stage": stage, "origin": {**(origin or {}), **code}}
     new = {run_path(config, stage): about | as_json(config) for config in configs}
-    for run_dir, settings in new.items():
-        _check_run(run_dir, settings, stage)
-    for run_dir, settings in new.items():
+    written = {
+        run_dir: _check_run(run_dir, settings, stage)
+        for run_dir, settings in new.items()
+    }
+    for run_dir, settings in written.items():
         if parallel.is_first_process():
             save_config(run_dir, settings)
-    return list(new)
+    return list(written)
 
 
-def _check_run(run_dir: str, new: dict[str, Any], stage: str) -> None:
+def _check_run(run_dir: str, new: dict[str, Any], stage: str) -> dict[str, Any]:
+    """The settings to write, after a check that the run may start or resume."""
+    check_run_dir(run_dir)
+    seeds = [x for x in runs_inside(run_dir) if Path(x).name.startswith("seed_")]
+    if seeds:
+        raise SettingsError(
+            f"{run_dir} is the folder of several seeds ({', '.join(seeds)}); pass "
+            f"--config.num_seeds={len(seeds)} to resume them, or another "
+            "--config.run_dir."
+        )
     old = load_config(run_dir)
     if old is None:
-        return
+        return new
     if old.get("imported_from"):
+        also = "pass it as --config.policy, and" if stage == "finetune" else "pass"
         raise SettingsError(
             f"{run_dir} was imported from {old['imported_from']} and holds no "
-            "training state; pass it as --config.policy, and another "
-            "--config.run_dir."
+            f"training state; {also} another --config.run_dir."
         )
     if old.get("stage") != stage:
         raise SettingsError(
-            f"{run_dir} holds a run of experiments.{old.get('stage')}; pass "
-            "another --config.run_dir."
+            f"{run_dir} holds a run of {_program(old)}; pass another --config.run_dir."
         )
+    settings_of(old, run_dir)  # Refuses a damaged file.
     _check_origin(run_dir, old, new, stage)
     free = (*_MAY_CHANGE, *_UNREAD[stage], *_SOURCES, "origin.")
     for name, (before, now) in sorted(differences(old, new).items()):
         if not any(name.startswith(p) or name.endswith(p) for p in free):
+            resume = _how_to_resume(run_dir, old, name)
             raise SettingsError(
-                f"{run_dir} holds a run with {name}={before!r}, not {now!r}; "
-                f"pass {as_flag(name, before)} to resume it, or another "
-                "--config.run_dir to start a new run."
+                f"{run_dir} holds a run with {name}={before!r}, not {now!r}; {resume}"
+                "pass another --config.run_dir to start a new run."
             )
+    return _resumed(old, new, stage)
+
+
+def _program(old: dict[str, Any]) -> str:
+    """The program that wrote a `config.json`."""
+    stage = old.get("stage")
+    if stage == "train":
+        return "dppo_jax.train"
+    known = stage in list(_UNREAD)
+    return f"experiments.{stage}" if known else "a program that is not known here"
+
+
+def _how_to_resume(run_dir: str, old: dict[str, Any], name: str) -> str:
+    """The advice to restore a setting of a run, if the command line can do that."""
+    if name == "seed" and Path(run_dir).name.startswith("seed_"):
+        return ""  # Among several seeds, another seed has another directory.
+    if name in flatten(old):
+        flag = as_flag(name, flatten(old)[name])
+        (setting,) = shlex.split(flag)
+        with contextlib.suppress(SettingsError):
+            override(settings_of(old), [setting.removeprefix("--config.")])
+            return f"pass {flag} to resume it, or "
+    elif name.startswith(FREE):
+        return f"leave {name} out to resume it, or "
+    return ""
+
+
+def _resumed(old: dict[str, Any], new: dict[str, Any], stage: str) -> dict[str, Any]:
+    """What to write when a run resumes: `new`, except what did not take effect."""
+
+    def is_read(name: str) -> bool:
+        return not f"{name}.".startswith((*_UNREAD[stage], "origin."))
+
+    kept = {name: x for name, x in flatten(old).items() if not is_read(name)}
+    settings = {name: x for name, x in flatten(new).items() if is_read(name)}
+    origin = {"code": new["origin"].get("code")}
+    origin = old.get("origin", {}) | {k: x for k, x in origin.items() if x}
+    return nested(kept | settings) | {"origin": origin}
 
 
 def _check_origin(
@@ -130,6 +200,7 @@ def _check_origin(
     Compares digests, so files may have moved. For old runs without digests it compares
     paths.
     """
+    old = {"name": "", "policy": "", "data": "", "origin": {}} | old
     for name in _SOURCES:
         before, now = (x.get("origin", {}).get(name) for x in (old, new))
         if before and now:
@@ -139,13 +210,41 @@ def _check_origin(
         else:
             same = os.path.realpath(old[name]) == os.path.realpath(new[name])
         if not same:
+            before, now = _source(old, name), _source(new, name)
+            resume = f"pass {_source_flags(old, name)}"
+            if before == now:
+                resume = f"restore {before}, which has changed since,"
             raise SettingsError(
-                f"{run_dir} holds a run that started from another {name}: "
-                f"{old[name] or 'the default path'!r} at that time, now "
-                f"{name}={new[name]!r}; to resume it, pass {as_flag(name, old[name])} "
-                "or the path to which that was moved; to start a new run, pass another "
-                "--config.run_dir."
+                f"{run_dir} holds a run that started from another {name}: {before}, "
+                f"not {now}; {resume} to resume it, or pass another --config.run_dir "
+                "to start a new run."
             )
+
+
+def _source(settings: dict[str, Any], name: str) -> str:
+    """What a run started from, in words."""
+    default = {
+        "policy": Path("runs", settings["name"], "pretrain"),
+        "data": Path("data", settings["name"]),
+    }
+    if settings[name] == "none":
+        return "new networks"
+    words = str(settings[name] or default[name])
+    checkpoint = settings["origin"].get("checkpoint")
+    if name == "policy" and checkpoint is not None:
+        return f"checkpoint {checkpoint} of {words}"
+    return words
+
+
+def _source_flags(old: dict[str, Any], name: str) -> str:
+    """The flags that choose what a run started from."""
+    flags = as_flag(name, old[name])
+    checkpoint = old["origin"].get("checkpoint")
+    if name == "policy" and checkpoint is not None:
+        flags += f" --checkpoint={checkpoint}"
+    if old[name] == "none":
+        return flags
+    return f"{flags}, or the path to which it was moved,"
 
 
 def digest(tree: Any) -> str:

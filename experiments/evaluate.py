@@ -18,8 +18,11 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import Evaluation, make_evaluate, summarize
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel
+from dppo_jax.training.config_file import write_atomically
+from dppo_jax.training.runs import check_folder
 from dppo_jax.types import Act, PyTree
 from experiments import command_line, inputs, plots, processes
+from experiments.seeds import check_seed
 
 
 def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, float]:
@@ -27,6 +30,8 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
     processes.stay_on_one_device(config, "evaluate")
     inputs.check_task(config, "evaluate")
     run_dir = inputs.policy_path(config, "finetune")
+    path = Path(config.run_dir or run_dir) / "evaluation.json"
+    check_folder(path.parent)
     policy = inputs.find_policy(config, "finetune", checkpoint)
     settings = config.evaluate
     mode = "deterministic" if settings.deterministic else "exploring"
@@ -40,7 +45,6 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
     result = summarize(score(policy.params))
     for name, value in sorted(result.items()):
         print(f"  {name:24s} {value:10.4f}")
-    path = Path(config.run_dir or run_dir) / "evaluation.json"
     about = {
         "policy": str(Path(run_dir).absolute()),
         "checkpoint": policy.iteration,
@@ -48,8 +52,8 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
         "mode": mode,
         "seed": settings.seed,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about | {"metrics": result}, indent=2) + "\n")
+    text = json.dumps(about | {"metrics": result}, indent=2)
+    write_atomically(path, text + "\n")
     print(f"wrote {path}")
     return result
 
@@ -59,6 +63,7 @@ def make_score(
 ) -> Callable[[PyTree], Evaluation]:
     """The evaluation that `config.evaluate` describes, always from the same key."""
     settings = config.evaluate
+    check_seed("evaluate.seed", settings.seed)
     for name in ("num_envs", "num_episodes"):
         if settings[name] < 1:
             raise SettingsError(f"evaluate.{name}={settings[name]} must be at least 1.")

@@ -8,12 +8,15 @@ from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import find_algorithm, make_algorithm
 from dppo_jax.demonstrations.dataset import (
+    Episodes,
     normalize_episodes,
     unnormalize_episodes,
 )
 from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.envs.build import make_env
+from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import Evaluation, summarize
+from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel
 from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.trees import check_matches
@@ -34,25 +37,28 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     inputs.check_task(config, "finetune")
     pretrained = None
     if config.policy == inputs.NO_POLICY:
+        if checkpoint != "latest":
+            raise SettingsError(
+                f"--checkpoint={checkpoint} chooses one of config.policy, but policy="
+                f"{inputs.NO_POLICY} starts from new networks; leave one of them out."
+            )
         run_dir = directories.run_path(seed_configs(config, "finetune")[0], "finetune")
-        normalizer, origin = inputs.find_bounds(config, run_dir)
+        normalizer, origin = inputs.find_bounds(
+            config, run_dir, check=lambda bounds: _make_algorithm(config, bounds)
+        )
     else:
         pretrained = inputs.find_policy(config, "pretrain", checkpoint)
         normalizer = pretrained.normalizer
-        origin = {"policy": directories.digest((pretrained.params, normalizer))}
+        origin = {
+            "policy": directories.digest((pretrained.params, normalizer)),
+            "checkpoint": "best" if checkpoint == "best" else pretrained.iteration,
+        }
     data = None
     if find_algorithm(config.algorithm.name).uses_data:
         data = inputs.load_data(config)
         origin["data"] = directories.digest(data)
         data = normalize_episodes(unnormalize_episodes(data), normalizer)
-    policy = inputs.build_policy(config, normalizer.action_min.shape[0])
-    env = make_env(
-        config.env,
-        normalizer=normalizer,
-        chunk=config.model.chunk,
-        num_envs=config.rollout.num_envs,
-    )
-    algorithm = make_algorithm(env, policy, config, data)
+    algorithm = _make_algorithm(config, normalizer, data)
     start: tuple[PyTree, ...] = ()
     if pretrained is not None:
         start = _start_from(config, pretrained, algorithm, checkpoint)
@@ -66,7 +72,9 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
         scored[run_dir] = kept | {iteration: result}
         return lambda: summarize(result, prefix="eval/")
 
-    name = "new networks" if pretrained is None else pretrained.config["name"]
+    name = (
+        "new networks" if pretrained is None else inputs.policy_path(config, "pretrain")
+    )
     print(f"fine-tuning {name}", flush=True)
     final = train_seeds(
         config,
@@ -91,6 +99,19 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
                 plots.save_trajectories(run_dir, config.env.task, before, after)
         plots.save_curve(run_dir)
     return list(final)
+
+
+def _make_algorithm(
+    config: ConfigDict, normalizer: Normalizer, data: Episodes | None = None
+) -> Algorithm:
+    policy = inputs.build_policy(config, normalizer.action_min.shape[0])
+    env = make_env(
+        config.env,
+        normalizer=normalizer,
+        chunk=config.model.chunk,
+        num_envs=config.rollout.num_envs,
+    )
+    return make_algorithm(env, policy, config, data)
 
 
 def _start_from(

@@ -21,7 +21,7 @@ from dppo_jax.policies import PolicyParams, make_policy, obs_like
 from dppo_jax.training.checkpoint import Checkpoints
 from dppo_jax.training.config_file import save_config
 from dppo_jax.training.trees import check_matches
-from experiments import command_line, directories
+from experiments import command_line, directories, inputs
 from experiments.settings import as_flag
 
 _NORMALIZATION = flags.DEFINE_string(
@@ -43,9 +43,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
     if Path(run_dir).exists() and any(Path(run_dir).iterdir()):
         raise SettingsError(f"{run_dir} is not empty; name another directory.")
     checkpoint = load_reference_checkpoint(path)
-    normalizer = load_normalizer(
-        normalization or config.data or str(Path("data") / config.name)
-    )
+    normalizer = load_normalizer(normalization or inputs.data_path(config))
     inferred = infer_settings(checkpoint, normalizer)
     # Kinds first: a network of another kind may not have the other settings.
     for name in sorted(inferred, key=lambda name: not name.endswith(".kind")):

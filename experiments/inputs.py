@@ -1,9 +1,11 @@
 """Finds what a stage starts from: demonstrations, bounds and policies."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from dppo_jax.demonstrations.dataset import Episodes
@@ -19,8 +21,8 @@ from dppo_jax.policies import make_policy
 from dppo_jax.training.checkpoint import has_checkpoint, read_policy
 from dppo_jax.training.config_file import load_config
 from dppo_jax.types import VecEnv
-from experiments.directories import as_json, differences, digest
-from experiments.settings import as_flag
+from experiments.directories import as_json, default_path, differences, digest
+from experiments.settings import as_flag, settings_of
 
 # Settings that must not change after pre-training.
 _MUST_MATCH: tuple[str, ...] = ("model.", "env.task", "env.history")
@@ -58,7 +60,7 @@ def check_task(config: ConfigDict, stage: str) -> None:
 
 def data_path(config: ConfigDict) -> str:
     """The path of the demonstrations."""
-    return config.data or str(Path("data") / config.name)
+    return config.data or default_path(config, "data", flag="data")
 
 
 def load_data(config: ConfigDict) -> Episodes:
@@ -90,11 +92,19 @@ def make_raw_env(config: ConfigDict) -> VecEnv:
     return vectorize(env, config.rollout.num_envs)
 
 
-def find_bounds(config: ConfigDict, run_dir: str) -> tuple[Normalizer, dict[str, str]]:
+def find_bounds(
+    config: ConfigDict,
+    run_dir: str,
+    check: Callable[[Normalizer], Any] = lambda bounds: None,
+) -> tuple[Normalizer, dict[str, Any]]:
     """Bounds for a policy with new networks, and the digest of the data, if any.
 
     The bounds are those of the run in `run_dir` if it is resumed, else of the data if
     there are any, else of random actions in [-1, 1].
+
+    Args:
+        check: called before the random actions, with bounds of the same sizes, so that
+            wrong settings are refused before environments run.
 
     Raises:
         SettingsError: no data, for a task in host processes.
@@ -116,13 +126,15 @@ def find_bounds(config: ConfigDict, run_dir: str) -> tuple[Normalizer, dict[str,
     steps = config.rollout.random_steps
     print(f"bounds of observations and actions: those of {steps} random steps in +-1")
     # One key for all seeds, so that a seed trains the same alone and among others.
-    key = jax.random.key(0)
-    return random_bounds(make_raw_env(config), key, num_control_steps=steps), origin
+    key, env = jax.random.key(0), make_raw_env(config)
+    obs, action = np.ones(env.obs_shape["state"]), np.ones(env.action_shape)
+    check(Normalizer(-obs, obs, -action, action))
+    return random_bounds(env, key, num_control_steps=steps), origin
 
 
 def policy_path(config: ConfigDict, stage: str) -> str:
     """The path of the policy that the config names, or else of that of `stage`."""
-    return config.policy or str(Path("runs") / config.name / stage)
+    return config.policy or default_path(config, "runs", stage, flag="policy")
 
 
 def find_policy(
@@ -149,6 +161,7 @@ def find_policy(
             f"{run_dir} was written without a configuration; load it with "
             "dppo_jax.load_policy, or pass `config` to dppo_jax.train when training."
         )
+    settings_of(trained, run_dir)  # Refuses a damaged file.
     is_tuned = trained.get("stage") == "finetune"
     settings = as_json(config)
     tuned_must_match: tuple[str, ...] = _TUNED_MUST_MATCH

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from dppo_jax.training import parallel
 
 # Settings of the mesh that count and number the processes.
 _PROCESSES = ("num_processes", "process_id")
+# Characters that are shown of the message of a failed compiled program.
+_LONGEST = 600
+_WHOLE = "(DPPO_JAX_TRACEBACK=1 shows all)"
 
 
 @contextlib.contextmanager
@@ -42,8 +46,29 @@ def errors_in_one_line() -> Iterator[None]:
     ) as error:
         if os.environ.get("DPPO_JAX_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_in_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _in_one_line(error: Exception) -> str:
+    """The message of an error; of a failed compiled program only what went wrong.
+
+    If a callback failed, JAX puts the traceback into the message: "Traceback ...", one
+    line for every frame, and then the original error.
+    """
+    text = str(error)
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return " ".join(text.split())
+    *frames, last = re.split(
+        r'^ *File "(.*)", line (\d+).*\n', text, flags=re.MULTILINE
+    )
+    if frames:
+        path, line = frames[-2:]
+        text = (
+            f"a callback of the compiled program failed in {path}, line {line}: {last}"
+        )
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... {_WHOLE}"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from dppo_jax.training import seeds
 from dppo_jax.training.config_file import load_config
 from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import has_reached
+from dppo_jax.training.runs import check_run_dir
 from dppo_jax.types import Algorithm
 from experiments import directories
 
@@ -26,10 +27,12 @@ def check_seeds(config: ConfigDict, *, steps_env: bool) -> None:
             be pure.
 
     Raises:
-        SettingsError: less than one seed, or several with host environments.
+        SettingsError: less than one seed, several with host environments, or numbers
+            that are no seeds.
     """
     if config.num_seeds < 1:
         raise SettingsError(f"num_seeds={config.num_seeds} must be at least 1.")
+    check_seed("seed", config.seed, last=config.seed + config.num_seeds - 1)
     if config.num_seeds > 1 and steps_env and is_host(config.env.task):
         raise SettingsError(
             f"num_seeds={config.num_seeds}: {config.env.task} runs in host processes, "
@@ -38,12 +41,21 @@ def check_seeds(config: ConfigDict, *, steps_env: bool) -> None:
         )
 
 
+def check_seed(name: str, seed: int, last: int | None = None) -> None:
+    """Raise SettingsError unless random keys of JAX differ from this seed to `last`."""
+    if seed < 0 or (seed if last is None else last) >= 2**32:
+        raise SettingsError(
+            f"{name}={seed} must be between 0 and 2^32 - 1, and so must be the last of "
+            "several seeds."
+        )
+
+
 def train_seeds(
     config: ConfigDict,
     stage: str,
     algorithm: Algorithm,
     *args: Any,
-    origin: Mapping[str, str],
+    origin: Mapping[str, Any],
     **settings: Any,
 ) -> dict[str, Any]:
     """Train `config.num_seeds` seeds, from `config.seed` on, in one program.
@@ -84,11 +96,15 @@ def seed_configs(config: ConfigDict, stage: str) -> list[ConfigDict]:
     """The configuration of every seed, as for a run of this seed alone.
 
     Raises:
-        SettingsError: the folder for the seeds is itself a run directory.
+        SettingsError: the folder for the seeds is itself a run directory, or not a
+            folder.
     """
     if config.num_seeds == 1:
         return [config]
-    folder = config.run_dir or str(Path("runs") / config.name / f"{stage}_seeds")
+    folder = config.run_dir or directories.default_path(
+        config, "runs", f"{stage}_seeds", flag="run_dir"
+    )
+    check_run_dir(folder)
     if load_config(folder) is not None:
         raise SettingsError(
             f"{folder} is the directory of a single run; pass another --config.run_dir "

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks import build as networks
+from dppo_jax.training.config_file import check_types
 from dppo_jax.training.old_settings import flatten, new_name
 from experiments.defaults import default_config
 
@@ -28,7 +29,7 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 # Sections that accept any key.
 _OPEN = ("env.options", "model.network.options")
 # Sections that a file fills; any of their settings may be None.
-_FREE = (*_OPEN, "collect")
+FREE = (*_OPEN, "collect")
 _KIND = "model.network.kind="
 
 
@@ -36,7 +37,8 @@ def load_config(spec: str) -> ConfigDict:
     """The configuration of FILE.py:VARIANT.
 
     Raises:
-        SettingsError: no such file, no `get_config` in it, or a wrong setting in it.
+        SettingsError: no such file, no `get_config` in it, a wrong setting in it, or
+            any other error in it; the message names the line.
     """
     path, _, variant = spec.partition(":")
     if not Path(path).is_file():
@@ -48,10 +50,15 @@ def load_config(spec: str) -> ConfigDict:
     try:
         module_spec.loader.exec_module(module)
         config = module.get_config(*([variant] if variant else []))
-    except (ValueError, OSError, ImportError):
-        raise
+    except SettingsError:
+        raise  # It names the setting and the cure.
     except Exception as error:
         raise SettingsError(_mistake(error, path)) from error
+    if not isinstance(config, ConfigDict):
+        raise SettingsError(
+            f"{path}: get_config returns a {type(config).__name__}; it must return a "
+            "configuration, such as experiments.defaults.default_config()."
+        )
     config.lock()
     _check_given(config)
     return config
@@ -101,27 +108,32 @@ def override(config: ConfigDict, settings: Sequence[str], flag: str = "") -> Non
         node[key] = _parse(node, key, text, f"{flag}{name}")
 
 
-def settings_of(saved: dict[str, Any]) -> ConfigDict:
+def settings_of(saved: dict[str, Any], run_dir: str = "") -> ConfigDict:
     """The configuration that a run wrote to its `config.json`, locked.
 
     Settings that the file lacks get their defaults. Entries that are not settings, such
     as the stage, are left out.
+
+    Raises:
+        SettingsError: a setting of another type than its default.
     """
     config = default_config()
-    network = flatten(saved).get("model.network.kind", config.model.network.kind)
-    use_network(config, network)
+    network = flatten(saved).get("model.network.kind")
+    use_network(config, network if isinstance(network, str) else "mlp")
+    check_types(run_dir, saved, config)
+    check_types(run_dir, saved, ConfigDict(dict(origin=dict(code=[]))))
     for name, value in flatten(saved).items():
         *sections, key = name.split(".")
         node = config
         for section in sections:
             known = isinstance(node.get(section), ConfigDict)
-            if name.startswith(_FREE) and not known:
+            if name.startswith(FREE) and not known:
                 node[section] = ConfigDict()
             elif not known:
                 break
             node = node[section]
         else:
-            is_free = name.startswith(_FREE) and value != {}
+            is_free = name.startswith(FREE) and value != {}
             if is_free or (key in node and not isinstance(node[key], ConfigDict)):
                 node[key] = _frozen(value)
     return config.lock()
@@ -236,7 +248,7 @@ def _text(value: Any) -> str:
 def _check_given(config: ConfigDict) -> None:
     """Refuse NaN, and None for settings that are not optional."""
     for name in _missing(config):
-        if not name.startswith(_FREE):
+        if not name.startswith(FREE):
             raise SettingsError(f"{name}=None: this setting needs a value.")
     for name, value in flatten(config.to_dict()).items():
         if isinstance(value, float) and math.isnan(value):

@@ -1,5 +1,7 @@
 """`load_policy` loads the policies of stages and of `dppo_jax.train`."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import dppo_jax
 from dppo_jax import algorithms
 from dppo_jax.deploy import load_policy
+from dppo_jax.errors import SettingsError
 from dppo_jax.policies import PolicyParams, make_policy
 from experiments.defaults import default_config
 from tests import tiny
@@ -189,6 +192,38 @@ def test_missing_checkpoints_and_runs_are_named(notebook, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="holds no checkpoint yet"):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(model=None), "model=None must be a section"),
+        (dict(model=dict(chunk="4")), "model.chunk='4' must be of type int"),
+        (
+            dict(model=dict(network=dict(kind="unet", dim=[8]))),
+            r"model.network.dim=\[8\] must be of type int",
+        ),
+        (dict(model={}, env=None), "env=None must be a section"),
+        (dict(model={}, env=dict(history="2")), "env.history='2' must be of type"),
+    ],
+)
+def test_a_damaged_setting_is_named_with_its_file(notebook, settings, message):
+    run_dir, policy, _ = notebook
+    before = (run_dir / "config.json").read_text()
+    (run_dir / "config.json").write_text(json.dumps(settings))
+    for given in (None, policy):
+        with pytest.raises(SettingsError, match=f"config.json: {message}.*restore"):
+            load_policy(run_dir, policy=given)
+    (run_dir / "config.json").write_text(before)
+
+
+def test_a_run_of_a_notebook_may_have_any_settings(notebook):
+    run_dir, policy, params = notebook
+    before = (run_dir / "config.json").read_text()
+    (run_dir / "config.json").write_text('{"env": "hopper", "width": [3]}')
+    assert tiny.same(load_policy(run_dir, policy=policy).params, params)
+    assert load_policy(run_dir).act is None
+    (run_dir / "config.json").write_text(before)
 
 
 def test_a_configuration_that_is_not_plain_is_refused_before_training(tmp_path):

@@ -142,7 +142,16 @@ def random_bounds(env: VecEnv, key: Array, *, num_control_steps: int) -> Normali
 
     Returns:
         The smallest and largest observations as bounds, and [-1, 1] for the actions.
+
+    Raises:
+        SettingsError: `num_control_steps`, the setting `random_steps`, is below 1.
     """
+    if num_control_steps < 1:
+        raise SettingsError(
+            f"rollout.random_steps={num_control_steps} must be at least 1, because the "
+            "bounds of the observations are those of random steps; raise it (for a "
+            "demonstrator collect.rollout.random_steps), or give demonstrations."
+        )
 
     def act(
         params: PyTree, keys: Array, obs: Obs, *, deterministic: bool = False

@@ -272,6 +272,7 @@ def _check_settings(
             f"replay.num_groups={num_groups} must divide replay.batch_size={batch_size}"
             f" and the {env.num_envs} environments; change one of them."
         )
+    buffers.check_capacity(capacity, num_envs=env.num_envs)
     if min_fill > capacity:
         raise SettingsError(
             f"replay.min_fill={min_fill} must not be above replay.capacity={capacity}; "

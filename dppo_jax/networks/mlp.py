@@ -5,6 +5,7 @@ Layers are initialised like PyTorch's `Linear`, kernel and bias uniform in
 arXiv 2409.00588) were tuned with this initialisation.
 """
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,11 +48,16 @@ def activation_function(name: str) -> Callable[[Array], Array]:
 
 
 def check_sizes(option: str, sizes: Sequence[int]) -> None:
-    """Raise SettingsError for layer sizes that are empty or not positive."""
-    if isinstance(sizes, (int, str)) or len(sizes) == 0 or min(sizes) < 1:
+    """Raise SettingsError for layer sizes that are empty or no positive integers."""
+
+    def fits(size: Any) -> bool:
+        is_integer = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+        return is_integer and size >= 1
+
+    if not isinstance(sizes, Sequence) or not sizes or not all(map(fits, sizes)):
         raise SettingsError(
-            f"{option}={sizes!r} must be a non-empty sequence of positive layer "
-            "sizes, for example (256, 256, 256)."
+            f"{option}={sizes!r} must be a non-empty sequence of positive "
+            "integers, for example (256, 256, 256)."
         )
 
 

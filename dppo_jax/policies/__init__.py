@@ -2,6 +2,7 @@
 
 from dppo_jax.policies.build import (
     default_config,
+    defaults_of,
     make_policy,
     make_saved_policy,
     obs_like,

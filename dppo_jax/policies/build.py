@@ -196,6 +196,22 @@ def _make_flow(config: ConfigDict, network: nn.Module, action_dim: int) -> Chain
     )
 
 
+def defaults_of(saved: Mapping[str, Any]) -> ConfigDict:
+    """Defaults of the settings in a `config.json` from which a policy is made.
+
+    Args:
+        saved: its content; it decides of which kind of network the settings are.
+    """
+    config = ConfigDict()
+    config.model, config.env = default_config(), ConfigDict(dict(history=1))
+    model = saved.get("model")
+    network = model.get("network") if isinstance(model, Mapping) else None
+    kind = network.get("kind") if isinstance(network, Mapping) else None
+    if isinstance(kind, str) and kind in networks.NETWORKS:
+        config.model.network = networks.default_config(kind)
+    return config
+
+
 def make_saved_policy(
     model: Mapping[str, Any], *, action_dim: int
 ) -> ChainPolicy | SquashedPolicy:

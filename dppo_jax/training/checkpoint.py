@@ -18,11 +18,11 @@ import orbax.checkpoint as ocp
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
-from dppo_jax.training.config_file import CONFIG_FILE, load_config
+from dppo_jax.training.config_file import CONFIG_FILE, load_config, runs_inside
 from dppo_jax.training.trees import check_matches, from_storable, plain, storable
 from dppo_jax.types import PyTree
 
-_CHECKPOINTS, _BEST = "checkpoints", "best"
+CHECKPOINTS, BEST = "checkpoints", "best"
 _ITEMS = ("policy", "state", "critic")
 
 
@@ -148,7 +148,7 @@ class Checkpoints:
 
 def has_checkpoint(run_dir: str | os.PathLike) -> bool:
     """Whether a run has a complete checkpoint; only these are named by a number."""
-    folder = Path(run_dir) / _CHECKPOINTS
+    folder = Path(run_dir) / CHECKPOINTS
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
@@ -162,7 +162,7 @@ class Best:
 
     def __init__(self, run_dir: str | os.PathLike, name: str) -> None:
         self._name = np.frombuffer(name.encode(), np.uint8)
-        self._manager = _manager(run_dir, _BEST, max_to_keep=1, create=True)
+        self._manager = _manager(run_dir, BEST, max_to_keep=1, create=True)
         self._score = -np.inf
         step = self._manager.latest_step()
         if step is not None:
@@ -225,9 +225,11 @@ def read_policy(
     run_dir = Path(run_dir).absolute()
     config = load_config(run_dir)
     if config is None:
+        runs = runs_inside(run_dir)
+        known = "experiments.pretrain, experiments.finetune or dppo_jax.train wrote"
+        cure = f"pass one of {', '.join(runs)}" if runs else f"pass one that {known}"
         raise SettingsError(
-            f"{run_dir} is not a run directory (no {CONFIG_FILE}); pass the directory "
-            "that experiments.pretrain, experiments.finetune or dppo_jax.train wrote."
+            f"{run_dir} is not a run directory (no {CONFIG_FILE}); {cure}."
         )
     item, step = _load_item(run_dir, "policy", checkpoint)
     return SavedPolicy(
@@ -270,9 +272,9 @@ def _load_item(
 
     Every checkpoint has a `policy`; another item is None if the checkpoint lacks it.
     """
-    folder = _BEST if checkpoint == "best" else _CHECKPOINTS
+    folder = BEST if checkpoint == "best" else CHECKPOINTS
     nothing = f"{run_dir} holds no checkpoint yet; resume its run first."
-    if folder == _BEST:
+    if folder == BEST:
         nothing = (
             f"{run_dir} has no checkpoint 'best', because its run set no keep_best or "
             "made no evaluation; use 'latest' or an iteration."
@@ -331,7 +333,7 @@ def _named(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
 
 
 def _manager(
-    run_dir: str | os.PathLike, folder: str = _CHECKPOINTS, **options: Any
+    run_dir: str | os.PathLike, folder: str = CHECKPOINTS, **options: Any
 ) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         Path(run_dir).absolute() / folder,

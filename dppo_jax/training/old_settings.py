@@ -154,12 +154,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """The inverse of `flatten`; TypeError if a name is a value and a section."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *sections, key = name.split(".")
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise TypeError(f"{section}={node!r} must be a section, for {name}")
         node[key] = value
     return tree

@@ -15,9 +15,9 @@ import numpy as np
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel, seeds
-from dppo_jax.training.checkpoint import Best, Checkpoints
-from dppo_jax.training.config_file import load_config, save_config
-from dppo_jax.training.metrics import MetricsWriter, read_metrics
+from dppo_jax.training.checkpoint import BEST, CHECKPOINTS, Best, Checkpoints
+from dppo_jax.training.config_file import CONFIG_FILE, load_config, save_config
+from dppo_jax.training.metrics import CSV_FILE, MetricsWriter, read_metrics
 from dppo_jax.types import Algorithm, Metrics, PyTree
 
 Numbers = Mapping[str, float]
@@ -64,6 +64,39 @@ class Run:
             self.writer.close()
         if self._lock is not None:
             os.close(self._lock)
+
+
+def check_folder(folder: str | os.PathLike) -> None:
+    """Raise SettingsError if nothing can be written to this folder, made or not."""
+    path = Path(folder).absolute()
+    found = next(x for x in (path, *path.parents) if x.exists())
+    if not found.is_dir() or not os.access(found, os.W_OK):
+        reason = "is write-protected" if found.is_dir() else "is a file"
+        raise SettingsError(
+            f"nothing can be written to {folder}, because {found} {reason}; pass "
+            "another --config.run_dir."
+        )
+
+
+def check_run_dir(run_dir: str | os.PathLike) -> None:
+    """Refuse to train where something else than a run has left results.
+
+    A run writes its `config.json` first, so results without it are not of a run.
+
+    Raises:
+        SettingsError: the results of something else, or a file in place of a folder.
+    """
+    check_folder(run_dir)
+    results = [Path(run_dir) / name for name in (CSV_FILE, CHECKPOINTS, BEST)]
+    found = [
+        x.name for x in results if x.is_file() or (x.is_dir() and any(x.iterdir()))
+    ]
+    if found and not (Path(run_dir) / CONFIG_FILE).is_file():
+        raise SettingsError(
+            f"{run_dir} holds {' and '.join(found)} but no {CONFIG_FILE}, so they are "
+            "not of a run that could resume, and would be overwritten; pass another "
+            "--config.run_dir."
+        )
 
 
 def _lock(run_dir: str) -> int:
@@ -120,6 +153,8 @@ class Runs:
 
     def __enter__(self) -> "Runs":
         self._runs: list[Run] = []
+        for run_dir in self._dirs:
+            check_run_dir(run_dir)
         with contextlib.ExitStack() as opened:
             for run_dir in self._dirs:
                 run = Run(run_dir, self._keep, self._keep_best)

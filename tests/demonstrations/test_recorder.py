@@ -12,6 +12,7 @@ from dppo_jax.demonstrations import (
     random_bounds,
 )
 from dppo_jax.envs import time_limit, vectorize
+from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from tests import tiny
 
@@ -138,6 +139,13 @@ def test_random_bounds_are_those_of_random_actions():
     assert -1 <= bounds.obs_min[0] < -0.9 and 0.9 < bounds.obs_max[0] <= 1
     np.testing.assert_array_equal(bounds.action_min, [-1])
     np.testing.assert_array_equal(bounds.action_max, [1])
+
+
+@pytest.mark.parametrize("steps", [0, -5])
+def test_bounds_need_random_steps(steps):
+    message = f"rollout.random_steps={steps} must be at least 1, because the bounds"
+    with pytest.raises(SettingsError, match=message):
+        random_bounds(raw_env(), jax.random.key(0), num_control_steps=steps)
 
 
 def test_what_cannot_be_recorded_is_refused():

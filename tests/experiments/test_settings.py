@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict, FieldReference
 
 from dppo_jax.algorithms import ALGORITHMS, make_algorithm
+from dppo_jax.errors import SettingsError
 from dppo_jax.networks import build as networks
 from dppo_jax.training.old_settings import RENAMED, flatten, updated
 from experiments import directories
@@ -40,12 +41,25 @@ def write(folder, *lines):
         ("c.finetune.num_envs = 4", "finetune.num_envs; it is called rollout.num_envs"),
         ("c.seed = 'one'", "TypeError: .*'seed'"),
         ("nonsense", "NameError: .*nonsense"),
+        ("int('one')", "ValueError: invalid literal"),
+        ("open('/nowhere')", "FileNotFoundError: .*/nowhere"),
+        ("import nowhere", "ModuleNotFoundError: .*nowhere"),
+        ("assert False, 'not yet'", "AssertionError: not yet"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path, line, message):
     path = write(tmp_path, "c.name = 'mine'", line)
-    with pytest.raises(ValueError, match=f"mine.py, line 6: (unknown )?.*{message}"):
+    expected = f"mine.py, line 6: (unknown )?.*{message}"
+    with pytest.raises(SettingsError, match=expected) as raised:
         load_config(path)
+    assert raised.value.__cause__ is not None
+
+
+def test_a_file_that_is_no_program_or_makes_no_configuration_is_named(tmp_path):
+    with pytest.raises(SettingsError, match="mine.py.*line 5"):
+        load_config(write(tmp_path, "c.name = = 'mine'"))
+    with pytest.raises(SettingsError, match="mine.py: get_config returns a NoneType"):
+        load_config(write(tmp_path, "return None"))
 
 
 def test_none_is_for_optional_settings_only(tmp_path):

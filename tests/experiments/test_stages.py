@@ -1,12 +1,15 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
+from jax.experimental import io_callback
 from ml_collections import ConfigDict
 
 from dppo_jax.deploy import load_policy
@@ -251,6 +254,15 @@ def test_a_run_directory_is_all_that_evaluation_needs(world, capsys):
         parse("nowhere", takes_run=True)
     with pytest.raises(ValueError, match="is not a flag"):
         parse(run_dir)
+
+
+def test_an_evaluation_takes_one_run_directory():
+    with pytest.raises(SettingsError, match=r"2 run directories given \(a, b\).*once"):
+        parse("a", "b", takes_run=True)
+    with pytest.raises(SettingsError, match="leave out one .* --config.policy=a"):
+        parse("a", "--config=mine.py", takes_run=True)
+    with pytest.raises(SettingsError, match="'config.seed=1' is not a flag"):
+        parse("a", "config.seed=1", takes_run=True)
 
 
 def test_checkpoints_are_chosen_by_iteration_or_score(world):
@@ -574,6 +586,27 @@ def test_an_error_ends_in_one_line_and_a_traceback_only_on_request(
     monkeypatch.setenv("DPPO_JAX_TRACEBACK", "1")
     told = fail()
     assert told.startswith("Traceback") and told.endswith(line)
+
+
+def test_a_callback_that_fails_in_a_compiled_program_tells_its_own_error(capsys):
+    """JAX's message is the traceback of some thousand characters."""
+
+    def fail(x):
+        raise RuntimeError("the joint 'knee' has no motor\n" + "and so on " * 1000)
+
+    @jax.jit
+    def program(x):
+        return io_callback(fail, jax.ShapeDtypeStruct((), x.dtype), x, ordered=True)
+
+    with pytest.raises(SystemExit, match="2"), processes.errors_in_one_line():
+        jax.block_until_ready(program(np.float32(1)))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(
+        rf"error: a callback of the compiled program failed in {__file__}, line \d+: "
+        "RuntimeError: the joint 'knee' has no motor and so on",
+        line,
+    )
+    assert line.endswith("(DPPO_JAX_TRACEBACK=1 shows all)") and len(line) < 700
 
 
 def test_an_error_in_the_program_keeps_its_traceback():

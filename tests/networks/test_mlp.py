@@ -83,8 +83,10 @@ def test_residual_networks_need_an_odd_number_of_equal_sizes(sizes):
 
 
 @pytest.mark.parametrize("option", ["hidden_sizes", "condition_sizes"])
-@pytest.mark.parametrize("sizes", [(), (8, 0), 8])
-def test_sizes_must_be_positive_and_not_empty(option, sizes):
+@pytest.mark.parametrize(
+    "sizes", [(), (8, 0), 8, "8", ("8",), (8, True), (8.5,), (8, None), {8: 8}]
+)
+def test_sizes_must_be_positive_integers(option, sizes):
     with pytest.raises(ValueError, match=f"{option}="):
         DiffusionMLP(1, 4, **{option: sizes})
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.training.checkpoint import read_policy
 from dppo_jax.training.config_file import save_config
 from dppo_jax.training.loop import train
@@ -153,6 +154,24 @@ def test_the_state_of_the_caller_is_not_overwritten(tmp_path):
         normalizer=tiny.NORMALIZER,
     )
     assert state["x"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "checkpoints/7"])
+def test_results_without_a_configuration_are_not_overwritten(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("iteration,loss\n1,2\n")
+    algorithm = counter()
+    with pytest.raises(SettingsError, match="but no config.json.*another"):
+        train(
+            algorithm,
+            algorithm.init(None),
+            run_dir=tmp_path,
+            num_iterations=2,
+            normalizer=tiny.NORMALIZER,
+        )
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert found == [tmp_path / name]
+    assert found[0].read_text() == "iteration,loss\n1,2\n"
 
 
 @pytest.mark.parametrize(

@@ -150,11 +150,12 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     for name in ("discount", "gae_lambda", "denoising_discount"):
         if not 0 <= config[name] <= 1:
             raise SettingsError(f"{name}={config[name]} must lie in [0, 1].")
-    lower, upper = config.advantage_quantiles
-    if not 0 <= lower < upper <= 1:
+    quantiles = tuple(config.advantage_quantiles)
+    numbers = [x for x in quantiles if isinstance(x, (int, float))]
+    if not (len(quantiles) == len(numbers) == 2 and 0 <= numbers[0] < numbers[1] <= 1):
         raise SettingsError(
-            f"advantage_quantiles={(lower, upper)} must satisfy "
-            "0 <= lower < upper <= 1."
+            f"advantage_quantiles={quantiles} must be two numbers (lower, upper) with "
+            "0 <= lower < upper <= 1; use (0.0, 1.0) to clip nothing."
         )
     if not 0 < config.clip_base <= config.clip_top or config.clip_rate <= 0:
         raise SettingsError(
