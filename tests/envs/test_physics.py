@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dppo_jax.envs.physics import make_physics, resolve_engine
+from dppo_jax.errors import SettingsError
 
 ARM = """
 <mujoco>
@@ -232,3 +233,15 @@ def test_auto_takes_the_engine_of_the_task_on_cpu_and_mjx_elsewhere(monkeypatch)
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert resolve_engine("auto", cpu_engine="mujoco") == expected
         assert resolve_engine("mujoco", cpu_engine="mjx") == "mujoco"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_states_and_controls_of_another_shape_are_refused(engine):
+    physics, two, three = make_physics(arm(), 1, engine), jnp.zeros(2), jnp.zeros(3)
+    with pytest.raises(SettingsError, match=r"qpos has the shape \(3,\), .*\(2,\)"):
+        jax.eval_shape(physics.reset, three, two)
+    with pytest.raises(SettingsError, match=r"qvel has the shape \(1, 2\), .*vmap"):
+        jax.eval_shape(physics.reset, two, two[None])
+    state = jax.eval_shape(physics.reset, two, two)
+    with pytest.raises(SettingsError, match=r"ctrl has the shape \(3,\), .*\(2,\)"):
+        jax.eval_shape(physics.step, state, three)

@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -159,15 +158,16 @@ def make_physics(
         **changes: Any,
     ) -> PhysicsState:
         shapes = {name: model_field(model, name).shape for name in overridable}
+        start = changed(dict(qpos=qpos, qvel=qvel), ["qpos", "qvel"])
         return engine_reset(
-            jnp.asarray(qpos),
-            jnp.asarray(qvel),
+            start["qpos"],
+            start["qvel"],
             _checked(overrides or {}, shapes, "override"),
             changed(changes, lasting),
         )
 
     def step(state: PhysicsState, ctrl: Array, **changes: Any) -> PhysicsState:
-        chex.assert_shape(ctrl, (model.nu,))
+        ctrl = changed(dict(ctrl=ctrl), ["ctrl"])["ctrl"]
         return engine_step(state, ctrl, changed(changes, changeable))
 
     return Physics(model, reset, step, engine, num_substeps)
