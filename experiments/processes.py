@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -86,6 +87,11 @@ def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
         raise SettingsError(
             f"mesh.devices={mesh.devices}: {config.env.task} runs in host processes, "
             "which serve one device; leave --config.mesh out."
+        )
+    if mesh.coordinator and not re.fullmatch(r".+:\d+", mesh.coordinator):
+        raise SettingsError(
+            f"mesh.coordinator={mesh.coordinator!r} must be HOST:PORT, the address of "
+            "the first process and a free port there, such as localhost:1234."
         )
     if mesh.distributed:
         try:
