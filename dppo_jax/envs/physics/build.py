@@ -123,8 +123,10 @@ def make_physics(
         model: the compiled model; its options (solver, timestep) apply to every engine.
         num_substeps: simulator steps with constant ctrl in one `step`.
         engine: one of `ENGINES`, see `resolve_engine`.
-        max_contacts: only for "mjx-warp", contacts to allocate.
-        max_constraints: only for "mjx-warp", constraint rows to allocate.
+        max_contacts: only for "mjx-warp", contacts to allocate for each simulation;
+            those that run at once share this space. None: as MuJoCo Warp chooses.
+        max_constraints: only for "mjx-warp", constraint rows to allocate for each
+            simulation; None: as MuJoCo Warp chooses.
 
     Raises:
         SettingsError: fewer than one substep, or an engine that cannot run here.
