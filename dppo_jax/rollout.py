@@ -121,12 +121,16 @@ def first_episodes(
     return FirstEpisodes(metrics, length, kept)
 
 
-def episode_means(done: Array, reward: Array, metrics: Metrics) -> Metrics:
+def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Metrics:
     """Means over the episodes that ended in a roll-out; NaN if none ended.
+
+    Two means are over all steps: `reward`, and `obs_magnitude`, of the absolute values
+    of the normalised state, which lie in [0, 1] within the bounds.
 
     Args:
         done: [T, B] 1 where an episode ended.
         reward: [T, B].
+        obs: leaves [T, B, ...].
         metrics: leaves [T, B].
     """
     count, sums = parallel.total(
@@ -136,7 +140,9 @@ def episode_means(done: Array, reward: Array, metrics: Metrics) -> Metrics:
         name: jnp.where(count > 0, x / jnp.maximum(count, 1), jnp.nan)
         for name, x in sums.items()
     }
-    return means | {"num_episodes": count, "reward": parallel.mean(reward.mean())}
+    magnitude = jnp.abs(obs["state"]).mean()
+    over_steps = {"reward": reward.mean(), "obs_magnitude": magnitude}
+    return means | {"num_episodes": count} | parallel.mean(over_steps)
 
 
 def _one_step(

@@ -16,6 +16,9 @@ PyTree = Any
 Obs = dict[str, Array]
 Metrics = dict[str, Array]
 
+# Metrics of a roll-out that the environment alone makes NaN or infinite, and with what.
+OF_ENVIRONMENT = {"obs_magnitude": "an observation", "reward": "a reward"}
+
 
 class Transition(NamedTuple):
     """What a roll-out records; every leaf has leading axes [T, B].

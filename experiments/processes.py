@@ -112,6 +112,11 @@ def join_mesh(config: ConfigDict) -> jax.sharding.Mesh:
             f"mesh.devices={mesh.devices}: {config.env.task} runs in host processes, "
             "which serve one device; leave --config.mesh out."
         )
+    if mesh.coordinator and not re.fullmatch(r".+:\d+", mesh.coordinator):
+        raise SettingsError(
+            f"mesh.coordinator={mesh.coordinator!r} must be HOST:PORT, the address of "
+            "the first process and a free port there, such as localhost:1234."
+        )
     if mesh.distributed:
         try:
             jax.distributed.initialize(

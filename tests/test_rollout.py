@@ -3,8 +3,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from dppo_jax.rollout import env_keys, first_episodes, rollout
+from dppo_jax.rollout import env_keys, episode_means, first_episodes, rollout
+from dppo_jax.types import OF_ENVIRONMENT
 from tests import tiny
 
 KEY = jax.random.key(0)
@@ -124,3 +126,28 @@ def test_first_episodes_end_with_the_longest_of_them():
     jax.block_until_ready(episodes)
     jax.effects_barrier()
     assert len(steps) == 2  # chunks of two make three control steps
+
+
+def test_one_step_without_a_number_shows_in_the_means_over_all_steps():
+    """Also if no episode ends there."""
+    done, reward = jnp.array([[0.0], [1.0]]), jnp.array([[3.0], [5.0]])
+    obs = {"state": jnp.array([[[[-1.0, 0.5]]], [[[0.0, 2.5]]]])}
+
+    def means(reward=reward, obs=obs):
+        found = episode_means(done, reward, obs, {"x": reward})
+        return [float(found[name]) for name in OF_ENVIRONMENT]
+
+    assert means() == [1.0, 4.0]
+    magnitude, mean = means(reward=reward.at[0].set(jnp.nan))
+    assert magnitude == 1.0 and np.isnan(mean)
+    obs = jax.tree.map(lambda x: x.at[0, 0, 0, 1].set(jnp.nan), obs)
+    assert np.isnan(means(obs=obs)[0])
+
+
+@pytest.mark.parametrize("make", [tiny.make_tiny_ppo, tiny.make_tiny_sac])
+def test_algorithms_check_what_the_environment_returns_before_their_losses(make):
+    algorithm = make()
+    names = list(OF_ENVIRONMENT)
+    assert list(algorithm.finite[: len(names)]) == names
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    assert set(algorithm.finite) <= set(jax.eval_shape(algorithm.step, state)[1])

@@ -16,8 +16,6 @@ from benchmarks.pretrain import pretrain_part
 from benchmarks.setups import Part, Setup, make_setup
 from benchmarks.train_step import critic_update_part, policy_update_part
 from dppo_jax.algorithms import make_algorithm
-from dppo_jax.envs.physics import resolve_engine
-from dppo_jax.errors import SettingsError
 from dppo_jax.rollout import BoundAct, env_keys, rollout
 from dppo_jax.training import seeds
 from dppo_jax.types import Array, Obs, PyTree
@@ -60,13 +58,8 @@ def measure_end_to_end(
     These are three programs, compiled in parallel without a cache and timed in turns.
 
     Raises:
-        SettingsError: an engine that cannot run here, or that would drop contacts.
+        SettingsError: an engine that cannot run here.
     """
-    if resolve_engine(engine, engine) == "mjx-warp":
-        raise SettingsError(
-            "tasks do not set max_contacts for mjx-warp, so all environments together "
-            "would have space for the contacts of one; use engine mjx."
-        )
     setup = make_setup(make_config(task, sizes, envs=envs, engine=engine))
     algorithm = make_algorithm(setup.env, setup.policy, setup.config)
     begin = time.perf_counter()

@@ -43,7 +43,7 @@ def make_single(config: ConfigDict) -> Env:
         SettingsError: a task that runs in host processes, or a task or wrapper that
             cannot be made.
     """
-    env = make_task(config.task, engine=config.engine, **config.options)
+    env = make_task(config.task, engine=config.engine, **_options(config))
     for wrapper in config.wrappers:
         env = apply_wrapper(env, wrapper)
     return env
@@ -80,7 +80,7 @@ def make_env(
                 "itself."
             )
         return host_vec_env(
-            make_host_task(config.task, engine=config.engine, **config.options),
+            make_host_task(config.task, engine=config.engine, **_options(config)),
             num_envs,
             chunk=executed,
             history=config.history,
@@ -93,3 +93,13 @@ def make_env(
     env = stack_observations(env, config.history)
     env = chunk_actions(env, executed, trace)
     return vectorize(env, num_envs)
+
+
+def _options(config: ConfigDict) -> ConfigDict:
+    """The arguments of the task, of which `engine` has a setting of its own."""
+    if "engine" in config.options:
+        raise SettingsError(
+            f"env.options.engine={config.options.engine!r}: the engine is no option of "
+            f"a task; set env.engine={config.options.engine!r} instead."
+        )
+    return config.options

@@ -13,6 +13,7 @@ from dppo_jax.replay import Replay
 from dppo_jax.rollout import env_keys, episode_means, rollout
 from dppo_jax.training import parallel
 from dppo_jax.types import (
+    OF_ENVIRONMENT,
     Act,
     Algorithm,
     Array,
@@ -187,7 +188,9 @@ def off_policy(
             state.learner, state.env, env_keys(act_key, num_envs), state.iteration
         )
         done = jnp.maximum(transitions.terminated, transitions.truncated)
-        episodes = episode_means(done, transitions.reward, episodes)
+        episodes = episode_means(
+            done, transitions.reward, transitions.next_obs, episodes
+        )
         if reset_at_iteration:
             cut = transitions.truncated.at[-1].set(1 - transitions.terminated[-1])
             transitions = transitions._replace(truncated=cut)
@@ -237,7 +240,7 @@ def off_policy(
         params=lambda state: learner.params(state.learner),
         act=learner.act,
         split=split,
-        finite=learner.finite,
+        finite=(*OF_ENVIRONMENT, *learner.finite),
         phases=(collect_and_store, update),
     )
 

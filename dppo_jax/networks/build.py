@@ -191,16 +191,17 @@ def make_network(
 def check_outputs(
     network: nn.Module, obs: Obs, *, role: str, action_dim: int, chunk: int
 ) -> None:
-    """Check the shapes of a network's outputs against its role, without computing them.
+    """Check a network's outputs against its role, without computing them.
 
-    Without this check a wrong shape could broadcast into a wrong density.
+    Without this check a wrong shape could broadcast into a wrong density, and integers
+    would have no gradient.
 
     Args:
         obs: observations [B, ...], or their shapes.
 
     Raises:
-        SettingsError: an output has another shape than its role requires, or a denoiser
-            does not accept a time of shape [B] or [1].
+        SettingsError: an output has another shape than its role requires or does not
+            hold floats, or a denoiser does not accept a time of shape [B] or [1].
     """
     key, shape = jax.random.key(0), (_ROWS, chunk, action_dim)
     obs = jax.tree.map(lambda x: _like((_ROWS, *x.shape[1:]), x.dtype), obs)
@@ -236,8 +237,8 @@ def _check_shapes(
     outputs: Any,
     shape: tuple[int, ...],
 ) -> None:
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    found = [getattr(output, "shape", output) for output in outputs]
+    outputs = _arrays(network, outputs)
+    found = [output.shape for output in outputs]
     if len(found) != len(names) or any(other != shape for other in found):
         raise SettingsError(
             f"{type(network).__name__} returns outputs of shapes {found}; a {role} "
@@ -246,8 +247,8 @@ def _check_shapes(
 
 
 def _check_mixture(network: nn.Module, outputs: Any, shape: tuple[int, ...]) -> None:
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    found = [getattr(output, "shape", ()) for output in outputs]
+    outputs = _arrays(network, outputs)
+    found = [output.shape for output in outputs]
     rows, *entries = shape
     # The logits tell the number of modes.
     num_modes = found[-1][-1] if len(found) == 3 and found[-1] else 0
@@ -258,6 +259,18 @@ def _check_mixture(network: nn.Module, outputs: Any, shape: tuple[int, ...]) -> 
             "must return means and stds of shape [B, M, Ta, Da] and logits of shape "
             f"[B, M], here ({rows}, M, {entries[0]}, {entries[1]}) and ({rows}, M)."
         )
+
+
+def _arrays(network: nn.Module, outputs: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    for output in outputs:
+        dtype = getattr(output, "dtype", type(output).__name__)
+        if not (hasattr(output, "shape") and jnp.issubdtype(dtype, jnp.floating)):
+            raise SettingsError(
+                f"{type(network).__name__} returns an output of type {dtype}; outputs "
+                "must be arrays of floats, such as float32."
+            )
+    return outputs
 
 
 def _like(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:

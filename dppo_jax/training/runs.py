@@ -18,7 +18,7 @@ from dppo_jax.training import parallel, seeds
 from dppo_jax.training.checkpoint import BEST, CHECKPOINTS, Best, Checkpoints
 from dppo_jax.training.config_file import CONFIG_FILE, load_config, save_config
 from dppo_jax.training.metrics import CSV_FILE, MetricsWriter, read_metrics
-from dppo_jax.types import Algorithm, Metrics, PyTree
+from dppo_jax.types import OF_ENVIRONMENT, Algorithm, Metrics, PyTree
 
 Numbers = Mapping[str, float]
 Evaluate = Callable[[PyTree, str, int], Numbers | Callable[[], Numbers]]
@@ -381,12 +381,25 @@ class Runs:
     def _check_finite(self, numbers: Numbers, iteration: int, where: str) -> None:
         for name in self._algorithm.finite:
             value = numbers.get(name, 0.0)
-            if not np.isfinite(value):
-                raise FloatingPointError(
-                    f"{where}{name} became {value} in iteration {iteration}; lower the "
-                    "learning rate or the clip range. If resuming fails at once, the "
-                    "newest folder in checkpoints/ holds a diverged policy; remove it."
+            if np.isfinite(value):
+                continue
+            cure = (
+                "lower the learning rate or the clip range. If resuming fails at once, "
+                "the newest folder in checkpoints/ holds a diverged policy; remove it."
+            )
+            if name in OF_ENVIRONMENT:
+                cure = (
+                    f"the environment returned {OF_ENVIRONMENT[name]} that is NaN or "
+                    "infinite; correct env.task or env.wrappers."
                 )
+            if iteration > self._logged + 1:
+                cure += (
+                    f" This may have begun in any iteration after {self._logged}, the "
+                    "last one with a row; set log_every=1 to see what came first."
+                )
+            raise FloatingPointError(
+                f"{where}{name} became {value} in iteration {iteration}; {cure}"
+            )
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import pytest
 
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import time_limit
+from dppo_jax.errors import SettingsError
 from tests import tiny
 
 
@@ -46,6 +47,21 @@ from tests import tiny
 def test_settings_that_contradict_each_other_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny.make_tiny_ppo(**changes)
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [(tiny.tiny_gaussian_policy, "Gaussian policy"), (tiny.tiny_gmm_policy, "mixture")],
+)
+def test_a_single_move_has_no_ratio_of_a_chain(make, name):
+    """Half the log-ratio would count, because the start of a chain counts as a move."""
+    with pytest.raises(SettingsError, match=f"a {name} has .*set ratio='move'"):
+        tiny.make_tiny_ppo(make(), **tiny.FLOW_PPO)
+
+
+def test_actions_of_a_mixture_have_no_distance():
+    with pytest.raises(SettingsError, match="distance_coef=0.1 .* clone_coef"):
+        tiny.make_tiny_ppo(tiny.tiny_gmm_policy(), distance_coef=0.1)
 
 
 def test_an_environment_without_chunks_is_refused():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dppo_jax.envs import make_task
-from dppo_jax.envs.outside import apply_wrapper
+from dppo_jax.envs.outside import apply_wrapper, check_env
+from dppo_jax.errors import SettingsError
 from tests import tiny
 
 SOURCE = """
@@ -27,6 +28,18 @@ def doubled(env):
         return state, time_step._replace(reward=2 * time_step.reward)
 
     return env._replace(step=step)
+
+
+def vector_reward(env):
+    def step(state, action):
+        state, time_step = env.step(state, action)
+        return state, time_step._replace(reward=time_step.obs["state"])
+
+    return env._replace(step=step)
+
+
+def make_vector_reward():
+    return vector_reward(make_task())
 
 
 def make_nothing():
@@ -118,3 +131,86 @@ def test_what_is_no_wrapper_is_refused(reach, tmp_path, name, message):
         file.write("\n\ndef returns_reward(env):\n    return 1.0\n")
     with pytest.raises(ValueError, match=message):
         apply_wrapper(tiny.point_task(), f"{reach}:{name}")
+
+
+TASK = tiny.point_task()
+VECTOR = jnp.zeros(3)
+
+
+def returning(**fields):
+    """The task with these fields in what `step` returns."""
+
+    def step(state, action):
+        state, time_step = TASK.step(state, action)
+        return state, time_step._replace(**fields)
+
+    return TASK._replace(step=step)
+
+
+def moving(**fields):
+    """The task with these fields in the state after `step`."""
+
+    def step(state, action):
+        state, time_step = TASK.step(state, action)
+        return state._replace(**fields), time_step
+
+    return TASK._replace(step=step)
+
+
+def starting(**fields):
+    """The task with these fields in the state after `reset`."""
+    return TASK._replace(reset=lambda key: TASK.reset(key)._replace(**fields))
+
+
+@pytest.mark.parametrize(
+    "env, message",
+    [
+        (returning(reward=VECTOR), r"TimeStep.reward is float32\[3\], .* float32\[\]"),
+        (returning(terminated=VECTOR > 0), r"TimeStep.terminated is bool\[3\]"),
+        (returning(truncated=jnp.complex64(0)), r"TimeStep.truncated is complex64\[\]"),
+        (returning(truncated=None), "TimeStep.truncated is a NoneType"),
+        (
+            returning(metrics={"success": VECTOR}),
+            r"TimeStep.metrics\['success'\] is float32\[3\]",
+        ),
+        (returning(metrics=None), "TimeStep.metrics must be a dictionary"),
+        (returning(obs=VECTOR), r"obs after step is float32\[3\]; .* dictionary"),
+        (
+            returning(obs={"state": VECTOR}),
+            r"obs after step has the shapes {'state': \(3,\)}, .* {'state': \(2,\)}",
+        ),
+        (starting(obs={"state": VECTOR}), "obs after reset has the shapes"),
+        (starting(obs={"rgb": VECTOR}), "obs after reset has the shapes {'rgb'"),
+        (moving(length=VECTOR), r"state.length is int32\[\] .*float32\[3\] after step"),
+        (
+            moving(step=jnp.float32(1)),
+            r"state.step is int32\[\] after reset, but float",
+        ),
+        (moving(length=(VECTOR, VECTOR)), r"differ in their fields .*'.length\[0\]'"),
+        (TASK._replace(reset=lambda key: VECTOR), "without a field 'obs'"),
+        (TASK._replace(step=lambda state, _: state), "step returns a PointState"),
+        (TASK._replace(step=lambda state, _: (state, 0.0)), "must be a .*TimeStep"),
+        (TASK._replace(obs_shape={"state": ()}), r"Env.obs_shape is .*\(Do,\)"),
+        (TASK._replace(obs_shape=(2,)), r"Env.obs_shape is \(2,\); .*\(Do,\)"),
+        (TASK._replace(obs_shape={"state": (4,)}), r"Env.obs_shape is .*\(4,\)"),
+        (TASK._replace(action_shape=(4, 1)), r"Env.action_shape is \(4, 1\)"),
+    ],
+)
+def test_what_a_rollout_could_not_carry_is_named(env, message):
+    with pytest.raises(SettingsError, match=f"mine: .*{message}"):
+        check_env("mine", env)
+
+
+def test_numbers_that_jax_converts_are_accepted():
+    """Flags that are bools, Python numbers, and a count that starts as a plain 0."""
+    check_env("mine", returning(terminated=jnp.bool_(True), truncated=False, reward=1))
+    check_env("mine", starting(step=0))
+
+
+@pytest.mark.parametrize("make", ["task", "wrapper"])
+def test_tasks_and_wrappers_are_checked_when_they_are_made(reach, make):
+    with pytest.raises(SettingsError, match="vector_reward: TimeStep.reward is float"):
+        if make == "task":
+            make_task(f"{reach}:make_vector_reward")
+        else:
+            apply_wrapper(tiny.point_task(), f"{reach}:vector_reward")

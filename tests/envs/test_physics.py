@@ -6,7 +6,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from dppo_jax.envs.physics import make_physics, resolve_engine
+from dppo_jax.envs.physics import make_physics, mjx_engine, resolve_engine
+from dppo_jax.errors import SettingsError
 
 ARM = """
 <mujoco>
@@ -232,3 +233,47 @@ def test_auto_takes_the_engine_of_the_task_on_cpu_and_mjx_elsewhere(monkeypatch)
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert resolve_engine("auto", cpu_engine="mujoco") == expected
         assert resolve_engine("mujoco", cpu_engine="mjx") == "mujoco"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_states_and_controls_of_another_shape_are_refused(engine):
+    physics, two, three = make_physics(arm(), 1, engine), jnp.zeros(2), jnp.zeros(3)
+    with pytest.raises(SettingsError, match=r"qpos has the shape \(3,\), .*\(2,\)"):
+        jax.eval_shape(physics.reset, three, two)
+    with pytest.raises(SettingsError, match=r"qvel has the shape \(1, 2\), .*vmap"):
+        jax.eval_shape(physics.reset, two, two[None])
+    state = jax.eval_shape(physics.reset, two, two)
+    with pytest.raises(SettingsError, match=r"ctrl has the shape \(3,\), .*\(2,\)"):
+        jax.eval_shape(physics.step, state, three)
+
+
+def test_a_function_is_told_how_often_it_is_mapped():
+    told = mjx_engine.counted(lambda num, x, tree: {"x": num * x, "y": tree["y"]})
+    tree = {"y": jnp.zeros(()), "none": ()}
+    assert told(2.0, tree)["x"] == 2
+    once = jax.vmap(told, (0, None))
+    np.testing.assert_array_equal(once(jnp.arange(3.0), tree)["x"], [0, 3, 6])
+    trees = {"y": jnp.array([5.0, 7.0]), "none": ()}
+    twice = jax.jit(jax.vmap(once, (1, 0)))(jnp.ones((3, 2)), trees)
+    np.testing.assert_array_equal(twice["x"], np.full((2, 3), 6))
+    np.testing.assert_array_equal(twice["y"], [[5, 5, 5], [7, 7, 7]])
+
+
+@pytest.mark.parametrize("max_contacts, expected", [(5, [5, 40]), (None, [None, 384])])
+def test_warp_has_space_for_the_contacts_of_all_simulations(
+    monkeypatch, max_contacts, expected
+):
+    """Simulations that run at once share it; 48 each are the default of MuJoCo Warp."""
+    pytest.importorskip("warp")
+    asked, make_data = [], mjx_engine.mjx.make_data
+
+    def recorded(*args, **settings):
+        asked.append(settings["naconmax"])
+        return make_data(*args, **settings)
+
+    monkeypatch.setattr(mjx_engine.mjx, "make_data", recorded)
+    settings = dict(max_contacts=max_contacts, max_constraints=None)
+    reset, _ = mjx_engine.make_mjx(arm(sensors=""), 1, impl="warp", **settings)
+    both = jax.ShapeDtypeStruct((8, 2), jnp.float32)
+    jax.eval_shape(jax.vmap(lambda qpos, qvel: reset(qpos, qvel, {}, {})), both, both)
+    assert asked == expected

@@ -7,6 +7,7 @@ import pytest
 
 from dppo_jax import replay as buffers
 from dppo_jax.learning.off_policy import Learner, off_policy
+from dppo_jax.types import OF_ENVIRONMENT
 from tests import tiny
 
 ACTION = 0.25
@@ -60,7 +61,7 @@ def test_the_number_of_updates_follows_the_data(ratio, per_round, rounds):
     assert state.learner["rounds"] == 2 * rounds
     assert metrics["num_updates"] == rounds * per_round == ratio * 12
     assert metrics["env_steps"] == 2 * 12 * tiny.CHUNK
-    assert algorithm.finite == ("reward_seen",)
+    assert algorithm.finite == (*OF_ENVIRONMENT, "reward_seen")
     assert algorithm.params(state) == 2 * rounds
 
 

@@ -1,10 +1,12 @@
 """Networks made from configurations, from this package or from a user's file."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.networks import (
     DiffusionMLP,
     DiffusionUNet,
@@ -59,6 +61,11 @@ class OfRows(Scale):
         return super().denoise(x, time.reshape(len(x)), condition)
 
 
+class Rounded(Scale):
+    def denoise(self, x, time, condition):
+        return super().denoise(x, time, condition).round().astype(int)
+
+
 class Whole(nn.Module):
     def __call__(self, x, time, obs):
         return x
@@ -74,6 +81,10 @@ def make_flat():
 
 def make_of_rows():
     return OfRows(1.0)
+
+
+def make_rounded():
+    return Rounded(1.0)
 
 
 def make_whole():
@@ -284,6 +295,34 @@ def test_outputs_of_another_shape_are_no_mixture(network):
     message = r"means and stds of shape .B, M, Ta, Da. .* here \(2, M, 2, 1\)"
     with pytest.raises(ValueError, match=message):
         check_outputs(network, OBS, role="gmm", **SIZES)
+
+
+def test_outputs_that_are_no_floats_are_refused(file):
+    config = default_config(f"{file}:make_rounded")
+    network = make_network(config, role="denoiser", **SIZES)
+    with pytest.raises(SettingsError, match="Rounded .* type int32; .* floats"):
+        check_outputs(network, OBS, role="denoiser", **SIZES)
+
+
+@pytest.mark.parametrize(
+    "role, outputs, message",
+    [
+        ("gaussian", [jnp.ones((2, 2, 1))] * 2, "Fixed .* type list; .* arrays"),
+        ("gaussian", (jnp.ones((2, 2, 1)), jnp.ones((2, 2, 1), int)), "type int32"),
+        (
+            "gmm",
+            (*(jnp.ones((2, 3, 2, 1)),) * 2, jnp.ones((2, 3), bool)),
+            "type bool; .* floats",
+        ),
+    ],
+)
+def test_outputs_of_distributions_are_floats(role, outputs, message):
+    class Fixed(nn.Module):
+        def __call__(self, obs):
+            return outputs
+
+    with pytest.raises(SettingsError, match=message):
+        check_outputs(Fixed(), OBS, role=role, **SIZES)
 
 
 def test_a_denoiser_must_accept_one_time_for_all_rows(file):

@@ -13,7 +13,7 @@ from dppo_jax.training.config_file import save_config
 from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import MetricsWriter, has_reached, read_metrics
 from dppo_jax.training.trees import with_types
-from dppo_jax.types import Algorithm
+from dppo_jax.types import OF_ENVIRONMENT, Algorithm
 from tests import tiny
 
 
@@ -240,6 +240,25 @@ def test_a_nan_loss_ends_the_run_and_keeps_the_checkpoints(tmp_path):
     with pytest.raises(FloatingPointError, match="loss became nan in iteration 4"):
         count(tmp_path, 9, counter(fails_at=4), checkpoint_every=2, log_every=5)
     assert read_policy(tmp_path).iteration == 2
+
+
+@pytest.mark.parametrize("name", ["reward", "obs_magnitude"])
+def test_an_environment_that_returns_nan_is_not_taken_for_divergence(tmp_path, name):
+    what = OF_ENVIRONMENT[name]
+    failing = counter(fails_at=4)
+
+    def step(state):
+        state, metrics = failing.step(state)
+        return state, {name: metrics["loss"], **metrics}
+
+    algorithm = failing._replace(step=step, finite=(name, "loss"))
+    message = f"{name} became nan in iteration 4; the environment returned {what}"
+    with pytest.raises(FloatingPointError, match=message) as raised:
+        count(tmp_path, 9, algorithm)
+    assert "learning rate" not in str(raised.value)
+    assert "log_every" not in str(raised.value)
+    with pytest.raises(FloatingPointError, match="any iteration after 1,.*log_every=1"):
+        count(tmp_path, 9, algorithm, log_every=5, checkpoint_every=4)
 
 
 def test_rows_hold_the_time_of_an_iteration(tmp_path):

@@ -169,6 +169,11 @@ def test_what_cannot_be_shared_is_refused_before_anything_runs():
         ({"mesh.devices": 2, "num_seeds": 2}, "num_seeds=2 with mesh.devices=2"),
         ({"mesh.devices": 2, "env.task": "gymnasium:Hopper-v5"}, "in host processes"),
         ({"mesh.coordinator": "localhost:1"}, "need .*distributed=True"),
+        (
+            {"mesh.coordinator": "localhost", "mesh.distributed": True}
+            | {"mesh.num_processes": 2, "mesh.process_id": 0},
+            "mesh.coordinator='localhost' must be HOST:PORT",
+        ),
         ({"mesh.devices": -1}, "mesh.devices=-1, but JAX sees"),
     ],
 )

@@ -28,7 +28,7 @@ from dppo_jax.networks.build_encoder import make_state_critic
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.rollout import env_keys
 from dppo_jax.training import parallel
-from dppo_jax.types import Algorithm, Array, Metrics, PyTree, VecEnv
+from dppo_jax.types import OF_ENVIRONMENT, Algorithm, Array, Metrics, PyTree, VecEnv
 
 
 def make_ppo(
@@ -182,7 +182,7 @@ def make_ppo(
         params=lambda state: state.params,
         act=policy.act,
         split=split,
-        finite=("policy_loss", "value_loss", "params_change"),
+        finite=(*OF_ENVIRONMENT, "policy_loss", "value_loss", "params_change"),
         phases=(collect, learn),
     )
 

@@ -140,8 +140,8 @@ def make_collector(
             shift_key = jax.random.fold_in(key, 2)  # Neither of the two above.
             collected = shift(state.params.tuned, collected, shift_key)
         done = jnp.maximum(collected.terminated, collected.truncated)
-        metrics = episode_means(done, collected.reward, metrics) | settings
-        return state._replace(env=env_state), collected, metrics
+        metrics = episode_means(done, collected.reward, collected.obs, metrics)
+        return state._replace(env=env_state), collected, metrics | settings
 
     def evaluate_returns(
         state: PPOState, collected: Collected

@@ -102,7 +102,7 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
             f"minibatch={config.minibatch!r} is unknown; use one of "
             f"{', '.join(MINIBATCHES)}."
         )
-    _check_ratio(config)
+    _check_ratio(config, policy)
     if config.minibatch == "chain" and config.batch_size % policy.num_tuned_steps:
         raise SettingsError(
             f"batch_size={config.batch_size} must be a multiple of the "
@@ -130,15 +130,19 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     ):
         if config[name] < 0:
             raise SettingsError(f"{name}={config[name]} must not be negative.")
+    if config.distance_coef and policy.joint:
+        raise SettingsError(
+            f"distance_coef={config.distance_coef} compares single actions, which for "
+            "a mixture may come from different modes, and has no gradient for the "
+            "weights of the modes; use 0, and clone_coef to stay near the cloned one."
+        )
     for name in ("epochs", "shuffle_groups"):
         if config[name] < 1:
             raise SettingsError(f"{name}={config[name]} must be at least 1.")
     if config.min_std_steps > 0 and (policy.narrow or not policy.denoises):
-        kind = "mixture" if policy.joint else "Gaussian"
-        kind = "flow" if policy.narrow else kind
         raise SettingsError(
             f"min_std_steps={config.min_std_steps} anneals the sampling floor of a "
-            f"denoising chain, but this policy is a {kind}, which has no such floor; "
+            f"denoising chain, but a {_kind(policy)} has no such floor; "
             "use 0, and set its standard deviation instead."
         )
     if (config.tuned_steps_drop > 0) != (config.tuned_steps_every > 0):
@@ -178,14 +182,26 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
             )
 
 
-def _check_ratio(config: ConfigDict) -> None:
-    """Refuse settings that treat the moves of a chain that has one ratio apart."""
+def _kind(policy: ChainPolicy) -> str:
+    if policy.denoises:
+        return "flow" if policy.narrow else "diffusion policy"
+    return "mixture" if policy.joint else "Gaussian policy"
+
+
+def _check_ratio(config: ConfigDict, policy: ChainPolicy) -> None:
+    """Refuse settings that do not suit one ratio for all moves of a chain."""
     if config.ratio not in RATIOS:
         raise SettingsError(
             f"ratio={config.ratio!r} is unknown; use one of {', '.join(RATIOS)}."
         )
     if config.ratio == "move":
         return
+    if not policy.denoises:
+        raise SettingsError(
+            "ratio='chain' averages the log-ratio over the start of a chain and its "
+            f"moves, but a {_kind(policy)} has a single move without such a start, "
+            "whose log-ratio would be halved; set ratio='move'."
+        )
     if config.minibatch != "chain":
         raise SettingsError(
             f"ratio='chain' needs all moves of a chain in one minibatch, which "

@@ -31,7 +31,7 @@ def is_host(name: str) -> bool:
     return name.partition(":")[0] in HOST and ":" in name
 
 
-def make_adapted(name: str, *, engine: str = "auto", **options: Any) -> Env:
+def make_adapted(name: str, /, *, engine: str = "auto", **options: Any) -> Env:
     """Make the task `library:name` as an `Env`, at its own control rate.
 
     Args:
@@ -52,7 +52,7 @@ def make_adapted(name: str, *, engine: str = "auto", **options: Any) -> Env:
     return _maker(name)(name.partition(":")[2], **options)
 
 
-def make_host_task(name: str, *, engine: str = "auto", **options: Any) -> HostTask:
+def make_host_task(name: str, /, *, engine: str = "auto", **options: Any) -> HostTask:
     """Make the task `library:name` for `host_vec_env`.
 
     Args:

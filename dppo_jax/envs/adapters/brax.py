@@ -15,7 +15,12 @@ BACKENDS = ("generalized", "mjx", "positional", "spring")
 
 
 def make_brax(
-    name: str, *, backend: str = "generalized", obs_key: str = "state", **options: Any
+    name: str,
+    /,
+    *,
+    backend: str = "generalized",
+    obs_key: str = "state",
+    **options: Any,
 ) -> Env:
     """Make a registered Brax environment; its usual limit is `time_limit(env, 1000)`.
 

@@ -15,6 +15,7 @@ from dppo_jax.envs.adapters.packages import require
 
 def make_gymnasium(
     source: str | Callable[[], Any],
+    /,
     *,
     obs_keys: Sequence[str] = (),
     metrics: Sequence[str] | None = None,

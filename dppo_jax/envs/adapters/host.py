@@ -274,7 +274,8 @@ def _look_at(task: HostTask) -> Any:
     """Make the plan of a task from one step of its environment.
 
     Raises:
-        SettingsError: an environment that cannot be made, or unsuitable spaces.
+        SettingsError: an environment that cannot be made, unsuitable spaces, or
+            observations of several sizes.
     """
     import gymnasium
 
@@ -288,16 +289,19 @@ def _look_at(task: HostTask) -> Any:
         _check_spaces(task, env)
         env.action_space.seed(0)
         obs, _ = env.reset(seed=0)
-        *_, info = env.step(env.action_space.sample())
+        next_obs, *_, info = env.step(env.action_space.sample())
     finally:
         env.close()
+    keys = tuple(task.obs_keys)
+    size = flat_observation(obs, keys).size
+    flat_observation(next_obs, keys, size=size)
     found = tuple(scalars(info))
     return Plan(
         make=task.make,
-        obs_keys=tuple(task.obs_keys),
+        obs_keys=keys,
         metrics=found if task.metrics is None else tuple(task.metrics),
         trace=(),
-        obs_size=flat_observation(obs, tuple(task.obs_keys)).size,
+        obs_size=size,
         action_shape=(int(np.prod(env.action_space.shape)),),
         chunk=1,
         history=1,

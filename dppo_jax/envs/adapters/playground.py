@@ -15,7 +15,7 @@ from dppo_jax.types import Env
 
 
 def make_playground(
-    name: str, *, obs_key: str = "state", impl: str = "jax", **overrides: Any
+    name: str, /, *, obs_key: str = "state", impl: str = "jax", **overrides: Any
 ) -> Env:
     """Make an environment of MuJoCo Playground; its limit is usually 1000 steps.
 

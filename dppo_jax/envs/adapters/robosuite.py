@@ -28,6 +28,7 @@ _OBJECT_KEY = "object-state"
 
 def make_robosuite(
     name: str,
+    /,
     *,
     robots: str | Sequence[str] = "Panda",
     obs_keys: Sequence[str] = (),

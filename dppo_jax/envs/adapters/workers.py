@@ -15,6 +15,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from dppo_jax.errors import SettingsError
+
 
 class Plan(NamedTuple):
     """How to make an environment and run its episodes.
@@ -39,10 +41,23 @@ class Plan(NamedTuple):
     max_steps: int | None
 
 
-def flat_observation(obs: Any, keys: tuple[str, ...]) -> np.ndarray:
-    """Convert an observation to [Do] float32; concatenate entries of a dictionary."""
+def flat_observation(
+    obs: Any, keys: tuple[str, ...], *, size: int | None = None
+) -> np.ndarray:
+    """Convert an observation to [Do] float32; concatenate entries of a dictionary.
+
+    Raises:
+        SettingsError: Do is not `size`.
+    """
     parts = [obs[key] for key in keys or obs] if isinstance(obs, Mapping) else [obs]
-    return np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in parts])
+    flat = np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in parts])
+    if size is not None and flat.size != size:
+        raise SettingsError(
+            f"the environment returned an observation of {flat.size} numbers, but of "
+            f"{size} after its first reset; return the same number from every reset "
+            "and step."
+        )
+    return flat
 
 
 def scalars(info: Mapping[str, Any]) -> dict[str, float]:
@@ -70,7 +85,7 @@ class Episode:
     def reset(self, seed: int | None = None) -> None:
         """Start an episode; without a seed, the environment's generator continues."""
         obs, _ = self.env.reset(seed=seed)
-        self.history[:] = flat_observation(obs, self.plan.obs_keys)
+        self.history[:] = self._flat(obs)
         self.count = 0
         # Not every step reports every entry: missing ones keep their last value, or 0.
         self.metrics = dict.fromkeys(self.plan.metrics, 0.0)
@@ -93,7 +108,7 @@ class Episode:
                 at_limit = plan.max_steps is not None and self.count >= plan.max_steps
                 truncated = (truncated or at_limit) and not terminated
                 self.history[:-1] = self.history[1:]
-                self.history[-1] = flat_observation(obs, plan.obs_keys)
+                self.history[-1] = self._flat(obs)
                 found = scalars(info)
                 self.metrics |= {k: found[k] for k in plan.metrics if k in found}
             trace[t] = [self.metrics[name] for name in plan.trace]
@@ -109,6 +124,9 @@ class Episode:
         if terminated or truncated:
             self.reset()
         return row | dict(obs=self.history.copy())
+
+    def _flat(self, obs: Any) -> np.ndarray:
+        return flat_observation(obs, self.plan.obs_keys, size=self.plan.obs_size)
 
 
 class Group(gymnasium.Env):

@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -124,8 +123,10 @@ def make_physics(
         model: the compiled model; its options (solver, timestep) apply to every engine.
         num_substeps: simulator steps with constant ctrl in one `step`.
         engine: one of `ENGINES`, see `resolve_engine`.
-        max_contacts: only for "mjx-warp", contacts to allocate.
-        max_constraints: only for "mjx-warp", constraint rows to allocate.
+        max_contacts: only for "mjx-warp", contacts to allocate for each simulation;
+            those that run at once share this space. None: as MuJoCo Warp chooses.
+        max_constraints: only for "mjx-warp", constraint rows to allocate for each
+            simulation; None: as MuJoCo Warp chooses.
 
     Raises:
         SettingsError: fewer than one substep, or an engine that cannot run here.
@@ -159,15 +160,16 @@ def make_physics(
         **changes: Any,
     ) -> PhysicsState:
         shapes = {name: model_field(model, name).shape for name in overridable}
+        start = changed(dict(qpos=qpos, qvel=qvel), ["qpos", "qvel"])
         return engine_reset(
-            jnp.asarray(qpos),
-            jnp.asarray(qvel),
+            start["qpos"],
+            start["qvel"],
             _checked(overrides or {}, shapes, "override"),
             changed(changes, lasting),
         )
 
     def step(state: PhysicsState, ctrl: Array, **changes: Any) -> PhysicsState:
-        chex.assert_shape(ctrl, (model.nu,))
+        ctrl = changed(dict(ctrl=ctrl), ["ctrl"])["ctrl"]
         return engine_step(state, ctrl, changed(changes, changeable))
 
     return Physics(model, reset, step, engine, num_substeps)

@@ -47,12 +47,25 @@ def make_mjx(
 
     Args:
         impl: "jax" or "warp".
-        max_contacts, max_constraints: see `make_physics`; used only for "warp".
+        max_contacts, max_constraints: see `make_physics`; used only for "warp", where
+            all simulations of a `vmap` share the space for contacts.
     """
     room = {}
     if impl == "warp":
         room = {"naconmax": max_contacts, "njmax": max_constraints}
     template = mjx.make_data(model, impl=impl, device=_own_device(), **room)
+
+    @functools.cache
+    def template_of(num: int) -> Any:
+        """Initial data with space for the contacts of `num` simulations together."""
+        if impl == "jax" or num == 1:
+            return template
+        contacts = num * template._impl.naconmax
+        with jax.ensure_compile_time_eval():
+            return mjx.make_data(
+                model, impl=impl, device=_own_device(), **room | {"naconmax": contacts}
+            )
+
     mjx_model = mjx.put_model(model, impl=impl, device=_own_device())
     names = [name for name in _MJX_FIELDS if getattr(template, name).size]
 
@@ -71,12 +84,12 @@ def make_mjx(
                 mjx.make_data(everywhere, impl=impl, device=device),
             )
 
-    def of(overrides: dict[str, Array]) -> tuple[Any, Any]:
-        """Make the model of one simulation, and its initial data."""
+    def of(overrides: dict[str, Array], num: int = 1) -> tuple[Any, Any]:
+        """Make the model of one of `num` simulations, and its initial data."""
         if impl == "jax" and "dof_frictionloss" in overrides:
             base, data = with_friction()
         else:
-            base, data = mjx_model, template
+            base, data = mjx_model, template_of(num)
         return (base.tree_replace(overrides) if overrides else base), data
 
     def outcome(
@@ -98,13 +111,17 @@ def make_mjx(
         }
 
     def reset(
-        qpos: Array, qvel: Array, overrides: dict[str, Array], changes: dict[str, Array]
+        num: int,
+        qpos: Array,
+        qvel: Array,
+        overrides: dict[str, Array],
+        changes: dict[str, Array],
     ) -> PhysicsState:
         if "dof_frictionloss" in overrides:
             # A constraint row with friction 0 would lock the joint.
             friction = jnp.maximum(overrides["dof_frictionloss"], _LEAST_FRICTION)
             overrides = overrides | {"dof_frictionloss": friction}
-        own, fresh = of(overrides)
+        own, fresh = of(overrides, num)
         if INERTIAL & overrides.keys():
             own_data = fresh
             if impl == "warp":
@@ -117,14 +134,14 @@ def make_mjx(
         return outcome(data, jnp.zeros_like(data.qpos), overrides)
 
     def step(
-        state: PhysicsState, ctrl: Array, changes: dict[str, Array]
+        num: int, state: PhysicsState, ctrl: Array, changes: dict[str, Array]
     ) -> PhysicsState:
         given = typed(changes)
         qpos, qvel = given.get("qpos", state.qpos), given.get("qvel", state.qvel)
         raw = state.raw | {name: given[name] for name in LASTING if name in given}
         acting = {name: given[name] for name in MOMENTARY if name in given}
         acting["ctrl"] = ctrl
-        own_model, fresh = of(state.overrides)
+        own_model, fresh = of(state.overrides, num)
 
         def finish(data: Any) -> PhysicsState:
             return outcome(data, data.qpos - qpos, state.overrides)
@@ -149,7 +166,44 @@ def make_mjx(
         last_qpos, last_qvel, raw = carry
         return finish(fresh.replace(qpos=last_qpos, qvel=last_qvel, **acting, **raw))
 
-    return reset, step
+    if impl == "warp":
+        return counted(reset), counted(step)
+    return functools.partial(reset, 1), functools.partial(step, 1)
+
+
+def counted(
+    function: Callable[..., Any],
+    num: int = 1,
+    batch: Callable[
+        [Callable[..., Any]], Callable[..., Any]
+    ] = lambda function: function,
+) -> Callable[..., Any]:
+    """Tell a function how often `vmap` runs it at once.
+
+    Args:
+        function: (number, ...) -> any tree.
+        num: the number so far.
+        batch: the `vmap`s so far.
+
+    Returns:
+        The function of its other arguments; any number of `vmap`s may be around it.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def call(*args: Any) -> Any:
+        return batch(functools.partial(function, num))(*args)
+
+    @call.def_vmap
+    def _(axis_size: int, in_batched: Any, *args: Any) -> Any:
+        axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(in_batched))
+
+        def more(function: Callable[..., Any]) -> Callable[..., Any]:
+            return jax.vmap(batch(function), in_axes=axes)
+
+        results = counted(function, num * axis_size, more)(*args)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return call
 
 
 def _derive_constants(model: Any, data: Any) -> dict[str, Array]:

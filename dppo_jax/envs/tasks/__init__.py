@@ -19,7 +19,7 @@ TASKS: dict[str, Callable[..., Env]] = {
 }
 
 
-def make_task(name: str, *, engine: str = "auto", **options: Any) -> Env:
+def make_task(name: str, /, *, engine: str = "auto", **options: Any) -> Env:
     """Make the task called `name`.
 
     Args:

@@ -17,6 +17,7 @@ from dppo_jax.envs.wrappers import (
     stack_observations,
     time_limit,
 )
+from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from tests import tiny
 from tests.conftest import REPOSITORY
@@ -200,6 +201,28 @@ def test_metrics_are_the_numbers_in_info_or_those_named():
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         counters(**settings)
+
+
+class Growing(Counter):
+    """Observations get a second entry after `start` steps."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.start, self.count = start, 0
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        self.count += 1
+        return np.repeat(obs, 1 + (self.count >= self.start)), *rest
+
+
+def test_observations_of_several_sizes_are_refused():
+    message = "observation of 2 numbers, but of 1 after its first reset"
+    with pytest.raises(SettingsError, match=message):
+        host_vec_env(make_gymnasium(Growing, processes=0, start=1), 1)
+    env = host_vec_env(make_gymnasium(Growing, processes=0, start=2), 1, chunk=2)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax.block_until_ready(env.step(tiny.start(env, KEY), jnp.ones((1, 2, 1))))
 
 
 @pytest.mark.filterwarnings("ignore:.*ERROR")  # Gymnasium says it three times.

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from dppo_jax.envs import adapters, make_host_task, make_task
+from dppo_jax.envs import adapters, build, make_host_task, make_task
 from dppo_jax.envs.adapters import packages
+from dppo_jax.errors import SettingsError
 
 NAMES = ["brax:fast", "playground:CartpoleBalance", "gymnasium:A-v0", "robosuite:Lift"]
 
@@ -65,3 +66,22 @@ def test_the_libraries_are_not_imported_before_they_are_needed():
     loaded = set(subprocess.check_output(run, text=True).split())
     libraries = {"brax", "mujoco_playground", "gymnasium", "robosuite"}
     assert importlib.util.find_spec("gymnasium") and not loaded & libraries
+
+
+@pytest.mark.parametrize(
+    "task, option, message",
+    [
+        ("hopper", "engine", "env.options.engine='x'.*set env.engine='x'"),
+        ("gymnasium:Hopper-v5", "engine", "set env.engine='x'"),
+        ("hopper", "name", "env.options.name .* hopper; it has version, margins"),
+        ("brax:inverted_pendulum", "name", "cannot be made .*'name'"),
+        ("gymnasium:Pendulum-v1", "source", "Pendulum-v1 cannot be made.*'source'"),
+        ("tests.tiny:point_task", "name", r"point_task\(lengths.* argument 'name'"),
+        ("tests.tiny:point_task", "reference", "unexpected .* argument 'reference'"),
+    ],
+)
+def test_an_option_that_is_called_like_an_argument_is_refused(task, option, message):
+    config = build.default_config()
+    config.task, config.options[option] = task, "x"
+    with pytest.raises(SettingsError, match=message):
+        build.make_env(config, normalizer=None, chunk=1, num_envs=1)
