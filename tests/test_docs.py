@@ -1,10 +1,11 @@
 """The examples of the documentation run, its commands hold, its links lead to files.
 
 A command holds if its flags, its configuration and every setting are accepted, and if
-`make` has its target.
+`make` has its target. The commands that `make` runs are checked too.
 """
 
 import re
+import subprocess
 
 import h5py
 import jax
@@ -166,6 +167,24 @@ def test_commands_hold(page, shell):
         if not commands.is_sketch(words)
     }
     assert not {command: said for command, said in mistakes.items() if said}
+
+
+def test_the_commands_of_the_makefile_hold(shell):
+    """`make -n` prints what the targets would run."""
+    targets = ("demo", "bench", "figures", "JSON=1")
+    printed = subprocess.run(
+        ["make", "-n", "-C", REPOSITORY, *targets],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.replace("\\\n", " ")
+    lines = re.findall(
+        r"^\S*(python -m (?:experiments|benchmarks)\..*)$", printed, re.M
+    )
+    found = [commands.commands_of(f"`{line}`")[0] for line in lines]
+    assert len(found) >= 10
+    mistakes = [" ".join(words) for words in found if commands.mistake(words)]
+    assert mistakes == []
 
 
 def test_nearly_all_commands_are_checked():
