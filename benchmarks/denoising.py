@@ -1,7 +1,7 @@
 """Measures how fast actions are denoised, beside the network's matrix products alone.
 
     python -m benchmarks.denoising [--config experiments/configs/hopper.py:v0_8]
-        [--batch 40 1000] [--calls N] [--json [PATH]]
+        [--batch 40 1000] [--calls N] [--set KEY=VALUE ...] [--json [PATH]]
 
 As in a roll-out, one call draws a chunk for each of `batch` environments: all denoising
 steps of the frozen and the tuned network, with the log-probabilities of the latter. A
@@ -9,7 +9,6 @@ timed program makes `calls` such calls one after another. The other columns are 
 `benchmarks.train_step`.
 """
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,19 +16,18 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from benchmarks import timing
+from benchmarks import command_line, timing
 from benchmarks.setups import (
     HOPPER,
     Part,
     Setup,
     jitted,
     make_setup,
-    measure_part,
+    measure_alone,
     random_moves,
     random_obs,
 )
 from dppo_jax.types import Array
-from experiments.settings import load_config
 
 # The default number in one timed program; the time of a short one is mostly its start.
 CHAINS = 4000
@@ -76,26 +74,18 @@ def measure_batch(
     num_calls = num_calls or max(1, CHAINS // batch)
     setup = make_setup(config)
     part = denoising_part(setup, batch, num_calls)
-    row = measure_part(part, max_seconds=max_seconds)
-    del row["share"]
-    chunks = batch * num_calls / row["median s"]
-    return (
-        {"part": row.pop("part"), "batch": batch, "calls": num_calls}
-        | row
-        | {"chunks/s": chunks}
-    )
+    about = {"batch": batch, "calls": num_calls}
+    row = measure_alone(part, about, max_seconds=max_seconds)
+    return row | {"chunks/s": batch * num_calls / row["median s"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and, if asked, keep the table."""
-    parser = argparse.ArgumentParser("benchmarks.denoising")
-    parser.add_argument("--config", default=HOPPER, help="FILE.py:VARIANT")
+    parser = command_line.make_parser("denoising", HOPPER)
     parser.add_argument("--batch", nargs="+", type=int, default=[40, 1000])
     parser.add_argument("--calls", type=int, help="in one timed program")
-    timing.add_json(parser)
     options = parser.parse_args(arguments)
-    config = load_config(options.config)
-    report = timing.start() | {"config": options.config}
+    config, report = command_line.start(options)
     rows = [measure_batch(config, batch, options.calls) for batch in options.batch]
     timing.finish(f"denoising-{config.env.task}", rows, report, options.json)
 

@@ -12,7 +12,6 @@ those of `benchmarks.train_step`. The floor of replay is the time to read and wr
 stored and drawn bytes once at the rate of memory.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from benchmarks import timing
+from benchmarks.command_line import measure_iteration
 from benchmarks.setups import (
     HOPPER_SAC,
     OffPolicySetup,
@@ -39,7 +39,6 @@ from dppo_jax.replay import Replay
 from dppo_jax.training import seeds
 from dppo_jax.training.loop import compiled_step
 from dppo_jax.types import Array, Metrics, PyTree, Transition
-from experiments.settings import load_config, override
 
 
 def step_part(setup: OffPolicySetup) -> Part:
@@ -207,17 +206,7 @@ def measure_all(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and, if asked, keep the table."""
-    parser = argparse.ArgumentParser("benchmarks.off_policy")
-    add = parser.add_argument
-    add("--config", default=HOPPER_SAC, help="FILE.py:VARIANT")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change settings")
-    timing.add_json(parser)
-    options = parser.parse_args(arguments)
-    config = load_config(options.config)
-    override(config, options.set, "--set ")
-    report = timing.start() | {"config": " ".join([options.config, *options.set])}
-    rows = measure_all(config)
-    timing.finish(f"off_policy-{config.name}", rows, report, options.json)
+    measure_iteration("off_policy", HOPPER_SAC, measure_all, arguments)
 
 
 if __name__ == "__main__":

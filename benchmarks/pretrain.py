@@ -1,7 +1,7 @@
 """Measures behaviour cloning: samples per second, and the floor of an epoch.
 
     python -m benchmarks.pretrain [--config experiments/configs/hopper.py:v0_8]
-        [--batch 128] [--updates 200] [--json [PATH]]
+        [--batch 128] [--updates 200] [--set KEY=VALUE ...] [--json [PATH]]
 
 It times one epoch of cloning with `updates` minibatches of random windows: drawing
 them, the loss and its gradient, AdamW, and the moving average of the weights. The floor
@@ -11,7 +11,6 @@ time to move the bytes that AdamW and the average read and write (`GB`) at the r
 turns with the epoch.
 """
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,19 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks import timing
+from benchmarks import command_line, timing
 from benchmarks.setups import (
     HOPPER,
     Part,
     Setup,
     jitted,
     make_setup,
-    measure_part,
+    measure_alone,
 )
 from dppo_jax.algorithms import clone as pretrain
 from dppo_jax.demonstrations.dataset import Episodes, Windows, gather, windows
 from dppo_jax.types import Array, PyTree
-from experiments.settings import load_config
 
 MAX_SECONDS = 30.0
 
@@ -100,23 +98,18 @@ def measure_batch(
     """One row: an epoch of minibatches of `batch` windows."""
     config.pretrain.batch_size = batch
     part = pretrain_part(make_setup(config), num_updates)
-    row = measure_part(part, max_seconds=max_seconds)
-    del row["share"]
-    rate = {"samples/s": batch * num_updates / row["median s"]}
-    shape = {"batch": batch, "updates": num_updates}
-    return {"part": row.pop("part")} | shape | rate | row
+    about = {"batch": batch, "updates": num_updates}
+    row = measure_alone(part, about, max_seconds=max_seconds)
+    return row | {"samples/s": batch * num_updates / row["median s"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and, if asked, keep the table."""
-    parser = argparse.ArgumentParser("benchmarks.pretrain")
-    parser.add_argument("--config", default=HOPPER, help="FILE.py:VARIANT")
+    parser = command_line.make_parser("pretrain", HOPPER)
     parser.add_argument("--batch", nargs="+", type=int, help="windows per update")
     parser.add_argument("--updates", type=int, default=200, help="per epoch")
-    timing.add_json(parser)
     options = parser.parse_args(arguments)
-    config = load_config(options.config)
-    report = timing.start() | {"config": options.config}
+    config, report = command_line.start(options)
     rows = [
         measure_batch(config, batch, options.updates)
         for batch in options.batch or [config.pretrain.batch_size]

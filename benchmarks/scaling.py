@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling [--config experiments/configs/hopper.py:v0_8]
         [--envs 64 256 1024 4096] [--chunks 4] [--pairs 2500] [--plot [PATH]]
-        [--json [PATH]]
+        [--set KEY=VALUE ...] [--json [PATH]]
 
 Every environment runs `chunks` action chunks, and every update has the same number of
 pairs, so twice the environments make twice the updates of the same cost. The time of
@@ -11,16 +11,16 @@ milliseconds per update constant. `growth` is the exponent from one row to the n
 for proportional. The parts are timed as in `benchmarks.train_step`.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import pyplot
 from ml_collections import ConfigDict
 
-from benchmarks import timing
+from benchmarks import command_line, timing
 from benchmarks.denoising import denoising_part
 from benchmarks.setups import HOPPER, Part, Setup, make_setup
 from benchmarks.train_step import (
@@ -31,7 +31,7 @@ from benchmarks.train_step import (
     step_part,
 )
 from dppo_jax.errors import SettingsError
-from experiments.settings import load_config
+from experiments.plots import save_figure
 
 MAX_SECONDS = 20.0
 
@@ -92,13 +92,8 @@ def add_growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def plot(rows: Sequence[dict[str, Any]], path: str | Path, title: str) -> Path:
-    """Seconds of an iteration and its parts, and milliseconds per update."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+def plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Draw seconds of an iteration and its parts, and milliseconds per update."""
     envs = [row["environments"] for row in rows]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5))
     for name in ("step s", "physics s", "denoising s", "updates s"):
@@ -112,28 +107,20 @@ def plot(rows: Sequence[dict[str, Any]], path: str | Path, title: str) -> Path:
     right.set(xlabel="environments", ylabel="milliseconds", title="one update")
     right.set_ylim(bottom=0)
     figure.suptitle(title, fontsize="small")
-    figure.tight_layout()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-    return path
+    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and, if asked, keep the table and draw it."""
-    parser = argparse.ArgumentParser("benchmarks.scaling")
+    parser = command_line.make_parser("scaling", HOPPER)
     add = parser.add_argument
-    add("--config", default=HOPPER, help="FILE.py:VARIANT")
     add("--envs", nargs="+", type=int, default=[64, 256, 1024, 4096])
     add("--chunks", type=int, default=4, help="per environment")
     add("--pairs", type=int, default=2500, help="per update")
     add("--max-seconds", type=float, default=MAX_SECONDS, help="to repeat a row")
     add("--plot", nargs="?", const="", help="plot it, in docs/results/")
-    timing.add_json(parser)
     options = parser.parse_args(arguments)
-    config = load_config(options.config)
-    report = timing.start() | {"config": options.config}
+    config, report = command_line.start(options)
     shape = options.chunks, options.pairs, options.max_seconds
     rows = [measure_envs(config, envs, *shape) for envs in sorted(options.envs)]
     rows = add_growth(rows)
@@ -145,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         title = f"{title}; {report['processor']}, {report['cores']} cores"
         if report["platform"] != "cpu":
             title = f"{config.env.task}; {report['device']}"
-        print(f"drew {plot(rows, options.plot or default, title)}")
+        plot(rows, Path(options.plot or default), title)
 
 
 if __name__ == "__main__":

@@ -181,6 +181,15 @@ def measure_part(
     return row
 
 
+def measure_alone(
+    part: Part, about: dict[str, Any], *, max_seconds: float
+) -> dict[str, Any]:
+    """The row of a part that is no share of a whole, with `about` after its name."""
+    row = measure_part(part, max_seconds=max_seconds)
+    del row["share"]
+    return {"part": row.pop("part")} | about | row
+
+
 def jitted(function: Callable[..., Any], *args: Any, carry: bool = False):
     """A Call of `jax.jit(function)`."""
     return timing.Call(jax.jit(function), args, carry)

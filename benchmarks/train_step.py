@@ -20,7 +20,6 @@ the sum of the floors of its parts. `utilisation` is `floor s` divided by `media
 Times do not include compiling.
 """
 
-import argparse
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from benchmarks import physics, timing
+from benchmarks.command_line import measure_iteration
 from benchmarks.denoising import denoising_part
 from benchmarks.setups import (
     AVOID,
@@ -63,7 +63,6 @@ from dppo_jax.rollout import env_keys
 from dppo_jax.training import seeds
 from dppo_jax.training.loop import compiled_step
 from dppo_jax.types import Array, PyTree
-from experiments.settings import load_config, override
 
 MAX_SECONDS = 40.0
 # Control steps of the engine alone, over all environments: a few environments need many
@@ -284,17 +283,7 @@ def split(rows: list[dict[str, Any]], whole: dict[str, Any]) -> list[dict[str, A
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and, if asked, keep the table."""
-    parser = argparse.ArgumentParser("benchmarks.train_step")
-    add = parser.add_argument
-    add("--config", default=AVOID, help="FILE.py:VARIANT")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change settings")
-    timing.add_json(parser)
-    options = parser.parse_args(arguments)
-    config = load_config(options.config)
-    override(config, options.set, "--set ")
-    report = timing.start() | {"config": " ".join([options.config, *options.set])}
-    rows = measure_all(config)
-    timing.finish(f"train_step-{config.name}", rows, report, options.json)
+    measure_iteration("train_step", AVOID, measure_all, arguments)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ it. The constants are those of the published DPPO data, so its files and the pol
 trained on them can be used.
 """
 
+import contextlib
 import os
 import tempfile
 import zipfile
@@ -165,13 +166,18 @@ def read_npz(
     """
     if not path.is_file():
         raise SettingsError(f"{path} does not exist; check the path.")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise SettingsError("it holds a single array")
-    except (*_UNREADABLE, ValueError) as error:
-        raise SettingsError(f"{path} is not a readable .npz file: {error}.") from error
-    with archive:
+    with contextlib.ExitStack() as stack:
+        try:
+            # np.load does not close a damaged file that it opened itself.
+            file = stack.enter_context(path.open("rb"))
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise SettingsError("it holds a single array")
+        except (*_UNREADABLE, ValueError) as error:
+            raise SettingsError(
+                f"{path} is not a readable .npz file: {error}."
+            ) from error
+        stack.enter_context(archive)
         missing = [key for key in required if key not in archive.files]
         if missing:
             raise SettingsError(

@@ -54,6 +54,18 @@ def run_stage(
         stage(*arguments)
 
 
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """The positional arguments; the flags get the values of the command line.
+
+    Raises:
+        SettingsError: an unknown flag, or a value of the wrong type.
+    """
+    try:
+        return flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise SettingsError(str(error)) from None
+
+
 def _parse(
     argv: list[str], words: Sequence[str], *, takes_run: bool = False
 ) -> list[Any]:
@@ -65,10 +77,7 @@ def _parse(
     """
     flag = re.compile(r"--?config\.(.*)", re.DOTALL)
     changes = [match[1] for arg in argv[1:] if (match := flag.fullmatch(arg))]
-    try:
-        _, *given = flags.FLAGS([arg for arg in argv if not flag.fullmatch(arg)])
-    except flags.Error as error:
-        raise SettingsError(str(error)) from None
+    given = parse_flags([arg for arg in argv if not flag.fullmatch(arg)])
     stray = [word for word in given if "=" in word]
     if takes_run and len(given) > 1 and not stray:
         raise SettingsError(

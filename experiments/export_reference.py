@@ -6,8 +6,6 @@ python -m experiments.export_reference RUN_DIR state_30.pt [--checkpoint=best]
 import sys
 from pathlib import Path
 
-from absl import flags
-
 from dppo_jax.deploy import LoadedPolicy, load_policy
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop import ReferenceCheckpoint, save_reference_checkpoint
@@ -75,7 +73,7 @@ def _num_tuned_steps(policy: LoadedPolicy) -> int:
 
 if __name__ == "__main__":
     with processes.errors_in_one_line():
-        _, *given = flags.FLAGS(sys.argv)
+        given = command_line.parse_flags(sys.argv)
         if len(given) != 2:
             raise SettingsError(f"{given} given; write RUN_DIR STATE.pt.")
         main(given[0], given[1], command_line.CHECKPOINT.value)

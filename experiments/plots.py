@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from dppo_jax.envs.tasks import avoid
@@ -104,7 +105,7 @@ def plot_curves(ax: Axes, groups: Mapping[str, Sequence[str]], metric: str) -> N
 
 def can_write(path: Path) -> bool:
     """Whether the suffix of `path` names a picture format."""
-    return path.suffix.lstrip(".") in plt.figure().canvas.get_supported_filetypes()
+    return path.suffix.lstrip(".") in FigureCanvasBase.get_supported_filetypes()
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -83,7 +83,8 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     path.write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(ValueError, match="normalization.npz is not a readable"):
         normalize.load_normalizer(path)
-    np.save(path.open("wb"), np.zeros(3))
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
     with pytest.raises(ValueError, match="holds a single array"):
         normalize.load_normalizer(path)
 

@@ -8,6 +8,7 @@ import pytest
 from matplotlib import pyplot
 
 from benchmarks import (
+    command_line,
     denoising,
     floors,
     off_policy,
@@ -192,7 +193,8 @@ def test_scaling_is_drawn_beside_proportional_growth(tmp_path, monkeypatch):
         | {f"{part} s": (i + 1.0) * n**2 for i, part in enumerate(parts)}
         for n in envs
     ]
-    path = scaling.plot(rows, tmp_path / "plots" / "scaling.png", "a title")
+    path = tmp_path / "plots" / "scaling.png"
+    scaling.plot(rows, path, "a title")
     (figure,) = drawn
     left, right = figure.axes
     lines = {line.get_label(): line for line in left.get_lines()}
@@ -213,13 +215,37 @@ def test_scaling_is_drawn_beside_proportional_growth(tmp_path, monkeypatch):
 
 
 def test_programs_keep_what_they_print(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(denoising, "load_config", lambda spec: tiny)
+    monkeypatch.setattr(command_line, "load_config", lambda spec: tiny)
     # `start` changes settings of JAX that other tests rely on.
     report = {"device": "none"}
     monkeypatch.setattr(denoising.timing, "start", lambda: report)
     path = tmp_path / "out.json"
-    denoising.main(["--batch", "2", "--calls", "1", "--json", str(path)])
+    settings = ["--set", "model.sampling.num_tuned_steps=1"]
+    words = ["--batch", "2", "--calls", "1", *settings, "--json", str(path)]
+    denoising.main(words)
     kept = json.loads(path.read_text())
-    assert kept["report"] == report | {"config": setups.HOPPER}
+    named = " ".join([setups.HOPPER, settings[1]])
+    assert kept["report"] == report | {"config": named}
     assert kept["rows"][0]["batch"] == 2
     assert "utilisation" in capsys.readouterr().out
+
+
+def test_an_iteration_is_measured_with_the_settings_of_the_command_line(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command_line.timing, "start", lambda: {"device": "none"})
+
+    def measure(config):
+        return [{"part": "step", "epochs": config.algorithm.ppo.epochs}]
+
+    path = tmp_path / "out.json"
+    command_line.measure_iteration(
+        "train_step",
+        setups.AVOID,
+        measure,
+        ["--set", "algorithm.ppo.epochs=3", "--json", str(path)],
+    )
+    kept = json.loads(path.read_text())
+    assert kept["rows"] == [{"part": "step", "epochs": 3}]
+    assert kept["report"]["config"] == f"{setups.AVOID} algorithm.ppo.epochs=3"
+    assert "epochs" in capsys.readouterr().out

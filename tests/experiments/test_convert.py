@@ -16,7 +16,7 @@ from dppo_jax.demonstrations import (
 from experiments import convert, pretrain
 from tests.conftest import REPOSITORY
 from tests.demonstrations.raw import RAW, assert_same
-from tests.experiments.test_stages import make_config
+from tests.stages import make_config
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""A wrong command or setting ends a program in one line."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import io_callback
+
+from dppo_jax.errors import SettingsError
+from experiments import processes
+from tests.conftest import REPOSITORY
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["--config.algorithm.ppo.clip_tpo=1"],
+            "--config.algorithm.ppo.clip_tpo; did you mean algorithm.ppo.clip_top?",
+        ),
+        (["config.seed=1"], "'config.seed=1' is not a flag"),
+        (["--config.policy.seed=1"], "policy holds a plain value"),
+        (["--config.seed=one"], "one"),
+        (["--config.model.sampling.eta=nan"], "eta=nan: the value must be of type"),
+        (["--checkpoint=best"], "reads no policy"),
+    ],
+)
+def test_a_wrong_command_ends_in_one_line_and_writes_nothing(
+    tmp_path, arguments, message
+):
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.collect"),
+            f"--config={REPOSITORY}/experiments/configs/avoid.py:m1",
+            *arguments,
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert result.returncode == 2, result.stderr
+    assert len(errors) == 1 and errors[0].startswith("error: ")
+    assert message in errors[0] and "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SettingsError("a setting\nis wrong"),
+        *(OSError("no file"), FloatingPointError("nan")),
+    ],
+)
+def test_an_error_ends_in_one_line_and_a_traceback_only_on_request(
+    monkeypatch, capsys, error
+):
+    def fail():
+        with pytest.raises(SystemExit, match="2"), processes.errors_in_one_line():
+            raise error
+        return capsys.readouterr().err
+
+    monkeypatch.delenv("DPPO_JAX_TRACEBACK", raising=False)
+    line = f"error: {' '.join(str(error).split())}\n"
+    assert fail() == line
+    monkeypatch.setenv("DPPO_JAX_TRACEBACK", "1")
+    told = fail()
+    assert told.startswith("Traceback") and told.endswith(line)
+
+
+def test_a_callback_that_fails_in_a_compiled_program_tells_its_own_error(capsys):
+    """JAX's message is the traceback of some thousand characters."""
+
+    def fail(x):
+        raise RuntimeError("the joint 'knee' has no motor\n" + "and so on " * 1000)
+
+    @jax.jit
+    def program(x):
+        return io_callback(fail, jax.ShapeDtypeStruct((), x.dtype), x, ordered=True)
+
+    with pytest.raises(SystemExit, match="2"), processes.errors_in_one_line():
+        jax.block_until_ready(program(np.float32(1)))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(
+        rf"error: a callback of the compiled program failed in {__file__}, line \d+: "
+        "RuntimeError: the joint 'knee' has no motor and so on",
+        line,
+    )
+    assert line.endswith("(DPPO_JAX_TRACEBACK=1 shows all)") and len(line) < 700
+
+
+def test_an_error_in_the_program_keeps_its_traceback():
+    with pytest.raises(ValueError, match="shapes"), processes.errors_in_one_line():
+        raise ValueError("incompatible shapes, found by a library")

@@ -1,0 +1,112 @@
+"""Scores of saved policies, and reports that compare runs."""
+
+import json
+import shutil
+
+import pytest
+from absl import flags
+
+from dppo_jax.errors import SettingsError
+from experiments import command_line, directories, evaluate, finetune, report
+from tests.stages import evaluations, make_config
+
+
+def test_evaluation_alone_agrees_with_evaluation_in_training(world, tmp_path, capsys):
+    result = evaluate.main(make_config(world, "evaluate", run_dir=str(tmp_path)))
+    last = evaluations(world / "finetune")[2]
+    assert result["episode_return"] == pytest.approx(last, rel=1e-4)
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+    assert saved.pop("metrics") == result
+    run_dir = str(world / "finetune")
+    assert saved == {
+        "policy": run_dir,
+        "checkpoint": 2,
+        "num_episodes": 6,
+        "mode": "deterministic",
+        "seed": 0,
+    }
+    said = capsys.readouterr().out
+    assert f"{run_dir}, checkpoint 2: 6 episodes, deterministic mode, seed 0" in said
+    assert "episode_return" in said
+
+
+def parse(*arguments, **settings):
+    """The configuration of a command line; resets the flags afterwards."""
+    try:
+        return command_line._parse(["program", *arguments], (), **settings)[0]
+    finally:
+        flags.FLAGS.unparse_flags()
+
+
+def test_a_run_directory_is_all_that_evaluation_needs(world, tmp_path, capsys):
+    """It gives the same score as the configuration, and writes it to the run."""
+    run_dir = str(shutil.copytree(world / "finetune", tmp_path / "finetune"))
+    score = make_config(world, "evaluate", run_dir=str(tmp_path / "score"))
+    by_config = evaluate.main(score)
+    config = parse(run_dir, takes_run=True)
+    assert evaluate.main(config) == by_config
+    filed = json.loads((tmp_path / "finetune" / "evaluation.json").read_text())
+    assert filed["metrics"] == by_config and filed["policy"] == run_dir
+    config = parse(run_dir, "--config.evaluate.num_episodes=3", takes_run=True)
+    evaluate.main(config)
+    assert "3 episodes" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="nowhere holds no run of experiments"):
+        parse("nowhere", takes_run=True)
+    with pytest.raises(ValueError, match="is not a flag"):
+        parse(run_dir)
+
+
+def test_an_evaluation_takes_one_run_directory():
+    with pytest.raises(SettingsError, match=r"2 run directories given \(a, b\).*once"):
+        parse("a", "b", takes_run=True)
+    with pytest.raises(SettingsError, match="leave out one .* --config.policy=a"):
+        parse("a", "--config=mine.py", takes_run=True)
+    with pytest.raises(SettingsError, match="'config.seed=1' is not a flag"):
+        parse("a", "config.seed=1", takes_run=True)
+
+
+def test_checkpoints_are_chosen_by_iteration_or_score(world, tmp_path):
+    """The iteration with the best evaluation is kept as `best`."""
+    run_dir = str(tmp_path / "kept")
+    changes = dict(
+        run_dir=run_dir,
+        loop__finetune__evaluate_every=1,
+        loop__finetune__checkpoint_every=1,
+        algorithm__ppo__actor__learning_rate=0.3,
+    )
+    finetune.main(make_config(world, "finetune", **changes))
+    scores = evaluations(run_dir)
+    best = max(scores, key=scores.get)
+    config = directories.config_of_run(run_dir)
+    for checkpoint, iteration in (("best", best), (1, 1), ("latest", 2)):
+        result = evaluate.main(config, checkpoint)
+        assert result["episode_return"] == pytest.approx(scores[iteration], rel=1e-4)
+        filed = json.loads((tmp_path / "kept" / "evaluation.json").read_text())
+        assert filed["checkpoint"] == iteration
+    with pytest.raises(ValueError, match="no checkpoint 7; it has .*1, 2"):
+        evaluate.main(config, 7)
+
+
+def test_an_evaluation_without_episodes_is_refused(world):
+    for name in ("num_envs", "num_episodes"):
+        config = make_config(world, "evaluate", **{f"evaluate.{name}": 0})
+        with pytest.raises(ValueError, match=f"evaluate.{name}=0 must be at least 1"):
+            evaluate.main(config)
+
+
+def test_a_report_draws_and_tabulates_groups_of_runs(world, tmp_path, capsys):
+    picture = tmp_path / "report.png"
+    flags.FLAGS(["report", f"--output={picture}", "--metrics=eval/episode_return"])
+    run_dir = world / "finetune"
+    report.main(["report", f"tiny={run_dir},{run_dir}"])
+    assert picture.stat().st_size > 1000
+    first, last = (evaluations(run_dir)[i] for i in (0, 2))
+    row = f"| tiny | 2 | eval/episode_return | {first:.3f} | {last:.3f} |"
+    assert row in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argument", ["tiny=/nowhere", "tiny", None])
+def test_a_report_of_nothing_is_refused(argument, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["report"] + ([argument] if argument else []))
+    assert "error: " in capsys.readouterr().err

@@ -1,0 +1,263 @@
+"""The examples of the documentation run, its commands hold, its links lead to files.
+
+A command holds if its flags, its configuration and every setting are accepted, and if
+`make` has its target. The commands that `make` runs are checked too.
+"""
+
+import re
+import subprocess
+
+import h5py
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from dppo_jax.envs.physics import make_physics
+from tests import commands, tiny
+from tests.conftest import REPOSITORY
+
+PAGES = {
+    str(path.relative_to(REPOSITORY)): path.read_text()
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
+}
+
+# A box on a slide, held by a weld.
+BOX = """
+<mujoco>
+  <worldbody>
+    <body name="box">
+      <joint name="slide" type="slide" axis="0 0 1"/>
+      <geom size="0.1" contype="0"/>
+    </body>
+  </worldbody>
+  <equality><weld body1="box"/></equality>
+  <actuator><motor joint="slide"/></actuator>
+</mujoco>
+"""
+
+
+def examples(page):
+    """The Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+def run(source, page, **names):
+    """Run an example; returns the names that it leaves."""
+    exec(compile(source, page, "exec"), names)
+    return names
+
+
+def test_every_example_has_a_test():
+    """The one of environments.md with a task is run by experiments/test_outside.py."""
+    counts = {page: len(examples(page)) for page in PAGES if examples(page)}
+    assert counts == {
+        "README.md": 1,
+        "docs/architecture.md": 1,
+        "docs/data.md": 2,
+        "docs/environments.md": 2,
+        "docs/scaling.md": 1,
+    }
+
+
+def test_the_notebook_example_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run(*examples("README.md"), "README.md")
+    assert int(names["state"].iteration) == 3
+    assert len(names["scores"].metrics["success"]) == 32
+    assert "episode_return" in capsys.readouterr().out
+    saved, state = names["saved"], names["state"]
+    assert saved.iteration == 3 and names["action"].shape == (1, 4, 2)
+    assert tiny.same(saved.params, names["algorithm"].params(state))
+
+
+def test_the_examples_of_data_run(capsys, tmp_path, monkeypatch):
+    """Data are read, split and turned into transitions."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0).normal
+    with h5py.File("lift.hdf5", "w") as file:
+        for i in range(12):
+            group = file.create_group(f"data/demo_{i}")
+            for key in ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"):
+                group[f"obs/{key}"] = draw(size=(9, 3))
+            group["obs/object"] = draw(size=(9, 2))
+            group["actions"] = draw(size=(9, 2))
+            group["rewards"], group["dones"] = np.ones(9), np.zeros(9)
+        file["mask/train"] = np.array([f"demo_{i}" for i in range(10)], "S")
+    reading, transitions = examples("docs/data.md")
+    names = run(reading, "docs/data.md")
+    assert "10 episodes" in capsys.readouterr().out
+    lengths = [len(names[x].episode_lengths) for x in ("train", "validation")]
+    assert lengths == [9, 1]
+    data = run(transitions, "docs/data.md", episodes=names["episodes"])["data"]
+    assert data.action.shape == (90, 4, 2)
+    np.testing.assert_allclose(data.reward[0], 4)
+
+
+def test_the_example_of_overrides_runs():
+    """The body has the given mass, and the step starts where it is told to."""
+    model = mujoco.MjModel.from_xml_string(BOX)
+    names = run(
+        *examples("docs/architecture.md"),
+        "docs/architecture.md",
+        physics=make_physics(model, 1, "mujoco"),
+        qpos=jnp.full(1, 0.3),
+        qvel=jnp.zeros(1),
+        mass=jnp.array([0.0, 2.0]),
+        friction=jnp.array([[0.5, 0.005, 0.0001]]),
+        ctrl=jnp.zeros(1),
+        grasped=jnp.zeros(1, jnp.int32),
+    )
+    state = names["state"]
+    np.testing.assert_allclose(state.overrides["body_mass"], [0, 2])
+    # It falls freely, because the weld is off.
+    step = model.opt.timestep
+    np.testing.assert_allclose(state.qpos, 0.3 - 9.81 * step**2, atol=1e-6)
+
+
+def test_the_example_of_host_environments_runs():
+    """In this process, because four others would take seconds to start."""
+    (source,) = [x for x in examples("docs/environments.md") if "host_vec_env" in x]
+    assert "processes=4" in source
+    names = run(source.replace("processes=4", "processes=0"), "docs/environments.md")
+    state = tiny.start(names["env"], jax.random.key(0))
+    assert state.obs["state"].shape == (16, 1, 11)
+
+
+def test_the_example_of_many_devices_runs():
+    """On one device; `training/test_parallel.py` has many."""
+    (source,) = examples("docs/scaling.md")
+    assert "make_mesh(8)" in source
+    algorithm = tiny.make_tiny_ppo()
+    one = source.replace("make_mesh(8)", "make_mesh(1)")
+    names = run(one, "docs/scaling.md", algorithm=algorithm)
+    assert names["algorithm"].act is algorithm.act
+
+
+@pytest.mark.parametrize(
+    "page, link",
+    [
+        (page, link)
+        for page, text in PAGES.items()
+        for link in dict.fromkeys(re.findall(r"\]\((?!http)([^)#]+)", text))
+    ],
+)
+def test_links_lead_to_files(page, link):
+    assert (REPOSITORY / page).parent.joinpath(link).exists()
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """A folder in which the paths of the commands hold; no command may write to it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    (source,) = [x for x in examples("docs/environments.md") if "def get_config" in x]
+    (tmp_path / "reach.py").write_text(source)
+    yield tmp_path
+    written = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert written == {"experiments", "reach.py"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_hold(page, shell):
+    mistakes = {
+        " ".join(words): commands.mistake(words)
+        for words in commands.commands_of(PAGES[page])
+        if not commands.is_sketch(words)
+    }
+    assert not {command: said for command, said in mistakes.items() if said}
+
+
+def test_the_commands_of_the_makefile_hold(shell):
+    """`make -n` prints what the targets would run."""
+    targets = ("demo", "bench", "figures", "JSON=1")
+    printed = subprocess.run(
+        ["make", "-n", "-C", REPOSITORY, *targets],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.replace("\\\n", " ")
+    lines = re.findall(
+        r"^\S*(python -m (?:experiments|benchmarks)\..*)$", printed, re.M
+    )
+    found = [commands.commands_of(f"`{line}`")[0] for line in lines]
+    assert len(found) >= 10
+    mistakes = [" ".join(words) for words in found if commands.mistake(words)]
+    assert mistakes == []
+
+
+def test_nearly_all_commands_are_checked():
+    found = [words for text in PAGES.values() for words in commands.commands_of(text)]
+    sketches = [words for words in found if commands.is_sketch(words)]
+    programs = {words[2] for words in found if words[0] == "python"}
+    assert len(found) >= 100 and len(sketches) <= 6
+    assert {f"experiments.{x}" for x in ("collect", "pretrain", "finetune")} < programs
+    assert sum(words[0] == "make" for words in found) >= 10
+    assert [words for words in found if words[0] not in ("python", "make")] == []
+
+
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        ("make demonstration", "no target demonstration"),
+        ("make bench JSN=1", "does not use JSN"),
+        ("python -m experiments.finetun --config=avoid.py", "No module named"),
+        ("python -m experiments.plots", "experiments.plots is no program"),
+        ("python -m experiments.finetune $C:m9", "avoid.py:m9 is unknown"),
+        ("python -m experiments.finetune $C --config.sed=1", "did you mean seed"),
+        ("python -m experiments.finetune $C --config.seed=x", "must be of type int"),
+        ("python -m experiments.finetune $C --output=a.png", "flag of experiments.rep"),
+        ("python -m experiments.finetune $C --colour=red", "Unknown command line flag"),
+        ("python -m experiments.finetune --config=a.py", "there is no such file"),
+        ("python -m experiments.finetune $C RUN", "is not a flag"),
+        ("python -m experiments.pretrain $C --checkpoint=best", "reads no policy"),
+        ("python -m experiments.evaluate RUN --config.sed=1", "did you mean seed"),
+        ("python -m experiments.demo --config.sed=1", "did you mean seed"),
+        ("python -m experiments.import_reference A.pt $C", "write STATE.pt RUN_DIR"),
+        ("python -m experiments.export_reference RUN", "write RUN_DIR STATE.pt"),
+        ("python -m experiments.export_reference RUN A.pt --best", "Unknown command"),
+        ("python -m experiments.report runs/a", "write LABEL=DIR"),
+        ("python -m experiments.convert a", "required: OUT"),
+        ("python -m benchmarks.denoising --bach 3", "unrecognized arguments: --bach"),
+        ("python -m benchmarks.train_step --set sed=1", "did you mean seed"),
+        ("python -m benchmarks.report --results", "expected one argument"),
+    ],
+)
+def test_a_wrong_command_is_noticed(command, said, shell):
+    page = f"```\nC=--config=experiments/configs/avoid.py\n{command}\n```\n"
+    (words,) = commands.commands_of(page)
+    assert not commands.is_sketch(words)
+    assert said in commands.mistake(words)
+
+
+def test_bash_expands_the_commands_of_a_page():
+    page = """
+```
+C=--config=a.py   # a comment
+for s in 0 1; do
+  python -m experiments.finetune $C --config.seed=$s \\
+    --config.rollout.num_envs=$((4 * s))
+done
+srun --nodes=2 \\
+    python -m experiments.finetune $C
+rm -rf /nothing; cd nowhere
+```
+
+```python
+make = "no command"
+```
+
+Then `make demo`, or `python -m
+  experiments.evaluate $C`.
+"""
+    seed = ["python", "-m", "experiments.finetune", "--config=a.py"]
+    assert commands.commands_of(page) == [
+        [*seed, "--config.seed=0", "--config.rollout.num_envs=0"],
+        [*seed, "--config.seed=1", "--config.rollout.num_envs=4"],
+        seed,
+        ["make", "demo"],
+        ["python", "-m", "experiments.evaluate", "--config=a.py"],
+    ]
+    with pytest.raises(ValueError, match="D: unbound variable"):
+        commands.commands_of("`make $D`")
