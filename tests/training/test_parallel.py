@@ -322,7 +322,9 @@ def test_two_processes_train_save_and_resume_as_one(world):
 def test_eight_devices_train_avoid_as_one_and_one_device_resumes(world):
     engine = {"env.engine": "mjx"}
     finetune.main(make_config(world, "one_device", **engine))
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
     settings = {"mesh.devices": 8, "loop.finetune.num_iterations": 3}
     words = command(world, "eight_devices", **engine, **settings)
     finish(start(*words, XLA_FLAGS=flags))
