@@ -327,11 +327,45 @@ def test_jit_changes_nothing():
         (dict(num_denoising_steps=5, draw_clip=0.0), "draw_clip=0.0"),
         (dict(num_denoising_steps=5, final_clip=0.0), "final_clip=0.0"),
         (dict(num_denoising_steps=5, min_log_prob_std=0.0), "min_log_prob_std=0.0"),
+        (dict(num_denoising_steps=5, eta=-0.1), "eta=-0.1"),
+        (dict(num_denoising_steps=5, x0_clip=0.0), "None for no bound"),
+        (dict(num_denoising_steps=5, draw_clip=0.0), "must be positive.$"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
         make_diffusion(**settings)
+
+
+def test_the_policy_explores_with_eta_and_is_deterministic_without():
+    for ddim_steps, eta in ((None, 1.0), (3, 0.0), (3, 0.5)):
+        found = make_diffusion(num_denoising_steps=K, ddim_steps=ddim_steps, eta=eta)
+        schedules = (
+            [ddpm_schedule(K, deterministic=deterministic) for deterministic in (0, 1)]
+            if ddim_steps is None
+            else [
+                ddim_schedule(ddim_steps, num_training_steps=K, eta=e) for e in (eta, 0)
+            ]
+        )
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            [found.explore, found.deterministic],
+            schedules,
+        )
+
+
+def test_cloning_draws_every_time_equally_often_and_time_0_is_the_cleanest():
+    diffusion = make_diffusion(num_denoising_steps=K)
+    cloning, schedule = diffusion_cloning(diffusion), diffusion.training
+    times = jax.vmap(cloning.draw_time)(jax.random.split(jax.random.key(0), 5000))
+    np.testing.assert_allclose(np.bincount(times, minlength=K), 1000, atol=150)
+    time = jnp.array([0, 1, K - 1])
+    x, told, _ = cloning.corrupt(ACTION, DRAWS[0], time)
+    np.testing.assert_array_equal(told, time)
+    for row, step in enumerate((K - 1, K - 2, 0)):
+        signal, noise = schedule.signal[step], schedule.noise[step]
+        expected = signal * ACTION[row] + noise * DRAWS[0, row]
+        np.testing.assert_allclose(x[row], expected, rtol=1e-5)
 
 
 def test_a_schedule_of_one_step_is_one_exact_move():
