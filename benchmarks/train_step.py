@@ -43,7 +43,7 @@ from benchmarks.setups import (
     random_obs,
 )
 from dppo_jax.algorithms import make_algorithm
-from dppo_jax.algorithms.ppo.collect import Collected, Collector, make_collector
+from dppo_jax.algorithms.ppo.collect import Collector, make_collector
 from dppo_jax.algorithms.ppo.gradients import (
     Gradients,
     Moves,
@@ -53,11 +53,11 @@ from dppo_jax.algorithms.ppo.gradients import (
     minibatch_sizes,
 )
 from dppo_jax.algorithms.ppo.settings import log_prob_mean
-from dppo_jax.algorithms.ppo.update import PPOState
 from dppo_jax.envs import TASKS
 from dppo_jax.envs.physics import resolve_engine
 from dppo_jax.learning import optimizers
 from dppo_jax.learning.minibatch import micro_batch_size
+from dppo_jax.learning.on_policy import Collected, OnPolicyState
 from dppo_jax.policies import PolicyParams
 from dppo_jax.rollout import env_keys
 from dppo_jax.training import seeds
@@ -133,8 +133,7 @@ def returns_part(setup: Setup) -> Part:
     zero, unused = jnp.zeros(shape), jnp.zeros((*shape, 1))
     collected = Collected(
         obs=jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat),
-        chain=unused,
-        log_prob=unused,
+        extras=(unused, unused),  # chains and their log-probabilities
         reward=jax.random.normal(jax.random.key(1), shape),
         terminated=zero,
         truncated=zero,
@@ -144,7 +143,7 @@ def returns_part(setup: Setup) -> Part:
         jax.random.key(2)
     )
 
-    def run(state: PPOState, collected: Collected) -> Steps:
+    def run(state: OnPolicyState, collected: Collected) -> Steps:
         return ppo_of(setup)[0].evaluate_returns(state, collected)[1]
 
     call = jitted(run, state, collected)

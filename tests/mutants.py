@@ -39,6 +39,14 @@ MODULES = {
     "learning/losses": ("tests/learning/test_losses.py",),
     "learning/returns": ("tests/learning/test_returns.py",),
     "learning/chain_losses": ("tests/learning/test_chain_losses.py",),
+    "learning/flow_losses": (
+        "tests/learning/test_flow_losses.py",
+        "tests/algorithms/test_fpo.py",
+    ),
+    "learning/on_policy_updates": (
+        "tests/algorithms/test_ppo_update.py",
+        "tests/algorithms/test_fpo.py",
+    ),
     "diffusion/denoising": ("tests/diffusion/test_denoising.py",),
     "diffusion/chain": ("tests/diffusion/test_denoising.py",),
     "algorithms/ppo/gradients": (

@@ -144,18 +144,38 @@ def flow_cloning(*, times: str = "uniform", num_times: int = 20) -> Cloning:
     of times are those of Esser et al. 2024, arXiv 2403.03206, Sec. 3.1).
 
     Args:
+        times, num_times: see `time_draw`.
+
+    Raises:
+        SettingsError: other times, or none.
+    """
+
+    def corrupt(action: Array, noise: Array, time: Array) -> tuple[Array, Array, Array]:
+        t = time[:, None, None]
+        return (1 - t) * noise + t * action, time, action - noise
+
+    return Cloning(time_draw(times=times, num_times=num_times), corrupt)
+
+
+def time_draw(
+    *, times: str, num_times: int, section: str = "flow"
+) -> Callable[[Array], Array]:
+    """Make a function, key -> a time between noise at 0 and action at 1, scalar.
+
+    Args:
         times: "uniform" in [0, 1), "logit-normal", which is sigmoid(N(0, 1)), or
             "discrete", each of k / num_times equally often, k < num_times.
+        section: of the configuration, for messages.
 
     Raises:
         SettingsError: other times, or none.
     """
     if times not in TIMES:
         raise SettingsError(
-            f"flow.times={times!r} is unknown; use one of {', '.join(TIMES)}."
+            f"{section}.times={times!r} is unknown; use one of {', '.join(TIMES)}."
         )
     if num_times < 1:
-        raise SettingsError(f"flow.num_times={num_times} must be at least 1.")
+        raise SettingsError(f"{section}.num_times={num_times} must be at least 1.")
 
     def draw_time(key: Array) -> Array:
         if times == "logit-normal":
@@ -164,8 +184,4 @@ def flow_cloning(*, times: str = "uniform", num_times: int = 20) -> Cloning:
             return jax.random.randint(key, (), 0, num_times) / num_times
         return jax.random.uniform(key)
 
-    def corrupt(action: Array, noise: Array, time: Array) -> tuple[Array, Array, Array]:
-        t = time[:, None, None]
-        return (1 - t) * noise + t * action, time, action - noise
-
-    return Cloning(draw_time, corrupt)
+    return draw_time

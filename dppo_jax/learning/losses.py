@@ -41,12 +41,19 @@ def clipped_surrogate(
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
     loss = jnp.maximum(-advantage * ratio, -advantage * clipped)
-    info = SurrogateInfo(
+    return weighted_mean(loss, weight), surrogate_info(log_ratio, clip, weight)
+
+
+def surrogate_info(
+    log_ratio: Array, clip: Array, weight: Array | None = None
+) -> SurrogateInfo:
+    """Diagnostics of ratios; arguments are as in `clipped_surrogate`."""
+    ratio = jnp.exp(log_ratio)
+    return SurrogateInfo(
         approx_kl=weighted_mean(ratio - 1 - log_ratio, weight),
         clip_fraction=weighted_mean(1.0 * (jnp.abs(ratio - 1) > clip), weight),
         ratio=weighted_mean(ratio, weight),
     )
-    return weighted_mean(loss, weight), info
 
 
 def value_loss(

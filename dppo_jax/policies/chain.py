@@ -62,6 +62,10 @@ class ChainPolicy(NamedTuple):
         `clone_loss` and an `entropy`.
     prepare: (key, PolicyParams, obs) -> PolicyParams; adds the parameters that
         fine-tuning trains and cloning does not, unless they are there.
+    velocity_error: (network parameters, obs, action [B, Ta, Da], noise
+        [B, N, Ta, Da], time [B, N]) -> like noise, the velocity that the network
+        predicts on N paths from noise to each action, minus the one that cloning
+        teaches. None: the policy is no flow.
     """
 
     init: Callable[..., PolicyParams]
@@ -77,6 +81,7 @@ class ChainPolicy(NamedTuple):
     narrow: bool = False
     joint: bool = False
     prepare: Callable[[Array, PolicyParams, Obs], PolicyParams] = as_they_are
+    velocity_error: Callable[..., Array] | None = None
 
 
 def diffusion_policy(

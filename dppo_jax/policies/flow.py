@@ -107,6 +107,19 @@ def flow_policy(
             tuned=params.tuned._replace(noise=noise),
         )
 
+    def velocity_error(
+        params: FlowParams, obs: Obs, action: Array, noise: Array, time: Array
+    ) -> Array:
+        # An observation is encoded once for all its pairs.
+        every_pair = functools.partial(jnp.repeat, repeats=time.shape[1], axis=0)
+        condition = velocity.apply(params, obs, method="encode")
+        x, told, target = cloning.corrupt(
+            every_pair(action), noise.reshape(-1, chunk, action_dim), time.reshape(-1)
+        )
+        condition = jax.tree.map(every_pair, condition)
+        output = velocity.apply(params, x, told, condition, method="denoise")
+        return (output - target).reshape(noise.shape)
+
     policy = chain_policy(
         velocity,
         functools.partial(flow_chain, flow, std=std),
@@ -117,4 +130,4 @@ def flow_policy(
         num_tuned_steps=num_tuned,
         min_std=0.0,
     )
-    return policy._replace(prepare=prepare, narrow=True)
+    return policy._replace(prepare=prepare, narrow=True, velocity_error=velocity_error)

@@ -7,6 +7,7 @@ pass the rewarded gap 5 of the third row, the other half gap 6, 7 or 8 respectiv
 These variants train other policies on the same data, and `m2` and `m3` have them too:
 
 - `:m1_flow`: a flow policy of four steps;
+- `:m1_fpo`: the same flow in ten steps, fine-tuned by FPO++ (arXiv 2602.02481);
 - `:m1_gaussian` and `:m1_gmm`: a Gaussian and a mixture of five Gaussians, with the
   settings of the reference implementation (v0.8).
 """
@@ -14,10 +15,11 @@ These variants train other policies on the same data, and `m2` and `m3` have the
 from ml_collections import ConfigDict
 
 from dppo_jax.demonstrations.scripts.avoid import SUBSETS
+from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config
 
-_KINDS = ("flow", "gaussian", "gmm")
+_KINDS = ("flow", "fpo", "gaussian", "gmm")
 VARIANTS = (*SUBSETS, "demo", *(f"{s}_{kind}" for s in SUBSETS for kind in _KINDS))
 
 
@@ -61,6 +63,8 @@ def get_config(variant: str = "m1") -> ConfigDict:
         _shorten(config)
     if kind == "flow":
         _use_flow(config)
+    elif kind == "fpo":
+        _use_fpo(config)
     elif kind:
         _use_head(config, kind)
     if variant == "m3_gmm":
@@ -74,12 +78,9 @@ def _use_flow(config: ConfigDict) -> None:
     ReinFlow has no settings for this task: what is set here is a first guess.
     """
     num_steps = 4
-    model = config.model
-    model.kind = "flow"
-    model.sampling.update(flow_steps=num_steps, num_tuned_steps=num_steps)
-    model.sampling.final_clip = 1.0
+    _make_flow(config, num_steps=num_steps)
     # Around the 0.1 with which a diffusion policy explores here.
-    model.noise.update(std_min=0.08, std_max=0.14)
+    config.model.noise.update(std_min=0.08, std_max=0.14)
     ppo = config.algorithm.ppo
     ppo.minibatch = ppo.ratio = "chain"
     ppo.batch_size = 625 * num_steps  # half of the 50 x 25 chains
@@ -88,6 +89,27 @@ def _use_flow(config: ConfigDict) -> None:
     # 0.1 for one move alone is 0.02 for the chain.
     ppo.clip_top = ppo.clip_base = 0.02
     ppo.entropy_coef = 0.01
+
+
+def _make_flow(config: ConfigDict, *, num_steps: int) -> None:
+    model = config.model
+    model.kind = "flow"
+    model.sampling.update(flow_steps=num_steps, num_tuned_steps=num_steps)
+    model.sampling.final_clip = 1.0
+
+
+def _use_fpo(config: ConfigDict) -> None:
+    """A flow policy, fine-tuned by FPO++; neither paper has settings for this task."""
+    _make_flow(config, num_steps=10)
+    # The noise of the start alone explores: which gap a chain takes depends on it.
+    config.model.noise.update(std_min=LEAST_STD, std_max=LEAST_STD)
+    config.algorithm.name = "fpo"
+    fpo = config.algorithm.fpo
+    fpo.batch_size = 625  # half of the 50 x 25 chunks
+    fpo.epochs = 10
+    fpo.critic_warmup = 1
+    for settings, rate in ((fpo.actor, 1e-5), (fpo.critic, 1e-3)):
+        settings.update(learning_rate=rate, min_learning_rate=rate)
 
 
 def _use_head(config: ConfigDict, head: str) -> None:

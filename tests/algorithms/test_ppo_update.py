@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from dppo_jax.algorithms.ppo.gradients import Steps
-from dppo_jax.algorithms.ppo.update import PPOState, make_updates
+from dppo_jax.algorithms.ppo.update import make_updates
 from dppo_jax.diffusion.chain import Sample
+from dppo_jax.learning.on_policy import OnPolicyState
 from dppo_jax.learning.returns import init_reward_scale
 from dppo_jax.policies import PolicyParams
 from tests import tiny
@@ -88,7 +89,7 @@ def updated(iteration=0, num_active=None, **changes):
     )
     tuned, values = jnp.ones((4, MOVES)), jnp.ones(4)
     actor_optimizer, critic_optimizer = updates.init(tuned, values)
-    state = PPOState(
+    state = OnPolicyState(
         params=PolicyParams(tuned, tuned, num_active),
         critic_params=values,
         actor_optimizer=actor_optimizer,

@@ -319,12 +319,12 @@ def test_configurations_make_their_task(task, variant):
     config = module.get_config(variant)
     env = make_task(config.env.task, **config.env.options)
     assert env.obs_shape["state"] == (11 if task == "hopper" else 17,)
-    settings, rollout = config.algorithm.ppo, config.rollout
-    pairs = (
-        rollout.num_envs * rollout.num_chunks * config.model.sampling.num_tuned_steps
-    )
-    # These variants make the same number of updates, with every pair in an epoch.
-    assert pairs % settings.batch_size == 0
-    assert settings.epochs * pairs // settings.batch_size == 20
+    settings, rollout = config.algorithm[config.algorithm.name], config.rollout
+    samples = rollout.num_envs * rollout.num_chunks
+    if config.algorithm.name == "ppo":
+        samples *= config.model.sampling.num_tuned_steps
+    # These variants make the same number of updates, with every sample in an epoch.
+    assert samples % settings.batch_size == 0
+    assert settings.epochs * samples // settings.batch_size == 20
     with pytest.raises(ValueError, match=f"{task}.py:medium.*v0_6"):
         module.get_config("medium")

@@ -200,6 +200,30 @@ def num_params(tree):
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
+def test_the_error_of_the_velocity_is_that_of_cloning_on_given_pairs():
+    """On the path x = (1 - t) z + t a the velocity to predict is a - z."""
+    policy = tiny.tiny_flow_policy(2)
+    params = policy.init(jax.random.key(0), OBS).tuned
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    draws = np.random.default_rng(0)
+    action = jnp.asarray(draws.normal(size=(3, tiny.CHUNK, 1)), jnp.float32)
+    noise = jnp.asarray(draws.normal(size=(3, 4, tiny.CHUNK, 1)), jnp.float32)
+    time = jnp.asarray(draws.uniform(size=(3, 4)), jnp.float32).at[0, 0].set(0)
+    network = tiny.DiffusionMLP(
+        action_dim=1, chunk=tiny.CHUNK, time_dim=4, hidden_sizes=(16,)
+    )
+    found = policy.velocity_error(params, OBS, action, noise, time)
+    for n in range(4):
+        z, t = noise[:, n], time[:, n]
+        x = (1 - t[:, None, None]) * z + t[:, None, None] * action
+        velocity = network.apply(params.velocity, x, t, OBS)
+        np.testing.assert_allclose(
+            found[:, n], velocity - (action - z), rtol=1e-4, atol=1e-5
+        )
+    for other in (tiny.tiny_diffusion_policy(), tiny.tiny_gaussian_policy()):
+        assert other.velocity_error is None
+
+
 def test_a_configuration_makes_a_flow_with_the_network_of_a_diffusion_policy():
     """The noise network reads 16 numbers of the time and 2 of the observation."""
     policy = make_policy(model_config(), action_dim=2)

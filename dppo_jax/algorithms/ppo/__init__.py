@@ -2,4 +2,3 @@
 
 from dppo_jax.algorithms.ppo.algorithm import make, make_ppo
 from dppo_jax.algorithms.ppo.settings import default_config
-from dppo_jax.algorithms.ppo.update import PPOState

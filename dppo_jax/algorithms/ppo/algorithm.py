@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms.ppo.collect import make_collector
@@ -21,14 +20,13 @@ from dppo_jax.algorithms.ppo.settings import (
     check_groups,
     log_prob_mean,
 )
-from dppo_jax.algorithms.ppo.update import PPOState, make_updates
+from dppo_jax.algorithms.ppo.update import make_updates
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import returns
+from dppo_jax.learning import on_policy
+from dppo_jax.learning.on_policy import OnPolicyState
 from dppo_jax.networks.build_encoder import make_state_critic
 from dppo_jax.policies import ChainPolicy, PolicyParams
-from dppo_jax.rollout import env_keys
-from dppo_jax.training import parallel
-from dppo_jax.types import OF_ENVIRONMENT, Algorithm, Array, Metrics, PyTree, VecEnv
+from dppo_jax.types import Algorithm, Array, Metrics, Obs, VecEnv
 
 
 def make_ppo(
@@ -58,14 +56,7 @@ def make_ppo(
         SettingsError: invalid or contradictory settings, which the message names.
     """
     check_config(config, policy)
-    if len(env.action_shape) != 2:
-        raise SettingsError(
-            f"the environment takes actions of shape {env.action_shape}, but PPO needs "
-            "chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), with Ta = 1 for "
-            "single actions."
-        )
-    if num_chunks < 1:
-        raise SettingsError(f"num_chunks={num_chunks} must be at least 1.")
+    on_policy.check_env(env, num_chunks, name="PPO")
     num_envs = env.num_envs
     num_pairs = num_envs * num_chunks * policy.num_tuned_steps
     if not 1 <= config.batch_size <= num_pairs:
@@ -108,83 +99,33 @@ def make_ppo(
         )
         return params._replace(base=base, num_active=active)
 
-    def init(
-        key: Array,
-        params: PolicyParams | None = None,
-        critic_params: PyTree | None = None,
-    ) -> PPOState:
-        env_key, policy_key, critic_key, key = jax.random.split(key, 4)
-        env_state = env.reset(env_keys(env_key, num_envs))
-        obs = jax.tree.map(lambda x: x[:1], env_state.obs)
+    def init(key: Array, params: PolicyParams | None, obs: Obs) -> PolicyParams:
         if params is None:
-            params = policy.init(policy_key, obs)
-        params = policy.prepare(jax.random.fold_in(policy_key, 1), params, obs)
-        params = anneal(params, jnp.zeros((), jnp.int32))
-        if critic_params is None:
-            critic_params = critic.init(critic_key, obs)
-        actor_optimizer, critic_optimizer = updates.init(params.tuned, critic_params)
-        return PPOState(
-            params=params,
-            critic_params=critic_params,
-            actor_optimizer=actor_optimizer,
-            critic_optimizer=critic_optimizer,
-            env=env_state,
-            first=jnp.ones(num_envs),
-            reward_scale=returns.init_reward_scale(num_envs),
-            key=key,
-            iteration=jnp.zeros((), jnp.int32),
-        )
+            params = policy.init(key, obs)
+        params = policy.prepare(jax.random.fold_in(key, 1), params, obs)
+        return anneal(params, jnp.zeros((), jnp.int32))
 
-    def collect(state: PPOState) -> tuple[PPOState, Steps, Metrics]:
-        """Run the first phase of an iteration: roll-out and returns."""
-        key, collect_key = jax.random.split(state.key)
-        state, collected, episodes = collector.collect(
-            state._replace(key=key), collect_key
-        )
+    def collect(
+        state: OnPolicyState, key: Array
+    ) -> tuple[OnPolicyState, Steps, Metrics]:
+        state, collected, episodes = collector.collect(state, key)
         state, steps, values = collector.evaluate_returns(state, collected)
         return state, steps, episodes | values
 
-    def learn(
-        state: PPOState, steps: Steps, metrics: Metrics
-    ) -> tuple[PPOState, Metrics]:
-        """Run the second phase of an iteration: all updates."""
-        key, update_key = jax.random.split(state.key)
-        tuned = state.params.tuned
-        state, losses = updates.run(state, steps, update_key)
-        change = optax.tree.norm(optax.tree.sub(state.params.tuned, tuned))
-        iteration = state.iteration + 1
-        state = state._replace(
-            params=anneal(state.params, iteration), key=key, iteration=iteration
-        )
-        counts = {
-            "params_change": change,
-            "env_steps": iteration * float(num_envs * num_chunks * env.action_shape[0]),
-        }
-        return state, metrics | losses | counts
-
-    def step(state: PPOState) -> tuple[PPOState, Metrics]:
-        return learn(*collect(state))
-
-    def split(state: PPOState, num_devices: int) -> PPOState:
-        """Split the leaves that belong to environments; replicate all others."""
+    def check_num_devices(num_devices: int) -> None:
         check_devices(config, num_devices)
         updates.check_devices(num_devices)
-        whole = jax.tree.map(lambda _: parallel.WHOLE, state)
-        return whole._replace(
-            env=jax.tree.map(lambda _: parallel.SPLIT, state.env),
-            first=parallel.SPLIT,
-            reward_scale=whole.reward_scale._replace(discounted=parallel.SPLIT),
-        )
 
-    return Algorithm(
-        init=jax.jit(init),
-        step=step,
-        params=lambda state: state.params,
+    learner = on_policy.Learner(
+        init=init,
+        init_optimizers=updates.init,
+        collect=collect,
+        update=updates.run,
         act=policy.act,
-        split=split,
-        finite=(*OF_ENVIRONMENT, "policy_loss", "value_loss", "params_change"),
-        phases=(collect, learn),
+        check_devices=check_num_devices,
+        anneal=anneal,
     )
+    return on_policy.on_policy(env, critic, learner, num_chunks=num_chunks)
 
 
 def make(

@@ -7,12 +7,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dppo_jax.learning import chain_losses, losses
-from dppo_jax.learning.minibatch import (
-    drawn_rows,
-    mean_over_micro_batches,
-    micro_batch_size,
-)
+from dppo_jax.learning import chain_losses, on_policy_updates
+from dppo_jax.learning.minibatch import mean_over_micro_batches, micro_batch_size
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.training import parallel
 from dppo_jax.types import Array, Metrics, Obs, PyTree
@@ -220,28 +216,13 @@ def make_gradients(
         All pairs of a chunk have the same value. If a minibatch has more pairs than
         there are chunks, the critic evaluates each chunk once and weights it.
         """
-        drawn, weight = drawn_rows((steps.obs, steps.target, steps.value), row)
-
-        def loss(critic_params: PyTree, batch: Any) -> tuple[Array, Array]:
-            (obs, target, old_value), weight = batch
-            value = critic.apply(critic_params, obs)
-            loss = losses.value_loss(
-                value,
-                target,
-                old_value,
-                clip=config.get("value_clip"),
-                weight=weight,
-            )
-            return config.value_coef * loss, loss
-
-        # All devices draw equally many rows, so they get equal weights.
-        return parallel.mean(
-            mean_over_micro_batches(
-                lambda batch: jax.grad(loss, has_aux=True)(critic_params, batch),
-                (drawn, weight),
-                micro_batch_size(drawn[1].shape[0]),
-                weight,
-            )
+        return on_policy_updates.value_gradient(
+            critic,
+            critic_params,
+            (steps.obs, steps.target, steps.value),
+            row,
+            value_coef=config.value_coef,
+            value_clip=config.get("value_clip"),
         )
 
     return Gradients(actor_gradient, critic_gradient)

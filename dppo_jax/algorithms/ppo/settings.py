@@ -2,14 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import chain_losses, optimizers
+from dppo_jax.learning import chain_losses, on_policy
 from dppo_jax.policies import ChainPolicy
 from dppo_jax.types import Array
 
@@ -19,7 +17,7 @@ RATIOS = ("move", "chain")
 
 def default_config() -> ConfigDict:
     """Settings of the paper's appendix where one value holds for all its tasks."""
-    config = ConfigDict()
+    config = on_policy.default_config()
     # Number of actions of a chunk in a log-probability. None: all executed actions.
     config.reward_horizon = placeholder(int)
     # log_prob_bounds: log-probabilities are clamped to these. None: not clamped.
@@ -32,11 +30,7 @@ def default_config() -> ConfigDict:
         chain_losses.LOG_PROB_BOUNDS, field_type=tuple
     )
     config.bound_entries = placeholder(bool)
-    config.discount = 0.99
-    config.gae_lambda = 0.95
     config.denoising_discount = 0.99
-    config.scale_rewards = True
-    config.reward_scale = 1.0
     config.batch_size = 1000  # pairs (t, k)
     # "pair" shuffles the pairs, as the reference does. "chain" shuffles the chunks and
     # takes all K' moves of each: an observation is encoded and valued once for K'
@@ -45,38 +39,13 @@ def default_config() -> ConfigDict:
     # "move" gives every pair its own ratio and clip range. "chain" gives all moves of a
     # chunk one ratio, as ReinFlow does (arXiv 2505.22094).
     config.ratio = "move"
-    # The number of equal groups of neighbouring environments. Each is shuffled by
-    # itself, and every minibatch takes equally many items from each. It must be a
-    # multiple of the number of devices. With the same value, one device computes what
-    # many devices compute.
-    config.shuffle_groups = 1
-    # Pairs whose gradients are computed at once; the mean over all is exact.
-    # None: a size that is fast on a CPU, all pairs on an accelerator.
-    config.micro_batch_size = placeholder(int)
-    config.epochs = 5
     config.clip_top = 0.01
     config.clip_base = 0.001
     config.clip_rate = 3.0
-    config.value_clip = placeholder(float)
-    config.value_coef = 0.5
     config.entropy_coef = 0.0
     config.clone_coef = 0.0
     config.distance_coef = 0.0  # of the squared distance to the frozen policy's actions
-    config.normalize_advantage = True
     config.advantage_quantiles = (0.0, 1.0)
-    config.target_kl = placeholder(float)
-    config.critic_warmup = 0
-    for name, rate in (("actor", 1e-4), ("critic", 1e-3)):
-        config[name] = ConfigDict(
-            dict(
-                learning_rate=rate,
-                min_learning_rate=rate,
-                cycle_steps=1000,
-                warmup_steps=10,
-                weight_decay=0.0,
-                max_grad_norm=placeholder(float),
-            )
-        )
     # Annealing; 0 switches it off. The sampling floor moves linearly to min_std_end
     # over min_std_steps iterations. Every tuned_steps_every iterations, the tuned
     # network replaces the base network, which then runs tuned_steps_drop more moves.
@@ -109,22 +78,15 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
             f"{policy.num_tuned_steps} moves of a chain with minibatch='chain'; change "
             "batch_size or num_tuned_steps."
         )
-    for name, cure in (
-        ("target_kl", "use None to never stop an iteration early"),
-        ("value_clip", "use None to not clip values"),
-    ):
-        if config[name] is not None and not config[name] > 0:
-            raise SettingsError(f"{name}={config[name]} must be positive; {cure}.")
+    on_policy.check_config(config)
     bounds = config.log_prob_bounds
     if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
         raise SettingsError(
             f"log_prob_bounds={tuple(bounds)} must be two numbers, the lower one "
             "first; use None to not clamp log-probabilities."
         )
-    if not config.reward_scale > 0:
-        raise SettingsError(f"reward_scale={config.reward_scale} must be positive.")
     for name in (
-        *("value_coef", "entropy_coef", "clone_coef", "distance_coef", "critic_warmup"),
+        *("entropy_coef", "clone_coef", "distance_coef"),
         *("min_std_end", "min_std_steps", "tuned_steps_drop", "tuned_steps_every"),
         "random_shift",
     ):
@@ -136,9 +98,6 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
             "a mixture may come from different modes, and has no gradient for the "
             "weights of the modes; use 0, and clone_coef to stay near the cloned one."
         )
-    for name in ("epochs", "shuffle_groups"):
-        if config[name] < 1:
-            raise SettingsError(f"{name}={config[name]} must be at least 1.")
     if config.min_std_steps > 0 and (policy.narrow or not policy.denoises):
         raise SettingsError(
             f"min_std_steps={config.min_std_steps} anneals the sampling floor of a "
@@ -151,9 +110,10 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
             f"tuned_steps_every={config.tuned_steps_every} anneal K' together; set "
             "both to positive numbers or both to 0."
         )
-    for name in ("discount", "gae_lambda", "denoising_discount"):
-        if not 0 <= config[name] <= 1:
-            raise SettingsError(f"{name}={config[name]} must lie in [0, 1].")
+    if not 0 <= config.denoising_discount <= 1:
+        raise SettingsError(
+            f"denoising_discount={config.denoising_discount} must lie in [0, 1]."
+        )
     quantiles = tuple(config.advantage_quantiles)
     numbers = [x for x in quantiles if isinstance(x, (int, float))]
     if not (len(quantiles) == len(numbers) == 2 and 0 <= numbers[0] < numbers[1] <= 1):
@@ -167,19 +127,6 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
             f"clip_base={config.clip_base}, clip_top={config.clip_top}, "
             f"clip_rate={config.clip_rate}."
         )
-    for name in ("actor", "critic"):
-        optimizers.check_cosine_restarts(name, **_rate_settings(config[name]))
-        if config[name].weight_decay < 0:
-            raise SettingsError(
-                f"{name}: weight_decay={config[name].weight_decay} must not be "
-                "negative."
-            )
-        norm = config[name].max_grad_norm
-        if norm is not None and not norm > 0:
-            raise SettingsError(
-                f"{name}: max_grad_norm={norm} must be positive; use None to clip "
-                "nothing."
-            )
 
 
 def _kind(policy: ChainPolicy) -> str:
@@ -224,26 +171,15 @@ def check_groups(config: ConfigDict, policy: ChainPolicy, *, num_envs: int) -> N
     """Raise SettingsError if `shuffle_groups` does not give groups of equal size."""
     chains = config.minibatch == "chain"
     items = config.batch_size // (policy.num_tuned_steps if chains else 1)
-    for size, what in (
-        (num_envs, "environments"),
-        (items, f"{'chains' if chains else 'pairs'} of a minibatch"),
-    ):
-        if size % config.shuffle_groups:
-            raise SettingsError(
-                f"shuffle_groups={config.shuffle_groups} must divide the {size} {what};"
-                " change one of them."
-            )
+    what = f"{'chains' if chains else 'pairs'} of a minibatch"
+    on_policy.check_groups(
+        config.shuffle_groups, {"environments": num_envs, what: items}
+    )
 
 
 def check_devices(config: ConfigDict, num_devices: int) -> None:
     """Raise a SettingsError for settings that do not work on this many devices."""
-    if config.shuffle_groups % num_devices:
-        raise SettingsError(
-            f"algorithm.ppo.shuffle_groups={config.shuffle_groups} must be a multiple "
-            f"of the {num_devices} devices, each of which shuffles its own "
-            "environments; "
-            f"set it to {num_devices}, or use fewer devices."
-        )
+    on_policy.check_devices(config.shuffle_groups, num_devices, name="ppo")
     if tuple(config.advantage_quantiles) != (0.0, 1.0):
         quantiles = tuple(config.advantage_quantiles)
         raise SettingsError(
@@ -300,22 +236,4 @@ def log_prob_mean(
         horizon=horizon,
         bounds=bounds,
         bound_entries=policy.denoises if bound_entries is None else bound_entries,
-    )
-
-
-def learning_rates(config: ConfigDict, iteration: Array) -> tuple[Array, Array]:
-    """Learning rates of actor and critic; the actor's starts after `critic_warmup`."""
-    actor_step = jnp.maximum(iteration - config.critic_warmup, 0)
-    return (
-        optimizers.cosine_restarts(actor_step, **_rate_settings(config.actor)),
-        optimizers.cosine_restarts(iteration, **_rate_settings(config.critic)),
-    )
-
-
-def _rate_settings(config: ConfigDict) -> dict[str, Any]:
-    return dict(
-        peak=config.learning_rate,
-        floor=config.min_learning_rate,
-        cycle_steps=config.cycle_steps,
-        warmup_steps=config.warmup_steps,
     )

@@ -1,6 +1,5 @@
 """The second phase of an iteration of PPO: updates of policy and critic."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,26 +14,12 @@ from dppo_jax.algorithms.ppo.gradients import (
     make_gradients,
     minibatch_sizes,
 )
-from dppo_jax.algorithms.ppo.settings import learning_rates
-from dppo_jax.learning import optimizers, returns
+from dppo_jax.learning import on_policy_updates
 from dppo_jax.learning.minibatch import grouped_batches
-from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.learning.on_policy import OnPolicyState
+from dppo_jax.policies import ChainPolicy
 from dppo_jax.training import parallel
 from dppo_jax.types import Array, Metrics, PyTree
-
-
-class PPOState(NamedTuple):
-    """The training state between two iterations; a checkpoint of it resumes exactly."""
-
-    params: PolicyParams
-    critic_params: PyTree
-    actor_optimizer: Any
-    critic_optimizer: Any
-    env: Any
-    first: Array
-    reward_scale: returns.RewardScale
-    key: Array
-    iteration: Array
 
 
 class Updates(NamedTuple):
@@ -48,7 +33,7 @@ class Updates(NamedTuple):
     """
 
     init: Callable[[PyTree, PyTree], tuple[Any, Any]]
-    run: Callable[[PPOState, Steps, Array], tuple[PPOState, Metrics]]
+    run: Callable[[OnPolicyState, Steps, Array], tuple[OnPolicyState, Metrics]]
     check_devices: Callable[[int], None]
     gradients: Gradients
 
@@ -74,15 +59,7 @@ def make_updates(
     """
     moves_each, num_items, _ = minibatch_sizes(config, policy)
     gradients = make_gradients(policy, critic, config, mean=mean)
-    actor_optimizer, critic_optimizer = (
-        optimizers.adamw(
-            weight_decay=c.weight_decay, max_grad_norm=c.get("max_grad_norm")
-        )
-        for c in (config.actor, config.critic)
-    )
-
-    def init(tuned: PyTree, critic_params: PyTree) -> tuple[Any, Any]:
-        return actor_optimizer.init(tuned), critic_optimizer.init(critic_params)
+    optimizers = on_policy_updates.make_optimizers(config)
 
     def minibatch(steps: Steps, index: Array) -> tuple[Array, Moves]:
         """For indices of items [R], return rows of `steps` [R] and moves [R, M]."""
@@ -99,9 +76,10 @@ def make_updates(
         )
         return row, moves
 
-    def run(state: PPOState, steps: Steps, key: Array) -> tuple[PPOState, Metrics]:
-        it = state.iteration
-        actor_rate, critic_rate = learning_rates(config, it)
+    def run(
+        state: OnPolicyState, steps: Steps, key: Array
+    ) -> tuple[OnPolicyState, Metrics]:
+        rates = optimizers.rates(state.iteration)
         shuffle_key, clone_key = jax.random.split(key)
         shape = (
             num_chunks,
@@ -115,72 +93,25 @@ def make_updates(
         )(jax.random.split(shuffle_key, config.epochs))
         index = index.reshape(-1, index.shape[-1])
 
-        def learn(state: PPOState, index: Array, key: Array) -> Any:
+        def learn(
+            state: OnPolicyState, batch: tuple[Array, Array]
+        ) -> tuple[OnPolicyState, Metrics]:
+            index, key = batch
             row, moves = minibatch(steps, index)
             grads, metrics = gradients.actor(state.params, moves, key)
             critic_grads, value_loss = gradients.critic(state.critic_params, steps, row)
-            critic_params, critic_state = optimizers.update(
-                critic_optimizer,
-                critic_grads,
-                state.critic_optimizer,
-                state.critic_params,
-                critic_rate,
-            )
-            before = (state.params.tuned, state.actor_optimizer)
-            tuned, actor_state = optimizers.update(
-                actor_optimizer,
-                grads,
-                state.actor_optimizer,
-                state.params.tuned,
-                actor_rate,
-            )
-            if config.critic_warmup > 0:
-                warm = it >= config.critic_warmup
-                tuned, actor_state = jax.tree.map(
-                    functools.partial(jnp.where, warm), (tuned, actor_state), before
-                )
-            state = state._replace(
-                params=state.params._replace(tuned=tuned),
-                critic_params=critic_params,
-                actor_optimizer=actor_state,
-                critic_optimizer=critic_state,
-            )
+            state = optimizers.descend(state, grads, critic_grads, rates)
             return state, metrics | {"value_loss": value_loss}
 
-        keys = jax.random.split(clone_key, index.shape[0])
-        shapes = jax.eval_shape(learn, state, index[0], keys[0])[1]
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        num_updates = jnp.zeros((), jnp.int32)
-        last_kl = zeros["approx_kl"]
-
-        def go_on(carry: Any) -> Array:
-            # The KL estimate is known only after the update that exceeds target_kl.
-            # The remaining updates are then skipped, as in the reference.
-            count, _, _, last_kl = carry
-            left = count < index.shape[0]
-            target = config.get("target_kl")
-            return left if target is None else left & ~(last_kl > target)
-
-        def one_more(carry: Any) -> Any:
-            count, state, totals, _ = carry
-            state, metrics = learn(state, index[count], keys[count])
-            totals = jax.tree.map(jnp.add, totals, metrics)
-            return count + 1, state, totals, metrics["approx_kl"]
-
-        num_updates, state, totals, last_kl = jax.lax.while_loop(
-            go_on, one_more, (num_updates, state, zeros, last_kl)
+        state, metrics = on_policy_updates.run_updates(
+            learn,
+            state,
+            (index, jax.random.split(clone_key, index.shape[0])),
+            target_kl=config.get("target_kl"),
         )
-        # Means over the updates that ran; a NaN in any of them makes the mean NaN.
-        metrics = {name: x / num_updates for name, x in totals.items()}
-        metrics |= {
-            "approx_kl_last": last_kl,
-            "num_updates": num_updates,
-            "actor_lr": actor_rate,
-            "critic_lr": critic_rate,
-        }
-        return state, metrics
+        return state, metrics | {"actor_lr": rates[0], "critic_lr": rates[1]}
 
     def check_devices(num_devices: int) -> None:
         minibatch_sizes(config, policy, num_devices)
 
-    return Updates(init, run, check_devices, gradients)
+    return Updates(optimizers.init, run, check_devices, gradients)

@@ -1,0 +1,189 @@
+"""Flow policy optimisation: FPO (arXiv 2507.21053) and FPO++ (arXiv 2602.02481).
+
+PPO on a flow without probabilities: the ratio of a chunk is made of its flow-matching
+loss on N pairs (noise, time) before and after the updates, see
+`learning/flow_losses.py`. The policy is that of cloning and of PPO on flows; it
+explores by the noise that its chain starts from.
+
+Not copied from the published code, where they keep ratios from starting at one: new
+statistics of observations between the two losses (FPO), and a clamp of one of them
+alone (FPO++ for manipulation). Nor that ends of episodes inside of chunks get lost
+there, and that time limits count as terminations. The averaged actor (EMA) of FPO++ is
+left out.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import placeholder
+
+from dppo_jax.diffusion.flow import LEAST_STD, time_draw
+from dppo_jax.errors import SettingsError
+from dppo_jax.learning import flow_losses, on_policy
+from dppo_jax.learning.flow_losses import flow_objective
+from dppo_jax.learning.on_policy_updates import make_chunk_updates
+from dppo_jax.networks.build_encoder import make_state_critic
+from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.types import Algorithm, Array, Obs, VecEnv
+
+_CURE = "set model.kind='flow'."
+# Settings of `flow_objective`.
+_OBJECTIVE = (
+    *("num_pairs", "prediction", "reduction", "huber", "loss_max"),
+    *("ratio", "log_ratio_max", "trust_region", "clip"),
+)
+
+
+def default_config() -> ConfigDict:
+    """FPO++'s settings for locomotion, where this project has no default of its own.
+
+    FPO is ratio="chunk", trust_region="clip", prediction="noise", times="discrete",
+    num_pairs=8, and no bounds.
+    """
+    config = on_policy.default_config()
+    config.batch_size = 1000  # chunks, with all their pairs
+    config.num_pairs = 16  # N
+    # Of the pairs: "uniform", "logit-normal", or "discrete", which are k / num_times.
+    config.times = "uniform"
+    config.num_times = 10
+    # The loss of a pair, see `flow_losses.pair_loss`; None: squares, and no bound.
+    config.prediction = "velocity"  # or "noise"
+    config.reduction = "root"  # or "mean", "chunk"
+    config.huber = placeholder(float)
+    config.loss_max = FieldReference(20.0, field_type=float)
+    config.ratio = "pair"  # or "chunk", of the mean over the pairs
+    config.log_ratio_max = FieldReference(10.0, field_type=float)
+    config.trust_region = "asymmetric"  # or "clip"
+    config.clip = 0.05
+    return config
+
+
+def make_fpo(
+    env: VecEnv,
+    policy: ChainPolicy,
+    critic: Any,
+    config: ConfigDict,
+    *,
+    num_chunks: int,
+    reset_at_iteration: bool = True,
+) -> Algorithm:
+    """Make FPO; the loss counts the executed actions of a chunk.
+
+    Args:
+        env: its action is a chunk, [Ta, Da].
+        policy: a flow, all of whose steps are tuned.
+        critic: a module, `apply(params, obs) -> [B]`.
+        config: `default_config` with changes.
+        num_chunks: action chunks per environment and iteration.
+        reset_at_iteration: start every iteration with new episodes.
+
+    Returns:
+        See `on_policy.on_policy`. A noise network is neither added nor trained.
+
+    Raises:
+        SettingsError: invalid or contradictory settings, which the message names.
+    """
+    if not isinstance(policy, ChainPolicy) or policy.velocity_error is None:
+        raise SettingsError(f"fpo needs a flow, not this policy; {_CURE}")
+    _check_config(config)
+    on_policy.check_env(env, num_chunks, name="FPO")
+    on_policy.check_batch(env, num_chunks, config)
+    objective = flow_objective(
+        policy,
+        executed=env.action_shape[0],
+        draw_time=time_draw(
+            times=config.times, num_times=config.num_times, section="algorithm.fpo"
+        ),
+        **{name: config[name] for name in _OBJECTIVE},
+    )
+    updates = make_chunk_updates(
+        critic,
+        config,
+        objective.loss,
+        num_envs=env.num_envs,
+        num_chunks=num_chunks,
+        rows_each=config.num_pairs,
+        name="fpo",
+    )
+
+    def init(key: Array, params: PolicyParams | None, obs: Obs) -> PolicyParams:
+        return policy.init(key, obs) if params is None else params
+
+    learner = on_policy.Learner(
+        init=init,
+        init_optimizers=updates.init,
+        collect=on_policy.make_collect(
+            env,
+            critic,
+            config,
+            objective.explore,
+            num_chunks=num_chunks,
+            reset_at_iteration=reset_at_iteration,
+        ),
+        update=updates.update,
+        act=policy.act,
+        check_devices=updates.check_devices,
+    )
+    return on_policy.on_policy(env, critic, learner, num_chunks=num_chunks)
+
+
+def make(
+    env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
+) -> Algorithm:
+    """Make FPO from a whole configuration.
+
+    Args:
+        config: its sections `algorithm.fpo`, `rollout` and `critic` are read, and of
+            `model` how the flow is sampled.
+        data: not used.
+
+    Raises:
+        SettingsError: as `make_fpo`, or a flow with a frozen part or a noise network.
+    """
+    del data
+    _check_model(config.model)
+    return make_fpo(
+        env,
+        policy,
+        make_state_critic(config.critic),
+        config.algorithm.fpo,
+        num_chunks=config.rollout.num_chunks,
+        reset_at_iteration=config.rollout.reset_at_iteration,
+    )
+
+
+def _check_model(model: ConfigDict) -> None:
+    sampling, noise = model.sampling, model.noise
+    if model.kind != "flow":
+        raise SettingsError(f"fpo needs a flow, not {model.kind!r}; {_CURE}")
+    if sampling.num_tuned_steps != sampling.flow_steps:
+        raise SettingsError(
+            f"model.sampling.num_tuned_steps={sampling.num_tuned_steps} freezes a part "
+            "of the flow, all of which fpo trains; set it to model.sampling.flow_steps="
+            f"{sampling.flow_steps}."
+        )
+    if noise.std_min != noise.std_max:
+        raise SettingsError(
+            f"model.noise.std_min={noise.std_min} and std_max={noise.std_max} ask for "
+            "a noise network, which fpo does not train; set both to the same value, to "
+            f"{LEAST_STD} to explore by the start of the chain alone."
+        )
+
+
+def _check_config(config: ConfigDict) -> None:
+    on_policy.check_config(config)
+    for name, known in flow_losses.CHOICES.items():
+        if config[name] not in known:
+            raise SettingsError(
+                f"{name}={config[name]!r} is unknown; use one of {', '.join(known)}."
+            )
+    if config.num_pairs < 1:
+        raise SettingsError(f"num_pairs={config.num_pairs} must be at least 1.")
+    if not 0 < config.clip < 1:
+        raise SettingsError(f"clip={config.clip} must lie between 0 and 1.")
+    for name in ("huber", "loss_max", "log_ratio_max"):
+        value = config[name]
+        if value is not None and not value > 0:
+            raise SettingsError(
+                f"{name}={value} must be positive; None switches it off."
+            )

@@ -1,0 +1,477 @@
+"""The iteration that on-policy algorithms share, which learn from a roll-out once.
+
+`on_policy` makes an `Algorithm` of what one algorithm adds, a `Learner`. Roll-out and
+returns, which learners have in common, are here too; `on_policy_updates` has what their
+updates have in common.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from dppo_jax.errors import SettingsError
+from dppo_jax.learning import optimizers, returns
+from dppo_jax.policies import PolicyParams
+from dppo_jax.rollout import BoundAct, env_keys, episode_means, rollout
+from dppo_jax.training import parallel
+from dppo_jax.types import (
+    OF_ENVIRONMENT,
+    Act,
+    Algorithm,
+    Array,
+    Metrics,
+    Obs,
+    PyTree,
+    TimeStep,
+    Transition,
+    VecEnv,
+)
+
+
+def default_config() -> ConfigDict:
+    """Settings that on-policy algorithms have in common."""
+    config = ConfigDict()
+    config.discount = 0.99  # per chunk
+    config.gae_lambda = 0.95
+    config.scale_rewards = True
+    config.reward_scale = 1.0
+    # The number of equal groups of neighbouring environments. Each is shuffled by
+    # itself, and every minibatch takes equally many items from each. It must be a
+    # multiple of the number of devices. With the same value, one device computes what
+    # many devices compute.
+    config.shuffle_groups = 1
+    # Samples whose gradients are computed at once; the mean over all is exact.
+    # None: a size that is fast on a CPU, all samples on an accelerator.
+    config.micro_batch_size = placeholder(int)
+    config.epochs = 5
+    config.value_clip = placeholder(float)
+    config.value_coef = 0.5
+    config.normalize_advantage = True
+    config.target_kl = placeholder(float)
+    config.critic_warmup = 0
+    for name, rate in (("actor", 1e-4), ("critic", 1e-3)):
+        config[name] = ConfigDict(
+            dict(
+                learning_rate=rate,
+                min_learning_rate=rate,
+                cycle_steps=1000,
+                warmup_steps=10,
+                weight_decay=0.0,
+                max_grad_norm=placeholder(float),
+            )
+        )
+    return config
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raise a SettingsError that names an invalid one of the common settings."""
+    for name, cure in (
+        ("target_kl", "use None to never stop an iteration early"),
+        ("value_clip", "use None to not clip values"),
+    ):
+        if config[name] is not None and not config[name] > 0:
+            raise SettingsError(f"{name}={config[name]} must be positive; {cure}.")
+    if not config.reward_scale > 0:
+        raise SettingsError(f"reward_scale={config.reward_scale} must be positive.")
+    for name in ("value_coef", "critic_warmup"):
+        if config[name] < 0:
+            raise SettingsError(f"{name}={config[name]} must not be negative.")
+    for name in ("epochs", "shuffle_groups"):
+        if config[name] < 1:
+            raise SettingsError(f"{name}={config[name]} must be at least 1.")
+    for name in ("discount", "gae_lambda"):
+        if not 0 <= config[name] <= 1:
+            raise SettingsError(f"{name}={config[name]} must lie in [0, 1].")
+    for name in ("actor", "critic"):
+        optimizers.check_cosine_restarts(
+            name,
+            peak=config[name].learning_rate,
+            floor=config[name].min_learning_rate,
+            cycle_steps=config[name].cycle_steps,
+            warmup_steps=config[name].warmup_steps,
+        )
+        if config[name].weight_decay < 0:
+            raise SettingsError(
+                f"{name}: weight_decay={config[name].weight_decay} must not be "
+                "negative."
+            )
+        norm = config[name].max_grad_norm
+        if norm is not None and not norm > 0:
+            raise SettingsError(
+                f"{name}: max_grad_norm={norm} must be positive; use None to clip "
+                "nothing."
+            )
+
+
+def check_env(env: VecEnv, num_chunks: int, *, name: str) -> None:
+    """Raise a SettingsError if algorithm `name` cannot collect chunks of `env`."""
+    if len(env.action_shape) != 2:
+        raise SettingsError(
+            f"the environment takes actions of shape {env.action_shape}, but {name} "
+            "needs chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), with Ta = 1 for "
+            "single actions."
+        )
+    if num_chunks < 1:
+        raise SettingsError(f"num_chunks={num_chunks} must be at least 1.")
+
+
+def check_batch(env: VecEnv, num_chunks: int, config: ConfigDict) -> None:
+    """Raise a SettingsError if a minibatch of chunks does not fit into an iteration."""
+    total = env.num_envs * num_chunks
+    if not 1 <= config.batch_size <= total:
+        raise SettingsError(
+            f"batch_size={config.batch_size} must lie between 1 and the {total} chunks "
+            f"of an iteration ({env.num_envs} environments x {num_chunks} chunks); "
+            "lower it or collect more."
+        )
+    check_groups(
+        config.shuffle_groups,
+        {"environments": env.num_envs, "chunks of a minibatch": config.batch_size},
+    )
+
+
+def check_groups(num_groups: int, sizes: dict[str, int]) -> None:
+    """Raise a SettingsError if `shuffle_groups` does not divide one of the sizes.
+
+    Args:
+        sizes: what is divided into groups -> how many there are.
+    """
+    for what, size in sizes.items():
+        if size % num_groups:
+            raise SettingsError(
+                f"shuffle_groups={num_groups} must divide the {size} {what};"
+                " change one of them."
+            )
+
+
+def check_devices(num_groups: int, num_devices: int, *, name: str) -> None:
+    """Raise a SettingsError if devices cannot share the groups of algorithm `name`."""
+    if num_groups % num_devices:
+        raise SettingsError(
+            f"algorithm.{name}.shuffle_groups={num_groups} must be a multiple "
+            f"of the {num_devices} devices, each of which shuffles its own "
+            "environments; "
+            f"set it to {num_devices}, or use fewer devices."
+        )
+
+
+class OnPolicyState(NamedTuple):
+    """The training state between two iterations; a checkpoint of it resumes exactly."""
+
+    params: PolicyParams
+    critic_params: PyTree
+    actor_optimizer: Any
+    critic_optimizer: Any
+    env: Any
+    first: Array
+    reward_scale: returns.RewardScale
+    key: Array
+    iteration: Array
+
+
+class Collected(NamedTuple):
+    """What is kept of a roll-out; leaves [T, B, ...].
+
+    extras: what the exploring policy returned besides its action.
+    end_value: V of the observation that followed, in steps at which an environment
+        reached a time limit; 0 in all other steps.
+    """
+
+    obs: Obs
+    extras: Any
+    reward: Array
+    terminated: Array
+    truncated: Array
+    end_value: Array
+
+
+class Returns(NamedTuple):
+    """Advantages, value targets and values V(s_t) of a roll-out, each [T, B]."""
+
+    advantage: Array
+    target: Array
+    value: Array
+
+
+def collect(
+    env: VecEnv,
+    critic: Any,
+    act: BoundAct,
+    state: OnPolicyState,
+    key: Array,
+    *,
+    num_chunks: int,
+    reset_at_iteration: bool,
+) -> tuple[OnPolicyState, Collected, Metrics]:
+    """Execute `num_chunks` chunks in every environment.
+
+    Args:
+        critic: a module, `apply(params, obs) -> [B]`.
+        act: as in `rollout.rollout`.
+        reset_at_iteration: start with new episodes.
+
+    Returns:
+        The state, the roll-out, and means over the episodes that ended in it.
+    """
+    reset_key, act_key = jax.random.split(key)
+    if reset_at_iteration:
+        state = state._replace(
+            env=env.reset(env_keys(reset_key, env.num_envs)),
+            first=jnp.ones_like(state.first),
+        )
+
+    def record(transition: Transition, outcome: TimeStep) -> Collected:
+        # Only here is next_obs not the observation of the next step. Few steps
+        # truncate an episode, so the critic runs only if one does.
+        end_value = jax.lax.cond(
+            outcome.truncated.any(),
+            lambda obs: critic.apply(state.critic_params, obs),
+            lambda obs: jnp.zeros_like(outcome.reward),
+            outcome.obs,
+        )
+        return Collected(
+            obs=transition.obs,
+            extras=transition.extras,
+            reward=transition.reward,
+            terminated=transition.terminated,
+            truncated=transition.truncated,
+            end_value=end_value,
+        )
+
+    env_state, collected, metrics = rollout(
+        env, act, state.env, env_keys(act_key, env.num_envs), num_chunks, record
+    )
+    done = jnp.maximum(collected.terminated, collected.truncated)
+    metrics = episode_means(done, collected.reward, collected.obs, metrics)
+    return state._replace(env=env_state), collected, metrics
+
+
+def evaluate_returns(
+    critic: Any,
+    state: OnPolicyState,
+    collected: Collected,
+    *,
+    discount: float,
+    gae_lambda: float,
+    scale_rewards: bool,
+    reward_scale: float,
+) -> tuple[OnPolicyState, Returns, Metrics]:
+    """Evaluate every observation of a roll-out once, and estimate advantages by GAE.
+
+    Args:
+        critic: a module, `apply(params, obs) -> [B]`.
+        discount: per chunk.
+        scale_rewards: divide rewards by the standard deviation of returns.
+        reward_scale: a factor of what `scale_rewards` leaves.
+    """
+    value = _per_step(critic.apply, state.critic_params, collected.obs)
+    last_value = critic.apply(state.critic_params, state.env.obs)
+    done = jnp.maximum(collected.terminated, collected.truncated)
+    # V of the observation that followed, before any reset.
+    next_value = jnp.concatenate([value[1:], last_value[None]])
+    next_value = jnp.where(done > 0, collected.end_value, next_value)
+    first = jnp.concatenate([state.first[None], done[:-1]])
+    reward, scale = collected.reward, state.reward_scale
+    if scale_rewards:
+        scale, reward = returns.scale_rewards(scale, reward, first, discount=discount)
+    advantage, target = returns.gae(
+        reward * reward_scale,
+        value,
+        next_value,
+        collected.terminated,
+        collected.truncated,
+        discount=discount,
+        gae_lambda=gae_lambda,
+    )
+    state = state._replace(first=done[-1], reward_scale=scale)
+    (_, variance), (_, rest) = map(parallel.moments, (target, target - value))
+    explained = 1 - rest / jnp.where(variance > 0, variance, 1)
+    values = Returns(advantage=advantage, target=target, value=value)
+    return state, values, {"explained_variance": explained}
+
+
+class Steps(NamedTuple):
+    """The data of the updates, N chunks; leaves [N, ...].
+
+    extras: as in `Collected`.
+    advantage, target, value: as in `Returns`.
+    """
+
+    obs: Obs
+    extras: Any
+    advantage: Array
+    target: Array
+    value: Array
+
+
+def make_collect(
+    env: VecEnv,
+    critic: Any,
+    config: ConfigDict,
+    explore: Callable[[PolicyParams], BoundAct],
+    *,
+    num_chunks: int,
+    reset_at_iteration: bool,
+) -> Callable[[OnPolicyState, Array], tuple[OnPolicyState, Steps, Metrics]]:
+    """Make `Learner.collect` of an algorithm that needs nothing between its two parts.
+
+    Args:
+        config: `default_config` with changes, already checked.
+        explore: parameters -> `act` of the roll-out, whose extras become those of the
+            steps.
+        critic, num_chunks, reset_at_iteration: as in `collect`.
+    """
+
+    def collect_steps(
+        state: OnPolicyState, key: Array
+    ) -> tuple[OnPolicyState, Steps, Metrics]:
+        state, collected, episodes = collect(
+            env,
+            critic,
+            explore(state.params),
+            state,
+            key,
+            num_chunks=num_chunks,
+            reset_at_iteration=reset_at_iteration,
+        )
+        state, values, metrics = evaluate_returns(
+            critic,
+            state,
+            collected,
+            discount=config.discount,
+            gae_lambda=config.gae_lambda,
+            scale_rewards=config.scale_rewards,
+            reward_scale=config.reward_scale,
+        )
+        steps = Steps(obs=collected.obs, extras=collected.extras, **values._asdict())
+        return state, flat(steps), episodes | metrics
+
+    return collect_steps
+
+
+def flat(tree: PyTree) -> PyTree:
+    """Leaves [T, B, ...] as [T * B, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+class Learner(NamedTuple):
+    """What one algorithm adds to the shared iteration.
+
+    init: (key, parameters to start from or None, obs [1, ...]) -> PolicyParams.
+    init_optimizers: as `Optimizers.init`.
+    collect: (state, key) -> (state, steps, metrics), a roll-out and its returns; steps
+        are any pytree.
+    update: (state, steps, key) -> (state, metrics), all updates of an iteration.
+    act: see `types.Act`.
+    check_devices: (number of devices) -> None; raises SettingsError for settings that
+        do not work on this many.
+    anneal: (params, number of finished iterations) -> params, at the end of each.
+    """
+
+    init: Callable[[Array, PolicyParams | None, Obs], PolicyParams]
+    init_optimizers: Callable[[PyTree, PyTree], tuple[Any, Any]]
+    collect: Callable[[OnPolicyState, Array], tuple[OnPolicyState, Any, Metrics]]
+    update: Callable[[OnPolicyState, Any, Array], tuple[OnPolicyState, Metrics]]
+    act: Act
+    check_devices: Callable[[int], None]
+    anneal: Callable[[PolicyParams, Array], PolicyParams] = lambda params, _: params
+
+
+def on_policy(
+    env: VecEnv, critic: Any, learner: Learner, *, num_chunks: int
+) -> Algorithm:
+    """Make an Algorithm of an iteration with two phases, roll-out and updates.
+
+    Args:
+        env: its action is a chunk, [Ta, Da].
+        critic: a module, `apply(params, obs) -> [B]`.
+        num_chunks: action chunks per environment and iteration.
+
+    Returns:
+        An Algorithm; `init(key, params=None, critic_params=None)` starts from the given
+        parameters, or from new ones.
+    """
+    num_envs = env.num_envs
+
+    def init(
+        key: Array,
+        params: PolicyParams | None = None,
+        critic_params: PyTree | None = None,
+    ) -> OnPolicyState:
+        env_key, policy_key, critic_key, key = jax.random.split(key, 4)
+        env_state = env.reset(env_keys(env_key, num_envs))
+        obs = jax.tree.map(lambda x: x[:1], env_state.obs)
+        params = learner.init(policy_key, params, obs)
+        if critic_params is None:
+            critic_params = critic.init(critic_key, obs)
+        actor_optimizer, critic_optimizer = learner.init_optimizers(
+            params.tuned, critic_params
+        )
+        return OnPolicyState(
+            params=params,
+            critic_params=critic_params,
+            actor_optimizer=actor_optimizer,
+            critic_optimizer=critic_optimizer,
+            env=env_state,
+            first=jnp.ones(num_envs),
+            reward_scale=returns.init_reward_scale(num_envs),
+            key=key,
+            iteration=jnp.zeros((), jnp.int32),
+        )
+
+    def collect(state: OnPolicyState) -> tuple[OnPolicyState, Any, Metrics]:
+        """Run the first phase of an iteration: roll-out and returns."""
+        key, collect_key = jax.random.split(state.key)
+        return learner.collect(state._replace(key=key), collect_key)
+
+    def learn(
+        state: OnPolicyState, steps: Any, metrics: Metrics
+    ) -> tuple[OnPolicyState, Metrics]:
+        """Run the second phase of an iteration: all updates."""
+        key, update_key = jax.random.split(state.key)
+        tuned = state.params.tuned
+        state, losses = learner.update(state, steps, update_key)
+        change = optax.tree.norm(optax.tree.sub(state.params.tuned, tuned))
+        iteration = state.iteration + 1
+        state = state._replace(
+            params=learner.anneal(state.params, iteration), key=key, iteration=iteration
+        )
+        counts = {
+            "params_change": change,
+            "env_steps": iteration * float(num_envs * num_chunks * env.action_shape[0]),
+        }
+        return state, metrics | losses | counts
+
+    def step(state: OnPolicyState) -> tuple[OnPolicyState, Metrics]:
+        return learn(*collect(state))
+
+    def split(state: OnPolicyState, num_devices: int) -> OnPolicyState:
+        """Split the leaves that belong to environments; replicate all others."""
+        learner.check_devices(num_devices)
+        whole = jax.tree.map(lambda _: parallel.WHOLE, state)
+        return whole._replace(
+            env=jax.tree.map(lambda _: parallel.SPLIT, state.env),
+            first=parallel.SPLIT,
+            reward_scale=whole.reward_scale._replace(discounted=parallel.SPLIT),
+        )
+
+    return Algorithm(
+        init=jax.jit(init),
+        step=step,
+        params=lambda state: state.params,
+        act=learner.act,
+        split=split,
+        finite=(*OF_ENVIRONMENT, "policy_loss", "value_loss", "params_change"),
+        phases=(collect, learn),
+    )
+
+
+def _per_step(apply: Callable[..., Array], params: PyTree, obs: Obs) -> Array:
+    """Apply a network for leaves [B, ...] to leaves [T, B, ...]."""
+    leading = next(iter(obs.values())).shape[:2]
+    return apply(params, flat(obs)).reshape(leading)
