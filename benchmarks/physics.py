@@ -7,8 +7,8 @@
 jitted scan. `C steps/s` is the rate of `mujoco.batch` alone on the same model, with as
 many simulations on as many threads. It repeats the steps that the environments made,
 each from its recorded state: the rate that engine "mujoco" would reach if tasks and
-calls cost nothing. `ratio` is `steps/s` divided by `C steps/s`. No rate includes
-compiling.
+calls cost nothing. Both take turns, call by call; `ratio` is `steps/s` divided by
+`C steps/s`. No rate includes compiling.
 """
 
 import argparse
@@ -133,9 +133,9 @@ def record_simulations(
     )
 
 
-def c_rate(recorded: Simulations) -> float:
-    """Control steps per second of `mujoco.batch` alone, on the recorded steps."""
-    num_steps, num = recorded.raw.shape[:2]
+def c_call(recorded: Simulations) -> timing.Call:
+    """The recorded steps by `mujoco.batch` alone."""
+    num = recorded.raw.shape[1]
     batch = mujoco_batch.Batch(recorded.model, num, nthread=num_cores())
     ctrl = batch.bind("ctrl")
 
@@ -145,8 +145,7 @@ def c_rate(recorded: Simulations) -> float:
             ctrl[...] = given
             batch.step(nstep=recorded.num_substeps, stage=recorded.stage)
 
-    seconds = timing.measure(run, max_seconds=MAX_SECONDS).median
-    return num * num_steps / seconds
+    return timing.Call(run, ())
 
 
 def engine_of(name: str, engine: str, **options: Any) -> Physics:
@@ -171,10 +170,10 @@ def engine_of(name: str, engine: str, **options: Any) -> Physics:
     return physics
 
 
-def mjx_rate(
+def mjx_call(
     name: str, engine: str, batch: int, num_steps: int, **options: Any
-) -> float:
-    """Control steps per second of an MJX engine without task, limits and resets."""
+) -> timing.Call:
+    """Control steps of an MJX engine without task, limits and resets."""
     physics = engine_of(name, engine, **options)
     reset, rollout = make_rollout(name, engine, batch, num_steps, **options)
     state = physics_state(rollout(reset(jax.random.key(0)), jax.random.key(1)))
@@ -189,8 +188,7 @@ def mjx_rate(
             lambda state, _: (step(state, ctrl), None), state, length=num_steps
         )[0]
 
-    timed = timing.measure(run, state, ctrl, max_seconds=MAX_SECONDS)
-    return batch * num_steps / timed.median
+    return timing.Call(run, (state, ctrl))
 
 
 def engine_rate(
@@ -202,45 +200,43 @@ def engine_rate(
         options: of the task.
     """
     if engine == "mujoco":
-        return c_rate(record_simulations(name, batch, num_steps, **options))
-    return mjx_rate(name, engine, batch, num_steps, **options)
+        call = c_call(record_simulations(name, batch, num_steps, **options))
+    else:
+        call = mjx_call(name, engine, batch, num_steps, **options)
+    (timed,) = timing.measure_together([call], max_seconds=MAX_SECONDS)
+    return batch * num_steps / timed.median
 
 
-def environment_rate(
-    name: str, engine: str, batch: int, num_steps: int
-) -> tuple[float, timing.Timing]:
-    """Control steps per second of environments, and their timing."""
+def environment_call(name: str, engine: str, batch: int, num_steps: int) -> timing.Call:
+    """Control steps of whole environments."""
     reset, rollout = make_rollout(name, engine, batch, num_steps)
-    state: Any = reset(jax.random.key(0))
-    key: Array = jax.random.key(1)
-    timed = timing.measure(rollout, state, key, max_seconds=MAX_SECONDS)
-    return batch * num_steps / timed.median, timed
+    return timing.Call(rollout, (reset(jax.random.key(0)), jax.random.key(1)))
 
 
 def measure_task(
     name: str, engines: Sequence[str], batch: int, num_steps: int = NUM_STEPS
 ) -> list[dict[str, Any]]:
-    """One row for each engine, with the rate of C MuJoCo for comparison."""
-    print(f"measuring {name} x {batch:,}: C MuJoCo", file=sys.stderr, flush=True)
-    raw_rate = c_rate(record_simulations(name, batch, num_steps))
-    rows = []
-    for engine in engines:
-        print(f"measuring {name} x {batch:,}: {engine}", file=sys.stderr, flush=True)
-        rate, timed = environment_rate(name, engine, batch, num_steps)
-        rows.append(
-            {
-                "task": name,
-                "engine": engine,
-                "batch": batch,
-                "steps/s": rate,
-                "slowest": batch * num_steps / timed.slowest,
-                "fastest": batch * num_steps / timed.fastest,
-                "C steps/s": raw_rate,
-                "ratio": rate / raw_rate,
-                "compile s": timed.compile,
-            }
-        )
-    return rows
+    """One row for each engine, measured in turns with C MuJoCo alone."""
+    what = f"{name} x {batch:,}: C MuJoCo, {', '.join(engines)}"
+    print(f"measuring {what}", file=sys.stderr, flush=True)
+    calls = [c_call(record_simulations(name, batch, num_steps))]
+    calls += [environment_call(name, engine, batch, num_steps) for engine in engines]
+    alone, *whole = timing.measure_together(calls, max_seconds=MAX_SECONDS * len(calls))
+    total = batch * num_steps
+    return [
+        {
+            "task": name,
+            "engine": engine,
+            "batch": batch,
+            "steps/s": total / timed.median,
+            "slowest": total / timed.slowest,
+            "fastest": total / timed.fastest,
+            "C steps/s": total / alone.median,
+            "ratio": alone.median / timed.median,
+            "compile s": timed.compile,
+        }
+        for engine, timed in zip(engines, whole)
+    ]
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

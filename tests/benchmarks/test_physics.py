@@ -41,15 +41,17 @@ def test_engine_of_returns_the_physics_of_the_task():
 
 @pytest.fixture
 def calls_take_a_quarter_second(monkeypatch):
-    """Replaces `timing.measure`; returns the functions that were timed."""
+    """Replaces `timing.measure_together`; returns the calls that took turns."""
     timed = []
 
-    def measure(function, *args, max_seconds):
-        jax.block_until_ready(function(*args))
-        timed.append(function)
-        return timing.Timing(0.25, fastest=0.125, slowest=0.5, compile=3.0, repeats=7)
+    def measure(calls, *, max_seconds):
+        for function, arguments, _ in calls:
+            jax.block_until_ready(function(*arguments))
+        timed.append(calls)
+        quarter = timing.Timing(0.25, fastest=0.125, slowest=0.5, compile=3, repeats=7)
+        return [quarter for _ in calls]
 
-    monkeypatch.setattr(physics.timing, "measure", measure)
+    monkeypatch.setattr(physics.timing, "measure_together", measure)
     return timed
 
 
@@ -59,7 +61,7 @@ def test_the_rate_of_an_engine_is_steps_per_timed_second(
 ):
     """3 environments make 2 control steps each in a quarter of a second."""
     assert physics.engine_rate("avoid", engine, 3, 2) == 24
-    assert len(calls_take_a_quarter_second) == 1
+    assert [len(calls) for calls in calls_take_a_quarter_second] == [1]
 
 
 def test_a_row_relates_the_environments_to_c_mujoco(
@@ -69,7 +71,8 @@ def test_a_row_relates_the_environments_to_c_mujoco(
     expected = {"steps/s": 24, "slowest": 12, "fastest": 48, "C steps/s": 24}
     assert {name: row[name] for name in expected} == expected
     assert row["ratio"] == 1 and row["compile s"] == 3
-    assert "measuring avoid x 3: mujoco" in capsys.readouterr().err
+    assert [len(calls) for calls in calls_take_a_quarter_second] == [2]  # in turns
+    assert "measuring avoid x 3: C MuJoCo, mujoco" in capsys.readouterr().err
 
 
 def test_engines_that_cannot_run_here_are_left_out():
