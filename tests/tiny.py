@@ -308,14 +308,17 @@ def random_params(module: Any, *inputs: Any, seed: int = 0) -> Any:
     )
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether all leaves are equal bit for bit, including random keys."""
+def same(one: Any, other: Any, *, tolerance: float = 0.0) -> bool:
+    """Whether all leaves are equal: bit for bit, or numbers within a tolerance."""
 
-    def bits(leaf: Any) -> Any:
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.key_data(leaf) if is_key else leaf
+    def equal(a: Any, b: Any) -> bool:
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        if tolerance:
+            return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance))
+        return bool((a == b).all())
 
     return all(
-        bool((bits(a) == bits(b)).all())
+        equal(a, b)
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     )

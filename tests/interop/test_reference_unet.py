@@ -34,7 +34,7 @@ def unet(seed=0, **settings):
     """A small network and its parameters."""
     sizes = dict(time_dim=4, dim=4, kernel_size=3, num_groups=2) | settings
     network = DiffusionUNet(2, 4, **sizes)
-    return network, jax.jit(network.init)(jax.random.key(seed), *INPUTS)
+    return network, tiny.random_params(network, *INPUTS, seed=seed)
 
 
 def checkpoint_of(stage="pretrain", **settings):

@@ -11,6 +11,7 @@ import pytest
 from dppo_jax.networks import DiffusionUNet
 from dppo_jax.networks.build import default_config, make_network
 from dppo_jax.networks.unet import ConditionalBlock, Conv, ConvBlock, FiLM, Upsample
+from tests import tiny
 
 KEY = jax.random.key(0)
 OBS = {"state": jnp.linspace(-1, 1, 12).reshape(2, 2, 3)}
@@ -37,9 +38,16 @@ def tiny_unet(**settings):
     return DiffusionUNet(**TINY | settings)
 
 
-def initial(network, x=X, time=TIME, obs=OBS):
-    """The output of a new network, and its parameters."""
-    return jax.jit(network.init_with_output)(KEY, x, time, obs)
+@functools.partial(jax.jit, static_argnums=0)
+def apply(network, params, *inputs):
+    """Compiled once for all tests of equal networks."""
+    return network.apply(params, *inputs)
+
+
+def drawn(network, x=X, time=TIME, obs=OBS):
+    """The output of a network, and its parameters, drawn without compiling."""
+    params = tiny.random_params(network, x, time, obs)
+    return apply(network, params, x, time, obs), params
 
 
 def size_of(params):
@@ -101,7 +109,8 @@ def test_layers_start_uniform_within_one_over_root_of_inputs(module, inputs):
 def test_an_impulse_reaches_as_far_as_half_a_kernel():
     block = ConvBlock(**CONV_BLOCK | dict(kernel_size=5, num_groups=None))
     x = jnp.zeros((1, 9, 1))
-    out, params = block.init_with_output(KEY, x)
+    params = tiny.random_params(block, x)
+    out = block.apply(params, x)
     other = block.apply(params, x.at[0, 4].set(1.0))
     changed = (other != out).any((0, 2))
     np.testing.assert_array_equal(np.flatnonzero(changed), [2, 3, 4, 5, 6])
@@ -188,13 +197,13 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_output_is_like_the_action(options):
-    out, _ = initial(tiny_unet(**options))
+    out, _ = drawn(tiny_unet(**options))
     assert out.shape == X.shape and np.isfinite(out).all()
 
 
 def test_jit_changes_nothing():
     network = tiny_unet(dim_mults=(1,), larger_encoder=False)
-    out, params = initial(network)
+    out, params = drawn(network)
     eager = network.apply(params, X, TIME, OBS)
     np.testing.assert_allclose(eager, out, rtol=1e-4, atol=1e-5)
 
@@ -202,16 +211,16 @@ def test_jit_changes_nothing():
 @pytest.mark.parametrize("options", OPTIONS[:3])
 def test_every_sample_is_treated_on_its_own(options):
     network = tiny_unet(**options)
-    out, params = initial(network)
+    out, params = drawn(network)
     second = {"state": OBS["state"][1:]}
-    alone = jax.jit(network.apply)(params, X[1:], TIME[1:], second)
+    alone = apply(network, params, X[1:], TIME[1:], second)
     np.testing.assert_allclose(out[1:], alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", OPTIONS[:3])
 def test_time_whole_history_and_every_action_reach_the_output(options):
     network = tiny_unet(**options)
-    _, params = initial(network)
+    _, params = drawn(network)
 
     def output(x, time, state):
         return network.apply(params, x, time, {"state": state})
@@ -224,7 +233,7 @@ def test_time_whole_history_and_every_action_reach_the_output(options):
 
 def test_the_condition_is_computed_before_the_first_step():
     network = tiny_unet(condition_sizes=(6, 5))
-    whole, params = initial(network)
+    whole, params = drawn(network)
     condition = network.apply(params, OBS, method="encode")
     assert condition.shape == (2, 5)
     denoise = jax.jit(functools.partial(network.apply, method="denoise"))
@@ -244,9 +253,9 @@ class PixelEncoder(nn.Module):
 def test_another_encoder_reads_images():
     network = tiny_unet(encoder=PixelEncoder())
     obs = {"rgb": jnp.ones((2, 1, 4, 4, 3), jnp.uint8)}
-    out, params = initial(network, obs=obs)
+    out, params = drawn(network, obs=obs)
     assert "encoder" in params["params"]
-    brighter = jax.jit(network.apply)(params, X, TIME, {"rgb": 2 * obs["rgb"]})
+    brighter = apply(network, params, X, TIME, {"rgb": 2 * obs["rgb"]})
     assert (brighter != out).any()
 
 
@@ -256,12 +265,11 @@ def is_sine(equation):
 
 def test_a_time_of_all_rows_is_embedded_once():
     network = tiny_unet()
-    _, params = initial(network)
+    _, params = drawn(network)
     shared, time = jnp.full(1, 7.0), jnp.full(2, 7.0)
-    apply = jax.jit(network.apply)
     np.testing.assert_allclose(
-        apply(params, X, shared, OBS),
-        apply(params, X, time, OBS),
+        apply(network, params, X, shared, OBS),
+        apply(network, params, X, time, OBS),
         rtol=1e-5,
         atol=1e-6,
     )
@@ -273,21 +281,19 @@ def test_a_time_of_all_rows_is_embedded_once():
 
 def test_parameters_may_have_an_axis_of_seeds():
     network = tiny_unet()
-    keys = jax.random.split(KEY)
-    init = jax.jit(network.init)
-    each = [init(key, X, TIME, OBS) for key in keys]
+    each = [tiny.random_params(network, X, TIME, OBS, seed=seed) for seed in range(2)]
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    apply = jax.jit(jax.vmap(network.apply, (0, None, None, None)))
-    together = apply(params, X, TIME, OBS)
+    of_seeds = jax.jit(jax.vmap(network.apply, (0, None, None, None)))
+    together = of_seeds(params, X, TIME, OBS)
     for params, out in zip(each, together):
-        alone = jax.jit(network.apply)(params, X, TIME, OBS)
+        alone = apply(network, params, X, TIME, OBS)
         np.testing.assert_allclose(out, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_is_for_hidden_layers_alone():
     network = tiny_unet(compute_dtype="bfloat16")
-    out, params = initial(network)
-    exact = jax.jit(tiny_unet().apply)(params, X, TIME, OBS)
+    out, params = drawn(network)
+    exact = apply(tiny_unet(), params, X, TIME, OBS)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert out.dtype == jnp.float32
     assert 0 < np.abs(out - exact).max() < 0.05 * np.abs(exact).max()
@@ -349,5 +355,5 @@ def test_settings_without_a_network_are_refused_by_name(settings, message):
 
 def test_a_chunk_of_one_level_may_have_any_length():
     network = tiny_unet(chunk=3, dim_mults=(1,))
-    out, _ = initial(network, X[:, :3])
+    out, _ = drawn(network, X[:, :3])
     assert out.shape == (2, 3, 1)
