@@ -15,7 +15,7 @@ from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.metrics import read_metrics
 from experiments import collect, finetune, pretrain, processes
 from experiments.configs import avoid
-from tests import tiny
+from tests import stages, tiny
 from tests.conftest import REPOSITORY
 
 SLOW = pytest.mark.slow
@@ -23,27 +23,16 @@ NO_DEVICES = dict(advantage_quantiles=(0.1, 0.9), shuffle_groups=1)
 
 
 # `avoid` in seconds. Steps are large, so that a difference would grow.
-TINY = {
-    "env.engine": "mujoco",
-    "env.max_steps": 8,
-    "model.network.hidden_sizes": (16,),
-    "model.diffusion.num_denoising_steps": 4,
-    "critic.hidden_sizes": (16,),
-    "collect.modes": [(1, 3, 5)],
-    "collect.episodes_per_mode": 2,
+TINY = stages.TINY | {
     "loop.pretrain.num_epochs": 1,
     "pretrain.warmup_epochs": 0,
     "loop.finetune.num_iterations": 5,
     "rollout.num_envs": 8,
-    "rollout.num_chunks": 2,
-    "model.sampling.num_tuned_steps": 2,
     "algorithm.ppo.batch_size": 16,
     "algorithm.ppo.epochs": 2,
     "algorithm.ppo.shuffle_groups": 8,
     "algorithm.ppo.actor.learning_rate": 1e-2,
     "algorithm.ppo.actor.min_learning_rate": 1e-2,
-    "evaluate.num_episodes": 6,
-    "evaluate.num_envs": 4,
 }
 
 
