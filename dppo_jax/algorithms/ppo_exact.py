@@ -60,7 +60,7 @@ def make_ppo_exact(
 
     Args:
         env: its action is a chunk, [Ta, Da].
-        policy: a diffusion policy of at least two denoising steps, any of them tuned.
+        policy: a diffusion policy with an `ode_log_prob`, any of its steps tuned.
         critic: a module, `apply(params, obs) -> [B]`.
         config: `default_config` with changes.
         num_chunks: action chunks per environment and iteration.
@@ -74,8 +74,9 @@ def make_ppo_exact(
     """
     if not isinstance(policy, ChainPolicy) or policy.ode_log_prob is None:
         raise SettingsError(
-            "ppo_exact needs a diffusion policy of at least two denoising steps; set "
-            "model.kind='diffusion', model.diffusion.num_denoising_steps and "
+            "ppo_exact needs a diffusion policy of at least two denoising steps with "
+            "a bound of its clean action; set model.kind='diffusion', "
+            "model.diffusion.x0_clip=1.0, model.diffusion.num_denoising_steps and "
             "model.sampling.ddim_steps."
         )
     _check_config(config)

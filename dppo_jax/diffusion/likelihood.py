@@ -27,7 +27,9 @@ was trained on.
 
 Heun's method with fixed steps solves the equation, which compiles to one `scan` and has
 a gradient. The reference calls `torchdiffeq`; diffrax would be a further dependency for
-little, because the angle makes the right-hand side smooth.
+little, because the angle makes the right-hand side smooth. At the noisiest level, where
+cos(u) is 0.0025 for K = 20, this needs the bound of x0: without it an error of the
+predicted noise is multiplied by 400, and fixed steps diverge for some actions.
 """
 
 from collections.abc import Callable

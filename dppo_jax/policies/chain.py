@@ -68,7 +68,8 @@ class ChainPolicy(NamedTuple):
         teaches. None: the policy is no flow.
     ode_log_prob: (PolicyParams, obs, action [B, Ta, Da], probes [B, P, Ta, Da], *,
         num_steps) -> [B], the log-density of chunks, see `diffusion/likelihood.py`.
-        None: the policy is no diffusion policy of at least two denoising steps.
+        None: the policy is no diffusion policy, or one of a single denoising step or
+        whose clean action has no bound.
     """
 
     init: Callable[..., PolicyParams]
@@ -127,7 +128,7 @@ def diffusion_policy(
         num_tuned_steps=num_tuned_steps,
         min_std=min_std,
     )
-    if diffusion.explore.num_denoising_steps < 2:
+    if diffusion.explore.num_denoising_steps < 2 or diffusion.x0_clip is None:
         return policy
     ode_log_prob = _ode_log_prob(network, diffusion, num_tuned_steps=num_tuned_steps)
     return policy._replace(ode_log_prob=ode_log_prob)

@@ -215,8 +215,12 @@ def test_devices_must_share_the_groups():
 
 
 def test_policies_without_an_equation_are_refused():
-    one_step = tiny.tiny_diffusion_policy(1, ddim_steps=1)
-    for policy in (one_step, tiny.tiny_gaussian_policy(), tiny.tiny_squashed_policy()):
+    for policy in (
+        tiny.tiny_diffusion_policy(1, ddim_steps=1),
+        tiny.tiny_diffusion_policy(x0_clip=None),
+        tiny.tiny_gaussian_policy(),
+        tiny.tiny_squashed_policy(),
+    ):
         with pytest.raises(ValueError, match="ppo_exact needs a diffusion policy"):
             tiny.make_tiny_exact(policy)
 
