@@ -49,6 +49,8 @@ MODULES = {
     ),
     "diffusion/denoising": ("tests/diffusion/test_denoising.py",),
     "diffusion/chain": ("tests/diffusion/test_denoising.py",),
+    "diffusion/likelihood": ("tests/diffusion/test_likelihood.py",),
+    "learning/likelihood_losses": ("tests/algorithms/test_ppo_exact.py",),
     "algorithms/ppo/gradients": (
         "tests/algorithms/test_ppo_gradients.py",
         "tests/algorithms/test_ppo_update.py",

@@ -43,6 +43,7 @@ CASES = {
     "gaussian": dict(batch_size=32, num_tuned_steps=1),
     "cloned": dict(batch_size=64, clone_coef=0.3),
     "fpo": dict(batch_size=16),
+    "exact": dict(batch_size=16),
     "flow": dict(batch_size=64, entropy_coef=0.1, distance_coef=0.3, **tiny.FLOW_PPO),
 }
 # Small learning rates, because Adam's step for a gradient that is only a rounding error
@@ -64,8 +65,9 @@ def make(case, **changes):
     env = tiny.point_env(WORLD["num_envs"], lengths=(3, 99), max_steps=16)
     if case == "sac":
         return tiny.make_tiny_sac(env, num_chunks=2, **SAC)
-    if case == "fpo":
-        return tiny.make_tiny_fpo(env=env, **(WORLD | CASES[case] | changes))
+    if case in ("fpo", "exact"):
+        make_tiny = tiny.make_tiny_fpo if case == "fpo" else tiny.make_tiny_exact
+        return make_tiny(env=env, **(WORLD | CASES[case] | changes))
     policy = None
     if case == "gaussian":
         policy = tiny.tiny_gaussian_policy(learn_fixed_std=True)

@@ -40,7 +40,7 @@ PLAIN = (
     *("diffusion", "policies.chain", "policies.gaussian", "policies.gmm"),
     *("policies.squashed", "policies.flow", "networks.noise"),
     *("learning.returns", "learning.losses", "learning.chain_losses"),
-    *("learning.flow_losses", "learning.q_losses"),
+    *("learning.flow_losses", "learning.likelihood_losses", "learning.q_losses"),
     *("learning.minibatch", "learning.optimizers"),
     "learning.soft_actor_critic",
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),

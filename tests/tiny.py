@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms import fpo, ppo, sac
+from dppo_jax.algorithms import fpo, ppo, ppo_exact, sac
 from dppo_jax.diffusion import denoising, flow
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
@@ -224,21 +224,47 @@ def make_tiny_fpo(
     **changes: Any,
 ):
     """FPO++ on `point_env`, 16 chunks with 4 pairs each; as `make_tiny_ppo`."""
-    config = fpo.default_config()
-    config.update(batch_size=8, num_pairs=4, epochs=2)
+    return fpo.make_fpo(
+        point_env(num_envs) if env is None else env,
+        noiseless_flow_policy() if policy is None else policy,
+        tiny_critic(),
+        _chunk_config(fpo, **(dict(num_pairs=4) | changes)),
+        num_chunks=num_chunks,
+        reset_at_iteration=reset_at_iteration,
+    )
+
+
+def make_tiny_exact(
+    policy: ChainPolicy | None = None,
+    env: VecEnv | None = None,
+    *,
+    num_envs: int = 4,
+    num_chunks: int = 4,
+    num_tuned_steps: int = NUM_TUNED,
+    reset_at_iteration: bool = True,
+    **changes: Any,
+):
+    """PPO with the exact likelihood on `point_env`, 16 chunks; as `make_tiny_ppo`."""
+    return ppo_exact.make_ppo_exact(
+        point_env(num_envs) if env is None else env,
+        tiny_diffusion_policy(num_tuned_steps) if policy is None else policy,
+        tiny_critic(),
+        _chunk_config(ppo_exact, **changes),
+        num_chunks=num_chunks,
+        reset_at_iteration=reset_at_iteration,
+    )
+
+
+def _chunk_config(algorithm: Any, **changes: Any):
+    """Two epochs of minibatches of 8 chunks."""
+    config = algorithm.default_config()
+    config.update(batch_size=8, epochs=2)
     for rate in (config.actor, config.critic):
         rate.update(learning_rate=1e-2, min_learning_rate=1e-2, warmup_steps=0)
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in changes.items()}
     )
-    return fpo.make_fpo(
-        point_env(num_envs) if env is None else env,
-        noiseless_flow_policy() if policy is None else policy,
-        tiny_critic(),
-        config,
-        num_chunks=num_chunks,
-        reset_at_iteration=reset_at_iteration,
-    )
+    return config
 
 
 def noiseless_flow_policy(num_steps: int = 4, **bounds: Any) -> ChainPolicy:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms import fpo, ppo, sac
+from dppo_jax.algorithms import fpo, ppo, ppo_exact, sac
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Algorithm, VecEnv
 
@@ -30,6 +30,7 @@ class Entry(NamedTuple):
 ALGORITHMS = {
     "ppo": Entry(ppo.default_config, ppo.make, takes_critic=True),
     "fpo": Entry(fpo.default_config, fpo.make, takes_critic=True),
+    "ppo_exact": Entry(ppo_exact.default_config, ppo_exact.make, takes_critic=True),
     "sac": Entry(sac.default_config, sac.make),
 }
 

@@ -21,10 +21,10 @@ from dppo_jax.diffusion.flow import LEAST_STD, time_draw
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import flow_losses, on_policy
 from dppo_jax.learning.flow_losses import flow_objective
-from dppo_jax.learning.on_policy_updates import make_chunk_updates
+from dppo_jax.learning.on_policy_updates import make_chunk_algorithm
 from dppo_jax.networks.build_encoder import make_state_critic
-from dppo_jax.policies import ChainPolicy, PolicyParams
-from dppo_jax.types import Algorithm, Array, Obs, VecEnv
+from dppo_jax.policies import ChainPolicy
+from dppo_jax.types import Algorithm, VecEnv
 
 _CURE = "set model.kind='flow'."
 # Settings of `flow_objective`.
@@ -96,35 +96,17 @@ def make_fpo(
         ),
         **{name: config[name] for name in _OBJECTIVE},
     )
-    updates = make_chunk_updates(
+    return make_chunk_algorithm(
+        env,
+        policy,
         critic,
         config,
-        objective.loss,
-        num_envs=env.num_envs,
+        objective,
         num_chunks=num_chunks,
+        reset_at_iteration=reset_at_iteration,
         rows_each=config.num_pairs,
         name="fpo",
     )
-
-    def init(key: Array, params: PolicyParams | None, obs: Obs) -> PolicyParams:
-        return policy.init(key, obs) if params is None else params
-
-    learner = on_policy.Learner(
-        init=init,
-        init_optimizers=updates.init,
-        collect=on_policy.make_collect(
-            env,
-            critic,
-            config,
-            objective.explore,
-            num_chunks=num_chunks,
-            reset_at_iteration=reset_at_iteration,
-        ),
-        update=updates.update,
-        act=policy.act,
-        check_devices=updates.check_devices,
-    )
-    return on_policy.on_policy(env, critic, learner, num_chunks=num_chunks)
 
 
 def make(

@@ -22,6 +22,7 @@ import optax
 
 from dppo_jax.learning import losses
 from dppo_jax.learning.on_policy import Steps
+from dppo_jax.learning.on_policy_updates import ChunkObjective
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.rollout import BoundAct
 from dppo_jax.types import Array, Metrics, Obs, PyTree
@@ -190,19 +191,6 @@ def flow_surrogate(
     return -asymmetric_objective(jnp.exp(log_ratio), advantage, clip).mean(), info
 
 
-class FlowObjective(NamedTuple):
-    """The two functions that draw pairs and learn from them.
-
-    explore: parameters -> `act` of a roll-out, whose extras are the `Pairs` of the
-        chunks and their losses [B, N].
-    loss: (tuned parameters, parameters, steps with these extras) -> (what the actor
-        minimises, metrics).
-    """
-
-    explore: Callable[[PolicyParams], BoundAct]
-    loss: Callable[[PyTree, PolicyParams, Steps], tuple[Array, Metrics]]
-
-
 def flow_objective(
     policy: ChainPolicy,
     *,
@@ -217,8 +205,8 @@ def flow_objective(
     log_ratio_max: float | None,
     trust_region: str,
     clip: float,
-) -> FlowObjective:
-    """Make the objective of a flow.
+) -> ChunkObjective:
+    """Make the objective of a flow; extras are the `Pairs` of chunks and losses [B, N].
 
     Args:
         policy: with a `velocity_error`.
@@ -269,4 +257,4 @@ def flow_objective(
         metrics = {"policy_loss": surrogate, "flow_loss": new_loss.mean()}
         return surrogate, metrics | info._asdict()
 
-    return FlowObjective(explore, loss)
+    return ChunkObjective(explore, loss)

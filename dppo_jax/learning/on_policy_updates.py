@@ -16,9 +16,10 @@ from dppo_jax.learning.minibatch import (
     micro_batch_size,
 )
 from dppo_jax.learning.on_policy import OnPolicyState, Steps
-from dppo_jax.policies import PolicyParams
+from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.rollout import BoundAct
 from dppo_jax.training import parallel
-from dppo_jax.types import Array, Metrics, Obs, PyTree
+from dppo_jax.types import Algorithm, Array, Metrics, Obs, PyTree, VecEnv
 
 
 def value_gradient(
@@ -181,6 +182,73 @@ def run_updates(
     return state, metrics | {"approx_kl_last": last_kl, "num_updates": num_updates}
 
 
+class ChunkObjective(NamedTuple):
+    """What is kept of the chunks of a roll-out, and what is learned from it.
+
+    explore: parameters -> `act` of a roll-out, whose extras become those of the steps.
+    loss: (tuned parameters, parameters, steps with these extras) -> (mean over the
+        steps of what the actor minimises, metrics, `approx_kl` among them).
+    """
+
+    explore: Callable[[PolicyParams], BoundAct]
+    loss: Callable[[PyTree, PolicyParams, Steps], tuple[Array, Metrics]]
+
+
+def make_chunk_algorithm(
+    env: VecEnv,
+    policy: ChainPolicy,
+    critic: Any,
+    config: ConfigDict,
+    objective: ChunkObjective,
+    *,
+    num_chunks: int,
+    reset_at_iteration: bool,
+    rows_each: int,
+    name: str,
+) -> Algorithm:
+    """Make an on-policy algorithm whose minibatches are of whole chunks.
+
+    Args:
+        critic, config, rows_each, name: as in `make_chunk_updates`.
+        num_chunks, reset_at_iteration: as in `on_policy.collect`.
+
+    Returns:
+        See `on_policy.on_policy`; nothing is added to the parameters of the policy.
+
+    Raises:
+        SettingsError: as `make_chunk_updates`.
+    """
+    updates = make_chunk_updates(
+        critic,
+        config,
+        objective.loss,
+        num_envs=env.num_envs,
+        num_chunks=num_chunks,
+        rows_each=rows_each,
+        name=name,
+    )
+
+    def init(key: Array, params: PolicyParams | None, obs: Obs) -> PolicyParams:
+        return policy.init(key, obs) if params is None else params
+
+    learner = on_policy.Learner(
+        init=init,
+        init_optimizers=updates.init,
+        collect=on_policy.make_collect(
+            env,
+            critic,
+            config,
+            objective.explore,
+            num_chunks=num_chunks,
+            reset_at_iteration=reset_at_iteration,
+        ),
+        update=updates.update,
+        act=policy.act,
+        check_devices=updates.check_devices,
+    )
+    return on_policy.on_policy(env, critic, learner, num_chunks=num_chunks)
+
+
 class ChunkUpdates(NamedTuple):
     """Updates on minibatches of whole chunks.
 
@@ -208,10 +276,9 @@ def make_chunk_updates(
         critic: a module, `apply(params, obs) -> [B]`.
         config: `on_policy.default_config` with changes, already checked, and
             `batch_size`, the chunks of a minibatch.
-        loss: (tuned parameters, all parameters, steps) -> (mean over the steps of what
-            the actor minimises, metrics, `approx_kl` among them). The advantages are
-            normalised over the minibatch if `normalize_advantage` is set.
-        rows_each: rows that the actor's network evaluates for a chunk.
+        loss: as in `ChunkObjective`. The advantages are normalised over the minibatch
+            if `normalize_advantage` is set.
+        rows_each: rows that the actor's network evaluates at once for a chunk.
         name: of the algorithm, for messages.
 
     Raises:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dppo_jax.diffusion import chain as chains
-from dppo_jax.diffusion import denoising
+from dppo_jax.diffusion import denoising, likelihood
 from dppo_jax.diffusion.chain import Chain, Encoded, Sample
 from dppo_jax.diffusion.denoising import Cloning, Diffusion
 from dppo_jax.errors import SettingsError
@@ -66,6 +66,10 @@ class ChainPolicy(NamedTuple):
         [B, N, Ta, Da], time [B, N]) -> like noise, the velocity that the network
         predicts on N paths from noise to each action, minus the one that cloning
         teaches. None: the policy is no flow.
+    ode_log_prob: (PolicyParams, obs, action [B, Ta, Da], probes [B, P, Ta, Da], *,
+        num_steps) -> [B], the log-density of chunks, see `diffusion/likelihood.py`.
+        None: the policy is no diffusion policy, or one of a single denoising step or
+        whose clean action has no bound.
     """
 
     init: Callable[..., PolicyParams]
@@ -82,6 +86,7 @@ class ChainPolicy(NamedTuple):
     joint: bool = False
     prepare: Callable[[Array, PolicyParams, Obs], PolicyParams] = as_they_are
     velocity_error: Callable[..., Array] | None = None
+    ode_log_prob: Callable[..., Array] | None = None
 
 
 def diffusion_policy(
@@ -113,7 +118,7 @@ def diffusion_policy(
         # The schedule fixes the standard deviations, so the entropy is constant.
         return jnp.broadcast_to(gaussian_entropy(std).mean(), (_batch(obs),))
 
-    return chain_policy(
+    policy = chain_policy(
         network,
         functools.partial(denoising.diffusion_chain, diffusion),
         denoising.diffusion_cloning(diffusion),
@@ -123,6 +128,48 @@ def diffusion_policy(
         num_tuned_steps=num_tuned_steps,
         min_std=min_std,
     )
+    if diffusion.explore.num_denoising_steps < 2 or diffusion.x0_clip is None:
+        return policy
+    ode_log_prob = _ode_log_prob(network, diffusion, num_tuned_steps=num_tuned_steps)
+    return policy._replace(ode_log_prob=ode_log_prob)
+
+
+def _ode_log_prob(
+    network: nn.Module, diffusion: Diffusion, *, num_tuned_steps: int
+) -> Callable[..., Array]:
+    """Make `ChainPolicy.ode_log_prob`.
+
+    At every level of noise runs the network that denoises the nearest step of the
+    chain, so the tuned network runs the cleanest. The frozen one gets no gradient.
+    """
+    apply: Callable[..., Any] = network.apply
+    num_denoising_steps = diffusion.explore.num_denoising_steps
+
+    def ode_log_prob(
+        params: PolicyParams,
+        obs: Obs,
+        action: Array,
+        probes: Array,
+        *,
+        num_steps: int | None = None,
+    ) -> Array:
+        base, tuned = (
+            Encoded(owner, apply(owner, obs, method="encode"))
+            for owner in (jax.lax.stop_gradient(params.base), params.tuned)
+        )
+        active = num_tuned_steps if params.num_active is None else params.num_active
+
+        def clean(x: Array, level: likelihood.Levels) -> Array:
+            owned = level.step >= num_denoising_steps - active
+            owner = jax.tree.map(functools.partial(jnp.where, owned), tuned, base)
+            time = level.time[None]
+            out = apply(owner.params, x, time, owner.condition, method="denoise")
+            return likelihood.clean_action(diffusion, x, out, level)
+
+        levels = likelihood.ode_levels(diffusion.explore, num_steps)
+        return likelihood.ode_log_prob(clean, levels, action, probes)
+
+    return ode_log_prob
 
 
 def chain_policy(

@@ -4,8 +4,10 @@
 pass the rewarded gap 5 of the third row, the other half gap 6, 7 or 8 respectively.
 `avoid.py:demo` is m1, shortened to a few minutes on two CPU cores.
 
-These variants train other policies on the same data, and `m2` and `m3` have them too:
+These variants have other policies or algorithms, and `m2` and `m3` have them too:
 
+- `:m1_exact`: the same policy, fine-tuned by PPO with the exact likelihood of actions
+  (paper App. B.5) instead of DPPO;
 - `:m1_flow`: a flow policy of four steps;
 - `:m1_fpo`: the same flow in ten steps, fine-tuned by FPO++ (arXiv 2602.02481);
 - `:m1_gaussian` and `:m1_gmm`: a Gaussian and a mixture of five Gaussians, with the
@@ -19,7 +21,7 @@ from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config
 
-_KINDS = ("flow", "fpo", "gaussian", "gmm")
+_KINDS = ("exact", "flow", "fpo", "gaussian", "gmm")
 VARIANTS = (*SUBSETS, "demo", *(f"{s}_{kind}" for s in SUBSETS for kind in _KINDS))
 
 
@@ -65,6 +67,8 @@ def get_config(variant: str = "m1") -> ConfigDict:
         _use_flow(config)
     elif kind == "fpo":
         _use_fpo(config)
+    elif kind == "exact":
+        _use_likelihood(config)
     elif kind:
         _use_head(config, kind)
     if variant == "m3_gmm":
@@ -110,6 +114,16 @@ def _use_fpo(config: ConfigDict) -> None:
     fpo.critic_warmup = 1
     for settings, rate in ((fpo.actor, 1e-5), (fpo.critic, 1e-3)):
         settings.update(learning_rate=rate, min_learning_rate=rate)
+
+
+def _use_likelihood(config: ConfigDict) -> None:
+    """PPO with the exact likelihood; the reference has no settings for this task."""
+    config.algorithm.name = "ppo_exact"
+    exact = config.algorithm.ppo_exact
+    exact.batch_size = 625  # half of the 50 x 25 chunks
+    exact.epochs = 10
+    exact.target_kl = 1.0
+    exact.critic_warmup = 1
 
 
 def _use_head(config: ConfigDict, head: str) -> None:

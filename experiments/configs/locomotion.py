@@ -11,6 +11,7 @@ The other variants are:
 - `cpu`: about an hour on two CPU cores, for data sets of 100,000 steps;
 - `fast`: `v0_8` with iterations that take an eighth of the time and improve the policy
   about as much (docs/performance.md);
+- `exact`: PPO with the exact likelihood of actions (paper App. B.5) instead of DPPO;
 - `flow`: a flow policy of four steps, with ReinFlow's settings (arXiv 2505.22094) on
   the schedule of `fast`;
 - `fpo`: the same with FPO++ (arXiv 2602.02481) instead of PPO, for a flow of ten steps;
@@ -36,7 +37,7 @@ from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config, demonstrator_config
 
 VARIANTS = (
-    *("v0_8", "v0_6", "cpu", "fast", "flow", "fpo", "fastest"),
+    *("v0_8", "v0_6", "cpu", "fast", "exact", "flow", "fpo", "fastest"),
     *("sac", "gaussian", "gmm"),
 )
 # A medium data set holds a million windows, a minibatch 128 of them.
@@ -99,6 +100,8 @@ def make_config(task: str, variant: str) -> ConfigDict:
         _shrink(config)
     elif variant == "fast":
         _hasten(config)
+    elif variant == "exact":
+        _use_likelihood(config)
     elif variant == "flow":
         _use_flow(config, task, num_steps=4)
     elif variant == "fpo":
@@ -130,6 +133,16 @@ def _hasten(config: ConfigDict) -> None:
     ppo.minibatch = "chain"
     # Iterations take two seconds; an evaluation takes as long as three of them.
     config.loop.finetune.evaluate_every = 6
+
+
+def _use_likelihood(config: ConfigDict) -> None:
+    """The reference's settings (`cfg/gym/finetune/*/ft_ppo_exact_diffusion_mlp.yaml`).
+
+    Its defaults are those of `algorithms/ppo_exact.py`.
+    """
+    config.algorithm.name = "ppo_exact"
+    config.algorithm.ppo_exact.batch_size = 5000  # a quarter of the 40 x 500 chunks
+    config.algorithm.ppo_exact.target_kl = 1.0
 
 
 def _use_flow(config: ConfigDict, task: str, *, num_steps: int) -> None:

@@ -36,16 +36,6 @@ def test_the_clamp_of_the_reference_is_an_option():
         reduced(bound_entries=True)
 
 
-def test_the_first_update_has_ratios_of_one():
-    """Log-probabilities of the roll-out are those of the first evaluation."""
-    algorithm = tiny.make_tiny_ppo(tiny.tiny_gmm_policy(), epochs=1, batch_size=16)
-    _, (row,) = tiny.run(algorithm, 1)
-    assert row["num_updates"] == 1
-    assert row["ratio"] == pytest.approx(1.0, abs=1e-5)
-    assert abs(row["approx_kl"]) < 1e-6 and row["clip_fraction"] == 0
-    assert row["params_change"] > 0
-
-
 def test_nearly_nothing_is_learnt_where_the_reference_clamps():
     """Narrow modes have joint log-probabilities above the upper bound."""
 

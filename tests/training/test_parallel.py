@@ -66,7 +66,7 @@ def child(*words):
     return finish(start(*words))[0]
 
 
-KINDS = ("pair", "chain", "annealed", "gaussian", "cloned", "fpo")
+KINDS = ("pair", "chain", "annealed", "gaussian", "cloned", "fpo", "exact")
 CASES = [
     "weighted",
     "sac",
