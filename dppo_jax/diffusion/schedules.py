@@ -93,7 +93,7 @@ def linear_betas(
 
 
 def alpha_bars_of(betas: np.ndarray) -> np.ndarray:
-    """Signal power alpha_bar, the running product of (1 - beta), in the type of beta."""
+    """Signal power alpha_bar, the running product of (1 - beta), of the same type."""
     # 1 - alpha_bar cancels at the clean end, so rounding matters. As in the reference,
     # whose checkpoints can be loaded, the product of float32 rates is in float64, and
     # the result float32. Rates that the reference does not have are float64.
