@@ -201,6 +201,26 @@ def test_the_epsilon_counts_where_it_can_be_seen(tmp_path):
     np.testing.assert_allclose(policy_obs(normalizer, obs)[3], 1.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("pipelines, wanted", [(True, 1.0), (False, 2 / 1.005 - 1)])
+def test_older_versions_add_an_epsilon_to_every_range(tmp_path, pipelines, wanted):
+    """A range of 2e-6, to which versions before 0.4 add 1e-8, and we 1e-6."""
+    stats = lerobot.STATS | {
+        "observation.environment_state": {"min": [0], "max": [2e-6]}
+    }
+    path = lerobot.save_policy(tmp_path / "a", stats=stats, pipelines=pipelines)
+    normalizer = load_lerobot_policy(path).normalizer
+    obs = np.float32([0.0, 2.0, 200.0, 2e-6])
+    np.testing.assert_allclose(policy_obs(normalizer, obs)[3], wanted, atol=1e-4)
+
+
+def test_the_state_alone_is_an_observation_too(tmp_path):
+    config = lerobot.make_config(input_features=STATE)
+    policy = load_lerobot_policy(lerobot.save_policy(tmp_path / "a", config))
+    assert len(policy.normalizer.obs_min) == 3
+    film = policy.params["params"]["down_0_0"]["film"]["linear"]["kernel"]
+    assert film.shape == (4 + 2 * 3, 2 * 8)
+
+
 def test_a_constant_column_is_minus_one_as_in_lerobot(tmp_path):
     stats = lerobot.STATS | {"observation.environment_state": {"min": [4], "max": [4]}}
     path = lerobot.save_policy(tmp_path / "a", stats=stats)
