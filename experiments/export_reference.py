@@ -21,6 +21,7 @@ _ONLY = {
     "model.diffusion.beta_schedule": "cosine",
     "model.diffusion.past_actions": 0,
     "model.network.num_out_groups": None,
+    "model.sampling.rederive_noise": True,
 }
 
 
