@@ -10,6 +10,7 @@ from absl import flags
 from dppo_jax import runtime
 from dppo_jax.errors import SettingsError
 from experiments import processes
+from experiments.defaults import default_config
 from experiments.directories import config_of_run
 from experiments.settings import load_config as load_config_file
 from experiments.settings import override
@@ -28,6 +29,7 @@ def run_stage(
     *,
     takes_run: bool = False,
     takes_checkpoint: bool = False,
+    needs_config: bool = True,
 ) -> None:
     """Parse the flags and run a stage; on a wrong setting print one line, exit with 2.
 
@@ -40,9 +42,12 @@ def run_stage(
             then that of the run, and `config.policy` is the run.
         takes_checkpoint: whether the stage accepts --checkpoint. It is then called
             with the keyword argument `checkpoint`.
+        needs_config: False: without --config the configuration is the default one.
     """
     with processes.leaving_at_once(), processes.errors_in_one_line():
-        arguments = _parse(sys.argv, words, takes_run=takes_run)
+        arguments = _parse(
+            sys.argv, words, takes_run=takes_run, needs_config=needs_config
+        )
         if takes_checkpoint:
             stage(*arguments, checkpoint=CHECKPOINT.value)
             return
@@ -67,7 +72,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(
-    argv: list[str], words: Sequence[str], *, takes_run: bool = False
+    argv: list[str],
+    words: Sequence[str],
+    *,
+    takes_run: bool = False,
+    needs_config: bool = True,
 ) -> list[Any]:
     """The positional arguments that `words` names, and the locked configuration.
 
@@ -99,12 +108,12 @@ def _parse(
         raise SettingsError(f"{word!r} is not a flag; write --config.KEY=VALUE.")
     if len(given) != len(words):
         raise SettingsError(f"{given} given; write {' '.join(words)} --config=FILE.")
-    if not _CONFIG.value:
+    if not _CONFIG.value and needs_config:
         raise SettingsError(
             "no configuration; pass --config=experiments/configs/avoid.py:m1"
             + (", or a run directory." if takes_run else "")
         )
-    config = load_config_file(_CONFIG.value)
+    config = load_config_file(_CONFIG.value) if _CONFIG.value else default_config()
     override(config, changes, "--config.")
     runtime.configure()
     return [*given, config]

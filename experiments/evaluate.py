@@ -70,7 +70,7 @@ def make_score(
     env = make_env(
         config.env,
         normalizer=normalizer,
-        chunk=config.model.chunk,
+        chunk=inputs.executable(config),
         num_envs=min(settings.num_envs, settings.num_episodes),
         trace=plots.traced_metrics(config.env.task),
     )

@@ -5,6 +5,7 @@ python -m experiments.export_reference RUN_DIR state_30.pt [--checkpoint=best]
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from dppo_jax.deploy import LoadedPolicy, load_policy
 from dppo_jax.errors import SettingsError
@@ -12,7 +13,16 @@ from dppo_jax.interop import ReferenceCheckpoint, save_reference_checkpoint
 from dppo_jax.normalize import save_normalizer
 from dppo_jax.policies import PolicyParams
 from dppo_jax.training.checkpoint import load_critic
+from dppo_jax.training.old_settings import flatten
 from experiments import command_line, processes
+
+# What the published code computes, which it has no setting for.
+_ONLY = {
+    "model.diffusion.beta_schedule": "cosine",
+    "model.diffusion.past_actions": 0,
+    "model.network.num_out_groups": None,
+    "model.sampling.rederive_noise": True,
+}
 
 
 def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
@@ -35,6 +45,8 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
             "run with model.kind='diffusion', 'gaussian' or 'gmm'."
         )
     is_diffusion = model["kind"] == "diffusion"
+    if is_diffusion:
+        _check_diffusion(run_dir, model)
     bounds = model[model["kind"]]
     critic = load_critic(run_dir, checkpoint) if stage == "finetune" else None
     save_reference_checkpoint(
@@ -62,6 +74,18 @@ def main(run_dir: str, path: str, checkpoint: int | str = "latest") -> str:
     if stage == "finetune" and critic is None:
         print("it has no critic: load it as network_path; it cannot resume a run there")
     return normalization
+
+
+def _check_diffusion(run_dir: str, model: dict[str, Any]) -> None:
+    """Refuse settings, of imported policies, that the published code does not have."""
+    settings = flatten({"model": model})
+    for name, only in _ONLY.items():
+        value = settings.get(name, only)
+        if value != only:
+            raise SettingsError(
+                f"{run_dir} has {name}={value!r}, and the published code has only "
+                f"{only!r}; its weights would act differently there."
+            )
 
 
 def _num_tuned_steps(policy: LoadedPolicy) -> int:

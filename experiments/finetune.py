@@ -108,7 +108,7 @@ def _make_algorithm(
     env = make_env(
         config.env,
         normalizer=normalizer,
-        chunk=config.model.chunk,
+        chunk=inputs.executable(config),
         num_envs=config.rollout.num_envs,
     )
     return make_algorithm(env, policy, config, data)

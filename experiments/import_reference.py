@@ -8,7 +8,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -16,8 +15,7 @@ from ml_collections import ConfigDict
 from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop import infer_settings, load_reference_checkpoint
-from dppo_jax.normalize import Normalizer, load_normalizer
-from dppo_jax.policies import PolicyParams, make_policy, obs_like
+from dppo_jax.normalize import load_normalizer
 from dppo_jax.training.checkpoint import Checkpoints
 from dppo_jax.training.config_file import save_config
 from dppo_jax.training.trees import check_matches
@@ -56,7 +54,7 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
             )
     check_matches(
         checkpoint.params,
-        _expected_params(config, normalizer),
+        inputs.expected_params(config, normalizer),
         what=f"the policy of {path}",
         cure="pass the --config.model settings that it was trained with.",
     )
@@ -92,14 +90,6 @@ def main(path: str, run_dir: str, config: ConfigDict, normalization: str = "") -
         f"not stored in the weights, taken from the config: {', '.join(untold)}"
     )
     return run_dir
-
-
-def _expected_params(config: ConfigDict, normalizer: Normalizer) -> PolicyParams:
-    policy = make_policy(config.model, action_dim=len(normalizer.action_min))
-    obs = obs_like(
-        config.model, history=config.env.history, obs_dim=len(normalizer.obs_min)
-    )
-    return jax.eval_shape(policy.init, jax.random.key(0), obs)
 
 
 def _sections(config: ConfigDict) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from dppo_jax.envs.adapters import is_host
 from dppo_jax.envs.build import make_single
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer, constant_columns
-from dppo_jax.policies import make_policy
+from dppo_jax.policies import make_policy, obs_like
 from dppo_jax.training.checkpoint import has_checkpoint, read_policy
 from dppo_jax.training.config_file import load_config
 from dppo_jax.types import VecEnv
@@ -42,7 +42,10 @@ _WORTH_A_LINE = (
     *("env.", "model.network.compute_dtype"),
     *(
         f"model.sampling.{x}"
-        for x in ("ddim_steps", "eta", "draw_clip", "final_clip", "noise_clip")
+        for x in (
+            *("ddim_steps", "eta", "draw_clip", "final_clip", "noise_clip"),
+            "rederive_noise",
+        )
     ),
     *("model.sampling.flow_steps", "model.sampling.mean_clip"),
     *("model.noise.std_min", "model.noise.std_max"),
@@ -194,3 +197,18 @@ def _is_tuned_whole(model: dict[str, Any]) -> bool:
 def build_policy(config: ConfigDict, action_dim: int) -> Any:
     """The policy that all stages share."""
     return make_policy(config.model, action_dim=action_dim)
+
+
+def executable(config: ConfigDict) -> int:
+    """How many actions of a chunk may be executed: those from the present one on."""
+    past = config.model.diffusion.past_actions
+    return config.model.chunk - (past if config.model.kind == "diffusion" else 0)
+
+
+def expected_params(config: ConfigDict, normalizer: Normalizer) -> Any:
+    """Names and shapes of the parameters of the configured policy."""
+    policy = build_policy(config, len(normalizer.action_min))
+    obs = obs_like(
+        config.model, history=config.env.history, obs_dim=len(normalizer.obs_min)
+    )
+    return jax.eval_shape(policy.init, jax.random.key(0), obs)

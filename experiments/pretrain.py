@@ -19,6 +19,12 @@ def main(config: ConfigDict) -> list[str]:
     """Run the stage; returns the run directory of every seed."""
     check_seeds(config, steps_env=False)
     processes.stay_on_one_device(config, "pretrain")
+    past = config.model.diffusion.past_actions
+    if past and config.model.kind == "diffusion":
+        raise SettingsError(
+            f"model.diffusion.past_actions={past} is for imported policies, because "
+            "cloning has no actions before the present one in its chunks; use 0."
+        )
     episodes = inputs.load_data(config)
     assert episodes.normalizer is not None  # `load_data` normalises.
     coef, kind = config.pretrain.clone_entropy_coef, config.model.kind

@@ -216,6 +216,7 @@ def test_nearly_all_commands_are_checked():
         ("python -m experiments.demo --config.sed=1", "did you mean seed"),
         ("python -m experiments.import_reference A.pt $C", "write STATE.pt RUN_DIR"),
         ("python -m experiments.export_reference RUN", "write RUN_DIR STATE.pt"),
+        ("python -m experiments.import_lerobot DIR", "write FOLDER RUN_DIR"),
         ("python -m experiments.export_reference RUN A.pt --best", "Unknown command"),
         ("python -m experiments.report runs/a", "write LABEL=DIR"),
         ("python -m experiments.convert a", "required: OUT"),

@@ -17,9 +17,18 @@ import jax
 import jax.numpy as jnp
 
 from dppo_jax.diffusion.chain import Chain, Move
-from dppo_jax.diffusion.schedules import Schedule, ddim_schedule, ddpm_schedule
+from dppo_jax.diffusion.schedules import (
+    Schedule,
+    cosine_betas,
+    ddim_schedule,
+    ddpm_schedule,
+    linear_betas,
+)
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, PyTree
+
+# Names of noise rates, see `make_diffusion`.
+BETA_SCHEDULES = ("cosine", "linear")
 
 # (params, x [B, Ta, Da], time [B] or [1], condition) -> output like x.
 Denoise = Callable[[PyTree, Array, Array, PyTree], Array]
@@ -38,6 +47,8 @@ class Diffusion(NamedTuple):
     draw_clip: bound of standard-normal draws; log-probabilities ignore it.
     final_clip: bound of the action at the end of the chain, or None.
     min_log_prob_std: floor of the standard deviation in log-probabilities.
+    rederive_noise: True if the noise in the mean (DDIM) is that of the clipped clean
+        action, False if it is that of the network's output.
     """
 
     explore: Schedule
@@ -49,6 +60,7 @@ class Diffusion(NamedTuple):
     draw_clip: float
     final_clip: float | None
     min_log_prob_std: float
+    rederive_noise: bool = True
 
 
 def make_diffusion(
@@ -62,6 +74,10 @@ def make_diffusion(
     draw_clip: float = 3.0,
     final_clip: float | None = None,
     min_log_prob_std: float = 0.1,
+    beta_schedule: str = "cosine",
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    rederive_noise: bool = True,
 ) -> Diffusion:
     """Make the schedules and bounds of a diffusion policy.
 
@@ -72,10 +88,12 @@ def make_diffusion(
         eta: DDIM noise while exploring; evaluation always uses 0.
         predict_noise, x0_clip, noise_clip, draw_clip, final_clip, min_log_prob_std: see
             `Diffusion`.
+        beta_schedule: noise rates of training, "cosine" or "linear".
+        beta_start, beta_end: bounds of the linear ones; the cosine has none.
+        rederive_noise: as the reference does; diffusers' DDIMScheduler does not.
 
     Raises:
-        SettingsError: DDIM for a network that predicts the clean action, or a bound
-            that is not positive.
+        SettingsError: unknown or invalid noise rates, or a bound that is not positive.
     """
     if eta < 0:
         raise SettingsError(f"eta={eta} must not be negative; 1 explores as DDPM does.")
@@ -90,17 +108,37 @@ def make_diffusion(
         if bound is not None and bound <= 0:
             cure = "; use None for no bound" if name in optional else ""
             raise SettingsError(f"{name}={bound} must be positive{cure}.")
-    training = ddpm_schedule(num_denoising_steps, predict_noise=predict_noise)
+    if beta_schedule not in BETA_SCHEDULES:
+        raise SettingsError(
+            f"beta_schedule={beta_schedule!r} is unknown; use one of "
+            f"{', '.join(BETA_SCHEDULES)}."
+        )
+    if beta_schedule == "linear":
+        betas = linear_betas(
+            num_denoising_steps, beta_start=beta_start, beta_end=beta_end
+        )
+    else:
+        betas = cosine_betas(num_denoising_steps)
+    training = ddpm_schedule(
+        num_denoising_steps, predict_noise=predict_noise, betas=betas
+    )
     if ddim_steps is None:
         explore = training
         deterministic = ddpm_schedule(
-            num_denoising_steps, predict_noise=predict_noise, deterministic=True
+            num_denoising_steps,
+            predict_noise=predict_noise,
+            betas=betas,
+            deterministic=True,
         )
     else:
-        if not predict_noise:
-            raise SettingsError("predict_noise=False needs DDPM; set ddim_steps=None.")
         explore, deterministic = (
-            ddim_schedule(ddim_steps, num_training_steps=num_denoising_steps, eta=e)
+            ddim_schedule(
+                ddim_steps,
+                num_training_steps=num_denoising_steps,
+                eta=e,
+                predict_noise=predict_noise,
+                betas=betas,
+            )
             for e in (eta, 0.0)
         )
     return Diffusion(
@@ -113,6 +151,7 @@ def make_diffusion(
         draw_clip=draw_clip,
         final_clip=final_clip,
         min_log_prob_std=min_log_prob_std,
+        rederive_noise=rederive_noise,
     )
 
 
@@ -125,15 +164,20 @@ def denoise_mean(
     """
     chex.assert_equal_shape([x, out])
     s = jax.tree.map(lambda table: _column(table[step], x), schedule)
-    x0 = s.x0_from_x * x + s.x0_from_out * out
+    predicted = x0 = s.x0_from_x * x + s.x0_from_out * out
     if diffusion.x0_clip is not None:
         x0 = jnp.clip(x0, -diffusion.x0_clip, diffusion.x0_clip)
     mean = s.mean_from_x0 * x0 + s.mean_from_x * x
+    if diffusion.noise_clip is None and diffusion.rederive_noise:
+        return mean
+    # The weights of x0 and x hold the noise that these two imply; replace it.
+    implied = (x - s.signal * x0) / s.noise
+    noise = implied
+    if not diffusion.rederive_noise:
+        noise = (x - s.signal * predicted) / s.noise
     if diffusion.noise_clip is not None:
-        noise = (x - s.signal * x0) / s.noise
-        bound = diffusion.noise_clip
-        mean += s.mean_from_noise * (jnp.clip(noise, -bound, bound) - noise)
-    return mean
+        noise = jnp.clip(noise, -diffusion.noise_clip, diffusion.noise_clip)
+    return mean + s.mean_from_noise * (noise - implied)
 
 
 def diffusion_chain(diffusion: Diffusion, denoise: Denoise) -> Chain:

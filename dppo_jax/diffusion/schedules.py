@@ -26,7 +26,7 @@ class Schedule(NamedTuple):
     mean_from_x0, mean_from_x: weights of the clean action and x in the mean of the next
         x.
     mean_from_noise: weight of the predicted noise in that mean (0 for DDPM); used only
-        if the predicted noise is clipped.
+        if the predicted noise is clipped, or not that of the clipped action.
     std: standard deviation of the next x.
     """
 
@@ -68,15 +68,44 @@ def cosine_betas(num_denoising_steps: int, *, offset: float = 0.008) -> np.ndarr
     return np.clip(1 - power[1:] / power[:-1], 0.0, 0.999).astype(np.float32)
 
 
+def linear_betas(
+    num_denoising_steps: int, *, beta_start: float, beta_end: float
+) -> np.ndarray:
+    """Noise rates beta that grow linearly (Ho et al. 2020, section 4).
+
+    Returns:
+        [num_denoising_steps] float64, cleanest first.
+
+    Raises:
+        SettingsError: fewer than one step, or rates that are not 0 < beta_start <=
+            beta_end < 1.
+    """
+    if num_denoising_steps < 1:
+        raise SettingsError(
+            f"num_denoising_steps={num_denoising_steps} must be at least 1."
+        )
+    if not 0 < beta_start <= beta_end < 1:
+        raise SettingsError(
+            f"beta_start={beta_start} and beta_end={beta_end} must be rates 0 < "
+            "beta_start <= beta_end < 1; for example 0.0001 and 0.02."
+        )
+    return np.linspace(beta_start, beta_end, num_denoising_steps)
+
+
 def alpha_bars_of(betas: np.ndarray) -> np.ndarray:
-    """Signal power alpha_bar, the running product of (1 - beta), float32."""
+    """Signal power alpha_bar, the running product of (1 - beta), of the same type."""
     # 1 - alpha_bar cancels at the clean end, so rounding matters. As in the reference,
-    # whose checkpoints can be loaded, the product of float32 rates is in float64.
-    return np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
+    # whose checkpoints can be loaded, the product of float32 rates is in float64, and
+    # the result float32. Rates that the reference does not have are float64.
+    return np.cumprod(1 - betas, dtype=np.float64).astype(betas.dtype)
 
 
 def ddpm_schedule(
-    num_denoising_steps: int, *, predict_noise: bool = True, deterministic: bool = False
+    num_denoising_steps: int,
+    *,
+    predict_noise: bool = True,
+    deterministic: bool = False,
+    betas: np.ndarray | None = None,
 ) -> Schedule:
     """Ancestral sampling over every step (Ho et al. 2020, eqs. 6 and 7).
 
@@ -85,8 +114,9 @@ def ddpm_schedule(
         predict_noise: whether the network predicts the noise or the clean action.
         deterministic: use the posterior std (at least 1e-3), but 0 in the last step, as
             the reference does in evaluation.
+        betas: [K] noise rates, cleanest first; None: those of `cosine_betas`.
     """
-    betas = cosine_betas(num_denoising_steps)
+    betas = cosine_betas(num_denoising_steps) if betas is None else betas
     alpha_bars = alpha_bars_of(betas)
     previous = np.concatenate([np.ones(1, np.float32), alpha_bars[:-1]])
     variance = betas * (1 - previous) / (1 - alpha_bars)
@@ -106,16 +136,22 @@ def ddpm_schedule(
 
 
 def ddim_schedule(
-    num_denoising_steps: int, *, num_training_steps: int, eta: float
+    num_denoising_steps: int,
+    *,
+    num_training_steps: int,
+    eta: float,
+    predict_noise: bool = True,
+    betas: np.ndarray | None = None,
 ) -> Schedule:
     """DDIM sampling over some steps of training (Song et al. 2021, eqs. 12 and 16).
-
-    The network predicts the noise.
 
     Args:
         num_denoising_steps: K, number of sampled steps ("leading" spacing).
         num_training_steps: denoising steps of training.
         eta: 1 gives noise as in DDPM (exploration), 0 gives none (evaluation).
+        predict_noise: whether the network predicts the noise or the clean action.
+        betas: [num_training_steps] noise rates of training, cleanest first; None: those
+            of `cosine_betas`.
 
     Raises:
         SettingsError: more steps in sampling than in training.
@@ -126,7 +162,8 @@ def ddim_schedule(
             f"{num_training_steps} denoising steps of training."
         )
     time = np.arange(num_denoising_steps) * (num_training_steps // num_denoising_steps)
-    alpha_bars = alpha_bars_of(cosine_betas(num_training_steps))[time]
+    betas = cosine_betas(num_training_steps) if betas is None else betas
+    alpha_bars = alpha_bars_of(betas)[time]
     previous = np.concatenate([np.ones(1, np.float32), alpha_bars[:-1]])
     std = eta * np.sqrt((1 - previous) / (1 - alpha_bars) * (1 - alpha_bars / previous))
     std = np.maximum(std, _MIN_DDIM_STD)
@@ -134,7 +171,7 @@ def ddim_schedule(
     return _schedule(
         time=time,
         alpha_bars=alpha_bars,
-        predict_noise=True,
+        predict_noise=predict_noise,
         mean_from_x0=np.sqrt(previous)
         - mean_from_noise * np.sqrt(alpha_bars) / np.sqrt(1 - alpha_bars),
         mean_from_x=mean_from_noise / np.sqrt(1 - alpha_bars),

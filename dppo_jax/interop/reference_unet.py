@@ -57,15 +57,16 @@ def is_convolution(path: str) -> bool:
 
 def path_from_reference(name: str) -> str | None:
     """The path of a layer with a PyTorch name; None: a U-Net has none of that name."""
-    return _rename(name, _LAYERS)
+    return rename(name, _LAYERS)
 
 
 def path_to_reference(path: str) -> str | None:
     """The PyTorch name of the layer at a path; None: a U-Net has none there."""
-    return _rename(path, [(ours, torch) for torch, ours in _LAYERS])
+    return rename(path, [(ours, torch) for torch, ours in _LAYERS])
 
 
-def _rename(name: str, rows: Sequence[tuple[str, str]]) -> str | None:
+def rename(name: str, rows: Sequence[tuple[str, str]]) -> str | None:
+    """Translate a name by the first row whose pattern it fits; None: by none."""
     for source, target in rows:
         pattern = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(source))
         match = re.fullmatch(pattern, name)

@@ -64,6 +64,7 @@ def _unet_settings() -> dict[str, Any]:
         dim_mults=(1, 2),  # one level each; model.chunk is halved between levels
         kernel_size=5,
         num_groups=FieldReference(8, field_type=int),  # None: no group normalisation
+        num_out_groups=placeholder(int),  # of the last block; None: as num_groups
         group_norm_eps=1e-5,
         predict_scale=True,
         larger_encoder=True,

@@ -204,6 +204,7 @@ class DiffusionUNet(nn.Module):
     kernel_size: of the convolutions inside blocks, odd.
     num_groups: of group normalisation, a divisor of all numbers of channels; None: no
         normalisation.
+    num_out_groups: as `num_groups`, of the last block; None: as many.
     group_norm_eps: added to variances in group normalisation.
     predict_scale: FiLM scales channels as well.
     larger_encoder: three layers in every FiLM, otherwise one. The reference has three
@@ -225,6 +226,7 @@ class DiffusionUNet(nn.Module):
     dim_mults: Sequence[int] = (1, 2)
     kernel_size: int = 5
     num_groups: int | None = 8
+    num_out_groups: int | None = None
     group_norm_eps: float = 1e-5
     predict_scale: bool = True
     larger_encoder: bool = True
@@ -243,7 +245,9 @@ class DiffusionUNet(nn.Module):
                 "convolution keeps the length of a chunk; for example 5."
             )
         if self.num_groups is not None:
-            _check_groups(self.num_groups, self.dim, self.dim_mults)
+            _check_groups("num_groups", self.num_groups, self.dim, self.dim_mults)
+        if self.num_out_groups is not None:
+            _check_groups("num_out_groups", self.num_out_groups, self.dim, (1,))
         if not self.group_norm_eps > 0:
             raise SettingsError(
                 f"group_norm_eps={self.group_norm_eps} must be positive; for example "
@@ -289,6 +293,8 @@ class DiffusionUNet(nn.Module):
         self.middle = two_blocks(lowest)
         self.up = [two_blocks(features) for features in reversed(upper)]
         self.upsample = [Upsample(dtype) for _ in upper]
+        if self.num_out_groups is not None:
+            convolution |= dict(num_groups=self.num_out_groups)
         self.out_block = ConvBlock(self.dim, **convolution)
         self.out = Conv(self.action_dim, 1)
 
@@ -359,11 +365,13 @@ def _check_levels(chunk: int, dim: int, dim_mults: Sequence[int]) -> None:
         )
 
 
-def _check_groups(num_groups: int, dim: int, dim_mults: Sequence[int]) -> None:
+def _check_groups(
+    name: str, num_groups: int, dim: int, dim_mults: Sequence[int]
+) -> None:
     for channels in (dim, *(dim * factor for factor in dim_mults)):
         if num_groups < 1 or channels % num_groups:
             raise SettingsError(
-                f"num_groups={num_groups} must divide the {channels} channels of a "
+                f"{name}={num_groups} must divide the {channels} channels of a "
                 f"level (dim={dim}, dim_mults={tuple(dim_mults)}); None does not "
                 "normalise."
             )

@@ -35,6 +35,12 @@ def default_config() -> ConfigDict:
             num_denoising_steps=20,  # K of training, and of sampling without DDIM
             predict_noise=True,
             x0_clip=FieldReference(1.0, field_type=float),  # None: no bound
+            beta_schedule="cosine",  # or "linear", from beta_start to beta_end
+            beta_start=1e-4,
+            beta_end=0.02,
+            # Actions before the present one that the network predicts too, as LeRobot's
+            # does. Chunks hold them at their end, and they are not executed.
+            past_actions=0,
         )
     )
     # Times at which a flow is cloned: "uniform", "logit-normal", or "discrete", which
@@ -78,6 +84,9 @@ def default_config() -> ConfigDict:
             noise_clip=placeholder(float),
             final_clip=placeholder(float),
             ddim_steps=placeholder(int),  # K of a DDIM chain; None: DDPM
+            # The noise in a DDIM mean is that of the clipped action; False: that of the
+            # output.
+            rederive_noise=True,
             flow_steps=4,  # K of a flow, which has no use for the floors and eta
             mean_clip=FieldReference(1.0, field_type=float),  # of a flow's moves
         )
@@ -144,21 +153,25 @@ def _make(
         return squashed_policy(network)
     if config.kind == "flow":
         return _make_flow(config, network, action_dim)
+    diffusion = dict(config.diffusion)
+    past_actions = diffusion.pop("past_actions")
     return diffusion_policy(
         network,
         denoising.make_diffusion(
-            **config.diffusion,
+            **diffusion,
             ddim_steps=sampling.ddim_steps,
             eta=sampling.eta,
             noise_clip=sampling.noise_clip,
             draw_clip=sampling.draw_clip,
             final_clip=sampling.final_clip,
             min_log_prob_std=sampling.min_log_prob_std,
+            rederive_noise=sampling.rederive_noise,
         ),
         chunk=config.chunk,
         action_dim=action_dim,
         num_tuned_steps=sampling.num_tuned_steps,
         min_std=sampling.min_std,
+        past_actions=past_actions,
     )
 
 

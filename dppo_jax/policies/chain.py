@@ -97,6 +97,7 @@ def diffusion_policy(
     action_dim: int,
     num_tuned_steps: int,
     min_std: float = 0.1,
+    past_actions: int = 0,
 ) -> ChainPolicy:
     """Make a policy that denoises in K steps, the last K' of them tuned (paper Sec. 4).
 
@@ -107,9 +108,11 @@ def diffusion_policy(
         action_dim: Da.
         num_tuned_steps: K'; the first K - K' steps use the base network.
         min_std: floor of the sampling standard deviation while exploring.
+        past_actions: see `chain_policy`.
 
     Raises:
-        SettingsError: K' outside [1, K], or a negative floor.
+        SettingsError: K' outside [1, K], a negative floor, or `past_actions` that leave
+            no action of the chunk.
     """
     first_tuned = diffusion.explore.num_denoising_steps - num_tuned_steps
     std = jnp.maximum(diffusion.explore.std[first_tuned:], diffusion.min_log_prob_std)
@@ -127,6 +130,7 @@ def diffusion_policy(
         action_dim=action_dim,
         num_tuned_steps=num_tuned_steps,
         min_std=min_std,
+        past_actions=past_actions,
     )
     if diffusion.explore.num_denoising_steps < 2 or diffusion.x0_clip is None:
         return policy
@@ -182,6 +186,7 @@ def chain_policy(
     action_dim: int,
     num_tuned_steps: int,
     min_std: float,
+    past_actions: int = 0,
 ) -> ChainPolicy:
     """Make a policy that denoises by any kind of moves.
 
@@ -193,6 +198,9 @@ def chain_policy(
         cloning: what the network learns from demonstrations.
         entropy: (params, obs) -> [B].
         chunk, action_dim, num_tuned_steps, min_std: as in `diffusion_policy`.
+        past_actions: the first actions that the network predicts, before the present
+            one. Everywhere else, chunks hold them at their end, after all actions that
+            may be executed.
 
     Raises:
         SettingsError: as `diffusion_policy`.
@@ -203,8 +211,17 @@ def chain_policy(
         return Encoded(params, apply(params, obs, method="encode"))
 
     def denoise(params: PyTree, x: Array, time: Array, condition: PyTree) -> Array:
-        return apply(params, x, time, condition, method="denoise")
+        if not past_actions:
+            return apply(params, x, time, condition, method="denoise")
+        x = jnp.roll(x, past_actions, axis=1)
+        out = apply(params, x, time, condition, method="denoise")
+        return jnp.roll(out, -past_actions, axis=1)
 
+    if not 0 <= past_actions < chunk:
+        raise SettingsError(
+            f"past_actions={past_actions} must leave one of the {chunk} actions "
+            "of a chunk (model.chunk); use 0 if the first action is the present one."
+        )
     chain = make_chain(denoise)
     if not 1 <= num_tuned_steps <= chain.num_denoising_steps:
         raise SettingsError(

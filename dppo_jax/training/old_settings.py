@@ -87,6 +87,11 @@ ADDED = {
             },
             "model.sampling.flow_steps": 4,
             "model.sampling.mean_clip": 1.0,
+            "model.sampling.rederive_noise": True,
+            "model.diffusion.beta_schedule": "cosine",
+            "model.diffusion.beta_start": 1e-4,
+            "model.diffusion.beta_end": 0.02,
+            "model.diffusion.past_actions": 0,
             "model.gmm": {
                 "num_modes": 5,
                 "fixed_std": 0.1,

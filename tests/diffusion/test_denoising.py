@@ -23,6 +23,7 @@ from dppo_jax.diffusion.schedules import (
     cosine_betas,
     ddim_schedule,
     ddpm_schedule,
+    linear_betas,
 )
 
 K = 5
@@ -148,8 +149,15 @@ def test_deterministic_ddpm_keeps_the_posterior_noise_but_for_the_last_move():
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"predict_noise": False}, {"ddim_steps": 3}],
-    ids=["ddpm", "x0", "ddim"],
+    [
+        {},
+        {"predict_noise": False},
+        {"ddim_steps": 3},
+        {"ddim_steps": 3, "predict_noise": False},
+        {"beta_schedule": "linear", "beta_end": 0.5},
+        {"ddim_steps": 3, "beta_schedule": "linear", "beta_end": 0.5},
+    ],
+    ids=["ddpm", "x0", "ddim", "ddim of x0", "linear ddpm", "linear ddim"],
 )
 def test_a_chain_with_a_perfect_network_ends_at_the_action(settings, deterministic):
     diffusion = make_diffusion(num_denoising_steps=K, **settings)
@@ -278,6 +286,36 @@ def test_the_noise_in_a_ddim_mean_is_clipped():
 
 
 @pytest.mark.parametrize("predict_noise", [True, False])
+def test_the_noise_in_a_ddim_mean_may_be_that_of_the_output(predict_noise):
+    """x0 = 1.6 is clipped to 1, and the noise stays 0.7, as in diffusers."""
+    settings = dict(num_denoising_steps=10, ddim_steps=K, predict_noise=predict_noise)
+    diffusion = make_diffusion(**settings, rederive_noise=False)
+    s, step = diffusion.deterministic, 1
+    x0, noise = 1.6, 0.7
+    x = jnp.full((1, 1, 1), s.signal[step] * x0 + s.noise[step] * noise)
+    out = jnp.full((1, 1, 1), noise if predict_noise else x0)
+    expected = s.signal[step + 1] * 1.0 + s.noise[step + 1] * noise
+    found = denoise_mean(diffusion, s, x, out, step)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    bounded = diffusion._replace(noise_clip=0.5)
+    expected = s.signal[step + 1] * 1.0 + s.noise[step + 1] * 0.5
+    found = denoise_mean(bounded, s, x, out, step)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    again = denoise_mean(make_diffusion(**settings), s, x, out, step)
+    implied = (x - s.signal[step]) / s.noise[step]
+    expected = s.signal[step + 1] + s.noise[step + 1] * implied
+    np.testing.assert_allclose(again, expected, rtol=1e-4)
+
+
+def test_linear_rates_are_evenly_spaced_from_the_cleanest():
+    rates = linear_betas(3, beta_start=0.1, beta_end=0.3)
+    np.testing.assert_allclose(rates, [0.1, 0.2, 0.3], rtol=1e-6)
+    schedule = ddpm_schedule(3, betas=rates)
+    powers = [0.9 * 0.8 * 0.7, 0.9 * 0.8, 0.9]  # the noisiest first
+    np.testing.assert_allclose(schedule.signal**2, powers, rtol=1e-5)
+
+
+@pytest.mark.parametrize("predict_noise", [True, False])
 def test_the_cloning_loss_is_zero_for_a_perfect_network(predict_noise):
     diffusion = make_diffusion(num_denoising_steps=K, predict_noise=predict_noise)
     apply = oracle(diffusion.training, predict_noise=predict_noise)
@@ -318,9 +356,18 @@ def test_jit_changes_nothing():
         (dict(num_denoising_steps=0), "num_denoising_steps=0"),
         (dict(num_denoising_steps=5, ddim_steps=6), "ddim_steps=6 .* 5"),
         (dict(num_denoising_steps=5, ddim_steps=0), "ddim_steps=0"),
+        (dict(num_denoising_steps=5, beta_schedule="sine"), "beta_schedule='sine'"),
         (
-            dict(num_denoising_steps=5, ddim_steps=2, predict_noise=False),
-            "set ddim_steps=None",
+            dict(num_denoising_steps=5, beta_schedule="linear", beta_end=1.0),
+            "beta_end=1.0 must be rates",
+        ),
+        (
+            dict(num_denoising_steps=5, beta_schedule="linear", beta_start=0.0),
+            "beta_start=0.0",
+        ),
+        (
+            dict(num_denoising_steps=0, beta_schedule="linear"),
+            "num_denoising_steps=0",
         ),
         (dict(num_denoising_steps=5, x0_clip=0.0), "x0_clip=0.0"),
         (dict(num_denoising_steps=5, noise_clip=-1.0), "noise_clip=-1.0"),

@@ -314,6 +314,7 @@ def test_bfloat16_is_for_hidden_layers_alone():
         (dict(kernel_size=-1), "kernel_size=-1 must be odd and positive"),
         (dict(num_groups=3), "num_groups=3 must divide the 4 channels"),
         (dict(num_groups=0), "num_groups=0 must divide"),
+        (dict(num_out_groups=3), "num_out_groups=3 must divide the 4 channels"),
         (dict(group_norm_eps=0.0), "group_norm_eps=0.0 must be positive"),
         (dict(condition_sizes=(8,)), r"condition_sizes=\(8,\) do not suit"),
         (dict(condition_sizes=(8, 6, 4, 4)), "equal hidden sizes and the size of"),
@@ -332,3 +333,18 @@ def test_a_chunk_of_one_level_may_have_any_length():
     network = tiny_unet(chunk=3, dim_mults=(1,))
     out, _ = drawn(network, X[:, :3])
     assert out.shape == (2, 3, 1)
+
+
+def test_the_last_block_may_have_other_groups():
+    """With one group per channel a channel forgets the scale of its own convolution."""
+    plain, other = tiny_unet(), tiny_unet(num_out_groups=4)
+    out, params = drawn(plain, X)
+    np.testing.assert_array_equal(drawn(tiny_unet(num_out_groups=2), X)[0], out)
+    assert (apply(other, params, X, TIME, OBS) != out).any()
+    conv = params["params"]["out_block"]["conv"]
+    scale = np.array([2.0, 3.0, 4.0, 5.0], np.float32)
+    scaled = jax.tree.map(lambda leaf: leaf, params)
+    scaled["params"]["out_block"]["conv"] = {k: x * scale for k, x in conv.items()}
+    found, wanted = (apply(other, x, X, TIME, OBS) for x in (scaled, params))
+    np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-3)
+    assert np.abs(apply(plain, scaled, X, TIME, OBS) - out).max() > 1e-2

@@ -292,3 +292,27 @@ def test_a_configuration_makes_any_policy(kind, num_tuned_steps):
 def test_an_unknown_kind_of_policy_is_refused():
     with pytest.raises(ValueError, match="model.kind='diffusoin'"):
         make_policy(model_config(kind="diffusoin"), action_dim=2)
+
+
+def test_past_actions_of_a_network_stand_at_the_end_of_a_chunk():
+    """The same draws in the network's own order give the same actions in that order."""
+    num_past, network_order = 1, tiny.tiny_diffusion_policy()
+    ours = tiny.tiny_diffusion_policy(past_actions=num_past)
+    params = ours.init(jax.random.key(0), OBS)
+    chain, log_prob = ours.sample(params, KEY, OBS)
+    assert not np.allclose(
+        chain[:, -1], network_order.sample(params, KEY, OBS)[0][:, -1]
+    )
+    theirs = jnp.roll(chain, num_past, axis=2)
+    again = network_order.chain_log_prob(params.tuned, theirs, OBS)
+    np.testing.assert_allclose(
+        log_prob, jnp.roll(again, -num_past, axis=2), rtol=1e-4, atol=1e-5
+    )
+    found = ours.chain_log_prob(params.tuned, chain, OBS)
+    np.testing.assert_allclose(found, log_prob, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_past", [-1, tiny.CHUNK])
+def test_past_actions_must_leave_an_action(num_past):
+    with pytest.raises(ValueError, match=f"past_actions={num_past} must leave"):
+        tiny.tiny_diffusion_policy(past_actions=num_past)
