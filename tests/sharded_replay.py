@@ -16,7 +16,7 @@ import jax.numpy as jnp  # noqa: E402
 
 from dppo_jax import replay  # noqa: E402
 from dppo_jax.training import parallel  # noqa: E402
-from dppo_jax.types import Algorithm  # noqa: E402
+from tests import tiny  # noqa: E402
 
 NUM_ENVS, NUM_STEPS, LENGTH, GROUPS = 8, 3, 5, 4
 EXAMPLE = {"id": jnp.int32(0), "end": jnp.float32(0)}
@@ -64,16 +64,13 @@ def make(num_groups):
 
     def split(state, num_devices):
         rings = {
-            name: jax.tree.map(
-                lambda spec: spec != jax.sharding.PartitionSpec(),
-                replay.partition(state[name], "envs"),
-            )
+            name: replay.partition(state[name], "envs")
             for name in ("online", "offline")
         }
-        batches = dict.fromkeys(("drawn", "mixed", "windows"), True)
-        return {**rings, **batches, "step": False, "key": False}
+        batches = dict.fromkeys(("drawn", "mixed", "windows"), parallel.SPLIT)
+        return {**rings, **batches, "step": parallel.WHOLE, "key": parallel.WHOLE}
 
-    return Algorithm(init=jax.jit(init), step=step, split=split)
+    return tiny.silent(jax.jit(init), step, params=lambda state: {}, split=split)
 
 
 def run(devices):
