@@ -17,6 +17,10 @@ from experiments.settings import override
 _CONFIG = flags.DEFINE_string(
     "config", "", "experiments/configs/FILE.py[:VARIANT]; --config.KEY=VALUE sets KEY."
 )
+_HELP = """
+--config=FILE.py[:VARIANT] names a configuration, such as those of experiments/configs.
+--config.KEY=VALUE sets a setting. experiments/defaults.py and the config.json of any
+run list all settings; README.md has examples."""
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "latest", "which one to read: an iteration, latest or best."
 )
@@ -31,7 +35,8 @@ def run_stage(
 ) -> None:
     """Parse the flags and run a stage; on a wrong setting print one line, exit with 2.
 
-    With DPPO_JAX_TRACEBACK=1 in the environment it prints the traceback too.
+    With DPPO_JAX_TRACEBACK=1 in the environment it prints the traceback too. With
+    --help it only prints what the program does, the docstring of its module.
 
     Args:
         stage: called with one string for each of `words`, then the configuration.
@@ -41,6 +46,9 @@ def run_stage(
         takes_checkpoint: whether the stage accepts --checkpoint. It is then called
             with the keyword argument `checkpoint`.
     """
+    if not {"--help", "-h"}.isdisjoint(sys.argv[1:]):
+        print((sys.modules[stage.__module__].__doc__ or "").strip() + "\n" + _HELP)
+        return
     with processes.leaving_at_once(), processes.errors_in_one_line():
         arguments = _parse(sys.argv, words, takes_run=takes_run)
         if takes_checkpoint:
@@ -62,6 +70,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """
     try:
         return flags.FLAGS(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise SettingsError(
+            f"{error}; settings are --config.KEY=VALUE, and --help lists the flags."
+        ) from None
     except flags.Error as error:
         raise SettingsError(str(error)) from None
 
