@@ -71,9 +71,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise SettingsError(
-            f"{error}; settings are --config.KEY=VALUE, and --help lists the flags."
-        ) from None
+        raise SettingsError(f"{error}; settings are --config.KEY=VALUE.") from None
     except flags.Error as error:
         raise SettingsError(str(error)) from None
 
