@@ -18,6 +18,10 @@ from experiments.settings import override
 _CONFIG = flags.DEFINE_string(
     "config", "", "experiments/configs/FILE.py[:VARIANT]; --config.KEY=VALUE sets KEY."
 )
+_HELP = """
+--config=FILE.py[:VARIANT] names a configuration, such as those of experiments/configs.
+--config.KEY=VALUE sets a setting. experiments/defaults.py and the config.json of any
+run list all settings; README.md has examples."""
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "latest", "which one to read: an iteration, latest or best."
 )
@@ -33,7 +37,8 @@ def run_stage(
 ) -> None:
     """Parse the flags and run a stage; on a wrong setting print one line, exit with 2.
 
-    With DPPO_JAX_TRACEBACK=1 in the environment it prints the traceback too.
+    With DPPO_JAX_TRACEBACK=1 in the environment it prints the traceback too. With
+    --help it only prints what the program does, the docstring of its module.
 
     Args:
         stage: called with one string for each of `words`, then the configuration.
@@ -44,6 +49,9 @@ def run_stage(
             with the keyword argument `checkpoint`.
         needs_config: False: without --config the configuration is the default one.
     """
+    if not {"--help", "-h"}.isdisjoint(sys.argv[1:]):
+        print((sys.modules[stage.__module__].__doc__ or "").strip() + "\n" + _HELP)
+        return
     with processes.leaving_at_once(), processes.errors_in_one_line():
         arguments = _parse(
             sys.argv, words, takes_run=takes_run, needs_config=needs_config
@@ -67,6 +75,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """
     try:
         return flags.FLAGS(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise SettingsError(f"{error}; settings are --config.KEY=VALUE.") from None
     except flags.Error as error:
         raise SettingsError(str(error)) from None
 

@@ -84,7 +84,10 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
         origin=origin,
         normalizer=normalizer,
         evaluate=evaluate,
-        show=("success", "episode_return", "eval/success", "approx_kl"),
+        show=(
+            *("success", "episode_return"),
+            *("eval/success", "eval/episode_return", "approx_kl"),
+        ),
     )
     for run_dir, state in final.items() if parallel.is_first_process() else ():
         if plots.traced_metrics(config.env.task):

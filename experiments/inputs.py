@@ -127,7 +127,10 @@ def find_bounds(
             "demonstrations; pass --config.data=<file or folder>."
         )
     steps = config.rollout.random_steps
-    print(f"bounds of observations and actions: those of {steps} random steps in +-1")
+    print(
+        f"bounds of observations: those of {steps} control steps under random actions; "
+        "of actions: -1 and 1"
+    )
     # One key for all seeds, so that a seed trains the same alone and among others.
     key, env = jax.random.key(0), make_raw_env(config)
     obs, action = np.ones(env.obs_shape["state"]), np.ones(env.action_shape)

@@ -64,7 +64,10 @@ def save_trajectories(
 def save_curve(run_dir: str) -> None:
     """Write `plots/curve.png` with metrics that the run logged; print the path."""
     logged = {name for row in read_metrics(run_dir) for name in row}
-    names = ("episode_return", "success", "solved", "eval/success")
+    names = (
+        *("episode_return", "success", "solved"),
+        *("eval/episode_return", "eval/success"),
+    )
     shown = [name for name in names if name in logged]
     if not shown:
         return  # No episode has ended yet.

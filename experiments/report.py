@@ -16,18 +16,23 @@ from experiments import plots, processes
 
 _OUTPUT = flags.DEFINE_string("output", "report.png", "picture to write")
 _METRICS = flags.DEFINE_list(
-    "metrics", ["success", "eval/success"], "columns of metrics.csv to plot"
+    "metrics",
+    None,
+    "columns of metrics.csv to plot. Default: those of success and eval/success that "
+    "all runs have, or else of episode_return and eval/episode_return.",
 )
+_DEFAULTS = (("success", "eval/success"), ("episode_return", "eval/episode_return"))
 
 
 def main(argv: list[str]) -> None:
     """Plot and tabulate the groups named on the command line."""
     with processes.errors_in_one_line():
         groups = _groups(argv[1:])
+        metrics = _METRICS.value or _default_metrics(groups)
         curves = {
             (label, metric): [_curve(run_dir, metric) for run_dir in dirs]
             for label, dirs in groups.items()
-            for metric in _METRICS.value
+            for metric in metrics
         }
         if not plots.can_write(Path(_OUTPUT.value)):
             raise SettingsError(
@@ -42,7 +47,6 @@ def main(argv: list[str]) -> None:
                 f"| {label} | {len(seeds)} | {metric} | {first.mean():.3f} | "
                 f"{last.mean():.3f} | {each} |"
             )
-        metrics = _METRICS.value
         figure, axes = plt.subplots(
             1, len(metrics), figsize=(5 * len(metrics), 3.6), squeeze=False
         )
@@ -65,13 +69,31 @@ def _groups(words: list[str]) -> dict[str, list[str]]:
     return groups
 
 
+def _default_metrics(groups: dict[str, list[str]]) -> list[str]:
+    runs = [run_dir for dirs in groups.values() for run_dir in dirs]
+    logged = set.intersection(*(_logged(run_dir) for run_dir in runs))
+    shown = [[name for name in names if name in logged] for names in _DEFAULTS]
+    return next(filter(None, shown), list(_DEFAULTS[0]))
+
+
+def _logged(run_dir: str) -> set[str]:
+    """The columns of a run that hold numbers."""
+    names = {name for row in read_metrics(run_dir) for name in row}
+    if not names:
+        raise SettingsError(
+            f"{run_dir} holds no rows in metrics.csv; name the directory of a run."
+        )
+    return names
+
+
 def _curve(run_dir: str, metric: str) -> list[float]:
-    rows = read_metrics(run_dir)
-    curve = [row[metric] for row in rows if metric in row]
-    if not curve:
-        known = sorted({name for row in rows for name in row})
-        raise SettingsError(f"{run_dir}: metrics.csv has no {metric!r}, only {known}.")
-    return curve
+    logged = _logged(run_dir)
+    if metric not in logged:
+        raise SettingsError(
+            f"{run_dir}: metrics.csv has no {metric!r}; pass --metrics=NAME,... of "
+            f"{', '.join(sorted(logged))}."
+        )
+    return [row[metric] for row in read_metrics(run_dir) if metric in row]
 
 
 if __name__ == "__main__":

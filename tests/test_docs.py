@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from dppo_jax.envs.physics import make_physics
+from experiments import pretrain
 from tests import commands, tiny
 from tests.conftest import REPOSITORY
+from tests.stages import make_config
 
 PAGES = {
     str(path.relative_to(REPOSITORY)): path.read_text()
@@ -55,7 +57,7 @@ def test_every_example_has_a_test():
     assert counts == {
         "README.md": 1,
         "docs/architecture.md": 1,
-        "docs/data.md": 2,
+        "docs/data.md": 4,
         "docs/environments.md": 2,
         "docs/scaling.md": 1,
     }
@@ -85,7 +87,7 @@ def test_the_examples_of_data_run(capsys, tmp_path, monkeypatch):
             group["actions"] = draw(size=(9, 2))
             group["rewards"], group["dones"] = np.ones(9), np.zeros(9)
         file["mask/train"] = np.array([f"demo_{i}" for i in range(10)], "S")
-    reading, transitions = examples("docs/data.md")
+    reading, _, _, transitions = examples("docs/data.md")
     names = run(reading, "docs/data.md")
     assert "10 episodes" in capsys.readouterr().out
     lengths = [len(names[x].episode_lengths) for x in ("train", "validation")]
@@ -93,6 +95,17 @@ def test_the_examples_of_data_run(capsys, tmp_path, monkeypatch):
     data = run(transitions, "docs/data.md", episodes=names["episodes"])["data"]
     assert data.action.shape == (90, 4, 2)
     np.testing.assert_allclose(data.reward[0], 4)
+
+
+def test_the_examples_of_own_arrays_run(tmp_path, monkeypatch):
+    """Arrays are written, and the policy that was cloned from them acts."""
+    monkeypatch.chdir(tmp_path)
+    _, writing, acting, _ = examples("docs/data.md")
+    run(writing, "docs/data.md")
+    changes = dict(data="data/robot", run_dir="runs/robot/pretrain", env__task="")
+    pretrain.main(make_config(tmp_path, "pretrain", **changes))
+    actions = run(acting, "docs/data.md")["actions"]
+    assert actions.shape == (1, 4, 2)
 
 
 def test_the_example_of_overrides_runs():

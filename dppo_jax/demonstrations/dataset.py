@@ -1,6 +1,6 @@
 """Demonstrations as flat arrays, and the windows that behaviour cloning trains on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import chex
@@ -248,9 +248,15 @@ def check_episodes(episodes: Episodes, source: str) -> None:
 
     Raises:
         SettingsError: no steps, arrays of unequal length, episode lengths with a wrong
-            sum, an unknown observation entry, NaN or infinite values.
+            sum, an unknown observation entry, a list instead of an array, NaN or
+            infinite values.
     """
-    named = episodes.observations
+    named = getattr(episodes, "observations", None)
+    if not isinstance(episodes, Episodes) or not isinstance(named, Mapping):
+        raise SettingsError(
+            f"{source}: pass dppo_jax.Episodes with a dictionary of observations, "
+            "{'state': array}."
+        )
     if "state" not in named or set(named) - {"state", "rgb"}:
         raise SettingsError(
             f"{source}: observations {sorted(named)} must be state and optionally rgb; "
@@ -262,6 +268,12 @@ def check_episodes(episodes: Episodes, source: str) -> None:
     if episodes.terminals is not None:
         tables["terminals"] = episodes.terminals
     ranks = {"state": 2, "actions": 2, "rgb": 4, "rewards": 1, "terminals": 1}
+    for name, array in {**tables, "lengths": episodes.episode_lengths}.items():
+        if not hasattr(array, "ndim"):
+            raise SettingsError(
+                f"{source}: {name} must be an array, not {type(array).__name__}; "
+                "convert it with numpy.asarray."
+            )
     steps = len(episodes.actions)
     for name, array in tables.items():
         if array.ndim != ranks[name] or len(array) != steps:

@@ -74,6 +74,8 @@ def test_gathering_inside_jit_changes_nothing():
         (dict(episode_lengths=np.array([], int)), "empty"),
         (dict(actions=STEPS[:4]), r"state \(5, 1\) must have 2 axes, .* length 4"),
         (dict(actions=NOT_A_NUMBER), r"actions has NaN .* 1 of 5 rows, first \[1\]"),
+        (dict(episode_lengths=[2, 3]), "lengths must be an array, not list; convert"),
+        (dict(observations=STEPS), "pass dppo_jax.Episodes with a dictionary of obs"),
         (dict(observations={"pixels": STEPS}), r"\['pixels'\] must be state"),
         (dict(rewards=np.full(5, np.inf)), "rewards has NaN or infinite values in 5"),
     ],

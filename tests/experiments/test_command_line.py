@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import io_callback
 
 from dppo_jax.errors import SettingsError
-from experiments import processes
+from experiments import command_line, evaluate, processes
 from tests.conftest import REPOSITORY
 
 
@@ -48,6 +48,14 @@ def test_a_wrong_command_ends_in_one_line_and_writes_nothing(
     assert len(errors) == 1 and errors[0].startswith("error: ")
     assert message in errors[0] and "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_tells_what_a_program_does(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--help"])
+    command_line.run_stage(evaluate.main, takes_run=True, takes_checkpoint=True)
+    told = capsys.readouterr().out
+    assert told.startswith("Score a saved policy: python -m experiments.evaluate RUN")
+    assert "--config.KEY=VALUE sets a setting" in told
 
 
 @pytest.mark.parametrize(

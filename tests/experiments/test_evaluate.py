@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
 
 from dppo_jax.errors import SettingsError
-from experiments import command_line, directories, evaluate, finetune, report
+from experiments import command_line, directories, evaluate, finetune, plots, report
 from tests.stages import evaluations, make_config
 
 
@@ -103,6 +104,34 @@ def test_a_report_draws_and_tabulates_groups_of_runs(world, tmp_path, capsys):
     first, last = (evaluations(run_dir)[i] for i in (0, 2))
     row = f"| tiny | 2 | eval/episode_return | {first:.3f} | {last:.3f} |"
     assert row in capsys.readouterr().out
+
+
+def test_a_report_shows_what_all_runs_have(world, tmp_path, monkeypatch, capsys):
+    """Cloning has no success in roll-outs, and a task may have none at all."""
+    monkeypatch.setattr(report, "_METRICS", SimpleNamespace(value=None))
+    monkeypatch.setattr(report, "_OUTPUT", SimpleNamespace(value=tmp_path / "out.png"))
+    report.main(["report", f"a={world / 'finetune'}", f"b={world / 'pretrain'}"])
+    said = capsys.readouterr().out
+    assert said.count("| eval/success |") == 2 and "| success |" not in said
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "metrics.csv").write_text("iteration,episode_return\n1,2.5\n2,3\n")
+    report.main(["report", f"a={run_dir}"])
+    assert "| a | 1 | episode_return | 2.500 | 3.000 |" in capsys.readouterr().out
+
+
+def test_the_curve_of_a_run_shows_the_returns_of_evaluations(tmp_path, monkeypatch):
+    """A task without success has no other score of its evaluations."""
+    (tmp_path / "metrics.csv").write_text(
+        "iteration,episode_return,eval/episode_return,approx_kl\n1,2,3,0\n"
+    )
+    drawn = []
+    monkeypatch.setattr(plots, "plot_curves", lambda *given: drawn.append(given[1:]))
+    plots.save_curve(str(tmp_path))
+    assert drawn == [
+        ({"exploring": [str(tmp_path)]}, "episode_return"),
+        ({"evaluation": [str(tmp_path)]}, "eval/episode_return"),
+    ]
 
 
 @pytest.mark.parametrize("argument", ["tiny=/nowhere", "tiny", None])
