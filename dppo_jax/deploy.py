@@ -1,10 +1,12 @@
 """Load a policy from its run directory: function, parameters and bounds."""
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from dppo_jax import policies
 from dppo_jax.errors import SettingsError
@@ -12,15 +14,16 @@ from dppo_jax.normalize import Normalizer
 from dppo_jax.training.checkpoint import SavedPolicy, read_policy
 from dppo_jax.training.config_file import check_types
 from dppo_jax.training.trees import check_matches, optional_as, with_types
-from dppo_jax.types import Act, PyTree
+from dppo_jax.types import Act, Array, Obs, PyTree
 
 
 class LoadedPolicy(NamedTuple):
     """A policy from a checkpoint.
 
     params: the parameters that `act` takes.
-    act: see `types.Act`, in normalised units; None if neither the configuration nor the
-        caller describes the policy.
+    act: see `types.Act`, in normalised units; it raises a SettingsError if observations
+        have other shapes. None if neither the configuration nor the caller describes
+        the policy.
     normalizer: bounds of the observations and actions that it was trained with.
     config: the whole configuration of its run, plain dictionaries.
     iteration: the iteration that was saved.
@@ -84,7 +87,26 @@ def load_policy(
         cure=cure,
     )
     params = with_types(saved.params, expected)
-    return LoadedPolicy(act=policy.act, **saved._replace(params=params)._asdict())
+    act = _checking(policy.act, obs)
+    return LoadedPolicy(act=act, **saved._replace(params=params)._asdict())
+
+
+def _checking(act: Act, example: Mapping[str, Any]) -> Act:
+    """`act` that refuses observations of other shapes than an example [1, ...]."""
+
+    @functools.wraps(act)
+    def checked(params: PyTree, keys: Array, obs: Obs, **options: Any) -> Any:
+        for name, like in example.items():
+            found = None if name not in obs else np.shape(obs[name])
+            if found is None or found[1:] != like.shape[1:]:
+                wanted = ", ".join(("B", *map(str, like.shape[1:])))
+                raise SettingsError(
+                    f"obs[{name!r}] has shape {found}; this policy takes [{wanted}]: a "
+                    "batch, then the observations of its history, the newest last."
+                )
+        return act(params, keys, obs, **options)
+
+    return checked
 
 
 def _configured(

@@ -81,6 +81,24 @@ def test_a_run_of_a_notebook_is_loaded_with_its_policy(notebook):
     assert first.iteration == 1 and not tiny.same(first.params, params)
 
 
+@pytest.mark.parametrize(
+    "obs, message",
+    [
+        (
+            {"state": np.zeros((1, 1, 5))},
+            r"obs\['state'\] has shape \(1, 1, 5\); .*B, 1,",
+        ),
+        ({"state": np.zeros((1, 1))}, r"has shape .*takes \[B, 1, "),
+        ({}, r"obs\['state'\] has shape None"),
+    ],
+)
+def test_observations_of_other_shapes_are_refused(notebook, obs, message):
+    run_dir, policy, _ = notebook
+    loaded = load_policy(run_dir, policy=policy)
+    with pytest.raises(SettingsError, match=message):
+        loaded.act(loaded.params, jax.random.split(jax.random.key(0), 1), obs)
+
+
 def test_without_a_policy_parameters_are_plain(notebook):
     run_dir, _, params = notebook
     loaded = load_policy(run_dir)

@@ -1,5 +1,6 @@
 """Show the progress of a run: a bar with the remaining time, or lines of text."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -27,8 +28,11 @@ class Progress:
         self._text = ""
 
     def show(self, numbers: Mapping[str, float]) -> None:
-        """Set the metrics to print with the next update."""
-        self._text = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+        """Set the metrics to print with the next update; NaN means no episode ended."""
+        shown = [f"{k} {v:.4g}" for k, v in numbers.items() if not math.isnan(v)]
+        if len(shown) < len(numbers):
+            shown.append("(no episode ended)")
+        self._text = "  ".join(shown)
         self._bar.set_postfix_str(self._text, refresh=False)
 
     def reach(self, iteration: int) -> None:
