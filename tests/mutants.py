@@ -44,6 +44,7 @@ MODULES = {
         "tests/algorithms/test_fpo.py",
     ),
     "learning/on_policy_updates": (
+        "tests/learning/test_on_policy_updates.py",
         "tests/algorithms/test_ppo_update.py",
         "tests/algorithms/test_fpo.py",
     ),
