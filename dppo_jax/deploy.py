@@ -98,7 +98,12 @@ def _checking(act: Act, example: Mapping[str, Any]) -> Act:
     def checked(params: PyTree, keys: Array, obs: Obs, **options: Any) -> Any:
         for name, like in example.items():
             found = None if name not in obs else np.shape(obs[name])
-            if found is None or found[1:] != like.shape[1:]:
+            # An encoder of images reads the newest of at least as many frames.
+            if found is None or (
+                found[1:] != like.shape[1:]
+                if name == "state"
+                else found[2:] != like.shape[2:] or found[1] < like.shape[1]
+            ):
                 wanted = ", ".join(("B", *map(str, like.shape[1:])))
                 raise SettingsError(
                     f"obs[{name!r}] has shape {found}; this policy takes [{wanted}]: a "

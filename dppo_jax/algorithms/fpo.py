@@ -21,10 +21,11 @@ from dppo_jax.diffusion.flow import LEAST_STD, time_draw
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import flow_losses, on_policy
 from dppo_jax.learning.flow_losses import flow_objective
+from dppo_jax.learning.on_policy import OnPolicyState
 from dppo_jax.learning.on_policy_updates import make_chunk_algorithm
 from dppo_jax.networks.build_encoder import make_state_critic
-from dppo_jax.policies import ChainPolicy
-from dppo_jax.types import Algorithm, VecEnv
+from dppo_jax.policies import ChainPolicy, PolicyParams
+from dppo_jax.types import Algorithm, Array, PyTree, VecEnv
 
 _CURE = "set model.kind='flow'."
 # Settings of `flow_objective`.
@@ -96,7 +97,7 @@ def make_fpo(
         ),
         **{name: config[name] for name in _OBJECTIVE},
     )
-    return make_chunk_algorithm(
+    algorithm = make_chunk_algorithm(
         env,
         policy,
         critic,
@@ -107,6 +108,21 @@ def make_fpo(
         rows_each=config.num_pairs,
         name="fpo",
     )
+
+    def init(
+        key: Array,
+        params: PolicyParams | None = None,
+        critic_params: PyTree | None = None,
+    ) -> OnPolicyState:
+        if params is not None and params.num_active is not None:
+            raise SettingsError(
+                "the frozen network of this flow runs its first steps, because PPO "
+                "lowered K' (tuned_steps_drop); fpo trains all steps, so start it from "
+                "the cloned flow."
+            )
+        return algorithm.init(key, params, critic_params)
+
+    return algorithm._replace(init=init)
 
 
 def make(

@@ -240,7 +240,7 @@ def collect(
             reward=transition.reward,
             terminated=transition.terminated,
             truncated=transition.truncated,
-            end_value=end_value,
+            end_value=end_value * outcome.truncated,
         )
 
     env_state, collected, metrics = rollout(

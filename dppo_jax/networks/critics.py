@@ -118,17 +118,19 @@ def random_members(key: Array, params: PyTree, num_members: int) -> PyTree:
     """Draw `num_members` different members of an ensemble at random.
 
     Args:
-        params: of a `StateActionCritic`, leaves [num_critics, ...].
+        params: of a `StateActionCritic`, whose members have leaves [num_critics, ...].
         num_members: at most num_critics; if equal, `params` is returned.
 
     Returns:
-        Leaves [num_members, ...], for a critic with num_critics = num_members.
+        Parameters for a critic with num_critics = num_members; an encoder stays whole.
     """
-    num_critics = jax.tree.leaves(params)[0].shape[0]
+    members = params["params"]["members"]
+    num_critics = jax.tree.leaves(members)[0].shape[0]
     if num_members == num_critics:
         return params
     index = jax.random.choice(key, num_critics, (num_members,), replace=False)
-    return jax.tree.map(lambda leaf: leaf[index], params)
+    drawn = jax.tree.map(lambda leaf: leaf[index], members)
+    return {**params, "params": {**params["params"], "members": drawn}}
 
 
 def _check_options(critic: StateCritic | StateActionCritic) -> None:

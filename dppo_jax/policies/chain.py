@@ -134,12 +134,17 @@ def diffusion_policy(
     )
     if diffusion.explore.num_denoising_steps < 2 or diffusion.x0_clip is None:
         return policy
-    ode_log_prob = _ode_log_prob(network, diffusion, num_tuned_steps=num_tuned_steps)
+    ode_log_prob = _ode_log_prob(
+        network,
+        diffusion,
+        num_tuned_steps=num_tuned_steps,
+        past_actions=past_actions,
+    )
     return policy._replace(ode_log_prob=ode_log_prob)
 
 
 def _ode_log_prob(
-    network: nn.Module, diffusion: Diffusion, *, num_tuned_steps: int
+    network: nn.Module, diffusion: Diffusion, *, num_tuned_steps: int, past_actions: int
 ) -> Callable[..., Array]:
     """Make `ChainPolicy.ode_log_prob`.
 
@@ -171,6 +176,8 @@ def _ode_log_prob(
             return likelihood.clean_action(diffusion, x, out, level)
 
         levels = likelihood.ode_levels(diffusion.explore, num_steps)
+        # The density does not depend on the order of the actions, but the network does.
+        action, probes = (jnp.roll(x, past_actions, axis=-2) for x in (action, probes))
         return likelihood.ode_log_prob(clean, levels, action, probes)
 
     return ode_log_prob

@@ -287,6 +287,14 @@ def test_a_whole_configuration_must_tune_all_of_the_flow(changes, message):
         make_algorithm(tiny.point_env(4), None, config)
 
 
+def test_a_flow_whose_first_steps_were_frozen_is_refused():
+    policy = tiny.noiseless_flow_policy()
+    algorithm = tiny.make_tiny_fpo()
+    params = policy.init(jax.random.key(0), tiny.OBS)._replace(num_active=jnp.array(1))
+    with pytest.raises(ValueError, match="lowered K'.*start it from the cloned flow"):
+        algorithm.init(jax.random.key(0), params)
+
+
 def test_the_defaults_are_accepted():
     fpo.make_fpo(
         tiny.point_env(10),

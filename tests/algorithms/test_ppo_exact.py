@@ -63,6 +63,16 @@ def test_a_roll_out_keeps_what_the_likelihood_depends_on(collected):
     np.testing.assert_allclose(kept.log_prob, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_past_actions_change_the_order_of_a_chunk_but_not_its_density(collected):
+    ours = tiny.tiny_diffusion_policy(past_actions=1)
+    obs, kept = collected.steps.obs, collected.steps.extras
+    of_network = jnp.roll(kept.chunk, 1, axis=1), jnp.roll(kept.probes, 1, axis=2)
+    expected = collected.policy.ode_log_prob(collected.params, obs, *of_network)
+    found = ours.ode_log_prob(collected.params, obs, kept.chunk, kept.probes)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(found - collected.log_prob(collected.params)).max() > 1e-3
+
+
 def test_ratios_are_those_of_densities(collected):
     """With the same probes; "mean" takes the root of as many entries as chunks have."""
     tuned = moved(collected.params.tuned, 0.01)

@@ -58,15 +58,20 @@ def test_critics_read_the_action():
 
 
 def test_random_members_are_different_and_all_take_part():
-    params = {"kernel": jnp.arange(5.0)[:, None], "bias": 10 * jnp.arange(5.0)}
-    drawn = [random_members(jax.random.key(i), params, 2) for i in range(40)]
+    """An encoder, which all share, stays whole."""
+    leaves = {"kernel": jnp.arange(5.0)[:, None], "bias": 10 * jnp.arange(5.0)}
+    encoder = {"bias": jnp.arange(3.0)}
+    params = {"params": {"encoder": encoder, "members": leaves}}
+    each = [random_members(jax.random.key(i), params, 2)["params"] for i in range(40)]
+    assert all(one["encoder"] is encoder for one in each)
+    drawn = [one["members"] for one in each]
     pairs = {tuple(members["kernel"][:, 0].tolist()) for members in drawn}
     assert all(one != other for one, other in pairs)
     assert {member for pair in pairs for member in pair} == {0, 1, 2, 3, 4}
     for members in drawn:
         np.testing.assert_array_equal(members["bias"], 10 * members["kernel"][:, 0])
     whole = random_members(KEY, params, 5)
-    np.testing.assert_array_equal(whole["bias"], params["bias"])
+    assert whole is params
 
 
 def test_wrong_settings_are_refused():
