@@ -5,11 +5,13 @@ loss on N pairs (noise, time) before and after the updates, see
 `learning/flow_losses.py`. The policy is that of cloning and of PPO on flows; it
 explores by the noise that its chain starts from.
 
-Not copied from the published code, where they keep ratios from starting at one: new
-statistics of observations between the two losses (FPO), and a clamp of one of them
-alone (FPO++ for manipulation). Nor that ends of episodes inside of chunks get lost
-there, and that time limits count as terminations. The averaged actor (EMA) of FPO++ is
-left out.
+The published code does four things that this module does not:
+
+- it updates the statistics of observations between the two losses (FPO), and clamps
+  only one of them (FPO++ for manipulation), so that ratios do not start at one;
+- it loses the ends of episodes that lie inside a chunk;
+- it treats a time limit as a termination;
+- it averages the parameters of the actor (FPO++).
 """
 
 from typing import Any

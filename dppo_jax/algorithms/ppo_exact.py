@@ -74,13 +74,13 @@ def make_ppo_exact(
     """
     if not isinstance(policy, ChainPolicy) or policy.ode_log_prob is None:
         raise SettingsError(
-            "ppo_exact needs a diffusion policy of at least two denoising steps with "
-            "a bound of its clean action; set model.kind='diffusion', "
-            "model.diffusion.x0_clip=1.0, model.diffusion.num_denoising_steps and "
-            "model.sampling.ddim_steps."
+            "ppo_exact needs a diffusion policy (model.kind='diffusion') with at least "
+            "two denoising steps (model.diffusion.num_denoising_steps, or "
+            "model.sampling.ddim_steps if it is set) and a bound of the clean action "
+            "(model.diffusion.x0_clip, usually 1.0)."
         )
     _check_config(config)
-    on_policy.check_env(env, num_chunks, name="PPO")
+    on_policy.check_env(env, num_chunks, name="ppo_exact")
     on_policy.check_batch(env, num_chunks, config)
     objective = likelihood_objective(
         policy,
