@@ -21,7 +21,7 @@ from ml_collections.config_dict import placeholder
 
 from dppo_jax.diffusion.flow import LEAST_STD, time_draw
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import flow_losses, on_policy
+from dppo_jax.learning import flow_losses, on_policy_settings
 from dppo_jax.learning.flow_losses import flow_objective
 from dppo_jax.learning.on_policy import OnPolicyState
 from dppo_jax.learning.on_policy_updates import make_chunk_algorithm
@@ -43,7 +43,7 @@ def default_config() -> ConfigDict:
     FPO is ratio="chunk", trust_region="clip", prediction="noise", times="discrete",
     num_pairs=8, and no bounds.
     """
-    config = on_policy.default_config()
+    config = on_policy_settings.default_config()
     config.batch_size = 1000  # chunks, with all their pairs
     config.num_pairs = 16  # N
     # Of the pairs: "uniform", "logit-normal", or "discrete", which are k / num_times.
@@ -89,8 +89,8 @@ def make_fpo(
     if not isinstance(policy, ChainPolicy) or policy.velocity_error is None:
         raise SettingsError(f"fpo needs a flow, not this policy; {_CURE}")
     _check_config(config)
-    on_policy.check_env(env, num_chunks, name="FPO")
-    on_policy.check_batch(env, num_chunks, config)
+    on_policy_settings.check_env(env, num_chunks, name="FPO")
+    on_policy_settings.check_batch(env, num_chunks, config)
     objective = flow_objective(
         policy,
         executed=env.action_shape[0],
@@ -171,7 +171,7 @@ def _check_model(model: ConfigDict) -> None:
 
 
 def _check_config(config: ConfigDict) -> None:
-    on_policy.check_config(config)
+    on_policy_settings.check_config(config)
     for name, known in flow_losses.CHOICES.items():
         if config[name] not in known:
             raise SettingsError(

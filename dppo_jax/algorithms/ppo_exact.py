@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import on_policy
+from dppo_jax.learning import on_policy_settings
 from dppo_jax.learning.likelihood_losses import REDUCTIONS, likelihood_objective
 from dppo_jax.learning.on_policy_updates import make_chunk_algorithm
 from dppo_jax.networks.build_encoder import make_state_critic
@@ -29,7 +29,7 @@ from dppo_jax.types import Algorithm, VecEnv
 
 def default_config() -> ConfigDict:
     """The reference's settings where one value holds for all its tasks."""
-    config = on_policy.default_config()
+    config = on_policy_settings.default_config()
     config.batch_size = 1000  # chunks
     config.actor.update(learning_rate=1e-5, min_learning_rate=1e-5)
     config.num_probes = 2  # P, of the estimate of the divergence
@@ -80,8 +80,8 @@ def make_ppo_exact(
             "(model.diffusion.x0_clip, usually 1.0)."
         )
     _check_config(config)
-    on_policy.check_env(env, num_chunks, name="ppo_exact")
-    on_policy.check_batch(env, num_chunks, config)
+    on_policy_settings.check_env(env, num_chunks, name="ppo_exact")
+    on_policy_settings.check_batch(env, num_chunks, config)
     objective = likelihood_objective(
         policy,
         num_probes=config.num_probes,
@@ -126,7 +126,7 @@ def make(
 
 
 def _check_config(config: ConfigDict) -> None:
-    on_policy.check_config(config)
+    on_policy_settings.check_config(config)
     if config.reduction not in REDUCTIONS:
         raise SettingsError(
             f"reduction={config.reduction!r} is unknown; use one of "

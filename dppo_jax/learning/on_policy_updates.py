@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dppo_jax.learning import losses, on_policy, optimizers
+from dppo_jax.learning import losses, on_policy, on_policy_settings, optimizers
 from dppo_jax.learning.minibatch import (
     drawn_rows,
     grouped_batches,
@@ -274,7 +274,7 @@ def make_chunk_updates(
 
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
-        config: `on_policy.default_config` with changes, already checked, and
+        config: `on_policy_settings.default_config` with changes, already checked, and
             `batch_size`, the chunks of a minibatch.
         loss: as in `ChunkObjective`. The advantages are normalised over the minibatch
             if `normalize_advantage` is set.
@@ -335,7 +335,7 @@ def make_chunk_updates(
         return state, metrics | {"actor_lr": rates[0], "critic_lr": rates[1]}
 
     def check_devices(num_devices: int) -> None:
-        on_policy.check_devices(config.shuffle_groups, num_devices, name=name)
+        on_policy_settings.check_devices(config.shuffle_groups, num_devices, name=name)
         micro_items(num_devices)
 
     check_devices(1)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.learning import on_policy, optimizers
+from dppo_jax.learning import on_policy_settings, optimizers
 from dppo_jax.learning.on_policy_updates import learning_rates, value_gradient
 
 
@@ -49,7 +49,7 @@ def test_the_value_gradient_is_the_mean_over_the_drawn_rows(row, clip):
 
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_the_schedule_of_the_actor_begins_after_the_warm_up_of_the_critic(warmup):
-    config = on_policy.default_config()
+    config = on_policy_settings.default_config()
     config.critic_warmup = warmup
     for name, peak in (("actor", 1e-4), ("critic", 1e-3)):
         config[name].update(learning_rate=peak, min_learning_rate=peak / 10)

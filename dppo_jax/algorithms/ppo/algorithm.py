@@ -22,7 +22,7 @@ from dppo_jax.algorithms.ppo.settings import (
 )
 from dppo_jax.algorithms.ppo.update import make_updates
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import on_policy
+from dppo_jax.learning import on_policy, on_policy_settings
 from dppo_jax.learning.on_policy import OnPolicyState
 from dppo_jax.networks.build_encoder import make_state_critic
 from dppo_jax.policies import ChainPolicy, PolicyParams
@@ -56,7 +56,7 @@ def make_ppo(
         SettingsError: invalid or contradictory settings, which the message names.
     """
     check_config(config, policy)
-    on_policy.check_env(env, num_chunks, name="PPO")
+    on_policy_settings.check_env(env, num_chunks, name="PPO")
     num_envs = env.num_envs
     num_pairs = num_envs * num_chunks * policy.num_tuned_steps
     if not 1 <= config.batch_size <= num_pairs:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import chain_losses, on_policy
+from dppo_jax.learning import chain_losses, on_policy_settings
 from dppo_jax.policies import ChainPolicy
 from dppo_jax.types import Array
 
@@ -17,7 +17,7 @@ RATIOS = ("move", "chain")
 
 def default_config() -> ConfigDict:
     """Settings of the paper's appendix where one value holds for all its tasks."""
-    config = on_policy.default_config()
+    config = on_policy_settings.default_config()
     # Number of actions of a chunk in a log-probability. None: all executed actions.
     config.reward_horizon = placeholder(int)
     # log_prob_bounds: log-probabilities are clamped to these. None: not clamped.
@@ -78,7 +78,7 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
             f"{policy.num_tuned_steps} moves of a chain with minibatch='chain'; change "
             "batch_size or num_tuned_steps."
         )
-    on_policy.check_config(config)
+    on_policy_settings.check_config(config)
     bounds = config.log_prob_bounds
     if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
         raise SettingsError(
@@ -172,14 +172,14 @@ def check_groups(config: ConfigDict, policy: ChainPolicy, *, num_envs: int) -> N
     chains = config.minibatch == "chain"
     items = config.batch_size // (policy.num_tuned_steps if chains else 1)
     what = f"{'chains' if chains else 'pairs'} of a minibatch"
-    on_policy.check_groups(
+    on_policy_settings.check_groups(
         config.shuffle_groups, {"environments": num_envs, what: items}
     )
 
 
 def check_devices(config: ConfigDict, num_devices: int) -> None:
     """Raise a SettingsError for settings that do not work on this many devices."""
-    on_policy.check_devices(config.shuffle_groups, num_devices, name="ppo")
+    on_policy_settings.check_devices(config.shuffle_groups, num_devices, name="ppo")
     if tuple(config.advantage_quantiles) != (0.0, 1.0):
         quantiles = tuple(config.advantage_quantiles)
         raise SettingsError(
