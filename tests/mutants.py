@@ -46,8 +46,8 @@ MODULES = {
     "learning/on_policy_updates": (
         "tests/learning/test_on_policy_updates.py",
         "tests/algorithms/test_ppo_update.py",
-        "tests/algorithms/test_fpo.py",
     ),
+    "learning/on_policy_chunks": ("tests/algorithms/test_fpo.py",),
     "diffusion/denoising": ("tests/diffusion/test_denoising.py",),
     "diffusion/chain": ("tests/diffusion/test_denoising.py",),
     "diffusion/likelihood": ("tests/diffusion/test_likelihood.py",),

@@ -24,7 +24,7 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.learning import flow_losses, on_policy_settings
 from dppo_jax.learning.flow_losses import flow_objective
 from dppo_jax.learning.on_policy import OnPolicyState
-from dppo_jax.learning.on_policy_updates import make_chunk_algorithm
+from dppo_jax.learning.on_policy_chunks import make_chunk_algorithm
 from dppo_jax.networks.build_encoder import make_state_critic
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.types import Algorithm, Array, PyTree, VecEnv

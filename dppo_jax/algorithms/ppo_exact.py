@@ -21,7 +21,7 @@ from ml_collections.config_dict import placeholder
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import on_policy_settings
 from dppo_jax.learning.likelihood_losses import REDUCTIONS, likelihood_objective
-from dppo_jax.learning.on_policy_updates import make_chunk_algorithm
+from dppo_jax.learning.on_policy_chunks import make_chunk_algorithm
 from dppo_jax.networks.build_encoder import make_state_critic
 from dppo_jax.policies import ChainPolicy
 from dppo_jax.types import Algorithm, VecEnv

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from dppo_jax.diffusion.likelihood import draw_probes
 from dppo_jax.learning import losses
 from dppo_jax.learning.on_policy import Steps
-from dppo_jax.learning.on_policy_updates import ChunkObjective
+from dppo_jax.learning.on_policy_chunks import ChunkObjective
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.rollout import BoundAct
 from dppo_jax.types import Array, Metrics, Obs, PyTree
