@@ -1,6 +1,9 @@
 """Configurations with which the stages of `avoid` take seconds."""
 
+from dppo_jax.algorithms import make_algorithm
+from dppo_jax.policies import make_policy
 from dppo_jax.training.metrics import read_metrics
+from dppo_jax.types import VecEnv
 from experiments.configs import avoid
 
 # Stages in seconds: episodes of 8 control steps and networks of 16 units.
@@ -44,3 +47,16 @@ def make_config(folder, stage, **changes):
 def evaluations(run_dir):
     rows = [row for row in read_metrics(run_dir) if "eval/episode_return" in row]
     return {int(row["iteration"]): row["eval/episode_return"] for row in rows}
+
+
+def check_algorithm(config):
+    """Make the policy and the algorithm of a configuration, without a simulator."""
+    env = VecEnv(
+        reset=lambda keys: None,
+        step=lambda state, action: (state, None),
+        obs_shape={"state": (1, 4)},
+        action_shape=(config.model.chunk, 2),
+        max_steps=None,
+        num_envs=config.rollout.num_envs,
+    )
+    make_algorithm(env, make_policy(config.model, action_dim=2), config)

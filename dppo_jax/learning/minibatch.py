@@ -14,9 +14,8 @@ from dppo_jax.types import Array, PyTree
 
 Result = TypeVar("Result")
 
-# Rows per core. With micro-batches of 500 to 20,000 rows and a network of width 512 on
-# an AMD EPYC, 1250 rows were fastest on one core and 2500 on two: a third less time per
-# row than with 20,000. Run `benchmarks.train_step` to measure the time.
+# Rows per core: few enough that their activations stay in the caches. Measure other
+# numbers with `benchmarks.train_step --set algorithm.ppo.micro_batch_size=...`.
 CPU_ROWS = 1250
 
 

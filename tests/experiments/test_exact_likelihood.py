@@ -2,15 +2,13 @@
 
 import pytest
 
-from dppo_jax.algorithms import make_algorithm
 from dppo_jax.deploy import load_policy
-from dppo_jax.policies import make_policy
 from dppo_jax.training.metrics import read_metrics
-from dppo_jax.types import VecEnv
 from experiments import finetune
 from experiments.configs import avoid, halfcheetah, hopper, walker2d
 from experiments.settings import load_config
 from tests import tiny
+from tests.stages import check_algorithm
 
 VARIANTS = [(avoid, v) for v in avoid.VARIANTS if v.endswith("_exact")]
 VARIANTS += [(task, "exact") for task in (hopper, walker2d, halfcheetah)]
@@ -44,15 +42,7 @@ def test_variants_tune_the_cloned_policy_of_dppo(task, variant):
         assert config[section] == dppo[section]
     settings = config.algorithm.ppo_exact
     assert settings.clip == 0.01 and settings.actor.learning_rate == 1e-5
-    env = VecEnv(
-        reset=lambda keys: None,
-        step=lambda state, action: (state, None),
-        obs_shape={"state": (1, 4)},
-        action_shape=(config.model.chunk, 2),
-        max_steps=None,
-        num_envs=config.rollout.num_envs,
-    )
-    make_algorithm(env, make_policy(config.model, action_dim=2), config)
+    check_algorithm(config)
 
 
 def make_config(run_dir, num_iterations):

@@ -4,16 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from dppo_jax.algorithms import make_algorithm
 from dppo_jax.deploy import load_policy
 from dppo_jax.diffusion.flow import LEAST_STD
-from dppo_jax.policies import make_policy
 from dppo_jax.training.metrics import read_metrics
-from dppo_jax.types import VecEnv
 from experiments import directories, evaluate, finetune
 from experiments.configs import avoid, halfcheetah, hopper, walker2d
 from experiments.settings import load_config
 from tests import tiny
+from tests.stages import check_algorithm
 
 VARIANTS = [(avoid, v) for v in avoid.VARIANTS if v.endswith("_fpo")]
 VARIANTS += [(task, "fpo") for task in (hopper, walker2d, halfcheetah)]
@@ -44,15 +42,7 @@ def test_variants_tune_the_flow_that_explores_by_its_start(task, variant):
     assert config.collect == flow.collect and config.rollout == flow.rollout
     assert config.model.network == flow.model.network  # A cloned flow suits both.
     assert config.model.noise.std_min == config.model.noise.std_max == LEAST_STD
-    env = VecEnv(
-        reset=lambda keys: None,
-        step=lambda state, action: (state, None),
-        obs_shape={"state": (1, 4)},
-        action_shape=(config.model.chunk, 2),
-        max_steps=None,
-        num_envs=config.rollout.num_envs,
-    )
-    make_algorithm(env, make_policy(config.model, action_dim=2), config)
+    check_algorithm(config)
 
 
 def make_config(run_dir, num_iterations):
