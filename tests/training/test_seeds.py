@@ -126,7 +126,11 @@ def rows_of(folder, seed):
 
 
 def test_seeds_resume_together_or_alone_like_uninterrupted_runs(algorithm, tmp_path):
-    """3 = 1 + 2 iterations, by any command; directories are those of single runs."""
+    """3 = 1 + 2 iterations, by any command; directories are those of single runs.
+
+    The same program repeats its numbers bit for bit. Two programs may round
+    differently, which depends on how XLA fuses their operations.
+    """
     whole = go(tmp_path / "whole", 3, algorithm)
     single = go(tmp_path / "single", 3, algorithm, [1])
     go(tmp_path / "parts", 1, algorithm)
@@ -136,7 +140,7 @@ def test_seeds_resume_together_or_alone_like_uninterrupted_runs(algorithm, tmp_p
     mixed = go(tmp_path / "mixed", 3, algorithm, [1])
     for state in (whole[1], mixed):
         if CPU:
-            assert tiny.same(state, single)
+            assert tiny.same(state, single, tolerance=1e-6)
     for folder in ("single", "parts", "mixed"):
         one, other = rows_of(tmp_path / folder, 1), rows_of(tmp_path / "whole", 1)
         assert [row["iteration"] for row in one] == [1, 2, 3]
