@@ -80,30 +80,61 @@ def save_curve(run_dir: str) -> None:
     save_figure(figure, Path(run_dir) / "plots" / "curve.png")
 
 
-def plot_curves(ax: Axes, groups: Mapping[str, Sequence[str]], metric: str) -> None:
-    """One curve per group of runs (seeds): their mean, and their range as a band."""
+# What a curve can be drawn over: the label of the axis.
+AXES = {
+    "iteration": "iteration",
+    "env_steps": "control steps",
+    "seconds": "training time without evaluations (s)",
+}
+
+
+def plot_curves(
+    ax: Axes,
+    groups: Mapping[str, Sequence[str]],
+    metric: str,
+    over: str = "iteration",
+) -> None:
+    """One curve per group of runs (seeds): their mean, and their range as a band.
+
+    Args:
+        over: one of `AXES`. Runs of a group are averaged iteration by iteration, and so
+            are their places on the axis.
+    """
     for label, run_dirs in groups.items():
-        curves = [
-            {
-                row["iteration"]: row[metric]
-                for row in read_metrics(run)
-                if metric in row
-            }
-            for run in run_dirs
-        ]
+        curves = [_curve(read_metrics(run), metric, over) for run in run_dirs]
         shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-        values = np.array([[curve[i] for i in shared] for curve in curves])
+        points = np.array([[curve[i] for i in shared] for curve in curves])
         if not shared:
             continue
-        (line,) = ax.plot(shared, values.mean(axis=0), label=label)
+        places, values = points[..., 0].mean(0), points[..., 1]
+        (line,) = ax.plot(places, values.mean(axis=0), label=label)
         ax.fill_between(
-            shared, values.min(0), values.max(0), color=line.get_color(), alpha=0.2
+            places, values.min(0), values.max(0), color=line.get_color(), alpha=0.2
         )
-    ax.set(xlabel="iteration", ylabel=metric.replace("_", " "))
+    ax.set(xlabel=AXES[over], ylabel=metric.replace("_", " "))
     if metric.endswith(("success", "solved", "collision", "outside")):
         ax.set_ylim(-0.03, 1.03)  # Rates need the same axis in all plots.
     ax.grid(alpha=0.3)
     ax.legend()
+
+
+def _curve(
+    rows: Sequence[Mapping[str, float]], metric: str, over: str
+) -> dict[float, tuple[float, float]]:
+    """Iteration -> place on the axis and value, for the rows that have both.
+
+    The row of iteration 0, an evaluation before training, has neither steps nor a time.
+    """
+    curve, seconds, last = {}, 0.0, 0.0
+    for row in rows:
+        iteration = row["iteration"]
+        seconds += row.get("seconds", 0.0) * (iteration - last)
+        last = iteration
+        start = {} if iteration else {"env_steps": 0.0}
+        place = (start | row | {"seconds": seconds}).get(over)
+        if metric in row and place is not None:
+            curve[iteration] = (place, row[metric])
+    return curve
 
 
 def can_write(path: Path) -> bool:

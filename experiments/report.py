@@ -1,7 +1,8 @@
 """Compare runs: python -m experiments.report --output=FILE.png LABEL=DIR,DIR ...
 
 Draws one curve per group of run directories (seeds): the mean, with the range as a
-band, in one panel per metric. Prints a table of the first and the last values.
+band, in one panel per metric, and one row of panels per axis of --over. Prints a table
+of the first and the last values.
 """
 
 from pathlib import Path
@@ -21,6 +22,11 @@ _METRICS = flags.DEFINE_list(
     "columns of metrics.csv to plot. Default: those of success and eval/success that "
     "all runs have, or else of episode_return and eval/episode_return.",
 )
+_OVER = flags.DEFINE_list(
+    "over",
+    ["iteration"],
+    f"what to draw the metrics over, one or more of {', '.join(plots.AXES)}.",
+)
 _DEFAULTS = (("success", "eval/success"), ("episode_return", "eval/episode_return"))
 
 
@@ -28,6 +34,11 @@ def main(argv: list[str]) -> None:
     """Plot and tabulate the groups named on the command line."""
     with processes.errors_in_one_line():
         groups = _groups(argv[1:])
+        for over in _OVER.value:
+            if over not in plots.AXES:
+                raise SettingsError(
+                    f"--over={over} is unknown; use one of {', '.join(plots.AXES)}."
+                )
         metrics = _METRICS.value or _default_metrics(groups)
         curves = {
             (label, metric): [_curve(run_dir, metric) for run_dir in dirs]
@@ -47,11 +58,13 @@ def main(argv: list[str]) -> None:
                 f"| {label} | {len(seeds)} | {metric} | {first.mean():.3f} | "
                 f"{last.mean():.3f} | {each} |"
             )
+        shape = (len(_OVER.value), len(metrics))
         figure, axes = plt.subplots(
-            1, len(metrics), figsize=(5 * len(metrics), 3.6), squeeze=False
+            *shape, figsize=(5 * shape[1], 3.6 * shape[0]), squeeze=False
         )
-        for ax, metric in zip(axes[0], metrics):
-            plots.plot_curves(ax, groups, metric)
+        for row, over in zip(axes, _OVER.value):
+            for ax, metric in zip(row, metrics):
+                plots.plot_curves(ax, groups, metric, over)
         plots.save_figure(figure, Path(_OUTPUT.value))
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -132,6 +133,55 @@ def test_the_curve_of_a_run_shows_the_returns_of_evaluations(tmp_path, monkeypat
         ({"exploring": [str(tmp_path)]}, "episode_return"),
         ({"evaluation": [str(tmp_path)]}, "eval/episode_return"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("over", "wanted"),
+    [
+        ("iteration", [[0, 2, 4], [1.5, 3, 5]]),
+        ("env_steps", [[0, 200, 400], [1.5, 3, 5]]),
+        ("seconds", [[0, 13, 25], [1.5, 3, 5]]),  # means of (10, 16), (20, 30)
+    ],
+)
+def test_curves_are_drawn_over_steps_and_over_time(over, wanted, tmp_path):
+    """`seconds` is the mean time of the iterations since the row before."""
+    head = "iteration,eval/episode_return,env_steps,seconds"
+    texts = {
+        "a": "0,1,,\n2,3,200,5\n3,,300,5\n4,5,400,5",
+        "b": "0,2,,\n2,3,200,8\n4,5,400,7",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text(f"{head}\n{text}\n")
+    runs = [str(tmp_path / name) for name in texts]
+    figure, ax = plots.plt.subplots()
+    plots.plot_curves(ax, {"both": runs}, "eval/episode_return", over)
+    (line,) = ax.get_lines()
+    np.testing.assert_allclose(np.array(line.get_data()), wanted)
+    assert ax.get_xlabel() == plots.AXES[over]
+    plots.plt.close(figure)
+
+
+def test_a_report_over_several_axes(world, tmp_path, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(
+        plots, "plot_curves", lambda ax, groups, metric, over: shapes.append(over)
+    )
+    monkeypatch.setattr(report, "_OUTPUT", SimpleNamespace(value=tmp_path / "out.png"))
+    monkeypatch.setattr(report, "_METRICS", SimpleNamespace(value=["success"]))
+    monkeypatch.setattr(
+        report, "_OVER", SimpleNamespace(value=["env_steps", "seconds"])
+    )
+    report.main(["report", f"a={world / 'finetune'}"])
+    assert shapes == ["env_steps", "seconds"]
+
+
+def test_an_unknown_axis_of_a_report_is_refused(world, monkeypatch, capsys):
+    monkeypatch.setattr(report, "_OVER", SimpleNamespace(value=["steps"]))
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["report", f"a={world / 'finetune'}"])
+    said = capsys.readouterr().err
+    assert "--over=steps is unknown; use one of iteration, env_steps, seconds" in said
 
 
 @pytest.mark.parametrize("argument", ["tiny=/nowhere", "tiny", None])
