@@ -8,7 +8,9 @@ These variants have other policies or algorithms, and `m2` and `m3` have them to
 
 - `:m1_exact`: the same policy, fine-tuned by PPO with the exact likelihood of actions
   (paper App. B.5) instead of DPPO;
-- `:m1_flow`: a flow policy of four steps;
+- `:m1_ddim`: the same policy, which acts and is tuned in five steps of DDIM;
+- `:m1_flow`: a flow policy of four steps; `:m1_flow1` and `:m1_flow2` have one and two
+  steps and share its cloned policy;
 - `:m1_fpo`: the same flow in ten steps, fine-tuned by FPO++ (arXiv 2602.02481);
 - `:m1_gaussian` and `:m1_gmm`: a Gaussian and a mixture of five Gaussians, with the
   settings of the reference implementation (v0.8).
@@ -21,7 +23,7 @@ from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config
 
-_KINDS = ("exact", "flow", "fpo", "gaussian", "gmm")
+_KINDS = ("ddim", "exact", "flow", "flow1", "flow2", "fpo", "gaussian", "gmm")
 VARIANTS = (*SUBSETS, "demo", *(f"{s}_{kind}" for s in SUBSETS for kind in _KINDS))
 
 
@@ -63,8 +65,11 @@ def get_config(variant: str = "m1") -> ConfigDict:
     ppo.actor.min_learning_rate = 1e-5
     if variant == "demo":
         _shorten(config)
-    if kind == "flow":
-        _use_flow(config)
+    if kind.startswith("flow"):
+        _use_flow(config, num_steps=int(kind.removeprefix("flow") or 4))
+    elif kind == "ddim":
+        config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
+        ppo.batch_size = 625 * 5  # half of the pairs
     elif kind == "fpo":
         _use_fpo(config)
     elif kind == "exact":
@@ -76,12 +81,11 @@ def get_config(variant: str = "m1") -> ConfigDict:
     return config
 
 
-def _use_flow(config: ConfigDict) -> None:
+def _use_flow(config: ConfigDict, *, num_steps: int) -> None:
     """A flow policy, fine-tuned as ReinFlow does (arXiv 2505.22094).
 
     ReinFlow has no settings for this task: what is set here is a first guess.
     """
-    num_steps = 4
     _make_flow(config, num_steps=num_steps)
     # Around the 0.1 with which a diffusion policy explores here.
     config.model.noise.update(std_min=0.08, std_max=0.14)
@@ -89,9 +93,9 @@ def _use_flow(config: ConfigDict) -> None:
     ppo.minibatch = ppo.ratio = "chain"
     ppo.batch_size = 625 * num_steps  # half of the 50 x 25 chains
     ppo.denoising_discount = 1.0
-    # A chain's log-ratio is a mean over its four moves and its start, so what would be
-    # 0.1 for one move alone is 0.02 for the chain.
-    ppo.clip_top = ppo.clip_base = 0.02
+    # A chain's log-ratio is a mean over its moves and its start, so what would be 0.1
+    # for one move alone is 0.02 for a chain of four.
+    ppo.clip_top = ppo.clip_base = 0.1 / (num_steps + 1)
     ppo.entropy_coef = 0.01
 
 

@@ -11,9 +11,14 @@ The other variants are:
 - `cpu`: about an hour on two CPU cores, for data sets of 100,000 steps;
 - `fast`: `v0_8` with iterations that take an eighth of the time and improve the policy
   about as much (docs/performance.md);
+- `fast_ddim`: the policy of `fast`, which acts and is tuned in five steps of DDIM;
+- `fast_exact`: the policy and the schedule of `fast`, tuned as in `exact`;
+- `fast_gaussian` and `fast_gmm`: a Gaussian and a mixture of five Gaussians, cloned
+  from the same data and tuned on the schedule of `fast`;
 - `exact`: PPO with the exact likelihood of actions (paper App. B.5) instead of DPPO;
 - `flow`: a flow policy of four steps, with ReinFlow's settings (arXiv 2505.22094) on
-  the schedule of `fast`;
+  the schedule of `fast`; `flow1` and `flow2` have one and two steps. They share a
+  cloned policy, because a flow can be cloned for any number of steps;
 - `fpo`: the same with FPO++ (arXiv 2602.02481) instead of PPO, for a flow of ten steps;
 - `fastest`: a flow of two steps and a smaller network, for a short time on a CPU;
 - `sac`: soft actor-critic with new networks and without data (docs/results/sac.md);
@@ -27,6 +32,7 @@ Use demonstrations of D4RL or of `experiments.collect`, which trains a policy to
 a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -36,10 +42,6 @@ from dppo_jax.envs.tasks.locomotion import MAX_STEPS
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config, demonstrator_config
 
-VARIANTS = (
-    *("v0_8", "v0_6", "cpu", "fast", "exact", "flow", "fpo", "fastest"),
-    *("sac", "gaussian", "gmm"),
-)
 # A medium data set holds a million windows, a minibatch 128 of them.
 _UPDATES_PER_EPOCH = 7800
 # Per task: the return at which the demonstrator's training stops; the number of motors.
@@ -92,30 +94,15 @@ def make_config(task: str, variant: str) -> ConfigDict:
     ppo.batch_size = 50_000  # a quarter of the 40 x 500 x 10 pairs
     ppo.clip_top = ppo.clip_base = 0.01
     ppo.target_kl = 1.0
-    if variant == "v0_6":
-        config.loop.pretrain.num_epochs = config.pretrain.cycle_epochs = 3000
-        config.pretrain.ema_start = 10
-        config.pretrain.ema_every = 5 * _UPDATES_PER_EPOCH
-    elif variant == "cpu":
-        _shrink(config)
-    elif variant == "fast":
-        _hasten(config)
-    elif variant == "exact":
-        _use_likelihood(config)
-    elif variant == "flow":
-        _use_flow(config, task, num_steps=4)
-    elif variant == "fpo":
-        _use_fpo(config)
-    elif variant == "fastest":
-        _use_flow(config, task, num_steps=2)
-        _hurry(config)
-    elif variant == "sac":
-        _use_sac(config)
-    elif variant in ("gaussian", "gmm"):
-        _start_from_nothing(config, variant)
-        iterations = 501 if task == "halfcheetah" else 301
-        config.loop.finetune.num_iterations = iterations
+    VARIANTS[variant](config, task)
     return config
+
+
+def _use_release_0_6(config: ConfigDict) -> None:
+    """Clone for longer, and average weights less often."""
+    config.loop.pretrain.num_epochs = config.pretrain.cycle_epochs = 3000
+    config.pretrain.ema_start = 10
+    config.pretrain.ema_every = 5 * _UPDATES_PER_EPOCH
 
 
 def _hasten(config: ConfigDict) -> None:
@@ -133,6 +120,36 @@ def _hasten(config: ConfigDict) -> None:
     ppo.minibatch = "chain"
     # Iterations take two seconds; an evaluation takes as long as three of them.
     config.loop.finetune.evaluate_every = 6
+
+
+def _use_fast_ddim(config: ConfigDict) -> None:
+    _hasten(config)
+    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
+    config.algorithm.ppo.batch_size = 500 * 5  # as many environment steps as in `fast`
+
+
+def _use_fast_likelihood(config: ConfigDict) -> None:
+    _hasten(config)
+    _use_likelihood(config)
+    config.algorithm.ppo_exact.batch_size = 500  # twenty updates, as in `fast`
+    config.algorithm.ppo_exact.epochs = 2
+
+
+def _use_fast_head(config: ConfigDict, head: str) -> None:
+    """Clone and tune a policy that is no chain, with the exploration of `fast`.
+
+    The reference clones such policies of single actions from these data, and has no
+    settings to tune them. The network is that of the diffusion policy.
+    """
+    _hasten(config)
+    config.model.kind = head
+    config.model.sampling.num_tuned_steps = 1
+    ppo = config.algorithm.ppo
+    ppo.batch_size = 500  # chunks; as many environment steps as in `fast`
+    if head == "gmm":
+        # Its log-probability is the joint one of a chunk, a sum over 4 actions of all
+        # motors. The others are means over them.
+        ppo.clip_top = ppo.clip_base = 0.1
 
 
 def _use_likelihood(config: ConfigDict) -> None:
@@ -182,6 +199,11 @@ def _make_flow(config: ConfigDict, *, num_steps: int) -> None:
     model.sampling.final_clip = 1.0
     # Its velocity is learnt in a fifth of the epochs that a diffusion policy gets.
     config.loop.pretrain.num_epochs = config.pretrain.cycle_epochs = 40
+
+
+def _use_fastest(config: ConfigDict, task: str) -> None:
+    _use_flow(config, task, num_steps=2)
+    _hurry(config)
 
 
 def _use_fpo(config: ConfigDict) -> None:
@@ -238,8 +260,9 @@ def _shrink(config: ConfigDict) -> None:
     config.evaluate.num_episodes = config.evaluate.num_envs = 40
 
 
-def _start_from_nothing(config: ConfigDict, head: str) -> None:
+def _start_from_nothing(config: ConfigDict, task: str, head: str) -> None:
     """Train new networks on single actions, from few environments."""
+    config.loop.finetune.num_iterations = 501 if task == "halfcheetah" else 301
     config.policy = "none"
     config.model.kind, config.model.chunk = head, 1
     config.model.network.update(hidden_sizes=(512, 512, 512), residual=False)
@@ -273,3 +296,25 @@ def _use_sac(config: ConfigDict) -> None:
     loop.log_every, loop.evaluate_every = 10, 40
     # Every checkpoint holds the replay buffer, 112 bytes for a transition of Hopper.
     loop.checkpoint_every = 100
+
+
+# What each variant changes, given the configuration of `v0_8` and the task.
+VARIANTS: dict[str, Callable[[ConfigDict, str], None]] = {
+    "v0_8": lambda config, task: None,
+    "v0_6": lambda config, task: _use_release_0_6(config),
+    "cpu": lambda config, task: _shrink(config),
+    "fast": lambda config, task: _hasten(config),
+    "fast_ddim": lambda config, task: _use_fast_ddim(config),
+    "fast_exact": lambda config, task: _use_fast_likelihood(config),
+    "fast_gaussian": lambda config, task: _use_fast_head(config, "gaussian"),
+    "fast_gmm": lambda config, task: _use_fast_head(config, "gmm"),
+    "exact": lambda config, task: _use_likelihood(config),
+    "flow1": lambda config, task: _use_flow(config, task, num_steps=1),
+    "flow2": lambda config, task: _use_flow(config, task, num_steps=2),
+    "flow": lambda config, task: _use_flow(config, task, num_steps=4),
+    "fpo": lambda config, task: _use_fpo(config),
+    "fastest": _use_fastest,
+    "sac": lambda config, task: _use_sac(config),
+    "gaussian": lambda config, task: _start_from_nothing(config, task, "gaussian"),
+    "gmm": lambda config, task: _start_from_nothing(config, task, "gmm"),
+}
