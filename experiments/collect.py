@@ -14,21 +14,30 @@ from dppo_jax.demonstrations.formats.dppo_npz import (
     save_dppo_npz,
 )
 from dppo_jax.demonstrations.scripts.avoid import scripted_episodes
+from dppo_jax.envs.tasks import avoid_camera
 from dppo_jax.errors import SettingsError
+from dppo_jax.networks.build_encoder import image_shape
 from experiments import command_line, demonstrator, inputs, processes
 from experiments.seeds import check_seed
 
 
 def collect_avoid(config: ConfigDict) -> Episodes:
-    """Scripted episodes of the configured modes, in task units."""
+    """Scripted episodes of the configured modes, in task units.
+
+    They have the pictures that the policy reads, if it reads any.
+    """
     episodes = scripted_episodes(
         [tuple(mode) for mode in config.collect.modes],
         config.collect.episodes_per_mode,
         config.seed,
         engine=config.env.engine,
     )
+    observations = {"state": np.concatenate([e.states for e in episodes])}
+    images = image_shape(config.model.network.encoder)
+    if images is not None:
+        observations["rgb"] = avoid_camera.pictures(observations["state"], images[1])
     return Episodes(
-        observations={"state": np.concatenate([e.states for e in episodes])},
+        observations=observations,
         actions=np.concatenate([e.actions for e in episodes]),
         episode_lengths=np.array([len(e.actions) for e in episodes]),
     )

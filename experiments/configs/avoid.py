@@ -12,6 +12,8 @@ These variants have other policies or algorithms, and `m2` and `m3` have them to
 - `:m1_flow`: a flow policy of four steps; `:m1_flow1` and `:m1_flow2` have one and two
   steps and share its cloned policy;
 - `:m1_fpo`: the same flow in ten steps, fine-tuned by FPO++ (arXiv 2602.02481);
+- `:m1_pixels`: the policy and the critic see the table from above, 96 x 96 pixels, by
+  the vision transformer of the paper's pixel policies;
 - `:m1_gaussian` and `:m1_gmm`: a Gaussian and a mixture of five Gaussians, with the
   settings of the reference implementation (v0.8).
 """
@@ -23,7 +25,10 @@ from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config
 
-_KINDS = ("ddim", "exact", "flow", "flow1", "flow2", "fpo", "gaussian", "gmm")
+_KINDS = (
+    *("ddim", "exact", "flow", "flow1", "flow2", "fpo"),
+    *("gaussian", "gmm", "pixels"),
+)
 VARIANTS = (*SUBSETS, "demo", *(f"{s}_{kind}" for s in SUBSETS for kind in _KINDS))
 
 
@@ -74,6 +79,8 @@ def get_config(variant: str = "m1") -> ConfigDict:
         _use_fpo(config)
     elif kind == "exact":
         _use_likelihood(config)
+    elif kind == "pixels":
+        _use_pixels(config)
     elif kind:
         _use_head(config, kind)
     if variant == "m3_gmm":
@@ -128,6 +135,30 @@ def _use_likelihood(config: ConfigDict) -> None:
     exact.epochs = 10
     exact.target_kl = 1.0
     exact.critic_warmup = 1
+
+
+def _use_pixels(config: ConfigDict) -> None:
+    """Read pictures; the paper has no pixel policy for this task.
+
+    Sizes and shifts are those of its pixel policies for Can, and the schedule of the
+    denoising is theirs too: 100 steps in cloning, 5 steps of DDIM in fine-tuning.
+    """
+    config.env.wrappers = ("dppo_jax.envs.tasks.avoid_camera:with_camera",)
+    model = config.model
+    model.network.encoder.kind = config.critic.encoder.kind = "vit"
+    model.network.hidden_sizes = (512, 512, 512)
+    model.diffusion.num_denoising_steps = 100
+    model.sampling.update(ddim_steps=5, num_tuned_steps=5)
+    config.pretrain.random_shift = config.algorithm.ppo.random_shift = 4
+    # A picture of a window takes a hundred times as long as its state: fewer epochs, of
+    # larger batches.
+    config.loop.pretrain.num_epochs = config.pretrain.cycle_epochs = 300
+    config.pretrain.warmup_epochs = 10
+    config.pretrain.batch_size = 64
+    ppo = config.algorithm.ppo
+    # The encoder then runs once for all moves of a chain.
+    ppo.minibatch = "chain"
+    ppo.batch_size = 625 * 5  # half of the pairs
 
 
 def _use_head(config: ConfigDict, head: str) -> None:
