@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dppo_jax.demonstrations import load_demonstrations
+from dppo_jax.errors import SettingsError
 from dppo_jax.deploy import load_policy
 from dppo_jax.training.metrics import read_metrics
 from experiments import collect, finetune, pretrain
@@ -73,14 +74,13 @@ def test_fine_tuning_moves_the_encoder(world):
     assert first["ratio"] == pytest.approx(1, abs=1e-3)
 
 
-def test_a_loaded_policy_acts_by_its_pictures(world):
+def test_a_loaded_policy_acts_by_pictures_of_the_size_that_it_learned(world):
     saved = load_policy(world / "finetune")
     keys = jax.random.split(jax.random.key(0), 1)
-    obs = {
-        "state": np.zeros((1, 1, 4), np.float32),
-        "rgb": np.zeros((1, 1, 16, 16, 3), np.uint8),
-    }
-    dark, _ = saved.act(saved.params, keys, obs, deterministic=True)
-    obs["rgb"] = obs["rgb"] + np.uint8(255)
-    bright, _ = saved.act(saved.params, keys, obs, deterministic=True)
-    assert np.isfinite(dark).all() and (dark != bright).any()
+    state = np.zeros((1, 1, 4), np.float32)
+    images = {size: np.zeros((1, 1, size, size, 3), np.uint8) for size in (16, 32)}
+    action, _ = saved.act(saved.params, keys, {"state": state, "rgb": images[16]})
+    assert action.shape == (1, 4, 2) and np.isfinite(action).all()
+    for obs in ({}, {"rgb": images[32]}):
+        with pytest.raises(SettingsError, match=r"obs\['rgb'\] has shape .*16, 16, 3"):
+            saved.act(saved.params, keys, {"state": state, **obs})
