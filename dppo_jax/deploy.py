@@ -124,9 +124,10 @@ def _configured(
     if model is None:
         return None
     try:
-        return policies.make_saved_policy(
+        policy = policies.make_saved_policy(
             model, action_dim=len(saved.normalizer.action_min)
         )
+        return policies.make_acting_policy(policy, saved.config, saved.params)
     except (AttributeError, KeyError) as error:
         raise SettingsError(
             f"the settings `model` of {run_dir} are incomplete ({error}); give all of "

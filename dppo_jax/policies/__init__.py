@@ -3,6 +3,7 @@
 from dppo_jax.policies.build import (
     default_config,
     defaults_of,
+    make_acting_policy,
     make_policy,
     make_saved_policy,
     obs_like,
@@ -16,4 +17,5 @@ from dppo_jax.policies.chain import (
 from dppo_jax.policies.flow import FlowParams, flow_policy
 from dppo_jax.policies.gaussian import gaussian_policy
 from dppo_jax.policies.gmm import gmm_policy
+from dppo_jax.policies.proposals import ProposalParams, ProposalPolicy
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy

@@ -11,7 +11,10 @@ These variants have other policies or algorithms, and `m2` and `m3` have them to
 - `:m1_flow`: a flow policy of four steps;
 - `:m1_fpo`: the same flow in ten steps, fine-tuned by FPO++ (arXiv 2602.02481);
 - `:m1_gaussian` and `:m1_gmm`: a Gaussian and a mixture of five Gaussians, with the
-  settings of the reference implementation (v0.8).
+  settings of the reference implementation (v0.8);
+- `:m1_rlpd` and `:m1_calql`: new networks, trained from the demonstrations and from
+  roll-outs by RLPD (arXiv 2302.02948) and Cal-QL (arXiv 2303.05479);
+- `:m1_ibrl`: the policy of `:m1_gaussian`, fine-tuned by IBRL (arXiv 2311.02198).
 """
 
 from ml_collections import ConfigDict
@@ -19,9 +22,10 @@ from ml_collections import ConfigDict
 from dppo_jax.demonstrations.scripts.avoid import SUBSETS
 from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.errors import SettingsError
+from experiments.configs.demonstrated import use_calql, use_ibrl, use_rlpd
 from experiments.defaults import default_config
 
-_KINDS = ("exact", "flow", "fpo", "gaussian", "gmm")
+_KINDS = (*("exact", "flow", "fpo", "gaussian", "gmm"), *("rlpd", "calql", "ibrl"))
 VARIANTS = (*SUBSETS, "demo", *(f"{s}_{kind}" for s in SUBSETS for kind in _KINDS))
 
 
@@ -69,6 +73,8 @@ def get_config(variant: str = "m1") -> ConfigDict:
         _use_fpo(config)
     elif kind == "exact":
         _use_likelihood(config)
+    elif kind in ("rlpd", "calql", "ibrl"):
+        _use_demonstrations(config, kind)
     elif kind:
         _use_head(config, kind)
     if variant == "m3_gmm":
@@ -124,6 +130,18 @@ def _use_likelihood(config: ConfigDict) -> None:
     exact.epochs = 10
     exact.target_kl = 1.0
     exact.critic_warmup = 1
+
+
+def _use_demonstrations(config: ConfigDict, name: str) -> None:
+    """Learn off-policy from demonstrations; the reference has no settings for this task.
+
+    These are for about ten minutes on two CPU cores.
+    """
+    if name == "ibrl":
+        _use_head(config, "gaussian")
+    {"rlpd": use_rlpd, "calql": use_calql, "ibrl": use_ibrl}[name](config)
+    config.rollout.update(num_envs=8, num_chunks=25, reset_at_iteration=False)
+    config.evaluate.num_episodes = config.evaluate.num_envs = 50
 
 
 def _use_head(config: ConfigDict, head: str) -> None:

@@ -21,7 +21,10 @@ The other variants are:
   0.8 (501 iterations for HalfCheetah);
 - `gmm`: the same for a mixture of five Gaussians, for which the reference has no
   settings. Its standard deviations are learned and start at 0.1, as those of
-  `gaussian` do.
+  `gaussian` do;
+- `rlpd` and `calql`: new networks, trained from demonstrations and roll-outs by RLPD
+  (arXiv 2302.02948) and Cal-QL (arXiv 2303.05479), about ten minutes on two CPU cores;
+- `ibrl`: a cloned Gaussian policy, fine-tuned by IBRL (arXiv 2311.02198), as long.
 
 Use demonstrations of D4RL or of `experiments.collect`, which trains a policy to about
 a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
@@ -34,11 +37,13 @@ from ml_collections import ConfigDict
 from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.envs.tasks.locomotion import MAX_STEPS
 from dppo_jax.errors import SettingsError
+from experiments.configs.demonstrated import use_calql, use_ibrl, use_rlpd
 from experiments.defaults import default_config, demonstrator_config
 
 VARIANTS = (
     *("v0_8", "v0_6", "cpu", "fast", "exact", "flow", "fpo", "fastest"),
     *("sac", "gaussian", "gmm"),
+    *("rlpd", "calql", "ibrl"),
 )
 # A medium data set holds a million windows, a minibatch 128 of them.
 _UPDATES_PER_EPOCH = 7800
@@ -111,6 +116,8 @@ def make_config(task: str, variant: str) -> ConfigDict:
         _hurry(config)
     elif variant == "sac":
         _use_sac(config)
+    elif variant in ("rlpd", "calql", "ibrl"):
+        _use_demonstrations(config, variant)
     elif variant in ("gaussian", "gmm"):
         _start_from_nothing(config, variant)
         iterations = 501 if task == "halfcheetah" else 301
@@ -273,3 +280,11 @@ def _use_sac(config: ConfigDict) -> None:
     loop.log_every, loop.evaluate_every = 10, 40
     # Every checkpoint holds the replay buffer, 112 bytes for a transition of Hopper.
     loop.checkpoint_every = 100
+
+
+def _use_demonstrations(config: ConfigDict, name: str) -> None:
+    """Learn off-policy from demonstrations, with the reference's networks."""
+    {"rlpd": use_rlpd, "calql": use_calql, "ibrl": use_ibrl}[name](config)
+    config.collect.num_control_steps = 100_000
+    config.rollout.update(num_envs=8, num_chunks=32)
+    config.evaluate.num_episodes = config.evaluate.num_envs = 10

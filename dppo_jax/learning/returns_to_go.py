@@ -1,0 +1,104 @@
+"""Returns-to-go of stored transitions, beside each of them in the replay buffer.
+
+A return is known only when its episode has ended. Until then the transition stands in
+the buffer with a return of -infinity, which is a lower bound of everything. When the
+episode ends, its transitions in the buffer get their returns, also those of earlier
+iterations. As a return lies in the item of its own transition, nothing can come apart:
+neither evaluations, which have environments of their own, nor resets, nor rings that
+overwrite their oldest items change which return belongs to which transition.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dppo_jax.errors import SettingsError
+from dppo_jax.learning.off_policy import OffPolicyState
+from dppo_jax.replay import Replay, episode_ends
+from dppo_jax.types import Algorithm, Array, Metrics
+
+# The extras of `off_policy`, before returns are known.
+UNKNOWN = {"return_to_go": -jnp.inf}
+
+
+def returns_to_go(reward: Array, ended: Array, *, discount: float) -> Array:
+    """Discounted sums of rewards up to the end of the episode.
+
+    G_t = r_t + discount G_(t+1), and G_t = r_t where an episode ended. Time limits end
+    episodes too: nothing is bootstrapped, so their returns are those of what happened.
+
+    Args:
+        reward: [T, B] summed over the executed chunk.
+        ended: [T, B] 1 where an episode ended, for whatever reason.
+        discount: per chunk.
+
+    Returns:
+        [T, B]; -infinity where no end follows.
+    """
+
+    def backward(after: tuple[Array, Array], now: tuple[Array, Array]):
+        value, is_known = after
+        reward, ended = now
+        value = reward + discount * jnp.where(ended > 0, 0.0, value)
+        is_known = is_known | (ended > 0)
+        return (value, is_known), jnp.where(is_known, value, -jnp.inf)
+
+    start = jnp.zeros_like(reward[0]), jnp.zeros(reward.shape[1:], bool)
+    return jax.lax.scan(backward, start, (reward, ended), reverse=True)[1]
+
+
+def fill_in_returns(
+    replay: Replay, *, discount: float, num_new: int, max_steps: int | None
+) -> Replay:
+    """Compute the returns of all transitions that the newest ones may complete.
+
+    Args:
+        replay: of Transitions with extras as `UNKNOWN`.
+        discount: per chunk.
+        num_new: newest items of every ring whose returns were not computed yet.
+        max_steps: length of the longest episode in chunks; None: there is no bound, and
+            whole rings are computed.
+    """
+    items = replay.items
+    length = items.reward.shape[1]
+    window = length if max_steps is None else min(length, num_new + max_steps)
+    # The oldest first. Slots of a ring that was never full hold zeros; nothing draws
+    # them.
+    slot = (replay.head - window + jnp.arange(window)) % length
+    values = returns_to_go(
+        items.reward[:, slot].T, episode_ends(items)[:, slot].T, discount=discount
+    )
+    stored = items.extras["return_to_go"]
+    stored = stored.at[:, slot].set(
+        values.T, mode="promise_in_bounds", unique_indices=True
+    )
+    items = items._replace(extras={"return_to_go": stored})
+    return replay._replace(items=items)
+
+
+def with_returns(
+    algorithm: Algorithm, *, discount: float, num_new: int, max_steps: int | None
+) -> Algorithm:
+    """Make an off-policy Algorithm compute the returns of what it collects.
+
+    Args:
+        algorithm: of `off_policy` with `extras=UNKNOWN`.
+        discount, num_new, max_steps: see `fill_in_returns`.
+
+    Raises:
+        SettingsError: a discount outside [0, 1].
+    """
+    if not 0 <= discount <= 1:
+        raise SettingsError(f"discount={discount!r} must be between 0 and 1.")
+    collect, update = algorithm.phases
+
+    def collect_with_returns(state: OffPolicyState) -> tuple[OffPolicyState, Metrics]:
+        state, episodes = collect(state)
+        replay = fill_in_returns(
+            state.replay, discount=discount, num_new=num_new, max_steps=max_steps
+        )
+        return state._replace(replay=replay), episodes
+
+    def step(state: OffPolicyState) -> tuple[OffPolicyState, Metrics]:
+        return update(*collect_with_returns(state))
+
+    return algorithm._replace(step=step, phases=(collect_with_returns, update))
