@@ -6,6 +6,8 @@ policy's actions are pushed down, but not below the return of the stored behavio
 (`learning/calibrated_q.py`, `learning/returns_to_go.py`).
 """
 
+import functools
+
 from ml_collections import ConfigDict
 
 from dppo_jax.demonstrations.dataset import Episodes
@@ -69,33 +71,28 @@ def make(
     _check_config(settings, policy)
     given = transitions_of(env, data, algorithm="calql", discount=settings.discount)
     critic = make_state_action_critic(config.critic, num_critics=settings.num_critics)
-    learner = make_learner(env, policy, critic, settings)
-    replay = settings.replay
     items = offline_data.as_items(given, with_returns=True)
-    algorithm = off_policy(
+    num_chunks, replay = config.rollout.num_chunks, settings.replay
+    make_iteration = functools.partial(
+        off_policy,
         env,
-        learner,
-        num_chunks=config.rollout.num_chunks,
+        make_learner(env, policy, critic, settings),
+        num_chunks=num_chunks,
         reset_at_iteration=config.rollout.reset_at_iteration,
         offline=offline_data.offline_replay(items, num_groups=replay.num_groups),
-        offline_share=settings.offline_share,
-        extras=returns_to_go.UNKNOWN,
-        **replay,
     )
     algorithm = returns_to_go.with_returns(
-        algorithm,
+        make_iteration(offline_share=settings.offline_share, **replay),
         discount=settings.discount,
-        num_new=config.rollout.num_chunks,
+        num_new=num_chunks,
         max_steps=env.max_steps,
     )
+    rate = settings.offline_updates / (env.num_envs * num_chunks)
+    of_data = dict(replay, min_fill=0, updates_per_transition=rate)
     return offline_data.with_offline_phase(
         algorithm,
-        learner,
+        make_iteration(offline_share=1.0, **of_data),
         num_iterations=settings.offline_iterations,
-        num_updates=settings.offline_updates,
-        updates_per_round=replay.updates_per_round,
-        batch_size=replay.batch_size,
-        num_groups=replay.num_groups,
     )
 
 
@@ -144,4 +141,15 @@ def _check_config(config: ConfigDict, policy: SquashedPolicy) -> None:
     if not config.penalty_weight >= 0:
         raise SettingsError(
             f"calql.penalty_weight={config.penalty_weight} must not be negative."
+        )
+    if config.offline_iterations < 0:
+        raise SettingsError(
+            f"calql.offline_iterations={config.offline_iterations} must not be "
+            "negative."
+        )
+    per_round = config.replay.updates_per_round
+    if config.offline_updates < 1 or config.offline_updates % max(per_round, 1):
+        raise SettingsError(
+            f"calql.offline_updates={config.offline_updates} must be a multiple of "
+            f"replay.updates_per_round={per_round}, at least one."
         )

@@ -11,8 +11,8 @@ from ml_collections.config_dict import placeholder
 from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.demonstrations.transitions import transitions_of
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import offline_data, optimizers, quirks, soft_settings
 from dppo_jax.learning import off_policy as iterations
+from dppo_jax.learning import offline_data, optimizers, quirks, soft_settings
 from dppo_jax.learning.imitation_bootstrap import bootstrap_learner, bootstrap_updates
 from dppo_jax.learning.off_policy import Learner, off_policy
 from dppo_jax.networks import StateActionCritic

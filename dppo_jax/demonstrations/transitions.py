@@ -175,8 +175,8 @@ def transitions_of(
     missing = env.obs_shape.keys() - data.observations.keys()
     if missing:
         raise SettingsError(
-            f"{algorithm}: the environment observes {', '.join(sorted(missing))}, which "
-            "the demonstrations do not hold; use data with them."
+            f"{algorithm}: the environment observes {', '.join(sorted(missing))}, and "
+            "the demonstrations do not; use data with such observations."
         )
     if data.terminals is None:
         print(

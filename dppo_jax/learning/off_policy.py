@@ -31,7 +31,8 @@ class Learner(NamedTuple):
     init: (key, obs with leaves [1, ...], ...) -> state, any pytree; the arguments after
         the observation are those of the Algorithm's `init` after its key.
     update: (state, batches, key) -> (state, metrics), one round of updates. `batches`
-        is a Transition with leaves [updates_per_round, N, ...]. In a sharded step N is this device's part, and `update` must reduce gradients and
+        is a Transition with leaves [updates_per_round, N, ...] and no extras. In a
+        sharded step N is this device's part, and `update` must reduce gradients and
         metrics with `parallel.mean`.
     params: state -> the parameters that act.
     act: see `types.Act`; takes what `params` returns.
@@ -88,7 +89,6 @@ def off_policy(
     num_groups: int = 1,
     offline: Replay | None = None,
     offline_share: float = 0.5,
-    extras: PyTree = (),
 ) -> Algorithm:
     """Make an Algorithm that learns from a replay buffer.
 
@@ -109,9 +109,6 @@ def off_policy(
         updates_per_round: batches that one call of `Learner.update` gets.
         offline: a buffer of given transitions to mix into every batch; None: none.
         offline_share: share of a batch that is drawn from `offline`.
-        extras: numbers that every collected transition is stored with, as
-            `Transition.extras`; what they stand for is filled in later, see
-            `learning/returns_to_go.py`.
         num_groups: groups of environments that each give a batch equally many
             transitions; must be a multiple of the number of devices.
 
@@ -134,8 +131,8 @@ def off_policy(
         min_fill=min_fill,
         num_groups=num_groups,
     )
-    collect = _make_collect(env, learner, num_chunks, random_steps, extras)
-    learn = make_learn(
+    collect = _make_collect(env, learner, num_chunks, random_steps)
+    learn = _make_learn(
         learner,
         num_rounds=num_rounds,
         updates_per_round=updates_per_round,
@@ -293,7 +290,7 @@ def _check_settings(
 
 
 def _make_collect(
-    env: VecEnv, learner: Learner, num_chunks: int, random_steps: int, extras: PyTree
+    env: VecEnv, learner: Learner, num_chunks: int, random_steps: int
 ) -> Callable[[Any, Any, Array, Array], tuple[Any, Any, Metrics]]:
     """Make (learner state, environment state, keys [B], iteration) -> a roll-out."""
 
@@ -308,22 +305,21 @@ def _make_collect(
         is_random = iteration * env.num_envs * num_chunks < random_steps
 
         def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
-            kept = jax.tree.map(lambda x: jnp.full(len(keys), x), extras)
             if random_steps == 0:
-                return learner.act(params, keys, obs)[0], kept
+                return learner.act(params, keys, obs)[0], ()
             action = jax.lax.cond(
                 is_random,
                 lambda: random_action(keys),
                 lambda: learner.act(params, keys, obs)[0][:, : env.action_shape[0]],
             )
-            return action, kept
+            return action, ()
 
         return rollout(env, act, env_state, keys, num_chunks)
 
     return collect
 
 
-def make_learn(
+def _make_learn(
     learner: Learner,
     *,
     num_rounds: int,

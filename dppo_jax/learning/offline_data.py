@@ -9,9 +9,8 @@ import numpy as np
 
 from dppo_jax import replay as buffers
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning.off_policy import Learner, OffPolicyState, make_learn
+from dppo_jax.learning.off_policy import OffPolicyState
 from dppo_jax.replay import Replay
-from dppo_jax.training import parallel
 from dppo_jax.types import OF_ENVIRONMENT, Algorithm, Array, Metrics, Transition
 
 
@@ -86,14 +85,7 @@ def preload(algorithm: Algorithm, items: Transition) -> Algorithm:
 
 
 def with_offline_phase(
-    algorithm: Algorithm,
-    learner: Learner,
-    *,
-    num_iterations: int,
-    num_updates: int,
-    updates_per_round: int,
-    batch_size: int,
-    num_groups: int,
+    algorithm: Algorithm, offline: Algorithm, *, num_iterations: int
 ) -> Algorithm:
     """Put iterations of updates from the offline data alone before an Algorithm.
 
@@ -101,36 +93,13 @@ def with_offline_phase(
     Both kinds of iterations are branches of one program.
 
     Args:
-        algorithm: of `off_policy`, with an `offline` buffer; counts of its settings
-            start after this phase.
-        learner: the one of `algorithm`.
+        algorithm: of `off_policy`; counts of its settings start after this phase.
+        offline: the same with `offline_share=1`, of which only the updates run.
         num_iterations: 0: no such phase.
-        num_updates: in each of these iterations.
-        updates_per_round, batch_size, num_groups: as in `off_policy`.
-
-    Raises:
-        SettingsError: numbers that are negative, or no whole number of rounds.
     """
-    if num_iterations < 0:
-        raise SettingsError(
-            f"offline_iterations={num_iterations} must not be negative."
-        )
     if num_iterations == 0:
         return algorithm
-    if num_updates < 1 or num_updates % updates_per_round:
-        raise SettingsError(
-            f"offline_updates={num_updates} must be a multiple of updates_per_round="
-            f"{updates_per_round}, at least one; change one of them."
-        )
     collect, update = algorithm.phases
-    learn = make_learn(
-        learner,
-        num_rounds=num_updates // updates_per_round,
-        updates_per_round=updates_per_round,
-        batch_size=batch_size,
-        num_groups=num_groups,
-        offline_share=1.0,
-    )
 
     def later(state: OffPolicyState, iterations: int) -> OffPolicyState:
         return state._replace(iteration=state.iteration + iterations)
@@ -155,14 +124,8 @@ def with_offline_phase(
     def update_offline(
         state: OffPolicyState, episodes: Metrics
     ) -> tuple[OffPolicyState, Metrics]:
-        key, learn_key = jax.random.split(state.key)
-        learner_state, losses = learn(state, learn_key)
-        counts = {
-            "env_steps": jnp.float32(0),
-            "replay_size": parallel.total(state.replay.size.sum()),
-        }
-        state = later(state, 1)._replace(learner=learner_state, key=key)
-        return state, episodes | losses | counts
+        state, metrics = offline.phases[1](state, episodes)
+        return state, metrics | {"env_steps": jnp.zeros_like(metrics["env_steps"])}
 
     def update_online(
         state: OffPolicyState, episodes: Metrics

@@ -8,16 +8,14 @@ neither evaluations, which have environments of their own, nor resets, nor rings
 overwrite their oldest items change which return belongs to which transition.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from dppo_jax.errors import SettingsError
 from dppo_jax.learning.off_policy import OffPolicyState
 from dppo_jax.replay import Replay, episode_ends
-from dppo_jax.types import Algorithm, Array, Metrics
-
-# The extras of `off_policy`, before returns are known.
-UNKNOWN = {"return_to_go": -jnp.inf}
+from dppo_jax.types import Algorithm, Array, Metrics, PyTree
 
 
 def returns_to_go(reward: Array, ended: Array, *, discount: float) -> Array:
@@ -52,7 +50,7 @@ def fill_in_returns(
     """Compute the returns of all transitions that the newest ones may complete.
 
     Args:
-        replay: of Transitions with extras as `UNKNOWN`.
+        replay: of Transitions whose extras are `{"return_to_go": [B, L]}`.
         discount: per chunk.
         num_new: newest items of every ring whose returns were not computed yet.
         max_steps: length of the longest episode in chunks; None: there is no bound, and
@@ -71,34 +69,47 @@ def fill_in_returns(
     stored = stored.at[:, slot].set(
         values.T, mode="promise_in_bounds", unique_indices=True
     )
-    items = items._replace(extras={"return_to_go": stored})
-    return replay._replace(items=items)
+    return _with_extras(replay, {"return_to_go": stored})
 
 
 def with_returns(
     algorithm: Algorithm, *, discount: float, num_new: int, max_steps: int | None
 ) -> Algorithm:
-    """Make an off-policy Algorithm compute the returns of what it collects.
+    """Make an off-policy Algorithm store the returns of what it collects.
+
+    Batches then have extras `{"return_to_go": [..., N]}`, and `offline` data need them.
 
     Args:
-        algorithm: of `off_policy` with `extras=UNKNOWN`.
+        algorithm: of `off_policy`.
         discount, num_new, max_steps: see `fill_in_returns`.
-
-    Raises:
-        SettingsError: a discount outside [0, 1].
     """
-    if not 0 <= discount <= 1:
-        raise SettingsError(f"discount={discount!r} must be between 0 and 1.")
     collect, update = algorithm.phases
 
+    def init(key: Array, *args: Any) -> OffPolicyState:
+        state = algorithm.init(key, *args)
+        unknown = jnp.full_like(state.replay.items.reward, -jnp.inf)
+        extras = {"return_to_go": unknown}
+        return state._replace(replay=_with_extras(state.replay, extras))
+
     def collect_with_returns(state: OffPolicyState) -> tuple[OffPolicyState, Metrics]:
-        state, episodes = collect(state)
+        extras = state.replay.items.extras
+        # What is collected has no returns yet.
+        state, episodes = collect(state._replace(replay=_with_extras(state.replay, ())))
         replay = fill_in_returns(
-            state.replay, discount=discount, num_new=num_new, max_steps=max_steps
+            _with_extras(state.replay, extras),
+            discount=discount,
+            num_new=num_new,
+            max_steps=max_steps,
         )
         return state._replace(replay=replay), episodes
 
     def step(state: OffPolicyState) -> tuple[OffPolicyState, Metrics]:
         return update(*collect_with_returns(state))
 
-    return algorithm._replace(step=step, phases=(collect_with_returns, update))
+    return algorithm._replace(
+        init=init, step=step, phases=(collect_with_returns, update)
+    )
+
+
+def _with_extras(replay: Replay, extras: PyTree) -> Replay:
+    return replay._replace(items=replay.items._replace(extras=extras))

@@ -3,7 +3,6 @@
 from dppo_jax.policies.build import (
     default_config,
     defaults_of,
-    make_acting_policy,
     make_policy,
     make_saved_policy,
     obs_like,

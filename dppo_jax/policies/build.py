@@ -13,17 +13,12 @@ from dppo_jax.diffusion import denoising
 from dppo_jax.diffusion import flow as flows
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks import build as networks
-from dppo_jax.networks.build_encoder import image_shape, make_state_action_critic
+from dppo_jax.networks.build_encoder import image_shape
 from dppo_jax.networks.noise import NoiseMLP
 from dppo_jax.policies.chain import ChainPolicy, diffusion_policy
 from dppo_jax.policies.flow import flow_policy
 from dppo_jax.policies.gaussian import gaussian_policy
 from dppo_jax.policies.gmm import gmm_policy
-from dppo_jax.policies.proposals import (
-    ProposalParams,
-    ProposalPolicy,
-    proposal_policy,
-)
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.types import Array, Obs, PyTree
 
@@ -235,36 +230,6 @@ def make_saved_policy(
 ) -> ChainPolicy | SquashedPolicy:
     """As `make_policy`, from settings that were read from a `config.json`."""
     return make_policy(ConfigDict(model), action_dim=action_dim)
-
-
-def make_acting_policy(
-    policy: ChainPolicy | SquashedPolicy, config: Mapping[str, Any], params: PyTree
-) -> ChainPolicy | SquashedPolicy | ProposalPolicy:
-    """The policy that acted in training, which may be more than its network.
-
-    IBRL acts with critics and two networks; everything else acts with the policy.
-
-    Args:
-        policy: of the settings `model`.
-        config: the content of a `config.json`.
-        params: what was saved with it, nested dictionaries. The configuration of a
-            cloned policy may name an algorithm that has not run yet.
-    """
-    algorithm = config.get("algorithm") or {}
-    names = set(params) if isinstance(params, Mapping) else set()
-    if algorithm.get("name") != "ibrl" or names != set(ProposalParams._fields):
-        return policy
-    assert isinstance(policy, ChainPolicy)
-    settings = algorithm["ibrl"]
-    critic = make_state_action_critic(
-        ConfigDict(config["critic"]), num_critics=settings["num_critics"]
-    )
-    return proposal_policy(
-        policy,
-        critic,
-        beta=settings["beta"],
-        exponent_twice="exponent_twice" in settings["reference_quirks"],
-    )
 
 
 def obs_like(

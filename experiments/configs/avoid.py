@@ -133,13 +133,14 @@ def _use_likelihood(config: ConfigDict) -> None:
 
 
 def _use_demonstrations(config: ConfigDict, name: str) -> None:
-    """Learn off-policy from demonstrations; the reference has no settings for this task.
+    """Learn off-policy from demonstrations, about ten minutes on two CPU cores.
 
-    These are for about ten minutes on two CPU cores.
+    The reference has no settings for this task.
     """
     if name == "ibrl":
         _use_head(config, "gaussian")
     {"rlpd": use_rlpd, "calql": use_calql, "ibrl": use_ibrl}[name](config)
+    config.model.chunk = 4  # as the other policies
     config.rollout.update(num_envs=8, num_chunks=25, reset_at_iteration=False)
     config.evaluate.num_episodes = config.evaluate.num_envs = 50
 

@@ -16,7 +16,7 @@ def use_rlpd(config: ConfigDict) -> None:
     settings.replay.update(updates_per_transition=4.0, updates_per_round=4)
     settings.replay.update(batch_size=128, random_steps=0, min_fill=0)
     settings.num_critics = 5
-    _set_loop(config, num_iterations=400)
+    _set_loop(config, num_iterations=100)
 
 
 def use_calql(config: ConfigDict) -> None:
@@ -27,7 +27,7 @@ def use_calql(config: ConfigDict) -> None:
     settings.replay.batch_size = 128
     settings.offline_iterations, settings.offline_updates = 40, 500
     settings.backup_actions = 4
-    _set_loop(config, num_iterations=400)
+    _set_loop(config, num_iterations=240)
 
 
 def use_ibrl(config: ConfigDict) -> None:
@@ -38,7 +38,7 @@ def use_ibrl(config: ConfigDict) -> None:
     _use_critic(config, (256, 256, 256))
     config.algorithm.name = "ibrl"
     config.algorithm.ibrl.replay.batch_size = 128
-    _set_loop(config, num_iterations=400)
+    _set_loop(config, num_iterations=150)
 
 
 def _start_squashed(config: ConfigDict) -> None:
