@@ -7,11 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import find_algorithm, make_algorithm
-from dppo_jax.demonstrations.dataset import (
-    Episodes,
-    normalize_episodes,
-    unnormalize_episodes,
-)
+from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
@@ -61,7 +57,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
         }
     if data is not None:
         origin["data"] = directories.digest(data)
-        data = normalize_episodes(unnormalize_episodes(data), normalizer)
+        data = inputs.as_observed(data, normalizer)
     algorithm = _make_algorithm(config, normalizer, data)
     start: tuple[PyTree, ...] = ()
     if pretrained is not None:

@@ -130,8 +130,8 @@ def _check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     )
     if not is_gaussian:
         raise SettingsError(
-            "ibrl needs a Gaussian policy; set model.kind='gaussian', and "
-            "model.sampling.num_tuned_steps=1."
+            "ibrl needs a Gaussian policy, no other kind and no "
+            f"{type(policy).__name__} that denoises or mixes; set model.kind='gaussian'."
         )
     soft_settings.check_critic("ibrl", config)
     quirks.check_quirks("ibrl", config.reference_quirks, QUIRKS)

@@ -31,10 +31,8 @@ def use_calql(config: ConfigDict) -> None:
 
 
 def use_ibrl(config: ConfigDict) -> None:
-    """IBRL from a cloned Gaussian policy."""
-    config.model.kind, config.model.chunk = "gaussian", 1
-    config.model.network.update(hidden_sizes=(256, 256, 256), residual=False)
-    config.model.sampling.num_tuned_steps = 1
+    """IBRL from a cloned Gaussian policy, whose network the caller chooses."""
+    config.model.kind = "gaussian"
     _use_critic(config, (256, 256, 256))
     config.algorithm.name = "ibrl"
     config.algorithm.ibrl.replay.batch_size = 128

@@ -285,6 +285,9 @@ def _use_sac(config: ConfigDict) -> None:
 def _use_demonstrations(config: ConfigDict, name: str) -> None:
     """Learn off-policy from demonstrations, with the reference's networks."""
     {"rlpd": use_rlpd, "calql": use_calql, "ibrl": use_ibrl}[name](config)
+    if name == "ibrl":
+        config.model.chunk = 1
+        config.model.network.update(hidden_sizes=(256, 256, 256), residual=False)
     config.collect.num_control_steps = 100_000
     config.rollout.update(num_envs=8, num_chunks=32)
     config.evaluate.num_episodes = config.evaluate.num_envs = 10
