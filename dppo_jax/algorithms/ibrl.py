@@ -130,8 +130,8 @@ def _check_config(config: ConfigDict, policy: ChainPolicy) -> None:
     )
     if not is_gaussian:
         raise SettingsError(
-            "ibrl needs a Gaussian policy, no other kind and no "
-            f"{type(policy).__name__} that denoises or mixes; set model.kind='gaussian'."
+            "ibrl needs a Gaussian policy, with one move and one mode; set "
+            "model.kind='gaussian'."
         )
     soft_settings.check_critic("ibrl", config)
     quirks.check_quirks("ibrl", config.reference_quirks, QUIRKS)
