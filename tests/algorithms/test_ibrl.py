@@ -88,30 +88,8 @@ def test_the_trained_critics_act_and_the_cloned_network_stays():
 
 def test_critics_of_the_reference_act_untrained():
     algorithm = demonstrated.make("ibrl", reference_quirks=("untrained_critics",))
-    state, _, _ = demonstrated.run("ibrl", algorithm, 2)
-    params = algorithm.params(state)
-    assert not tiny.same(params.critic, state.learner.critic.params)
-    first = demonstrated.start("ibrl", algorithm)
-    assert tiny.same(params.critic, first.learner.critic.params)
-
-
-def test_it_improves_on_the_cloned_policy():
-    """Reward -(a - 0.5)^2, and a cloned policy that is far from it."""
-    env = tiny.point_env(4, lengths=(2,))
-    # Demonstrations with the rewards of the task.
-    data = demonstrated.demonstrations()
-    rewards = -((data.actions[:, 0] - tiny.GOAL) ** 2)
-    algorithm = demonstrated.make(
-        "ibrl",
-        env,
-        data=data._replace(rewards=rewards),
-        actor__learning_rate=1e-2,
-        critic__learning_rate=1e-2,
-        replay__batch_size=32,
-    )
-    state, rows, _ = demonstrated.run("ibrl", algorithm, 40)
-    before, after = (
-        np.mean([row["episode_return"] for row in rows[part]])
-        for part in (slice(0, 4), slice(-4, None))
-    )
-    assert after > 0.5 * before
+    state = demonstrated.start("ibrl", algorithm)
+    first = jax.tree.map(np.asarray, state.learner.critic.params)
+    trained = jax.tree.map(lambda x: x + 1, state.learner.critic)
+    state = state._replace(learner=state.learner._replace(critic=trained))
+    assert tiny.same(algorithm.params(state).critic, first)
