@@ -7,16 +7,13 @@ import jax
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import find_algorithm, make_algorithm
-from dppo_jax.demonstrations.dataset import (
-    Episodes,
-    normalize_episodes,
-    unnormalize_episodes,
-)
+from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import Evaluation, summarize
 from dppo_jax.normalize import Normalizer
+from dppo_jax.policies import ProposalParams
 from dppo_jax.training import parallel
 from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.trees import check_matches
@@ -36,6 +33,9 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     mesh = processes.join_mesh(config)
     inputs.check_task(config, "finetune")
     pretrained = None
+    data = None
+    if find_algorithm(config.algorithm.name).uses_data:
+        data = inputs.load_data(config)
     if config.policy == inputs.NO_POLICY:
         if checkpoint != "latest":
             raise SettingsError(
@@ -44,7 +44,9 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
             )
         run_dir = directories.run_path(seed_configs(config, "finetune")[0], "finetune")
         normalizer, origin = inputs.find_bounds(
-            config, run_dir, check=lambda bounds: _make_algorithm(config, bounds)
+            config,
+            run_dir,
+            check=lambda bounds: _make_algorithm(config, bounds, data),
         )
     else:
         pretrained = inputs.find_policy(config, "pretrain", checkpoint)
@@ -53,11 +55,9 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
             "policy": directories.digest((pretrained.params, normalizer)),
             "checkpoint": "best" if checkpoint == "best" else pretrained.iteration,
         }
-    data = None
-    if find_algorithm(config.algorithm.name).uses_data:
-        data = inputs.load_data(config)
+    if data is not None:
         origin["data"] = directories.digest(data)
-        data = normalize_episodes(unnormalize_episodes(data), normalizer)
+        data = inputs.as_observed(data, normalizer)
     algorithm = _make_algorithm(config, normalizer, data)
     start: tuple[PyTree, ...] = ()
     if pretrained is not None:
@@ -89,12 +89,16 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
             *("eval/success", "eval/episode_return", "approx_kl"),
         ),
     )
-    for run_dir, state in final.items() if parallel.is_first_process() else ():
+    seeds = seed_configs(config, "finetune")
+    for (run_dir, state), own in zip(final.items(), seeds):
+        if not parallel.is_first_process():
+            break
         if plots.traced_metrics(config.env.task):
             # A resumed run has not evaluated its initial policy.
             before = scored[run_dir].get(0)
             if before is None and pretrained is not None:
-                before = score(pretrained.params)
+                first = algorithm.init(jax.random.key(own.seed), *start)
+                before = score(algorithm.params(first))
             after = scored[run_dir].get(int(state.iteration))
             if after is None:
                 after = score(algorithm.params(state))
@@ -125,6 +129,11 @@ def _start_from(
 ) -> tuple[PyTree, ...]:
     """Arguments of `algorithm.init`: the policy's parameters, its critic if any."""
     run_dir = inputs.policy_path(config, "pretrain")
+    if isinstance(pretrained.params, ProposalParams):
+        raise SettingsError(
+            f"{run_dir} was fine-tuned by ibrl and acts with two networks and critics, "
+            "from which no fine-tuning starts; pass the run that it started from."
+        )
     is_tuned = pretrained.config.get("stage") == "finetune"
     if not (is_tuned and find_algorithm(config.algorithm.name).takes_critic):
         return (pretrained.params,)

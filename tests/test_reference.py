@@ -35,6 +35,11 @@ from tests.reference_cases import (
     sum_of_squares,
     vit_encoder,
 )
+from tests.reference_demonstrations import (
+    check_calql_critic,
+    check_ibrl_actor,
+    check_ibrl_critic,
+)
 from tests.reference_losses import check_bc_loss, check_dppo, check_ppo_gaussian
 from tests.reference_mixtures import check_ppo_gmm
 from tests.reference_off_policy import (
@@ -279,6 +284,9 @@ KINDS = {
     "dppo": check_dppo,
     "ppo_gaussian": check_ppo_gaussian,
     "ppo_gmm": check_ppo_gmm,
+    "calql_critic": check_calql_critic,
+    "ibrl_actor": check_ibrl_actor,
+    "ibrl_critic": check_ibrl_critic,
     "rlpd_actor": check_actor,
     "rlpd_critic": check_critic,
     "sac_actor": check_actor,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms import fpo, ppo, ppo_exact, sac
+from dppo_jax.algorithms import calql, fpo, ibrl, ppo, ppo_exact, rlpd, sac
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Algorithm, VecEnv
 
@@ -32,6 +32,9 @@ ALGORITHMS = {
     "fpo": Entry(fpo.default_config, fpo.make, takes_critic=True),
     "ppo_exact": Entry(ppo_exact.default_config, ppo_exact.make, takes_critic=True),
     "sac": Entry(sac.default_config, sac.make),
+    "rlpd": Entry(rlpd.default_config, rlpd.make, uses_data=True),
+    "calql": Entry(calql.default_config, calql.make, uses_data=True),
+    "ibrl": Entry(ibrl.default_config, ibrl.make, uses_data=True),
 }
 
 

@@ -15,21 +15,21 @@ These variants have other policies or algorithms, and `m2` and `m3` have them to
 - `:m1_pixels`: the policy and the critic see the table from above, 96 x 96 pixels, by
   the vision transformer of the paper's pixel policies;
 - `:m1_gaussian` and `:m1_gmm`: a Gaussian and a mixture of five Gaussians, with the
-  settings of the reference implementation (v0.8).
+  settings of the reference implementation (v0.8);
+- `:m1_rlpd` and `:m1_calql`: new networks, trained from the demonstrations and from
+  roll-outs by RLPD (arXiv 2302.02948) and Cal-QL (arXiv 2303.05479);
+- `:m1_ibrl`: the policy of `:m1_gaussian`, fine-tuned by IBRL (arXiv 2311.02198).
 """
+
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 from dppo_jax.demonstrations.scripts.avoid import SUBSETS
 from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.errors import SettingsError
+from experiments.configs.demonstrated import use_calql, use_ibrl, use_rlpd
 from experiments.defaults import default_config
-
-_KINDS = (
-    *("ddim", "exact", "flow", "flow1", "flow2", "fpo"),
-    *("gaussian", "gmm", "pixels"),
-)
-VARIANTS = (*SUBSETS, "demo", *(f"{s}_{kind}" for s in SUBSETS for kind in _KINDS))
 
 
 def get_config(variant: str = "m1") -> ConfigDict:
@@ -70,19 +70,8 @@ def get_config(variant: str = "m1") -> ConfigDict:
     ppo.actor.min_learning_rate = 1e-5
     if variant == "demo":
         _shorten(config)
-    if kind.startswith("flow"):
-        _use_flow(config, num_steps=int(kind.removeprefix("flow") or 4))
-    elif kind == "ddim":
-        config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
-        ppo.batch_size = 625 * 5  # half of the pairs
-    elif kind == "fpo":
-        _use_fpo(config)
-    elif kind == "exact":
-        _use_likelihood(config)
-    elif kind == "pixels":
-        _use_pixels(config)
-    elif kind:
-        _use_head(config, kind)
+    if kind:
+        _KINDS[kind](config)
     if variant == "m3_gmm":
         config.pretrain.batch_size = 32
     return config
@@ -161,6 +150,24 @@ def _use_pixels(config: ConfigDict) -> None:
     ppo.batch_size = 625 * 5  # half of the pairs
 
 
+def _use_demonstrations(config: ConfigDict, name: str) -> None:
+    """Learn off-policy from demonstrations, about ten minutes on two CPU cores.
+
+    The reference has no settings for this task.
+    """
+    if name == "ibrl":
+        _use_head(config, "gaussian")
+    {"rlpd": use_rlpd, "calql": use_calql, "ibrl": use_ibrl}[name](config)
+    config.model.chunk = 4  # as the other policies
+    config.rollout.update(num_envs=8, num_chunks=25, reset_at_iteration=False)
+    config.evaluate.num_episodes = config.evaluate.num_envs = 50
+
+
+def _use_ddim(config: ConfigDict) -> None:
+    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
+    config.algorithm.ppo.batch_size = 625 * 5  # half of the pairs
+
+
 def _use_head(config: ConfigDict, head: str) -> None:
     """Use a smaller network, and half of the chunks for a minibatch."""
     config.model.kind = head
@@ -190,3 +197,21 @@ def _shorten(config: ConfigDict) -> None:
     ppo.batch_size = 8000  # half of the pairs
     ppo.actor.min_learning_rate = 3e-6
     ppo.actor.cycle_steps = 90
+
+
+# What the variants `m1_KIND`, `m2_KIND` and `m3_KIND` change.
+_KINDS: dict[str, Callable[[ConfigDict], None]] = {
+    "ddim": _use_ddim,
+    "exact": _use_likelihood,
+    "flow": lambda config: _use_flow(config, num_steps=4),
+    "flow1": lambda config: _use_flow(config, num_steps=1),
+    "flow2": lambda config: _use_flow(config, num_steps=2),
+    "fpo": _use_fpo,
+    "gaussian": lambda config: _use_head(config, "gaussian"),
+    "gmm": lambda config: _use_head(config, "gmm"),
+    "pixels": _use_pixels,
+    "rlpd": lambda config: _use_demonstrations(config, "rlpd"),
+    "calql": lambda config: _use_demonstrations(config, "calql"),
+    "ibrl": lambda config: _use_demonstrations(config, "ibrl"),
+}
+VARIANTS = (*SUBSETS, "demo", *(f"{s}_{kind}" for s in SUBSETS for kind in _KINDS))
