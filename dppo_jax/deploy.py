@@ -11,6 +11,7 @@ import numpy as np
 from dppo_jax import policies
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
+from dppo_jax.policies.build_acting import make_saved_acting
 from dppo_jax.training.checkpoint import SavedPolicy, read_policy
 from dppo_jax.training.config_file import check_types
 from dppo_jax.training.trees import check_matches, optional_as, with_types
@@ -42,6 +43,7 @@ def load_policy(
     *,
     policy: Any = None,
     model: Mapping[str, Any] | None = None,
+    acting: Mapping[str, Any] | None = None,
     history: int | None = None,
 ) -> LoadedPolicy:
     """Read a policy from a run directory and rebuild its `act`.
@@ -55,6 +57,8 @@ def load_policy(
             saved ones, for example to sample in another way. None: those of
             `config.json`; if that has none, `act` is None and the parameters are
             nested dictionaries.
+        acting: settings `config.algorithm.NAME` of an algorithm that acts with a critic
+            to use instead of the saved ones, for example to choose among fewer chunks.
         history: To. None: `env.history` of `config.json`, or else 1.
 
     Raises:
@@ -68,7 +72,7 @@ def load_policy(
         check_types(run_dir, saved.config, policies.defaults_of(saved.config))
     if policy is None:
         cure = "restore the config.json that it was trained with."
-        policy = _configured(saved, model, run_dir)
+        policy = _configured(saved, model, acting, run_dir)
     if policy is None:
         return LoadedPolicy(act=None, **saved._asdict())
     if history is None:
@@ -117,16 +121,18 @@ def _checking(act: Act, example: Mapping[str, Any]) -> Act:
 def _configured(
     saved: SavedPolicy,
     model: Mapping[str, Any] | None,
+    acting: Mapping[str, Any] | None,
     run_dir: str | os.PathLike,
 ) -> Any:
-    """Make the policy of `model` or of the saved configuration; None without both."""
+    """Make what acts by `model` or the saved configuration; None without both."""
     model = saved.config.get("model") if model is None else model
     if model is None:
         return None
     try:
-        return policies.make_saved_policy(
+        policy = policies.make_saved_policy(
             model, action_dim=len(saved.normalizer.action_min)
         )
+        return make_saved_acting(policy, saved.params, saved.config, acting)
     except (AttributeError, KeyError) as error:
         raise SettingsError(
             f"the settings `model` of {run_dir} are incomplete ({error}); give all of "

@@ -17,6 +17,7 @@ from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import Evaluation, summarize
 from dppo_jax.normalize import Normalizer
+from dppo_jax.policies import policy_alone
 from dppo_jax.training import parallel
 from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.trees import check_matches
@@ -94,7 +95,8 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
             # A resumed run has not evaluated its initial policy.
             before = scored[run_dir].get(0)
             if before is None and pretrained is not None:
-                before = score(pretrained.params)
+                state_before = algorithm.init(jax.random.key(config.seed), *start)
+                before = score(algorithm.params(state_before))
             after = scored[run_dir].get(int(state.iteration))
             if after is None:
                 after = score(algorithm.params(state))
@@ -124,14 +126,15 @@ def _start_from(
     checkpoint: int | str,
 ) -> tuple[PyTree, ...]:
     """Arguments of `algorithm.init`: the policy's parameters, its critic if any."""
+    params = policy_alone(pretrained.params)
     run_dir = inputs.policy_path(config, "pretrain")
     is_tuned = pretrained.config.get("stage") == "finetune"
     if not (is_tuned and find_algorithm(config.algorithm.name).takes_critic):
-        return (pretrained.params,)
+        return (params,)
     critic = load_critic(run_dir, checkpoint)
     if critic is None:
         print(f"note: {run_dir} has no critic at checkpoint {checkpoint}; making one")
-        return (pretrained.params,)
+        return (params,)
     state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
     check_matches(
         critic,
@@ -140,7 +143,7 @@ def _start_from(
         cure="pass the --config.critic settings that it was trained with.",
     )
     print(f"starting from the policy and the critic of {run_dir}")
-    return pretrained.params, critic
+    return params, critic
 
 
 if __name__ == "__main__":

@@ -187,7 +187,10 @@ def find_policy(
         if name.startswith(_WORTH_A_LINE):
             print(f"note: the policy was trained with {name}={saved!r}, not {now!r}")
     # Use the present settings: no weight depends on those that differ.
-    return load_policy(run_dir, checkpoint, model=config.model)
+    name, acting = config.algorithm.name, None
+    if name in config.algorithm and name == trained.get("algorithm", {}).get("name"):
+        acting = config.algorithm[name]
+    return load_policy(run_dir, checkpoint, model=config.model, acting=acting)
 
 
 def _is_tuned_whole(model: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms import fpo, ppo, ppo_exact, sac
+from dppo_jax.algorithms import dipo, dql, fpo, idql, ppo, ppo_exact, qsm, sac
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Algorithm, VecEnv
 
@@ -32,6 +32,10 @@ ALGORITHMS = {
     "fpo": Entry(fpo.default_config, fpo.make, takes_critic=True),
     "ppo_exact": Entry(ppo_exact.default_config, ppo_exact.make, takes_critic=True),
     "sac": Entry(sac.default_config, sac.make),
+    "idql": Entry(idql.default_config, idql.make),
+    "dql": Entry(dql.default_config, dql.make),
+    "qsm": Entry(qsm.default_config, qsm.make),
+    "dipo": Entry(dipo.default_config, dipo.make),
 }
 
 
