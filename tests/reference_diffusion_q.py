@@ -11,7 +11,6 @@ import numpy as np
 from dppo_jax.algorithms import dql, idql, qsm
 from dppo_jax.diffusion import denoising
 from dppo_jax.diffusion.chain import Encoded, sample_chain
-from dppo_jax.interop import stack_critics
 from dppo_jax.learning import diffusion_q
 from dppo_jax.learning.diffusion_q import DiffusionQState
 from dppo_jax.learning.optimizers import Trained, Trainer
@@ -188,7 +187,7 @@ def critic_of(case: Case):
 
 
 def state_of(case: Case) -> DiffusionQState:
-    """The networks of a case; slow copies that it does not record equal the others."""
+    """The networks of a case; target networks that it lacks equal the others."""
 
     def params(*names):
         known = [x for x in names if case.group(f"param/{x}/")]

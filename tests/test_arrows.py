@@ -43,6 +43,7 @@ PLAIN = (
     *("learning.flow_losses", "learning.likelihood_losses", "learning.q_losses"),
     *("learning.minibatch", "learning.optimizers"),
     "learning.soft_actor_critic",
+    *("learning.diffusion_q", "learning.diffusion_q_losses", "policies.candidates"),
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),
     *("networks.unet", "networks.std", "networks.dropout", "networks.gmm"),
     *("networks.transformer", "networks.vision"),

@@ -4,7 +4,7 @@ Yang et al. 2023 (arXiv 2305.13122). Beside every executed chunk the buffer stor
 improved one, which is the executed one at first. Whenever it is drawn, a few steps of
 gradient ascent on the least of two critics improve it further, the result is stored,
 and the actor clones it. The critics learn from the executed chunks, which earned the
-rewards, with targets of the slow actor.
+rewards; the target actor samples the next action.
 
 The actor clones the chunks of the critics' batch; the published code draws another
 batch. `reference_quirks` reproduces what the reference implementation of DPPO does
@@ -12,7 +12,7 @@ otherwise:
 
 - "learn_improved": the improved chunks replace the executed ones, so the critics credit
   them with the rewards of the executed ones;
-- "act_slowly": the slow copy of the actor acts.
+- "act_by_target": the target network of the actor acts.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ from dppo_jax.policies.chain import ChainPolicy
 from dppo_jax.types import Algorithm, Array, Transition, VecEnv
 
 NAME = "dipo"
-QUIRKS = ("learn_improved", "act_slowly")
+QUIRKS = ("learn_improved", "act_by_target")
 
 
 def default_config() -> ConfigDict:
@@ -114,7 +114,7 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
         action_shape=env.action_shape,
         critic_warmup=parts.critic_warmup,
         has_target_actor=True,
-        params=slow_params if "act_slowly" in quirks else None,
+        params=target_params if "act_by_target" in quirks else None,
         improve=improver(
             parts.critic,
             num_steps=action.num_steps,
@@ -125,8 +125,8 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
     )
 
 
-def slow_params(state: DiffusionQState) -> Any:
-    """Parameters of the slow actor."""
+def target_params(state: DiffusionQState) -> Any:
+    """Parameters of the target actor."""
     return whole(state.target_actor)
 
 

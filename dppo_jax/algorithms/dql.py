@@ -2,13 +2,13 @@
 
 Wang et al. 2023 (arXiv 2208.06193). The actor's loss is that of cloning the stored
 actions, minus eta times Q of chunks that it generates, with the gradient through the
-whole denoising chain. Two critics learn from the slow actor and the slow critics.
+whole denoising chain. Two critics learn from the target actor and the target critics.
 
 `reference_quirks` reproduces what the reference implementation of DPPO does otherwise:
 
 - "clone_generated": the actor clones the chunk that it has just generated, not the
   stored one, with a gradient also through that chunk;
-- "online_target": targets are computed with the actor itself, not its slow copy.
+- "online_target": targets are computed with the actor itself, not its target network.
 
 The published code also acts by a draw among 50 chunks with probabilities that grow with
 Q. Here the actor acts by itself, as in the reference.
@@ -81,13 +81,13 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
     diffusion_q_settings.check_pair(NAME, settings)
     diffusion_q_settings.check(NAME, settings, eta=(settings.eta >= 0, "at least 0"))
     parts = diffusion_q_settings.make_parts(env, config, NAME)
-    is_slow = "online_target" not in quirks
+    has_target = "online_target" not in quirks
     goal = sampled_target(
         policy,
         parts.critic,
         discount=settings.discount,
         reward_scale=settings.reward_scale,
-        use_target_actor=is_slow,
+        use_target_actor=has_target,
     )
     loss = actor_loss(
         policy,
@@ -105,11 +105,11 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
             critic_update(parts.critic, parts.critic_trainer, goal, target_rate=rate),
         ),
         update_actor=actor_update(
-            parts.actor_trainer, loss, target_rate=rate if is_slow else None
+            parts.actor_trainer, loss, target_rate=rate if has_target else None
         ),
         action_shape=env.action_shape,
         critic_warmup=parts.critic_warmup,
-        has_target_actor=is_slow,
+        has_target_actor=has_target,
     )
 
 

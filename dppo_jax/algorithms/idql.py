@@ -1,13 +1,13 @@
 """IDQL: implicit Q-learning and a cloned diffusion policy (arXiv 2304.10573).
 
-V(s) is an expectile of the slow critics at the stored actions, Q(s, a) learns from V of
-the next observation, and the diffusion policy clones the stored actions. It acts by
-drawing several chunks and choosing one of them by the slow critics and V.
+V(s) is an expectile of the target critics at the stored actions, Q(s, a) learns from V
+of the next observation, and the diffusion policy clones the stored actions. It acts by
+drawing several chunks and choosing one of them by the target critics and V.
 
-Two things differ from the published code: it averages the weights of the actor, and
-weighs candidates by the expectile of V, which the DPPO paper's reference does not do
-(0.7 and 0.8). The reference also resumes from a wrong observation after a time limit,
-which this implementation does not.
+The published code also averages the weights of the actor, and weighs candidates by the
+same expectile that V has; here these are two settings, as in the reference
+implementation of DPPO. Unlike the reference, nothing acts on an observation of an
+episode that has ended.
 """
 
 from collections.abc import Callable
@@ -115,7 +115,7 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
 
 
 def acting_params(state: DiffusionQState) -> CandidateParams:
-    """The actor, the slow critics and V, which act together."""
+    """The actor, the target critics and V, which act together."""
     assert state.value is not None
     return CandidateParams(
         policy=whole(state.actor.params),
@@ -127,7 +127,7 @@ def acting_params(state: DiffusionQState) -> CandidateParams:
 def value_update(
     critic: StateActionCritic, value: StateCritic, trainer: Trainer, *, expectile: float
 ) -> Update:
-    """Update V(s) towards an expectile of the least slow critic (eq. 3)."""
+    """Update V(s) towards an expectile of the least target critic (eq. 3)."""
     value_of: Callable[..., Any] = value.apply
 
     def update(

@@ -26,9 +26,9 @@ class DiffusionQState(NamedTuple):
     """All trained values.
 
     actor: the denoising network.
-    critic: Q(s, a), an ensemble. target: its slow copy.
+    critic: Q(s, a), an ensemble. target: its target network.
     updates: rounds so far, int32.
-    target_actor: the slow copy of the actor, or None.
+    target_actor: the target network of the actor, or None.
     value: V(s), or None.
     """
 
@@ -93,7 +93,7 @@ def critic_update(
     *,
     target_rate: float,
 ) -> Update:
-    """Update all critics towards one target; then move their slow copy.
+    """Update all critics towards one target; then move their target network.
 
     Args:
         target_rate: see `optimizers.polyak`.
@@ -113,8 +113,8 @@ def critic_update(
         gradient = jax.grad(loss_of, has_aux=True)
         grads, metrics = parallel.mean(gradient(state.critic.params))
         trained = trainer.descend(state.critic, grads)
-        slow = optimizers.polyak(state.target, trained.params, target_rate)
-        return state._replace(critic=trained, target=slow), metrics
+        moved = optimizers.polyak(state.target, trained.params, target_rate)
+        return state._replace(critic=trained, target=moved), metrics
 
     return update
 
@@ -122,7 +122,7 @@ def critic_update(
 def actor_update(
     trainer: Trainer, loss_of: ActorLoss, *, target_rate: float | None = None
 ) -> Update:
-    """Update the actor, and its slow copy by `target_rate` unless that is None."""
+    """Update the actor, and its target network by `target_rate` unless that is None."""
 
     def update(
         state: DiffusionQState, batch: Transition, key: Array
@@ -132,8 +132,8 @@ def actor_update(
         trained = trainer.descend(state.actor, grads)
         state = state._replace(actor=trained)
         if target_rate is not None:
-            slow = optimizers.polyak(state.target_actor, trained.params, target_rate)
-            state = state._replace(target_actor=slow)
+            moved = optimizers.polyak(state.target_actor, trained.params, target_rate)
+            state = state._replace(target_actor=moved)
         return state, {"actor_loss": loss}
 
     return update

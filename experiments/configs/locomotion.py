@@ -16,6 +16,9 @@ The other variants are:
   the schedule of `fast`;
 - `fpo`: the same with FPO++ (arXiv 2602.02481) instead of PPO, for a flow of ten steps;
 - `fastest`: a flow of two steps and a smaller network, for a short time on a CPU;
+- `idql`, `dql`, `qsm`, `dipo`: these off-policy algorithms instead of DPPO (arXiv
+  2304.10573, 2208.06193, 2312.11752, 2305.13122), with the networks of `cpu` and sizes
+  for two CPU cores;
 - `sac`: soft actor-critic with new networks and without data (docs/results/sac.md);
 - `gaussian`: PPO of a Gaussian policy with new networks and without data, as in release
   0.8 (501 iterations for HalfCheetah);
@@ -36,9 +39,10 @@ from dppo_jax.envs.tasks.locomotion import MAX_STEPS
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config, demonstrator_config
 
+OFF_POLICY = ("idql", "dql", "qsm", "dipo")
 VARIANTS = (
     *("v0_8", "v0_6", "cpu", "fast", "exact", "flow", "fpo", "fastest"),
-    *("sac", "gaussian", "gmm"),
+    *("sac", "gaussian", "gmm", *OFF_POLICY),
 )
 # A medium data set holds a million windows, a minibatch 128 of them.
 _UPDATES_PER_EPOCH = 7800
@@ -111,6 +115,8 @@ def make_config(task: str, variant: str) -> ConfigDict:
         _hurry(config)
     elif variant == "sac":
         _use_sac(config)
+    elif variant in OFF_POLICY:
+        _use_off_policy(config, variant)
     elif variant in ("gaussian", "gmm"):
         _start_from_nothing(config, variant)
         iterations = 501 if task == "halfcheetah" else 301
@@ -251,6 +257,24 @@ def _start_from_nothing(config: ConfigDict, head: str) -> None:
     ppo.batch_size = 500
     ppo.epochs = 10
     ppo.clip_top = ppo.clip_base = 0.1
+
+
+def _use_off_policy(config: ConfigDict, name: str) -> None:
+    """The reference's settings for Gym, with shorter iterations and small batches."""
+    _shrink(config)
+    config.algorithm.name = name
+    # All denoising steps are trained.
+    config.model.sampling.num_tuned_steps = config.model.diffusion.num_denoising_steps
+    config.rollout.num_chunks = 50
+    config.loop.finetune.num_iterations = 100
+    settings = config.algorithm[name]
+    # As many updates for a transition as in the reference, of an eighth of its rows.
+    settings.replay.batch_size = 128
+    settings.replay.capacity = 200_000  # all that a run collects
+    # Iterations are a tenth as long.
+    settings.critic_warmup = 20
+    if name == "idql":
+        settings.num_samples = 10
 
 
 def _use_sac(config: ConfigDict) -> None:
