@@ -135,7 +135,7 @@ def _configured(
         return make_saved_acting(policy, saved.params, saved.config, acting)
     except (AttributeError, KeyError) as error:
         raise SettingsError(
-            f"the settings `model` of {run_dir}, or `critic` and `algorithm` if it acts "
-            f"with a critic, are incomplete ({error}); give all of "
+            f"the settings `model` of {run_dir}, or `critic` and `algorithm` if it "
+            f"acts with a critic, are incomplete ({error}); give all of "
             "dppo_jax.policies.default_config, or pass the policy that was trained."
         ) from error

@@ -73,11 +73,14 @@ def test_the_buffer_keeps_executed_actions_beside_the_improved_ones():
     step = jax.jit(algorithm.step)
     state, _ = step(algorithm.init(jax.random.key(0)))
     items = jax.tree.map(lambda x: np.asarray(x[:, :16]), state.replay.items)
-    moved = np.abs(items.extras - np.clip(items.action, -1, 1)).max((-2, -1))
-    # Four rounds of 8 of 64 items. Ten steps of Adam move an entry by at most 0.1, so
-    # items that moved further were drawn twice.
-    assert 0.25 < (moved > 1e-6).mean() < 0.5
-    assert ((moved > 0.05) & (moved < 0.101)).sum() > 10 and (moved > 0.101).any()
+    # Four rounds of 8 of 64 items leave more than half as they were.
+    assert 0.25 < (items.extras != items.action).any((-2, -1)).mean() < 0.5
+    # Ten steps of Adam move an entry by about 0.1, two times ten by 0.2.
+    moved = np.abs(items.extras - np.clip(items.action, -1, 1))[
+        items.extras != items.action
+    ]
+    assert (np.abs(moved - 0.1) < 0.02).any() and (np.abs(moved - 0.2) < 0.02).any()
+    assert moved.max() < 0.45
     before = state.replay.items.action[:, :16]
     state, _ = step(state)
     np.testing.assert_array_equal(state.replay.items.action[:, :16], before)
