@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dppo_jax import policies
+from dppo_jax import algorithms, policies
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
-from dppo_jax.policies.build_acting import make_saved_acting
 from dppo_jax.training.checkpoint import SavedPolicy, read_policy
 from dppo_jax.training.config_file import check_types
 from dppo_jax.training.trees import check_matches, optional_as, with_types
@@ -128,13 +127,27 @@ def _configured(
     model = saved.config.get("model") if model is None else model
     if model is None:
         return None
+    action_dim = len(saved.normalizer.action_min)
     try:
-        policy = policies.make_saved_policy(
-            model, action_dim=len(saved.normalizer.action_min)
-        )
-        return make_saved_acting(policy, saved.params, saved.config, acting)
+        policy = policies.make_saved_policy(model, action_dim=action_dim)
     except (AttributeError, KeyError) as error:
         raise SettingsError(
             f"the settings `model` of {run_dir} are incomplete ({error}); give all of "
             "dppo_jax.policies.default_config, or pass the policy that was trained."
+        ) from error
+    instead = algorithms.find_acting(saved.config, saved.params)
+    if instead is None:
+        return policy
+    section = saved.config["algorithm"]
+    check_types(run_dir, section, algorithms.default_config(), "algorithm.")
+    if acting is not None:
+        section = {**section, section["name"]: acting}
+    config = {**saved.config, "model": model, "algorithm": section}
+    try:
+        return instead.make(policy, config, action_dim=action_dim)
+    except KeyError as error:
+        raise SettingsError(
+            f"the settings algorithm.{section['name']} or critic of {run_dir} are "
+            f"incomplete ({error}); restore its config.json, or pass the policy that "
+            "was trained."
         ) from error

@@ -6,14 +6,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms import find_algorithm, make_algorithm
+from dppo_jax.algorithms import find_acting, find_algorithm, make_algorithm
 from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import Evaluation, summarize
 from dppo_jax.normalize import Normalizer
-from dppo_jax.policies import ProposalParams
 from dppo_jax.training import parallel
 from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.trees import check_matches
@@ -129,18 +128,26 @@ def _start_from(
 ) -> tuple[PyTree, ...]:
     """Arguments of `algorithm.init`: the policy's parameters, its critic if any."""
     run_dir = inputs.policy_path(config, "pretrain")
-    if isinstance(pretrained.params, ProposalParams):
-        raise SettingsError(
-            f"{run_dir} was fine-tuned by ibrl and acts with two networks and critics, "
-            "from which no fine-tuning starts; pass the run that it started from."
-        )
+    params = pretrained.params
+    acting = find_acting(pretrained.config, params)
+    if acting is not None:
+        name = pretrained.config["algorithm"]["name"]
+        if acting.restarts and config.algorithm.name == name:
+            return (params,)
+        if acting.alone is None:
+            raise SettingsError(
+                f"{run_dir} was fine-tuned by {name} and holds all that {name} acts "
+                f"with, from which algorithm.name={config.algorithm.name!r} cannot "
+                "start; pass the run of the cloned policy as --config.policy."
+            )
+        params = acting.alone(params)
     is_tuned = pretrained.config.get("stage") == "finetune"
     if not (is_tuned and find_algorithm(config.algorithm.name).takes_critic):
-        return (pretrained.params,)
+        return (params,)
     critic = load_critic(run_dir, checkpoint)
     if critic is None:
         print(f"note: {run_dir} has no critic at checkpoint {checkpoint}; making one")
-        return (pretrained.params,)
+        return (params,)
     state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
     check_matches(
         critic,
@@ -149,7 +156,7 @@ def _start_from(
         cure="pass the --config.critic settings that it was trained with.",
     )
     print(f"starting from the policy and the critic of {run_dir}")
-    return pretrained.params, critic
+    return params, critic
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def _curve(
         seconds += row.get("seconds", 0.0) * (iteration - last)
         last = iteration
         start = {} if iteration else {"env_steps": 0.0}
-        place = (start | row | {"seconds": seconds}).get(over)
+        place = (start | dict(row) | {"seconds": seconds}).get(over)
         if metric in row and place is not None:
             curve[iteration] = (place, row[metric])
     return curve

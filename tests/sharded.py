@@ -58,6 +58,14 @@ SAC = dict(
     critic__learning_rate=1e-3,
     actor__learning_rate=1e-3,
 )
+DIFFUSION_Q = dict(
+    replay__num_groups=8,
+    replay__capacity=100,
+    replay__updates_per_transition=0.125,
+    critic_warmup=1,
+    critic__learning_rate=1e-3,
+    actor__learning_rate=1e-3,
+)
 
 
 def make(case, **changes):
@@ -65,6 +73,8 @@ def make(case, **changes):
     env = tiny.point_env(WORLD["num_envs"], lengths=(3, 99), max_steps=16)
     if case == "sac":
         return tiny.make_tiny_sac(env, num_chunks=2, **SAC)
+    if case in tiny.DIFFUSION_Q:
+        return tiny.make_tiny_diffusion_q(case, env, num_chunks=2, **DIFFUSION_Q)
     if case in ("fpo", "exact"):
         make_tiny = tiny.make_tiny_fpo if case == "fpo" else tiny.make_tiny_exact
         return make_tiny(env=env, **(WORLD | CASES[case] | changes))

@@ -23,7 +23,7 @@ types <- diffusion, networks <- policies <- learning, algorithms, interop, deplo
 objects <- networks, envs
 runtime <- envs, learning
 types <- normalize <- envs <- rollout <- evaluate, learning, demonstrations, algorithms
-types <- replay <- learning <- algorithms
+types <- replay <- learning <- algorithms <- deploy
 demonstrations <- algorithms, interop
 errors <- types, objects, runtime, demonstrations, training.config_file
 training.old_settings <- training.config_file <- training.checkpoint
@@ -45,6 +45,7 @@ PLAIN = (
     *("learning.soft_actor_critic", "learning.calibrated_q"),
     *("learning.imitation_bootstrap", "learning.offline_data", "learning.quirks"),
     *("learning.returns_to_go", "policies.proposals"),
+    *("learning.diffusion_q", "learning.diffusion_q_losses", "policies.candidates"),
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),
     *("networks.unet", "networks.std", "networks.dropout", "networks.gmm"),
     *("networks.transformer", "networks.vision"),

@@ -248,3 +248,50 @@ def test_a_configuration_that_is_not_plain_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"such as config.to_dict\(\)"):
         train(tmp_path, tiny.make_tiny_ppo(), config={"model": tiny_config().model})
     assert not (tmp_path / "metrics.csv").exists()
+
+
+def idql_config():
+    config = tiny_config(
+        algorithm__name="idql",
+        rollout__reset_at_iteration=False,
+        model__sampling__num_tuned_steps=tiny.NUM_STEPS,
+    )
+    settings = config.algorithm.idql
+    settings.update(num_samples=5, critic_warmup=0)
+    settings.replay.update(capacity=400, batch_size=8, updates_per_transition=0.5)
+    return config
+
+
+def test_a_policy_that_acts_with_its_critics_is_loaded(tmp_path):
+    """Exploring and deterministic, and also with other settings of the choice."""
+    config = idql_config()
+    algorithm = make(config)
+    params = train(tmp_path, algorithm, config=config.to_dict())
+    loaded = load_policy(tmp_path)
+    assert tiny.same(loaded.params, params)
+    acts_as(loaded, algorithm.act, params)
+    chosen, first = (
+        policy.act(params, KEYS, tiny.OBS, deterministic=True)[0]
+        for policy in (
+            loaded,
+            load_policy(
+                tmp_path, acting=config.algorithm.idql.to_dict() | {"num_samples": 1}
+            ),
+        )
+    )
+    expected, _ = algorithm.act(params, KEYS, tiny.OBS, deterministic=True)
+    np.testing.assert_allclose(chosen, expected, rtol=1e-6)
+    alone, _ = make_policy(config.model, action_dim=tiny.ACTION_DIM).act(
+        params.policy, KEYS, tiny.OBS, deterministic=True
+    )
+    np.testing.assert_allclose(first, alone, rtol=1e-6)
+    assert not np.allclose(first, chosen)
+
+
+def test_a_policy_with_critics_needs_the_settings_of_its_choice(tmp_path):
+    config = idql_config()
+    algorithm = make(config)
+    plain = config.to_dict()
+    train(tmp_path, algorithm, config=plain | {"critic": None, "algorithm": {}})
+    with pytest.raises(ValueError, match="are incomplete"):
+        load_policy(tmp_path)

@@ -40,6 +40,8 @@ from tests.reference_demonstrations import (
     check_ibrl_actor,
     check_ibrl_critic,
 )
+from tests.reference_diffusion_q import check_critic as check_diffusion_critic
+from tests.reference_diffusion_q import check_dql_actor, check_idql, check_qsm_actor
 from tests.reference_losses import check_bc_loss, check_dppo, check_ppo_gaussian
 from tests.reference_mixtures import check_ppo_gmm
 from tests.reference_off_policy import (
@@ -292,6 +294,11 @@ KINDS = {
     "sac_actor": check_actor,
     "sac_critic": check_critic,
     "sac_temperature": check_temperature,
+    "dql_critic": check_diffusion_critic,
+    "dql_actor": check_dql_actor,
+    "idql": check_idql,
+    "qsm_actor": check_qsm_actor,
+    "dipo_critic": check_diffusion_critic,
     "gae": check_gae,
     "reward_scaling": check_reward_scaling,
     "lr_schedule": check_lr_schedule,

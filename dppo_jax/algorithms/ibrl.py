@@ -5,6 +5,9 @@ when acting and in the targets, and the critics choose. The replay buffer starts
 the demonstrations, and the actor as a copy of the cloned policy.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
@@ -18,6 +21,7 @@ from dppo_jax.learning.off_policy import Learner, off_policy
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.networks.build_encoder import make_state_action_critic
 from dppo_jax.policies.chain import ChainPolicy
+from dppo_jax.policies.proposals import ProposalPolicy, proposal_policy
 from dppo_jax.types import Algorithm, VecEnv
 
 # same_initialisation: all critics start from the same parameters, and stay equal.
@@ -49,6 +53,28 @@ def default_config() -> ConfigDict:
         )
     config.reference_quirks = ()  # names in QUIRKS
     return config
+
+
+def make_acting(
+    policy: ChainPolicy, config: Mapping[str, Any], *, action_dim: int | None = None
+) -> ProposalPolicy:
+    """Make the policy that chooses between a cloned and a trained network.
+
+    Args:
+        config: a whole configuration, or what `config.json` holds; its sections
+            `algorithm.ibrl` and `critic` are read.
+        action_dim: not used.
+    """
+    del action_dim
+    settings = config["algorithm"]["ibrl"]
+    return proposal_policy(
+        policy,
+        make_state_action_critic(
+            ConfigDict(config["critic"]), num_critics=settings["num_critics"]
+        ),
+        beta=settings["beta"],
+        exponent_twice="exponent_twice" in settings["reference_quirks"],
+    )
 
 
 def make(

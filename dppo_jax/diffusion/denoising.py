@@ -247,6 +247,7 @@ def cloning_loss(
     condition: PyTree,
     time: Array,
     noise: Array,
+    target_of: Callable[[Array], Array] | None = None,
 ) -> Array:
     """Behaviour-cloning loss (Ho et al. 2020, eq. 14) on given times and noise.
 
@@ -254,6 +255,8 @@ def cloning_loss(
         action: [B, Ta, Da], normalised.
         time: [B], as `cloning.draw_time` draws them.
         noise: [B, Ta, Da] standard normal.
+        target_of: the network's input x [B, Ta, Da] -> the target of its output, like
+            x, instead of the one that clones the action.
 
     Returns:
         [B] mean squared error of the network's output, over the entries of a row.
@@ -261,6 +264,8 @@ def cloning_loss(
     chex.assert_equal_shape([action, noise])
     x, told, target = cloning.corrupt(action, noise, time)
     out = denoise(params, x, told, condition)
+    if target_of is not None:
+        target = target_of(x)
     return jnp.mean((out - target) ** 2, axis=(-2, -1))
 
 

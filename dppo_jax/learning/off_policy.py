@@ -31,19 +31,25 @@ class Learner(NamedTuple):
     init: (key, obs with leaves [1, ...], ...) -> state, any pytree; the arguments after
         the observation are those of the Algorithm's `init` after its key.
     update: (state, batches, key) -> (state, metrics), one round of updates. `batches`
-        is a Transition with leaves [updates_per_round, N, ...] and no extras. In a
-        sharded step N is this device's part, and `update` must reduce gradients and
-        metrics with `parallel.mean`.
+        is a Transition with leaves [updates_per_round, N, ...]; it has no extras unless
+        `keep` makes some. In a sharded step N is this device's part, and `update` must
+        reduce gradients and metrics with `parallel.mean`.
     params: state -> the parameters that act.
     act: see `types.Act`; takes what `params` returns.
     finite: names of the metrics that must be finite.
+    keep: Transition with leaves [T, B, ...] -> what to store with each as its `extras`,
+        leaves [T, B, ...]. `update` then finds it in the extras of its batches, and
+        returns a third value: what to store instead, leaves like those of the extras.
+        An item that a round has drawn twice must get the same value both times. None:
+        nothing is stored.
     """
 
     init: Callable[..., Any]
-    update: Callable[[Any, Transition, Array], tuple[Any, Metrics]]
+    update: Callable[[Any, Transition, Array], tuple]
     params: Callable[[Any], PyTree]
     act: Act
     finite: tuple[str, ...] = ()
+    keep: Callable[[Transition], PyTree] | None = None
 
 
 class OffPolicyState(NamedTuple):
@@ -131,6 +137,11 @@ def off_policy(
         min_fill=min_fill,
         num_groups=num_groups,
     )
+    if learner.keep is not None and offline is not None:
+        raise SettingsError(
+            "this algorithm keeps values with its transitions, and given ones have none"
+            "; leave the offline data out."
+        )
     collect = _make_collect(env, learner, num_chunks, random_steps)
     learn = _make_learn(
         learner,
@@ -167,6 +178,7 @@ def off_policy(
         )
 
     def learn_when_filled(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
+        """As `learn`, or without updates while there are too few transitions."""
         if min_fill <= per_iteration:
             return learn(state, key)
         metrics = jax.eval_shape(learn, state, key)[1]
@@ -174,7 +186,7 @@ def off_policy(
             (state.iteration + 1) * per_iteration >= min_fill,
             lambda: learn(state, key),
             lambda: (
-                state.learner,
+                (state.learner, state.replay.items.extras),
                 jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics),
             ),
         )
@@ -202,9 +214,10 @@ def off_policy(
     ) -> tuple[OffPolicyState, Metrics]:
         """Run the second phase."""
         key, learn_key = jax.random.split(state.key)
-        learner_state, losses = learn_when_filled(state, learn_key)
+        (learner_state, extras), losses = learn_when_filled(state, learn_key)
         iteration = state.iteration + 1
         state = state._replace(learner=learner_state, key=key, iteration=iteration)
+        state = state._replace(replay=_with_extras(state.replay, extras))
         counts = {
             "env_steps": iteration * float(per_iteration * env.action_shape[0]),
             "replay_size": parallel.total(state.replay.size.sum()),
@@ -314,7 +327,10 @@ def _make_collect(
             )
             return action, ()
 
-        return rollout(env, act, env_state, keys, num_chunks)
+        env_state, transitions, metrics = rollout(env, act, env_state, keys, num_chunks)
+        if learner.keep is not None:
+            transitions = transitions._replace(extras=learner.keep(transitions))
+        return env_state, transitions, metrics
 
     return collect
 
@@ -328,13 +344,18 @@ def _make_learn(
     num_groups: int,
     offline_share: float,
 ) -> Callable[[OffPolicyState, Array], tuple[Any, Metrics]]:
-    """Make (state, key) -> the learner's state after all rounds, and their metrics."""
+    """Make (state, key) -> learner's state and stored extras, metrics of all rounds."""
 
-    def draw(state: OffPolicyState, key: Array) -> Transition:
+    def draw(
+        state: OffPolicyState, key: Array
+    ) -> tuple[buffers.Places | None, Transition]:
         """Draw the batches of a round, leaves [updates_per_round, N, ...]."""
         num_rows = updates_per_round * batch_size
+        places = None
         if state.offline is None:
-            rows = buffers.sample(state.replay, key, num_rows, num_groups=num_groups)
+            places, rows = buffers.sample_places(
+                state.replay, key, num_rows, num_groups=num_groups
+            )
         else:
             rows = buffers.sample_mixed(
                 state.replay,
@@ -346,24 +367,44 @@ def _make_learn(
             )
         # Neighbouring rows come from the same group and buffer. Put them into different
         # batches, so that each batch has its share of every group and buffer.
-        return jax.tree.map(
+        return places, jax.tree.map(
             lambda x: x.reshape(-1, updates_per_round, *x.shape[1:]).swapaxes(0, 1),
             rows,
         )
 
     def learn(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
-        def one_round(learner_state: Any, key: Array) -> tuple[Any, Metrics]:
+        def one_round(carry: Any, key: Array) -> tuple[Any, Metrics]:
+            learner_state, extras = carry
             draw_key, update_key = jax.random.split(key)
-            return learner.update(learner_state, draw(state, draw_key), update_key)
+            now = state._replace(replay=_with_extras(state.replay, extras))
+            places, batches = draw(now, draw_key)
+            if learner.keep is None:
+                learner_state, metrics = learner.update(
+                    learner_state, batches, update_key
+                )
+                return (learner_state, extras), metrics
+            learner_state, metrics, kept = learner.update(
+                learner_state, batches, update_key
+            )
+            rows = jax.tree.map(
+                lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), kept
+            )
+            return (learner_state, buffers.write(extras, places, rows)), metrics
 
-        learner_state, metrics = jax.lax.scan(
-            one_round, state.learner, jax.random.split(key, num_rounds)
+        carry, metrics = jax.lax.scan(
+            one_round,
+            (state.learner, state.replay.items.extras),
+            jax.random.split(key, num_rounds),
         )
         metrics = jax.tree.map(lambda x: x.mean(0), metrics)
         num_updates = jnp.int32(num_rounds * updates_per_round)
-        return learner_state, metrics | {"num_updates": num_updates}
+        return carry, metrics | {"num_updates": num_updates}
 
     return learn
+
+
+def _with_extras(replay: Replay, extras: PyTree) -> Replay:
+    return replay._replace(items=replay.items._replace(extras=extras))
 
 
 def _num_rounds(

@@ -7,6 +7,11 @@ from dppo_jax.policies.build import (
     make_saved_policy,
     obs_like,
 )
+from dppo_jax.policies.candidates import (
+    CandidateParams,
+    CandidatePolicy,
+    candidate_policy,
+)
 from dppo_jax.policies.chain import (
     ChainPolicy,
     PolicyParams,

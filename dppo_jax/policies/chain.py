@@ -47,7 +47,8 @@ class ChainPolicy(NamedTuple):
     chain_log_prob: (network parameters, chain [B, K' + 1, Ta, Da], obs)
         -> [B, K', Ta, Da], of all tuned moves; observations are encoded once.
     clone_loss: (network parameters, keys [B], obs, action [B, Ta, Da]) -> [B], the
-        behaviour-cloning loss of every row.
+        behaviour-cloning loss of every row. That of a chain that `denoises` takes a
+        `target_of`, see `denoising.cloning_loss`.
     entropy: (network parameters, obs) -> [B], mean over moves and entries.
     num_tuned_steps: K', tuned moves in a chain.
     min_std: default floor of the standard deviation with which `sample` explores; 0: no
@@ -292,7 +293,9 @@ def chain_policy(
         log_prob = chains.move_log_prob(chain, network, x, next_x, step)
         return log_prob.reshape(-1, num_tuned_steps, chunk, action_dim)
 
-    def clone_loss(params: PyTree, keys: Array, obs: Obs, action: Array) -> Array:
+    def clone_loss(
+        params: PyTree, keys: Array, obs: Obs, action: Array, **options: Any
+    ) -> Array:
         time_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         return denoising.cloning_loss(
             cloning,
@@ -302,6 +305,7 @@ def chain_policy(
             encode(params, obs).condition,
             time=jax.vmap(cloning.draw_time)(time_keys),
             noise=row_normal(noise_keys, action.shape[1:]),
+            **options,
         )
 
     return ChainPolicy(

@@ -14,6 +14,9 @@ These variants have other policies or algorithms, and `m2` and `m3` have them to
 - `:m1_fpo`: the same flow in ten steps, fine-tuned by FPO++ (arXiv 2602.02481);
 - `:m1_pixels`: the policy and the critic see the table from above, 96 x 96 pixels, by
   the vision transformer of the paper's pixel policies;
+- `:m1_idql`, `:m1_dql`, `:m1_qsm`, `:m1_dipo`: the same policy, fine-tuned off-policy
+  by these algorithms (arXiv 2304.10573, 2208.06193, 2312.11752, 2305.13122), with sizes
+  for two CPU cores;
 - `:m1_gaussian` and `:m1_gmm`: a Gaussian and a mixture of five Gaussians, with the
   settings of the reference implementation (v0.8);
 - `:m1_rlpd` and `:m1_calql`: new networks, trained from the demonstrations and from
@@ -21,6 +24,7 @@ These variants have other policies or algorithms, and `m2` and `m3` have them to
 - `:m1_ibrl`: the policy of `:m1_gaussian`, fine-tuned by IBRL (arXiv 2311.02198).
 """
 
+import functools
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
@@ -30,6 +34,8 @@ from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.errors import SettingsError
 from experiments.configs.demonstrated import use_calql, use_ibrl, use_rlpd
 from experiments.defaults import default_config
+
+OFF_POLICY = ("idql", "dql", "qsm", "dipo")
 
 
 def get_config(variant: str = "m1") -> ConfigDict:
@@ -168,6 +174,27 @@ def _use_ddim(config: ConfigDict) -> None:
     config.algorithm.ppo.batch_size = 625 * 5  # half of the pairs
 
 
+def _use_off_policy(config: ConfigDict, name: str) -> None:
+    """Learn Q from a replay buffer; the reference has no settings for this task."""
+    config.algorithm.name = name
+    # All denoising steps are trained.
+    config.model.sampling.num_tuned_steps = config.model.diffusion.num_denoising_steps
+    settings = config.algorithm[name]
+    # An iteration collects a sixteenth of one of Gym. For the critics to learn before
+    # the actor follows them, there are more updates for a transition, of smaller
+    # batches, and the target networks are faster.
+    settings.replay.batch_size = 64 if name == "dql" else 128
+    settings.replay.updates_per_transition = {"idql": 0.16, "dql": 0.064}.get(
+        name, 0.08
+    )
+    settings.replay.capacity = 70_000  # A run collects fewer.
+    settings.target_rate = 0.01
+    settings.critic_warmup = 10
+    settings.reward_scale = 0.1  # of at most 8 for a chunk
+    if name == "idql":
+        settings.num_samples = 10
+
+
 def _use_head(config: ConfigDict, head: str) -> None:
     """Use a smaller network, and half of the chunks for a minibatch."""
     config.model.kind = head
@@ -210,6 +237,7 @@ _KINDS: dict[str, Callable[[ConfigDict], None]] = {
     "gaussian": lambda config: _use_head(config, "gaussian"),
     "gmm": lambda config: _use_head(config, "gmm"),
     "pixels": _use_pixels,
+    **{name: functools.partial(_use_off_policy, name=name) for name in OFF_POLICY},
     "rlpd": lambda config: _use_demonstrations(config, "rlpd"),
     "calql": lambda config: _use_demonstrations(config, "calql"),
     "ibrl": lambda config: _use_demonstrations(config, "ibrl"),

@@ -21,6 +21,9 @@ The other variants are:
   cloned policy, because a flow can be cloned for any number of steps;
 - `fpo`: the same with FPO++ (arXiv 2602.02481) instead of PPO, for a flow of ten steps;
 - `fastest`: a flow of two steps and a smaller network, for a short time on a CPU;
+- `idql`, `dql`, `qsm`, `dipo`: these off-policy algorithms instead of DPPO (arXiv
+  2304.10573, 2208.06193, 2312.11752, 2305.13122), with the networks of `cpu` and sizes
+  for two CPU cores;
 - `sac`: soft actor-critic with new networks and without data (docs/results/sac.md);
 - `gaussian`: PPO of a Gaussian policy with new networks and without data, as in release
   0.8 (501 iterations for HalfCheetah);
@@ -46,6 +49,7 @@ from dppo_jax.errors import SettingsError
 from experiments.configs.demonstrated import use_calql, use_ibrl, use_rlpd
 from experiments.defaults import default_config, demonstrator_config
 
+OFF_POLICY = ("idql", "dql", "qsm", "dipo")
 # A medium data set holds a million windows, a minibatch 128 of them.
 _UPDATES_PER_EPOCH = 7800
 # Per task: the return at which the demonstrator's training stops; the number of motors.
@@ -280,6 +284,24 @@ def _start_from_nothing(config: ConfigDict, task: str, head: str) -> None:
     ppo.clip_top = ppo.clip_base = 0.1
 
 
+def _use_off_policy(config: ConfigDict, name: str) -> None:
+    """The reference's settings for Gym, with shorter iterations and small batches."""
+    _shrink(config)
+    config.algorithm.name = name
+    # All denoising steps are trained.
+    config.model.sampling.num_tuned_steps = config.model.diffusion.num_denoising_steps
+    config.rollout.num_chunks = 50
+    config.loop.finetune.num_iterations = 100
+    settings = config.algorithm[name]
+    # As many updates for a transition as in the reference, of an eighth of its rows.
+    settings.replay.batch_size = 128
+    settings.replay.capacity = 200_000  # all that a run collects
+    # Iterations are a tenth as long.
+    settings.critic_warmup = 20
+    if name == "idql":
+        settings.num_samples = 10
+
+
 def _use_sac(config: ConfigDict) -> None:
     """Train new networks by SAC; sizes and rates are those of arXiv 1812.05905."""
     config.policy = "none"
@@ -330,6 +352,10 @@ VARIANTS: dict[str, Callable[[ConfigDict, str], None]] = {
     "fpo": lambda config, task: _use_fpo(config),
     "fastest": _use_fastest,
     "sac": lambda config, task: _use_sac(config),
+    "idql": lambda config, task: _use_off_policy(config, "idql"),
+    "dql": lambda config, task: _use_off_policy(config, "dql"),
+    "qsm": lambda config, task: _use_off_policy(config, "qsm"),
+    "dipo": lambda config, task: _use_off_policy(config, "dipo"),
     "rlpd": lambda config, task: _use_demonstrations(config, "rlpd"),
     "calql": lambda config, task: _use_demonstrations(config, "calql"),
     "ibrl": lambda config, task: _use_demonstrations(config, "ibrl"),
