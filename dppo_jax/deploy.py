@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dppo_jax import policies
+from dppo_jax import algorithms, policies
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training.checkpoint import SavedPolicy, read_policy
@@ -119,16 +119,28 @@ def _configured(
     model: Mapping[str, Any] | None,
     run_dir: str | os.PathLike,
 ) -> Any:
-    """Make the policy of `model` or of the saved configuration; None without both."""
+    """Make what acts, of `model` or of the saved configuration; None without both."""
     model = saved.config.get("model") if model is None else model
     if model is None:
         return None
+    action_dim = len(saved.normalizer.action_min)
     try:
-        return policies.make_saved_policy(
-            model, action_dim=len(saved.normalizer.action_min)
-        )
+        policy = policies.make_saved_policy(model, action_dim=action_dim)
     except (AttributeError, KeyError) as error:
         raise SettingsError(
             f"the settings `model` of {run_dir} are incomplete ({error}); give all of "
             "dppo_jax.policies.default_config, or pass the policy that was trained."
+        ) from error
+    acting = algorithms.find_acting(saved.config, saved.params)
+    if acting is None:
+        return policy
+    section = saved.config["algorithm"]
+    check_types(run_dir, section, algorithms.default_config(), "algorithm.")
+    try:
+        config = {**saved.config, "model": model}
+        return acting.make(policy, config, action_dim=action_dim)
+    except KeyError as error:
+        raise SettingsError(
+            f"the settings algorithm.{section['name']} of {run_dir} are incomplete "
+            f"({error}); restore its config.json, or pass the policy that was trained."
         ) from error

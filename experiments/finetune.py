@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms import find_algorithm, make_algorithm
+from dppo_jax.algorithms import find_acting, find_algorithm, make_algorithm
 from dppo_jax.demonstrations.dataset import (
     Episodes,
     normalize_episodes,
@@ -94,7 +94,11 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
             # A resumed run has not evaluated its initial policy.
             before = scored[run_dir].get(0)
             if before is None and pretrained is not None:
-                before = score(pretrained.params)
+                # What the algorithm acts with may be more than a policy.
+                assert pretrained.act is not None
+                before = make_score(config, pretrained.act, normalizer)(
+                    pretrained.params
+                )
             after = scored[run_dir].get(int(state.iteration))
             if after is None:
                 after = score(algorithm.params(state))
@@ -125,6 +129,22 @@ def _start_from(
 ) -> tuple[PyTree, ...]:
     """Arguments of `algorithm.init`: the policy's parameters, its critic if any."""
     run_dir = inputs.policy_path(config, "pretrain")
+    if find_acting(pretrained.config, pretrained.params) is not None:
+        name = pretrained.config["algorithm"]["name"]
+        if config.algorithm.name != name:
+            raise SettingsError(
+                f"{run_dir} holds what {name} acts with, not a policy alone, so only "
+                f"{name} can start from it; pass --config.algorithm.name={name}, or "
+                "the run of the cloned policy as --config.policy."
+            )
+        state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
+        check_matches(
+            pretrained.params,
+            algorithm.params(state),
+            what=f"the policy of {run_dir}",
+            cure=f"pass the settings of algorithm.{name} that it was trained with.",
+        )
+        return (pretrained.params,)
     is_tuned = pretrained.config.get("stage") == "finetune"
     if not (is_tuned and find_algorithm(config.algorithm.name).takes_critic):
         return (pretrained.params,)
