@@ -43,6 +43,7 @@ from tests.reference_off_policy import (
     check_temperature,
 )
 from tests.reference_policies import check_finetuned, check_pretrained
+from tests.reference_regression import check_value_regression, check_weighted_cloning
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FOLDER = Path(os.environ.get("DPPO_JAX_GOLDEN") or SHARED / "golden")
@@ -284,6 +285,8 @@ KINDS = {
     "sac_actor": check_actor,
     "sac_critic": check_critic,
     "sac_temperature": check_temperature,
+    "rwr": check_weighted_cloning,
+    "awr_critic": check_value_regression,
     "gae": check_gae,
     "reward_scaling": check_reward_scaling,
     "lr_schedule": check_lr_schedule,

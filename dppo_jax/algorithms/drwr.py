@@ -1,4 +1,4 @@
-"""Reward-weighted regression of diffusion policies, DRWR (DPPO, arXiv 2409.00588, app.).
+"""Reward-weighted regression of diffusion policies, DRWR (DPPO, arXiv 2409.00588).
 
 On-policy and without a critic: the policy clones the chunks of its last roll-out, each
 with the weight min(exp(beta R), max_weight) of its standardised return-to-go R, see
@@ -137,7 +137,9 @@ def make_learner(policy: ChainPolicy, trainer: Trainer, config: ConfigDict) -> L
         def epoch(carry: tuple[Trained, Array], key: Array) -> tuple[Any, None]:
             order_key, noise_key = jax.random.split(key)
             # A random order in which the rows that count come first.
-            order = jnp.argsort(jax.random.uniform(order_key, finished.shape) - finished)
+            order = jnp.argsort(
+                jax.random.uniform(order_key, finished.shape) - finished
+            )
 
             def one(i: Array, carry: tuple[Trained, Array]) -> tuple[Trained, Array]:
                 trained, sum_of_losses = carry

@@ -1,4 +1,4 @@
-"""Diffusion steering, DSRL (arXiv 2506.15799): RL in the noise space of a frozen policy.
+"""Diffusion steering, DSRL (arXiv 2506.15799): RL in a frozen policy's noise space.
 
 Soft actor-critic learns from which noise the chains of the cloned policy start. Their
 deterministic mode makes the action of it (DDIM with eta = 0, or a flow), so whatever is

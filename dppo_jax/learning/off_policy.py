@@ -32,8 +32,8 @@ class Learner(NamedTuple):
         the observation are those of the Algorithm's `init` after its key.
     update: (state, batches, key) -> (state, metrics), one round of updates. `batches`
         is a Transition with leaves [updates_per_round, N, ...], whose extras are those
-        of `explore`. In a sharded step N is this device's part, and `update` must reduce gradients and
-        metrics with `parallel.mean`.
+        of `explore`. In a sharded step N is this device's part, and `update` must
+        reduce gradients and metrics with `parallel.mean`.
     params: state -> the parameters that act.
     act: see `types.Act`; takes what `params` returns.
     finite: names of the metrics that must be finite.

@@ -62,9 +62,7 @@ def steered_policy(decoder: ChainPolicy, noise: SquashedPolicy) -> SteeredPolicy
 
     def init(key: Array, obs: Obs) -> SteeredParams:
         decoder_key, actor_key = jax.random.split(key)
-        return SteeredParams(
-            decoder.init(decoder_key, obs), noise.init(actor_key, obs)
-        )
+        return SteeredParams(decoder.init(decoder_key, obs), noise.init(actor_key, obs))
 
     def decode(params: PolicyParams, obs: Obs, start: Array) -> Array:
         return jax.lax.stop_gradient(decode_of(params, obs, start))

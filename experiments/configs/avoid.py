@@ -10,6 +10,9 @@ These variants have other policies or algorithms, and `m2` and `m3` have them to
   (paper App. B.5) instead of DPPO;
 - `:m1_flow`: a flow policy of four steps;
 - `:m1_fpo`: the same flow in ten steps, fine-tuned by FPO++ (arXiv 2602.02481);
+- `:m1_drwr`, `:m1_dawr` and `:m1_dsrl`: the same policy, fine-tuned by regression with
+  weights of returns or advantages (paper App.), or steered by its noise (arXiv
+  2506.15799);
 - `:m1_gaussian` and `:m1_gmm`: a Gaussian and a mixture of five Gaussians, with the
   settings of the reference implementation (v0.8).
 """
@@ -21,7 +24,7 @@ from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config
 
-_KINDS = ("exact", "flow", "fpo", "gaussian", "gmm")
+_KINDS = ("exact", "flow", "fpo", "drwr", "dawr", "dsrl", "gaussian", "gmm")
 VARIANTS = (*SUBSETS, "demo", *(f"{s}_{kind}" for s in SUBSETS for kind in _KINDS))
 
 
@@ -69,6 +72,10 @@ def get_config(variant: str = "m1") -> ConfigDict:
         _use_fpo(config)
     elif kind == "exact":
         _use_likelihood(config)
+    elif kind in ("drwr", "dawr"):
+        _use_regression(config, kind)
+    elif kind == "dsrl":
+        _use_steering(config)
     elif kind:
         _use_head(config, kind)
     if variant == "m3_gmm":
@@ -124,6 +131,33 @@ def _use_likelihood(config: ConfigDict) -> None:
     exact.epochs = 10
     exact.target_kl = 1.0
     exact.critic_warmup = 1
+
+
+def _use_regression(config: ConfigDict, name: str) -> None:
+    """DRWR or DAWR; the reference has no settings for this task."""
+    config.algorithm.name = name
+    # The 50 x 25 chunks of an iteration are looked at 16 times, in 80 updates.
+    config.algorithm.drwr.batch_size = 250
+    config.algorithm.dawr.update(batch_size=250, replay_ratio=16)
+    config.algorithm.dawr.capacity = 12_500  # ten iterations, as in the reference
+
+
+def _use_steering(config: ConfigDict) -> None:
+    """DSRL, with short iterations so that the data follow the actor.
+
+    It has no settings for this task. An update decodes twice, so there are 0.75 for a
+    transition, a fifth of the published number.
+    """
+    config.algorithm.name = "dsrl"
+    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
+    config.critic.update(activation="tanh", layer_norm=True, residual=False)
+    config.rollout.update(num_envs=10, num_chunks=4, reset_at_iteration=False)
+    replay = config.algorithm.dsrl.replay
+    replay.update(capacity=50_000, updates_per_transition=0.75)
+    replay.update(random_steps=1000, min_fill=1000)  # 40 episodes
+    loop = config.loop.finetune
+    loop.num_iterations = 400  # 640 episodes
+    loop.log_every, loop.evaluate_every, loop.checkpoint_every = 10, 40, 100
 
 
 def _use_head(config: ConfigDict, head: str) -> None:

@@ -15,6 +15,8 @@ The other variants are:
 - `flow`: a flow policy of four steps, with ReinFlow's settings (arXiv 2505.22094) on
   the schedule of `fast`;
 - `fpo`: the same with FPO++ (arXiv 2602.02481) instead of PPO, for a flow of ten steps;
+- `drwr`, `dawr` and `dsrl`: regression with weights of returns or advantages (paper
+  App.), and steering by noise (arXiv 2506.15799), of a policy that `cpu` cloned;
 - `fastest`: a flow of two steps and a smaller network, for a short time on a CPU;
 - `sac`: soft actor-critic with new networks and without data (docs/results/sac.md);
 - `gaussian`: PPO of a Gaussian policy with new networks and without data, as in release
@@ -38,6 +40,7 @@ from experiments.defaults import default_config, demonstrator_config
 
 VARIANTS = (
     *("v0_8", "v0_6", "cpu", "fast", "exact", "flow", "fpo", "fastest"),
+    *("drwr", "dawr", "dsrl"),
     *("sac", "gaussian", "gmm"),
 )
 # A medium data set holds a million windows, a minibatch 128 of them.
@@ -106,6 +109,10 @@ def make_config(task: str, variant: str) -> ConfigDict:
         _use_flow(config, task, num_steps=4)
     elif variant == "fpo":
         _use_fpo(config)
+    elif variant in ("drwr", "dawr"):
+        _use_regression(config, variant)
+    elif variant == "dsrl":
+        _use_steering(config, task)
     elif variant == "fastest":
         _use_flow(config, task, num_steps=2)
         _hurry(config)
@@ -236,6 +243,41 @@ def _shrink(config: ConfigDict) -> None:
     ppo.batch_size = 10_000
     ppo.actor.cycle_steps = ppo.critic.cycle_steps = 200
     config.evaluate.num_episodes = config.evaluate.num_envs = 40
+
+
+def _use_regression(config: ConfigDict, name: str) -> None:
+    """DRWR or DAWR on the policy of `cpu`; sizes are first guesses for two cores.
+
+    As in the reference, but for half of the steps in an iteration and, for DAWR, a
+    quarter of the updates for each of them.
+    """
+    _shrink(config)
+    config.algorithm.name = name
+    config.loop.finetune.num_iterations = 60
+    # An episode of full length: DRWR learns from episodes that end.
+    config.rollout.update(num_chunks=250, reset_at_iteration=True)
+    config.algorithm.dawr.replay_ratio = 16
+    config.algorithm.dawr.capacity = 100_000  # ten iterations
+
+
+def _use_steering(config: ConfigDict, task: str) -> None:
+    """DSRL on the policy of `cpu`; sizes are first guesses for two cores.
+
+    The published code has larger networks for Walker2d and HalfCheetah and makes five
+    times as many updates for a transition.
+    """
+    _shrink(config)
+    config.algorithm.name = "dsrl"
+    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
+    config.critic.update(activation="tanh", layer_norm=True, residual=False)
+    config.rollout.update(num_envs=8, num_chunks=10)
+    dsrl = config.algorithm.dsrl
+    dsrl.noise_bound = 2.5 if task == "walker2d" else 1.5
+    dsrl.replay.update(capacity=100_000, updates_per_transition=0.75)
+    dsrl.replay.update(random_steps=4000, min_fill=4000)
+    loop = config.loop.finetune
+    loop.num_iterations = 400  # 128,000 control steps
+    loop.log_every, loop.evaluate_every, loop.checkpoint_every = 10, 40, 100
 
 
 def _start_from_nothing(config: ConfigDict, head: str) -> None:
