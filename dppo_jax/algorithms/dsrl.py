@@ -34,6 +34,12 @@ from dppo_jax.policies import (
 )
 from dppo_jax.types import Algorithm, VecEnv
 
+# Settings of `soft_updates`.
+_UPDATES = (
+    *("discount", "target_entropy", "target_rate", "target_critics"),
+    *("actor_value", "reward_scale", "tune_temperature"),
+)
+
 
 def default_config() -> ConfigDict:
     """The published code's settings for Hopper, of which `config.critic` has a part."""
@@ -132,8 +138,6 @@ def make(
     trainers = Trainers(
         *(optimizers.trainer(**settings[name]) for name in Trainers._fields)
     )
-    names = ("discount", "target_entropy", "target_rate", "target_critics")
-    names += ("actor_value", "reward_scale", "tune_temperature")
     learner = steering(
         acting,
         critic,
@@ -142,7 +146,7 @@ def make(
             soft_updates,
             critic=critic,
             trainers=trainers,
-            **{name: settings[name] for name in names},
+            **{name: settings[name] for name in _UPDATES},
         ),
         variant=settings.variant,
         action_shape=env.action_shape,

@@ -76,6 +76,7 @@ def steering(
         chains are drawn from N(0, I). The extras of "sac" are the starts.
     """
     aliasing = variant == "noise_aliasing"
+    value_of: Callable[..., Any] = critic.apply
     num_executed = action_shape[0]
 
     def init(
@@ -160,6 +161,8 @@ def steering(
             start, log_prob = policy.noise.sample(params, keys, obs)
             return decoded(state.decoder, obs, start), log_prob
 
+        of_w = state.noise_critic
+        assert of_w is not None
         of_actions = make_updates(policy.noise._replace(sample=sample))
         of_starts = make_updates(policy.noise)
 
@@ -167,7 +170,7 @@ def steering(
             batch, key = inputs
             critic_key, actor_key = jax.random.split(key)
             soft, critic_metrics = of_actions.critic(soft, batch, critic_key)
-            of_a, of_w = soft.critic, state.noise_critic
+            of_a = soft.critic
             soft, actor_metrics = of_starts.actor(
                 soft._replace(critic=of_w), batch, actor_key
             )
@@ -185,10 +188,10 @@ def steering(
             shape = _start_shape(policy, params, batch.obs)
             start = row_normal(row_keys(key, len(batch.reward)), shape)
             action = decoded(state.decoder, batch.obs, start)
-            target = critic.apply(state.soft.critic.params, batch.obs, action)
+            target = value_of(state.soft.critic.params, batch.obs, action)
 
             def loss_of(params: PyTree) -> Array:
-                value = critic.apply(params, batch.obs, start)
+                value = value_of(params, batch.obs, start)
                 return q_losses.distillation_loss(value, target)
 
             loss, grads = parallel.mean(jax.value_and_grad(loss_of)(trained.params))
