@@ -10,12 +10,19 @@ from tests import tiny
 from tests.tiny_regression import make_tiny_drwr
 
 
-def test_without_an_ended_episode_nothing_changes():
-    """Tasks of 99 steps, a time limit of 60, and two chunks of two steps."""
-    env = tiny.point_env(4, lengths=(99,), max_steps=60)
-    algorithm = make_tiny_drwr(env=env, num_chunks=2)
-    state = algorithm.init(jax.random.key(0))
-    after, metrics = jax.jit(algorithm.step)(state)
+@pytest.mark.parametrize("batch_size, num_updates", [(7, 2 * 1), (1000, 2 * 1)])
+def test_every_epoch_cuts_the_finished_rows_into_minibatches(batch_size, num_updates):
+    """Tasks of 6 steps end in the third chunk: 12 of 20 rows count, the others belong
+    to episodes that the roll-out cuts. If no row counts, nothing changes."""
+    env = tiny.point_env(4, lengths=(6,), max_steps=60)
+    algorithm = make_tiny_drwr(env=env, num_chunks=5, batch_size=batch_size)
+    state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+    after, metrics = step(state)
+    np.testing.assert_allclose(metrics["finished_share"], 12 / 20)
+    assert metrics["num_updates"] == after.actor.optimizer[0].count == num_updates
+    assert metrics["policy_loss"] > 0 and metrics["params_change"] > 0
+    endless = state._replace(env=lengthened(state.env))
+    after, metrics = step(endless)
     assert tiny.same(after.actor, state.actor)
     for name in ("num_updates", "finished_share", "policy_loss", "params_change"):
         assert metrics[name] == 0
@@ -23,19 +30,22 @@ def test_without_an_ended_episode_nothing_changes():
     assert all(np.isfinite(metrics[name]) for name in algorithm.finite)
 
 
-@pytest.mark.parametrize(
-    "batch_size, num_updates",
-    [(4, 2 * 3), (7, 2 * 1), (1000, 2 * 1)],
-)
-def test_every_epoch_cuts_the_finished_rows_into_minibatches(batch_size, num_updates):
-    """Tasks of 6 steps end in the third of 5 chunks, so 4 x 3 of 20 rows count; the
-    fourth and fifth chunk begin episodes that the roll-out cuts."""
-    env = tiny.point_env(4, lengths=(6,), max_steps=60)
-    algorithm = make_tiny_drwr(env=env, num_chunks=5, batch_size=batch_size)
-    state, metrics = jax.jit(algorithm.step)(algorithm.init(jax.random.key(0)))
-    np.testing.assert_allclose(metrics["finished_share"], 12 / 20)
-    assert metrics["num_updates"] == num_updates
-    assert state.actor.optimizer[0].count == num_updates
+def lengthened(env_state):
+    """States of `point_env` whose present episodes are of 99 steps."""
+
+    def replace(leaf):
+        return leaf._replace(length=jnp.full_like(leaf.length, 99))
+
+    def is_task(leaf):
+        return isinstance(leaf, tiny.PointState)
+
+    found = jax.tree.map(
+        lambda leaf: replace(leaf) if is_task(leaf) else leaf,
+        env_state,
+        is_leaf=is_task,
+    )
+    assert not tiny.same(found, env_state)
+    return found
 
 
 def test_it_solves_the_point_task_and_compiles_once():
