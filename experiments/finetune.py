@@ -133,12 +133,19 @@ def _start_from(
     if acting is not None:
         name = pretrained.config["algorithm"]["name"]
         if acting.restarts and config.algorithm.name == name:
+            state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
+            check_matches(
+                params,
+                algorithm.params(state),
+                what=f"the policy of {run_dir}",
+                cure=f"pass the settings of algorithm.{name} that it was trained with.",
+            )
             return (params,)
         if acting.alone is None:
             raise SettingsError(
-                f"{run_dir} was fine-tuned by {name} and holds all that {name} acts "
-                f"with, from which algorithm.name={config.algorithm.name!r} cannot "
-                "start; pass the run of the cloned policy as --config.policy."
+                f"{run_dir} holds what {name} acts with, not a policy alone, so "
+                f"{config.algorithm.name} cannot start from it; pass the run of the "
+                "cloned policy as --config.policy."
             )
         params = acting.alone(params)
     is_tuned = pretrained.config.get("stage") == "finetune"

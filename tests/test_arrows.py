@@ -38,7 +38,7 @@ STRANGERS = ("algorithms",)
 PLAIN = (
     *("types", "normalize", "objects", "replay", "rollout", "evaluate"),
     *("diffusion", "policies.chain", "policies.gaussian", "policies.gmm"),
-    *("policies.squashed", "policies.flow", "networks.noise"),
+    *("policies.squashed", "policies.flow", "policies.steered", "networks.noise"),
     *("learning.returns", "learning.losses", "learning.chain_losses"),
     *("learning.flow_losses", "learning.likelihood_losses", "learning.q_losses"),
     *("learning.minibatch", "learning.optimizers"),
@@ -46,6 +46,9 @@ PLAIN = (
     *("learning.imitation_bootstrap", "learning.offline_data", "learning.quirks"),
     *("learning.returns_to_go", "policies.proposals"),
     *("learning.diffusion_q", "learning.diffusion_q_losses", "policies.candidates"),
+    *("learning.soft_actor_critic", "learning.steering", "learning.quirks"),
+    *("learning.regression", "learning.regression_iteration"),
+    "learning.advantage_regression",
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),
     *("networks.unet", "networks.std", "networks.dropout", "networks.gmm"),
     *("networks.transformer", "networks.vision"),

@@ -11,7 +11,9 @@ import dppo_jax
 from dppo_jax import algorithms
 from dppo_jax.deploy import load_policy
 from dppo_jax.errors import SettingsError
-from dppo_jax.policies import PolicyParams, make_policy
+from dppo_jax.policies import PolicyParams, SteeredParams, make_policy
+from dppo_jax.training.checkpoint import Checkpoints
+from dppo_jax.training.config_file import save_config
 from experiments.defaults import default_config
 from tests import tiny
 
@@ -158,6 +160,31 @@ def test_a_soft_actor_critic_policy_is_loaded(tmp_path):
     loaded = load_policy(tmp_path)
     assert tiny.same(loaded.params, params)
     acts_as(loaded, algorithm.act, params)
+
+
+def test_a_steered_policy_is_rebuilt_with_the_frozen_one_and_its_actor(tmp_path):
+    """Parameters without an actor are those of a policy to start from."""
+    config = tiny_config(algorithm__name="dsrl", model__sampling__ddim_steps=2)
+    config.algorithm.dsrl.network.hidden_sizes = (8,)
+    saved = {"stage": "finetune", **config.to_dict()}
+    algorithm = make(config)
+    state = algorithm.init(jax.random.key(0))
+    params = algorithm.params(state)
+    for name, given in (("steered", params), ("cloned", params.decoder)):
+        save_config(tmp_path / name, saved)
+        with Checkpoints(tmp_path / name) as checkpoints:
+            checkpoints.save_policy(1, given, tiny.NORMALIZER)
+    loaded = load_policy(tmp_path / "steered")
+    assert isinstance(loaded.params, SteeredParams)
+    assert tiny.same(loaded.params, params)
+    acts_as(loaded, algorithm.act, params)
+    cloned = load_policy(tmp_path / "cloned")
+    assert tiny.same(cloned.params, params.decoder)
+    acts_as(cloned, make_policy(config.model, action_dim=1).act, params.decoder)
+    saved["algorithm"]["dsrl"].pop("noise_bound")
+    save_config(tmp_path / "steered", saved)
+    with pytest.raises(SettingsError, match="algorithm.dsrl .* incomplete"):
+        load_policy(tmp_path / "steered")
 
 
 def test_an_annealed_number_of_tuned_steps_is_loaded(tmp_path):

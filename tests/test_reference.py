@@ -50,6 +50,7 @@ from tests.reference_off_policy import (
     check_temperature,
 )
 from tests.reference_policies import check_finetuned, check_pretrained
+from tests.reference_regression import check_value_regression, check_weighted_cloning
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FOLDER = Path(os.environ.get("DPPO_JAX_GOLDEN") or SHARED / "golden")
@@ -299,6 +300,8 @@ KINDS = {
     "idql": check_idql,
     "qsm_actor": check_qsm_actor,
     "dipo_critic": check_diffusion_critic,
+    "rwr": check_weighted_cloning,
+    "awr_critic": check_value_regression,
     "gae": check_gae,
     "reward_scaling": check_reward_scaling,
     "lr_schedule": check_lr_schedule,

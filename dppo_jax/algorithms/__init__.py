@@ -7,8 +7,11 @@ from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import (
     calql,
+    dawr,
     dipo,
     dql,
+    drwr,
+    dsrl,
     fpo,
     ibrl,
     idql,
@@ -19,7 +22,7 @@ from dppo_jax.algorithms import (
     sac,
 )
 from dppo_jax.errors import SettingsError
-from dppo_jax.policies import CandidateParams, ProposalParams
+from dppo_jax.policies import CandidateParams, ProposalParams, SteeredParams
 from dppo_jax.types import Algorithm, PyTree, VecEnv
 
 
@@ -81,6 +84,13 @@ ALGORITHMS = {
         ibrl.make,
         uses_data=True,
         acting=Acting(ProposalParams._fields, ibrl.make_acting),
+    ),
+    "drwr": Entry(drwr.default_config, drwr.make),
+    "dawr": Entry(dawr.default_config, dawr.make),
+    "dsrl": Entry(
+        dsrl.default_config,
+        dsrl.make,
+        acting=Acting(SteeredParams._fields, dsrl.make_acting, restarts=True),
     ),
 }
 

@@ -32,6 +32,7 @@ from dppo_jax.learning.diffusion_q import (
 )
 from dppo_jax.learning.diffusion_q_losses import ascend
 from dppo_jax.learning.off_policy import Learner
+from dppo_jax.learning.quirks import check_quirks
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.chain import ChainPolicy
 from dppo_jax.types import Algorithm, Array, Transition, VecEnv
@@ -82,7 +83,7 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
     """Make the learner from a whole configuration."""
     settings = config.algorithm[NAME]
     quirks, action = settings.reference_quirks, settings.action
-    diffusion_q_settings.check_quirks(NAME, quirks, QUIRKS)
+    check_quirks(NAME, quirks, QUIRKS)
     diffusion_q_settings.check(
         f"{NAME}.action",
         action,

@@ -32,6 +32,7 @@ from dppo_jax.learning.diffusion_q import (
 )
 from dppo_jax.learning.diffusion_q_losses import normalized_value_loss
 from dppo_jax.learning.off_policy import Learner, row_keys
+from dppo_jax.learning.quirks import check_quirks
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.chain import ChainPolicy
 from dppo_jax.types import Algorithm, Array, PyTree, Transition, VecEnv
@@ -77,7 +78,7 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
     """Make the learner from a whole configuration."""
     settings = config.algorithm[NAME]
     quirks = settings.reference_quirks
-    diffusion_q_settings.check_quirks(NAME, quirks, QUIRKS)
+    check_quirks(NAME, quirks, QUIRKS)
     diffusion_q_settings.check_pair(NAME, settings)
     diffusion_q_settings.check(NAME, settings, eta=(settings.eta >= 0, "at least 0"))
     parts = diffusion_q_settings.make_parts(env, config, NAME)

@@ -1,6 +1,5 @@
 """Settings that IDQL, DQL, QSM and DIPO share, and what is made of them."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -106,16 +105,6 @@ def check(name: str, settings: ConfigDict, **rules: tuple[bool, str]) -> None:
         if not fits:
             raise SettingsError(
                 f"{name}.{setting}={settings[setting]!r} must be {wanted}."
-            )
-
-
-def check_quirks(name: str, given: Sequence[str], known: Sequence[str]) -> None:
-    """Raise a SettingsError for an unknown entry of `reference_quirks`."""
-    for quirk in given:
-        if quirk not in known:
-            raise SettingsError(
-                f"{name}.reference_quirks: {quirk!r} is unknown; use any of "
-                f"{', '.join(known)}, or () for none."
             )
 
 

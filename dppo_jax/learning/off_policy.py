@@ -31,8 +31,9 @@ class Learner(NamedTuple):
     init: (key, obs with leaves [1, ...], ...) -> state, any pytree; the arguments after
         the observation are those of the Algorithm's `init` after its key.
     update: (state, batches, key) -> (state, metrics), one round of updates. `batches`
-        is a Transition with leaves [updates_per_round, N, ...]; it has no extras unless
-        `keep` makes some. In a sharded step N is this device's part, and `update` must
+        is a Transition with leaves [updates_per_round, N, ...], whose extras are those
+        of `explore` or `keep`. In a sharded step N is this device's part, and `update`
+        must
         reduce gradients and metrics with `parallel.mean`.
     params: state -> the parameters that act.
     act: see `types.Act`; takes what `params` returns.
@@ -42,6 +43,10 @@ class Learner(NamedTuple):
         returns a third value: what to store instead, leaves like those of the extras.
         An item that a round has drawn twice must get the same value both times. None:
         nothing is stored.
+    explore: (params, keys [B], obs) -> (action, extras), of roll-outs; the extras are
+        stored. None: as `act`, and no extras.
+    warm_up: as `explore`, of the first `random_steps`. None: uniform actions in
+        [-1, 1], and no extras.
     """
 
     init: Callable[..., Any]
@@ -50,6 +55,8 @@ class Learner(NamedTuple):
     act: Act
     finite: tuple[str, ...] = ()
     keep: Callable[[Transition], PyTree] | None = None
+    explore: Callable[[PyTree, Array, Obs], tuple[Array, PyTree]] | None = None
+    warm_up: Callable[[PyTree, Array, Obs], tuple[Array, PyTree]] | None = None
 
 
 class OffPolicyState(NamedTuple):
@@ -107,8 +114,8 @@ def off_policy(
         reset_at_iteration: start every iteration with new episodes.
         capacity: size of the buffer; new transitions overwrite the oldest.
         batch_size: transitions of one update.
-        random_steps: transitions under uniform random actions before the policy acts,
-            rounded up to whole iterations.
+        random_steps: transitions under uniform random actions, or `Learner.warm_up`,
+            before the policy acts, rounded up to whole iterations.
         min_fill: transitions to collect before the first update; until then the metrics
             of the updates are zero.
         updates_per_transition: the update-to-data ratio.
@@ -307,9 +314,19 @@ def _make_collect(
 ) -> Callable[[Any, Any, Array, Array], tuple[Any, Any, Metrics]]:
     """Make (learner state, environment state, keys [B], iteration) -> a roll-out."""
 
-    def random_action(keys: Array) -> Array:
+    def uniform(params: PyTree, keys: Array, obs: Obs) -> tuple[Array, PyTree]:
         draw = jax.vmap(lambda key: jax.random.uniform(key, env.action_shape))(keys)
-        return 2 * draw - 1
+        return 2 * draw - 1, ()
+
+    def as_evaluated(params: PyTree, keys: Array, obs: Obs) -> tuple[Array, PyTree]:
+        return learner.act(params, keys, obs)[0], ()
+
+    def executed(outputs: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+        action, extras = outputs
+        return action[:, : env.action_shape[0]], extras
+
+    explore = learner.explore or as_evaluated
+    warm_up = learner.warm_up or uniform
 
     def collect(
         learner_state: Any, env_state: Any, keys: Array, iteration: Array
@@ -319,13 +336,12 @@ def _make_collect(
 
         def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
             if random_steps == 0:
-                return learner.act(params, keys, obs)[0], ()
-            action = jax.lax.cond(
+                return explore(params, keys, obs)
+            return jax.lax.cond(
                 is_random,
-                lambda: random_action(keys),
-                lambda: learner.act(params, keys, obs)[0][:, : env.action_shape[0]],
+                lambda: executed(warm_up(params, keys, obs)),
+                lambda: executed(explore(params, keys, obs)),
             )
-            return action, ()
 
         env_state, transitions, metrics = rollout(env, act, env_state, keys, num_chunks)
         if learner.keep is not None:

@@ -13,11 +13,12 @@ from dppo_jax.types import Array, Obs, PyTree
 
 def check_quirks(name: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Raise a SettingsError for a quirk that the algorithm `name` does not have."""
-    for quirk in given:
+    for quirk in (given,) if isinstance(given, str) else given:
         if quirk not in known:
             raise SettingsError(
-                f"{name}.reference_quirks has {quirk!r}; use some of "
-                f"{', '.join(known)}, or () for the method of the paper."
+                f"{name}.reference_quirks has {quirk!r}, which is unknown; use some of "
+                f"{', '.join(known)}, as in ({known[0]!r},), or () for the method of "
+                "the paper."
             )
 
 

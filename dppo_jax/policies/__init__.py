@@ -22,4 +22,5 @@ from dppo_jax.policies.flow import FlowParams, flow_policy
 from dppo_jax.policies.gaussian import gaussian_policy
 from dppo_jax.policies.gmm import gmm_policy
 from dppo_jax.policies.proposals import ProposalParams, ProposalPolicy
-from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
+from dppo_jax.policies.squashed import SquashedPolicy, scaled_policy, squashed_policy
+from dppo_jax.policies.steered import SteeredParams, SteeredPolicy, steered_policy

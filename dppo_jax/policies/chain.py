@@ -71,6 +71,9 @@ class ChainPolicy(NamedTuple):
         num_steps) -> [B], the log-density of chunks, see `diffusion/likelihood.py`.
         None: the policy is no diffusion policy, or one of a single denoising step or
         whose clean action has no bound.
+    decode: (PolicyParams, obs, noise [B, Ta, Da]) -> action like noise, which the
+        deterministic mode makes of the start of its chain. None: that mode draws more
+        than the start.
     """
 
     init: Callable[..., PolicyParams]
@@ -88,6 +91,7 @@ class ChainPolicy(NamedTuple):
     prepare: Callable[[Array, PolicyParams, Obs], PolicyParams] = as_they_are
     velocity_error: Callable[..., Array] | None = None
     ode_log_prob: Callable[..., Array] | None = None
+    decode: Callable[[PolicyParams, Obs, Array], Array] | None = None
 
 
 def diffusion_policy(
@@ -133,6 +137,8 @@ def diffusion_policy(
         min_std=min_std,
         past_actions=past_actions,
     )
+    if diffusion.deterministic.std.any():  # DDPM keeps some noise, DDIM none.
+        policy = policy._replace(decode=None)
     if diffusion.explore.num_denoising_steps < 2 or diffusion.x0_clip is None:
         return policy
     ode_log_prob = _ode_log_prob(
@@ -245,13 +251,13 @@ def chain_policy(
         params = network.init(key, x, jnp.zeros(_batch(obs)), obs)
         return PolicyParams(base=params, tuned=params)
 
-    def sample(
+    def run(
         params: PolicyParams,
-        keys: Array,
+        draws: Array,
         obs: Obs,
         *,
-        deterministic: bool = False,
-        min_std: Array | float = min_std,
+        deterministic: bool,
+        min_std: Array | float = 0.0,
     ) -> Sample:
         base, tuned = encode(params.base, obs), encode(params.tuned, obs)
 
@@ -261,16 +267,37 @@ def chain_policy(
             owned = step >= chain.num_denoising_steps - params.num_active
             return jax.tree.map(functools.partial(jnp.where, owned), tuned, base)
 
-        draws = row_normal(keys, (chain.num_denoising_steps + 1, chunk, action_dim))
         return chains.sample_chain(
             chain,
             base,
             network_of,
-            jnp.moveaxis(draws, 0, 1),
+            draws,
             num_tuned=num_tuned_steps,
             min_std=min_std,
             deterministic=deterministic,
         )
+
+    def sample(
+        params: PolicyParams,
+        keys: Array,
+        obs: Obs,
+        *,
+        deterministic: bool = False,
+        min_std: Array | float = min_std,
+    ) -> Sample:
+        draws = row_normal(keys, (chain.num_denoising_steps + 1, chunk, action_dim))
+        return run(
+            params,
+            jnp.moveaxis(draws, 0, 1),
+            obs,
+            deterministic=deterministic,
+            min_std=min_std,
+        )
+
+    def decode(params: PolicyParams, obs: Obs, noise: Array) -> Array:
+        others = jnp.zeros((chain.num_denoising_steps, *noise.shape))
+        draws = jnp.concatenate([noise[None], others])
+        return run(params, draws, obs, deterministic=True).chain[:, -1]
 
     def log_prob(
         params: PyTree, x: Array, next_x: Array, obs: Obs, step: Array
@@ -319,6 +346,7 @@ def chain_policy(
         num_tuned_steps=num_tuned_steps,
         min_std=min_std,
         denoises=True,
+        decode=decode,
     )
 
 

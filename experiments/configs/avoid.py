@@ -17,6 +17,9 @@ These variants have other policies or algorithms, and `m2` and `m3` have them to
 - `:m1_idql`, `:m1_dql`, `:m1_qsm`, `:m1_dipo`: the same policy, fine-tuned off-policy
   by these algorithms (arXiv 2304.10573, 2208.06193, 2312.11752, 2305.13122), with sizes
   for two CPU cores;
+- `:m1_drwr`, `:m1_dawr` and `:m1_dsrl`: the same policy, fine-tuned by regression with
+  weights of returns or advantages (paper App.), or steered by its noise (arXiv
+  2506.15799);
 - `:m1_gaussian` and `:m1_gmm`: a Gaussian and a mixture of five Gaussians, with the
   settings of the reference implementation (v0.8);
 - `:m1_rlpd` and `:m1_calql`: new networks, trained from the demonstrations and from
@@ -195,6 +198,33 @@ def _use_off_policy(config: ConfigDict, name: str) -> None:
         settings.num_samples = 10
 
 
+def _use_regression(config: ConfigDict, name: str) -> None:
+    """DRWR or DAWR; the reference has no settings for this task."""
+    config.algorithm.name = name
+    # The 50 x 25 chunks of an iteration are looked at 16 times, in 80 updates.
+    config.algorithm.drwr.batch_size = 250
+    config.algorithm.dawr.update(batch_size=250, replay_ratio=16)
+    config.algorithm.dawr.capacity = 12_500  # ten iterations, as in the reference
+
+
+def _use_steering(config: ConfigDict) -> None:
+    """DSRL, with short iterations so that the data follow the actor.
+
+    It has no settings for this task. An update decodes twice, so there are 0.75 for a
+    transition, a fifth of the published number.
+    """
+    config.algorithm.name = "dsrl"
+    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
+    config.critic.update(activation="tanh", layer_norm=True, residual=False)
+    config.rollout.update(num_envs=10, num_chunks=4, reset_at_iteration=False)
+    replay = config.algorithm.dsrl.replay
+    replay.update(capacity=50_000, updates_per_transition=0.75)
+    replay.update(random_steps=1000, min_fill=1000)  # 40 episodes
+    loop = config.loop.finetune
+    loop.num_iterations = 400  # 640 episodes
+    loop.log_every, loop.evaluate_every, loop.checkpoint_every = 10, 40, 100
+
+
 def _use_head(config: ConfigDict, head: str) -> None:
     """Use a smaller network, and half of the chunks for a minibatch."""
     config.model.kind = head
@@ -238,6 +268,9 @@ _KINDS: dict[str, Callable[[ConfigDict], None]] = {
     "gmm": lambda config: _use_head(config, "gmm"),
     "pixels": _use_pixels,
     **{name: functools.partial(_use_off_policy, name=name) for name in OFF_POLICY},
+    "drwr": lambda config: _use_regression(config, "drwr"),
+    "dawr": lambda config: _use_regression(config, "dawr"),
+    "dsrl": _use_steering,
     "rlpd": lambda config: _use_demonstrations(config, "rlpd"),
     "calql": lambda config: _use_demonstrations(config, "calql"),
     "ibrl": lambda config: _use_demonstrations(config, "ibrl"),
