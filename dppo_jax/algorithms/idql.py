@@ -162,14 +162,14 @@ def value_update(
 ) -> Update:
     """Update V(s) towards an expectile of the least target critic (eq. 3)."""
     value_of: Callable[..., Any] = value.apply
+    score_of: Callable[..., Any] = critic.apply
 
     def update(
         state: DiffusionQState, batch: Transition, key: Array
     ) -> tuple[DiffusionQState, Metrics]:
         del key  # Nothing is drawn.
         assert state.value is not None
-        target = critic.apply(state.target, batch.obs, batch.action)
-        goal = jax.lax.stop_gradient(target).min(0)
+        goal = score_of(state.target, batch.obs, batch.action).min(0)
 
         def loss_of(params: PyTree) -> Array:
             return expectile_loss(

@@ -7,7 +7,7 @@ update is a function (state, batch, key) -> (state, metrics), with batch leaves 
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def sampled_target(
         discount: per chunk.
         use_target_actor: whether a' is sampled by `state.target_actor`.
     """
-    value_of: Callable[..., Array] = critic.apply
+    value_of: Callable[..., Any] = critic.apply
 
     def target_of(state: DiffusionQState, batch: Transition, key: Array) -> Array:
         network = state.target_actor if use_target_actor else state.actor.params
@@ -98,7 +98,7 @@ def critic_update(
     Args:
         target_rate: see `optimizers.polyak`.
     """
-    value_of: Callable[..., Array] = critic.apply
+    value_of: Callable[..., Any] = critic.apply
 
     def update(
         state: DiffusionQState, batch: Transition, key: Array

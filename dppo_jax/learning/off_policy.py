@@ -394,7 +394,7 @@ def _make_learn(
             draw_key, update_key = jax.random.split(key)
             now = state._replace(replay=_with_extras(state.replay, extras))
             places, batches = draw(now, draw_key)
-            if learner.keep is None:
+            if learner.keep is None or places is None:
                 learner_state, metrics = learner.update(
                     learner_state, batches, update_key
                 )
