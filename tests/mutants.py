@@ -38,7 +38,10 @@ OURS = ("dppo_jax", "experiments", "benchmarks", "tests")
 MODULES = {
     "learning/losses": ("tests/learning/test_losses.py",),
     "learning/returns": ("tests/learning/test_returns.py",),
-    "learning/chain_losses": ("tests/learning/test_chain_losses.py",),
+    "learning/chain_losses": (
+        "tests/learning/test_chain_losses.py",
+        "tests/learning/test_chain_kl.py",
+    ),
     "learning/flow_losses": (
         "tests/learning/test_flow_losses.py",
         "tests/algorithms/test_fpo.py",

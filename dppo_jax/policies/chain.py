@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dppo_jax.diffusion import chain as chains
 from dppo_jax.diffusion import denoising, likelihood
-from dppo_jax.diffusion.chain import Chain, Encoded, Sample
+from dppo_jax.diffusion.chain import Chain, Encoded, Moments, Sample
 from dppo_jax.diffusion.denoising import Cloning, Diffusion
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Act, Array, Obs, PyTree
@@ -62,6 +62,8 @@ class ChainPolicy(NamedTuple):
         `clone_loss` and an `entropy`.
     prepare: (key, PolicyParams, obs) -> PolicyParams; adds the parameters that
         fine-tuning trains and cloning does not, unless they are there.
+    chain_moments: as `chain_log_prob`, of the same moves -> Moments. None: the moves
+        are no independent Gaussians.
     velocity_error: (network parameters, obs, action [B, Ta, Da], noise
         [B, N, Ta, Da], time [B, N]) -> like noise, the velocity that the network
         predicts on N paths from noise to each action, minus the one that cloning
@@ -85,6 +87,7 @@ class ChainPolicy(NamedTuple):
     narrow: bool = False
     joint: bool = False
     prepare: Callable[[Array, PolicyParams, Obs], PolicyParams] = as_they_are
+    chain_moments: Callable[..., Moments] | None = None
     velocity_error: Callable[..., Array] | None = None
     ode_log_prob: Callable[..., Array] | None = None
 
@@ -278,19 +281,10 @@ def chain_policy(
         return chains.move_log_prob(chain, network, x, next_x, first_tuned + step)
 
     def chain_log_prob(params: PyTree, entries: Array, obs: Obs) -> Array:
-        def every_move(x: Array) -> Array:
-            return jnp.repeat(x, num_tuned_steps, axis=0)
+        return chains.chain_log_prob(chain, encode(params, obs), entries)
 
-        network = encode(params, obs)
-        network = network._replace(
-            condition=jax.tree.map(every_move, network.condition)
-        )
-        x, next_x = (
-            x.reshape(-1, chunk, action_dim) for x in (entries[:, :-1], entries[:, 1:])
-        )
-        step = jnp.tile(first_tuned + jnp.arange(num_tuned_steps), len(entries))
-        log_prob = chains.move_log_prob(chain, network, x, next_x, step)
-        return log_prob.reshape(-1, num_tuned_steps, chunk, action_dim)
+    def chain_moments(params: PyTree, entries: Array, obs: Obs) -> Moments:
+        return chains.chain_moments(chain, encode(params, obs), entries)
 
     def clone_loss(params: PyTree, keys: Array, obs: Obs, action: Array) -> Array:
         time_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
@@ -310,6 +304,7 @@ def chain_policy(
         sample=sample,
         log_prob=log_prob,
         chain_log_prob=chain_log_prob,
+        chain_moments=chain_moments,
         clone_loss=clone_loss,
         entropy=entropy,
         num_tuned_steps=num_tuned_steps,

@@ -117,6 +117,7 @@ ADDED = {
             "minibatch": "pair",
             "ratio": "move",
             "distance_coef": 0.0,
+            "chain_kl": {"coef": 0.0, "limit": None},
             "log_prob_bounds": [-5.0, 2.0],
             "bound_entries": None,
             "shuffle_groups": 1,
