@@ -67,7 +67,7 @@ class ChainPolicy(NamedTuple):
     velocity_error: (network parameters, obs, action [B, Ta, Da], noise
         [B, N, Ta, Da], time [B, N]) -> like noise, the velocity that the network
         predicts on N paths from noise to each action, minus the one that cloning
-        teaches. None: the policy is no flow.
+        teaches. None: the policy is no flow, or one of average velocities.
     ode_log_prob: (PolicyParams, obs, action [B, Ta, Da], probes [B, P, Ta, Da], *,
         num_steps) -> [B], the log-density of chunks, see `diffusion/likelihood.py`.
         None: the policy is no diffusion policy, or one of a single denoising step or
@@ -243,8 +243,10 @@ def chain_policy(
     first_tuned = chain.num_denoising_steps - num_tuned_steps
 
     def init(key: Array, obs: Obs) -> PolicyParams:
-        x = jnp.zeros((_batch(obs), chunk, action_dim))
-        params = network.init(key, x, jnp.zeros(_batch(obs)), obs)
+        batch = _batch(obs)
+        x = jnp.zeros((batch, chunk, action_dim))
+        time = jnp.zeros((batch, 2) if cloning.tells_length else batch)
+        params = network.init(key, x, time, obs)
         return PolicyParams(base=params, tuned=params)
 
     def sample(

@@ -79,6 +79,9 @@ ADDED = {
             "model.network.compute_dtype": "float32",
             "model.squashed": {"std_min": 0.0067, "std_max": 7.39},
             "model.flow": {"times": "uniform", "num_times": 20},
+            "model.flow.cloning": "flow",
+            "model.flow.step_share": 0.25,
+            "model.flow.max_steps": 128,
             "model.noise": {
                 "std_min": 0.1,
                 "std_max": 0.24,
@@ -107,6 +110,8 @@ ADDED = {
     },
     "pretrain.random_shift": 0,
     "algorithm.name": "ppo",
+    "algorithm.fpo.average_decay": 0.0,
+    "algorithm.fpo.average_start": 500,
     "rollout.random_steps": 20_000,
     "loop.pretrain.keep_best": "",
     "loop.finetune.keep_best": "",
