@@ -53,6 +53,7 @@ MODULES = {
     "learning/on_policy_chunks": ("tests/algorithms/test_fpo.py",),
     "diffusion/denoising": ("tests/diffusion/test_denoising.py",),
     "diffusion/chain": ("tests/diffusion/test_denoising.py",),
+    "diffusion/few_steps": ("tests/diffusion/test_few_steps.py",),
     "diffusion/likelihood": ("tests/diffusion/test_likelihood.py",),
     "learning/likelihood_losses": ("tests/algorithms/test_ppo_exact.py",),
     "algorithms/ppo/gradients": (
