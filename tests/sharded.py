@@ -29,7 +29,9 @@ COLLECTIVES = "all-gather|all-to-all|collective-[a-z]+|reduce-scatter|all-reduce
 WORLD = dict(num_envs=16, shuffle_groups=8, epochs=2, reset_at_iteration=False)
 CASES = {
     "pair": dict(actor__max_grad_norm=1e-2, batch_size=64),
-    "chain": dict(batch_size=64, minibatch="chain"),
+    "chain": dict(
+        batch_size=64, minibatch="chain", chain_kl__coef=0.5, chain_kl__limit=1e-3
+    ),
     # More pairs than steps, so values are weighted; micro-batches; early stop. No
     # gradient clipping, so that the optimizer's moments show the size of gradients.
     "weighted": dict(

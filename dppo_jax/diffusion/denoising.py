@@ -212,10 +212,15 @@ class Cloning(NamedTuple):
         continuous time.
     corrupt: (action [B, Ta, Da], noise like it, time [B]) -> (x like it, the network's
         input time [B], the target of its output, like x).
+    refine: (network, x, input time, target) -> the target to use instead, if that
+        depends on the network, a function (x, input time) -> output. None: it does not.
+    tells_length: True if all times are pairs, [2] and [B, 2], see `few_steps`.
     """
 
     draw_time: Callable[[Array], Array]
     corrupt: Callable[[Array, Array, Array], tuple[Array, Array, Array]]
+    refine: Callable[..., Array] | None = None
+    tells_length: bool = False
 
 
 def diffusion_cloning(diffusion: Diffusion) -> Cloning:
@@ -264,6 +269,14 @@ def cloning_loss(
     chex.assert_equal_shape([action, noise])
     x, told, target = cloning.corrupt(action, noise, time)
     out = denoise(params, x, told, condition)
+    if cloning.refine is not None:
+        # No gradient passes through targets.
+        fixed = jax.lax.stop_gradient((params, condition))
+        target = jax.lax.stop_gradient(
+            cloning.refine(
+                lambda x, told: denoise(fixed[0], x, told, fixed[1]), x, told, target
+            )
+        )
     if target_of is not None:
         target = target_of(x)
     return jnp.mean((out - target) ** 2, axis=(-2, -1))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dppo_jax.diffusion import chain as chains
 from dppo_jax.diffusion import denoising, likelihood
-from dppo_jax.diffusion.chain import Chain, Encoded, Sample
+from dppo_jax.diffusion.chain import Chain, Encoded, Moments, Sample
 from dppo_jax.diffusion.denoising import Cloning, Diffusion
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Act, Array, Obs, PyTree
@@ -63,10 +63,12 @@ class ChainPolicy(NamedTuple):
         `clone_loss` and an `entropy`.
     prepare: (key, PolicyParams, obs) -> PolicyParams; adds the parameters that
         fine-tuning trains and cloning does not, unless they are there.
+    chain_moments: as `chain_log_prob`, of the same moves -> Moments. None: the moves
+        are no independent Gaussians.
     velocity_error: (network parameters, obs, action [B, Ta, Da], noise
         [B, N, Ta, Da], time [B, N]) -> like noise, the velocity that the network
         predicts on N paths from noise to each action, minus the one that cloning
-        teaches. None: the policy is no flow.
+        teaches. None: the policy is no flow, or one of average velocities.
     ode_log_prob: (PolicyParams, obs, action [B, Ta, Da], probes [B, P, Ta, Da], *,
         num_steps) -> [B], the log-density of chunks, see `diffusion/likelihood.py`.
         None: the policy is no diffusion policy, or one of a single denoising step or
@@ -89,6 +91,7 @@ class ChainPolicy(NamedTuple):
     narrow: bool = False
     joint: bool = False
     prepare: Callable[[Array, PolicyParams, Obs], PolicyParams] = as_they_are
+    chain_moments: Callable[..., Moments] | None = None
     velocity_error: Callable[..., Array] | None = None
     ode_log_prob: Callable[..., Array] | None = None
     decode: Callable[[PolicyParams, Obs, Array], Array] | None = None
@@ -247,8 +250,10 @@ def chain_policy(
     first_tuned = chain.num_denoising_steps - num_tuned_steps
 
     def init(key: Array, obs: Obs) -> PolicyParams:
-        x = jnp.zeros((_batch(obs), chunk, action_dim))
-        params = network.init(key, x, jnp.zeros(_batch(obs)), obs)
+        batch = _batch(obs)
+        x = jnp.zeros((batch, chunk, action_dim))
+        time = jnp.zeros((batch, 2) if cloning.tells_length else batch)
+        params = network.init(key, x, time, obs)
         return PolicyParams(base=params, tuned=params)
 
     def run(
@@ -306,19 +311,10 @@ def chain_policy(
         return chains.move_log_prob(chain, network, x, next_x, first_tuned + step)
 
     def chain_log_prob(params: PyTree, entries: Array, obs: Obs) -> Array:
-        def every_move(x: Array) -> Array:
-            return jnp.repeat(x, num_tuned_steps, axis=0)
+        return chains.chain_log_prob(chain, encode(params, obs), entries)
 
-        network = encode(params, obs)
-        network = network._replace(
-            condition=jax.tree.map(every_move, network.condition)
-        )
-        x, next_x = (
-            x.reshape(-1, chunk, action_dim) for x in (entries[:, :-1], entries[:, 1:])
-        )
-        step = jnp.tile(first_tuned + jnp.arange(num_tuned_steps), len(entries))
-        log_prob = chains.move_log_prob(chain, network, x, next_x, step)
-        return log_prob.reshape(-1, num_tuned_steps, chunk, action_dim)
+    def chain_moments(params: PyTree, entries: Array, obs: Obs) -> Moments:
+        return chains.chain_moments(chain, encode(params, obs), entries)
 
     def clone_loss(
         params: PyTree, keys: Array, obs: Obs, action: Array, **options: Any
@@ -341,6 +337,7 @@ def chain_policy(
         sample=sample,
         log_prob=log_prob,
         chain_log_prob=chain_log_prob,
+        chain_moments=chain_moments,
         clone_loss=clone_loss,
         entropy=entropy,
         num_tuned_steps=num_tuned_steps,
