@@ -109,10 +109,16 @@ def set_compute_dtype(config: ConfigDict, dtype: str) -> None:
 
 
 def random_obs(setup: Setup | OffPolicySetup, num_rows: int) -> Obs:
-    """Observations drawn from a normal distribution, leaves [num_rows, ...]."""
+    """Normal observations and uniform pictures, leaves [num_rows, ...]."""
+    key = jax.random.key(0)
+    shapes = {name: (num_rows, *x) for name, x in setup.env.obs_shape.items()}
     return {
-        name: jax.random.normal(jax.random.key(0), (num_rows, *shape))
-        for name, shape in setup.env.obs_shape.items()
+        name: (
+            jax.random.randint(key, shape, 0, 256).astype(jnp.uint8)
+            if name == "rgb"
+            else jax.random.normal(key, shape)
+        )
+        for name, shape in shapes.items()
     }
 
 

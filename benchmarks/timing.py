@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -155,6 +156,16 @@ class _Runner:
             compile=self._compile,
             repeats=len(self._seconds),
         )
+
+
+def peak_memory() -> float:
+    """The most memory in use so far in MB: of the accelerator, or of this process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 1e6
+    # In units of 1024 bytes, but on macOS of bytes.
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def start() -> dict[str, Any]:

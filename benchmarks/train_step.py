@@ -17,7 +17,8 @@ these products and nothing else, measured in turns with the part
 previous one. `floor s` is `GFLOP` divided by `matmul GFLOP/s`; for physics it is the
 number of control steps divided by the rate of the engine alone. The floor of `step` is
 the sum of the floors of its parts. `utilisation` is `floor s` divided by `median s`.
-Times do not include compiling.
+Times do not include compiling. `peak MB` of `step` is the most memory that the process
+(or the accelerator) had in use until then, with all libraries and compilers.
 """
 
 import functools
@@ -256,11 +257,13 @@ def measure_all(
 ) -> list[dict[str, Any]]:
     """The table: one row per part, the whole step last."""
     setup = make_setup(config)
+    # First, so that its memory is not that of the parts.
+    whole = measure_part(step_part(setup), max_seconds=max_seconds)
+    whole["peak MB"] = timing.peak_memory()
     rows = [
         measure_part(make(), max_seconds=max_seconds)
         for make in parts_of(setup).values()
     ]
-    whole = measure_part(step_part(setup), max_seconds=max_seconds)
     return split(rows, whole)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dppo_jax import policies
+from dppo_jax import algorithms, policies
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training.checkpoint import SavedPolicy, read_policy
@@ -42,6 +42,7 @@ def load_policy(
     *,
     policy: Any = None,
     model: Mapping[str, Any] | None = None,
+    acting: Mapping[str, Any] | None = None,
     history: int | None = None,
 ) -> LoadedPolicy:
     """Read a policy from a run directory and rebuild its `act`.
@@ -55,6 +56,8 @@ def load_policy(
             saved ones, for example to sample in another way. None: those of
             `config.json`; if that has none, `act` is None and the parameters are
             nested dictionaries.
+        acting: settings `config.algorithm.NAME` of an algorithm that acts with a critic
+            to use instead of the saved ones, for example to choose among fewer chunks.
         history: To. None: `env.history` of `config.json`, or else 1.
 
     Raises:
@@ -68,7 +71,7 @@ def load_policy(
         check_types(run_dir, saved.config, policies.defaults_of(saved.config))
     if policy is None:
         cure = "restore the config.json that it was trained with."
-        policy = _configured(saved, model, run_dir)
+        policy = _configured(saved, model, acting, run_dir)
     if policy is None:
         return LoadedPolicy(act=None, **saved._asdict())
     if history is None:
@@ -117,18 +120,34 @@ def _checking(act: Act, example: Mapping[str, Any]) -> Act:
 def _configured(
     saved: SavedPolicy,
     model: Mapping[str, Any] | None,
+    acting: Mapping[str, Any] | None,
     run_dir: str | os.PathLike,
 ) -> Any:
-    """Make the policy of `model` or of the saved configuration; None without both."""
+    """Make what acts by `model` or the saved configuration; None without both."""
     model = saved.config.get("model") if model is None else model
     if model is None:
         return None
+    action_dim = len(saved.normalizer.action_min)
     try:
-        return policies.make_saved_policy(
-            model, action_dim=len(saved.normalizer.action_min)
-        )
+        policy = policies.make_saved_policy(model, action_dim=action_dim)
     except (AttributeError, KeyError) as error:
         raise SettingsError(
             f"the settings `model` of {run_dir} are incomplete ({error}); give all of "
             "dppo_jax.policies.default_config, or pass the policy that was trained."
+        ) from error
+    instead = algorithms.find_acting(saved.config, saved.params)
+    if instead is None:
+        return policy
+    section = saved.config["algorithm"]
+    check_types(run_dir, section, algorithms.default_config(), "algorithm.")
+    if acting is not None:
+        section = {**section, section["name"]: acting}
+    config = {**saved.config, "model": model, "algorithm": section}
+    try:
+        return instead.make(policy, config, action_dim=action_dim)
+    except KeyError as error:
+        raise SettingsError(
+            f"the settings algorithm.{section['name']} or critic of {run_dir} are "
+            f"incomplete ({error}); restore its config.json, or pass the policy that "
+            "was trained."
         ) from error

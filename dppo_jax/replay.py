@@ -34,6 +34,13 @@ class Replay(NamedTuple):
     size: Array
 
 
+class Places(NamedTuple):
+    """Where items are stored, on this device: ring and slot, both [batch_size]."""
+
+    env: Array
+    slot: Array
+
+
 def init(example: PyTree, num_envs: int, capacity: int) -> Replay:
     """Make an empty buffer.
 
@@ -173,8 +180,30 @@ def sample(
     Raises:
         SettingsError: an invalid `batch_size` or `num_groups`, or an empty buffer.
     """
+    return sample_places(replay, key, batch_size, num_groups=num_groups)[1]
+
+
+def sample_places(
+    replay: Replay, key: Array, batch_size: int, *, num_groups: int = 1
+) -> tuple[Places, PyTree]:
+    """As `sample`; also return where the items are, for `write`."""
     env, age = _draw(replay, key, batch_size, num_groups)
-    return _join(_take(replay, env, age))
+    slot = (replay.head - replay.size[env] + age) % _lead(replay)[1]
+    return _join((Places(env, slot), _take(replay, env, age)))
+
+
+def write(rings: PyTree, places: Places, values: PyTree) -> PyTree:
+    """Write over stored values, in place where `insert` is.
+
+    Args:
+        rings: leaves [B, L, ...], a part of `Replay.items`.
+        places: as drawn from the buffer since the last `insert`. Values for a place
+            that occurs twice must be equal.
+        values: leaves [batch_size, ...].
+    """
+    return jax.tree.map(
+        lambda ring, x: ring.at[places.env, places.slot].set(x), rings, values
+    )
 
 
 def sample_mixed(

@@ -6,12 +6,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms import find_algorithm, make_algorithm
-from dppo_jax.demonstrations.dataset import (
-    Episodes,
-    normalize_episodes,
-    unnormalize_episodes,
-)
+from dppo_jax.algorithms import find_acting, find_algorithm, make_algorithm
+from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
@@ -36,6 +32,9 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     mesh = processes.join_mesh(config)
     inputs.check_task(config, "finetune")
     pretrained = None
+    data = None
+    if find_algorithm(config.algorithm.name).uses_data:
+        data = inputs.load_data(config)
     if config.policy == inputs.NO_POLICY:
         if checkpoint != "latest":
             raise SettingsError(
@@ -44,7 +43,9 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
             )
         run_dir = directories.run_path(seed_configs(config, "finetune")[0], "finetune")
         normalizer, origin = inputs.find_bounds(
-            config, run_dir, check=lambda bounds: _make_algorithm(config, bounds)
+            config,
+            run_dir,
+            check=lambda bounds: _make_algorithm(config, bounds, data),
         )
     else:
         pretrained = inputs.find_policy(config, "pretrain", checkpoint)
@@ -53,11 +54,9 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
             "policy": directories.digest((pretrained.params, normalizer)),
             "checkpoint": "best" if checkpoint == "best" else pretrained.iteration,
         }
-    data = None
-    if find_algorithm(config.algorithm.name).uses_data:
-        data = inputs.load_data(config)
+    if data is not None:
         origin["data"] = directories.digest(data)
-        data = normalize_episodes(unnormalize_episodes(data), normalizer)
+        data = inputs.as_observed(data, normalizer)
     algorithm = _make_algorithm(config, normalizer, data)
     start: tuple[PyTree, ...] = ()
     if pretrained is not None:
@@ -89,12 +88,16 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
             *("eval/success", "eval/episode_return", "approx_kl"),
         ),
     )
-    for run_dir, state in final.items() if parallel.is_first_process() else ():
+    seeds = seed_configs(config, "finetune")
+    for (run_dir, state), own in zip(final.items(), seeds):
+        if not parallel.is_first_process():
+            break
         if plots.traced_metrics(config.env.task):
             # A resumed run has not evaluated its initial policy.
             before = scored[run_dir].get(0)
             if before is None and pretrained is not None:
-                before = score(pretrained.params)
+                first = algorithm.init(jax.random.key(own.seed), *start)
+                before = score(algorithm.params(first))
             after = scored[run_dir].get(int(state.iteration))
             if after is None:
                 after = score(algorithm.params(state))
@@ -125,13 +128,33 @@ def _start_from(
 ) -> tuple[PyTree, ...]:
     """Arguments of `algorithm.init`: the policy's parameters, its critic if any."""
     run_dir = inputs.policy_path(config, "pretrain")
+    params = pretrained.params
+    acting = find_acting(pretrained.config, params)
+    if acting is not None:
+        name = pretrained.config["algorithm"]["name"]
+        if acting.restarts and config.algorithm.name == name:
+            state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
+            check_matches(
+                params,
+                algorithm.params(state),
+                what=f"the policy of {run_dir}",
+                cure=f"pass the settings of algorithm.{name} that it was trained with.",
+            )
+            return (params,)
+        if acting.alone is None:
+            raise SettingsError(
+                f"{run_dir} holds what {name} acts with, not a policy alone, so "
+                f"{config.algorithm.name} cannot start from it; pass the run of the "
+                "cloned policy as --config.policy."
+            )
+        params = acting.alone(params)
     is_tuned = pretrained.config.get("stage") == "finetune"
     if not (is_tuned and find_algorithm(config.algorithm.name).takes_critic):
-        return (pretrained.params,)
+        return (params,)
     critic = load_critic(run_dir, checkpoint)
     if critic is None:
         print(f"note: {run_dir} has no critic at checkpoint {checkpoint}; making one")
-        return (pretrained.params,)
+        return (params,)
     state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
     check_matches(
         critic,
@@ -140,7 +163,7 @@ def _start_from(
         cure="pass the --config.critic settings that it was trained with.",
     )
     print(f"starting from the policy and the critic of {run_dir}")
-    return pretrained.params, critic
+    return params, critic
 
 
 if __name__ == "__main__":

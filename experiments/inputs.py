@@ -8,7 +8,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dppo_jax.demonstrations.dataset import Episodes
+from dppo_jax.demonstrations.dataset import (
+    Episodes,
+    normalize_episodes,
+    unnormalize_episodes,
+)
 from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.demonstrations.recorder import random_bounds
 from dppo_jax.deploy import LoadedPolicy, load_policy
@@ -16,7 +20,7 @@ from dppo_jax.envs import time_limit, vectorize
 from dppo_jax.envs.adapters import is_host
 from dppo_jax.envs.build import make_single
 from dppo_jax.errors import SettingsError
-from dppo_jax.normalize import Normalizer, constant_columns
+from dppo_jax.normalize import Normalizer, constant_columns, policy_obs
 from dppo_jax.policies import make_policy, obs_like
 from dppo_jax.training.checkpoint import has_checkpoint, read_policy
 from dppo_jax.training.config_file import load_config
@@ -87,6 +91,19 @@ def load_data(config: ConfigDict) -> Episodes:
                 "policies see them clipped to that value"
             )
     return episodes
+
+
+def as_observed(data: Episodes, normalizer: Normalizer) -> Episodes:
+    """Normalise demonstrations as the environment of a policy does, clipping included.
+
+    Args:
+        data: normalised by bounds of their own, or in task units.
+        normalizer: the bounds of the policy.
+    """
+    raw = unnormalize_episodes(data)
+    state = np.asarray(policy_obs(normalizer, raw.observations["state"]), np.float32)
+    data = normalize_episodes(raw, normalizer)
+    return data._replace(observations={**data.observations, "state": state})
 
 
 def make_raw_env(config: ConfigDict) -> VecEnv:
@@ -187,7 +204,10 @@ def find_policy(
         if name.startswith(_WORTH_A_LINE):
             print(f"note: the policy was trained with {name}={saved!r}, not {now!r}")
     # Use the present settings: no weight depends on those that differ.
-    return load_policy(run_dir, checkpoint, model=config.model)
+    name, acting = config.algorithm.name, None
+    if name in config.algorithm and name == trained.get("algorithm", {}).get("name"):
+        acting = config.algorithm[name]
+    return load_policy(run_dir, checkpoint, model=config.model, acting=acting)
 
 
 def _is_tuned_whole(model: dict[str, Any]) -> bool:

@@ -38,7 +38,10 @@ OURS = ("dppo_jax", "experiments", "benchmarks", "tests")
 MODULES = {
     "learning/losses": ("tests/learning/test_losses.py",),
     "learning/returns": ("tests/learning/test_returns.py",),
-    "learning/chain_losses": ("tests/learning/test_chain_losses.py",),
+    "learning/chain_losses": (
+        "tests/learning/test_chain_losses.py",
+        "tests/learning/test_chain_kl.py",
+    ),
     "learning/flow_losses": (
         "tests/learning/test_flow_losses.py",
         "tests/algorithms/test_fpo.py",
@@ -48,8 +51,12 @@ MODULES = {
         "tests/algorithms/test_ppo_update.py",
     ),
     "learning/on_policy_chunks": ("tests/algorithms/test_fpo.py",),
+    "learning/regression": ("tests/learning/test_regression.py",),
+    "learning/advantage_regression": ("tests/learning/test_advantage_regression.py",),
+    "learning/steering": ("tests/learning/test_steering.py",),
     "diffusion/denoising": ("tests/diffusion/test_denoising.py",),
     "diffusion/chain": ("tests/diffusion/test_denoising.py",),
+    "diffusion/few_steps": ("tests/diffusion/test_few_steps.py",),
     "diffusion/likelihood": ("tests/diffusion/test_likelihood.py",),
     "learning/likelihood_losses": ("tests/algorithms/test_ppo_exact.py",),
     "algorithms/ppo/gradients": (

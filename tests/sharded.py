@@ -29,7 +29,9 @@ COLLECTIVES = "all-gather|all-to-all|collective-[a-z]+|reduce-scatter|all-reduce
 WORLD = dict(num_envs=16, shuffle_groups=8, epochs=2, reset_at_iteration=False)
 CASES = {
     "pair": dict(actor__max_grad_norm=1e-2, batch_size=64),
-    "chain": dict(batch_size=64, minibatch="chain"),
+    "chain": dict(
+        batch_size=64, minibatch="chain", chain_kl__coef=0.5, chain_kl__limit=1e-3
+    ),
     # More pairs than steps, so values are weighted; micro-batches; early stop. No
     # gradient clipping, so that the optimizer's moments show the size of gradients.
     "weighted": dict(
@@ -58,6 +60,14 @@ SAC = dict(
     critic__learning_rate=1e-3,
     actor__learning_rate=1e-3,
 )
+DIFFUSION_Q = dict(
+    replay__num_groups=8,
+    replay__capacity=100,
+    replay__updates_per_transition=0.125,
+    critic_warmup=1,
+    critic__learning_rate=1e-3,
+    actor__learning_rate=1e-3,
+)
 
 
 def make(case, **changes):
@@ -65,6 +75,8 @@ def make(case, **changes):
     env = tiny.point_env(WORLD["num_envs"], lengths=(3, 99), max_steps=16)
     if case == "sac":
         return tiny.make_tiny_sac(env, num_chunks=2, **SAC)
+    if case in tiny.DIFFUSION_Q:
+        return tiny.make_tiny_diffusion_q(case, env, num_chunks=2, **DIFFUSION_Q)
     if case in ("fpo", "exact"):
         make_tiny = tiny.make_tiny_fpo if case == "fpo" else tiny.make_tiny_exact
         return make_tiny(env=env, **(WORLD | CASES[case] | changes))

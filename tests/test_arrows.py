@@ -23,7 +23,7 @@ types <- diffusion, networks <- policies <- learning, algorithms, interop, deplo
 objects <- networks, envs
 runtime <- envs, learning
 types <- normalize <- envs <- rollout <- evaluate, learning, demonstrations, algorithms
-types <- replay <- learning <- algorithms
+types <- replay <- learning <- algorithms <- deploy
 demonstrations <- algorithms, interop
 errors <- types, objects, runtime, demonstrations, training.config_file
 training.old_settings <- training.config_file <- training.checkpoint
@@ -38,11 +38,17 @@ STRANGERS = ("algorithms",)
 PLAIN = (
     *("types", "normalize", "objects", "replay", "rollout", "evaluate"),
     *("diffusion", "policies.chain", "policies.gaussian", "policies.gmm"),
-    *("policies.squashed", "policies.flow", "networks.noise"),
+    *("policies.squashed", "policies.flow", "policies.steered", "networks.noise"),
     *("learning.returns", "learning.losses", "learning.chain_losses"),
     *("learning.flow_losses", "learning.likelihood_losses", "learning.q_losses"),
     *("learning.minibatch", "learning.optimizers"),
-    "learning.soft_actor_critic",
+    *("learning.soft_actor_critic", "learning.calibrated_q"),
+    *("learning.imitation_bootstrap", "learning.offline_data", "learning.quirks"),
+    *("learning.returns_to_go", "policies.proposals"),
+    *("learning.diffusion_q", "learning.diffusion_q_losses", "policies.candidates"),
+    *("learning.soft_actor_critic", "learning.steering", "learning.quirks"),
+    *("learning.regression", "learning.regression_iteration"),
+    "learning.advantage_regression",
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),
     *("networks.unet", "networks.std", "networks.dropout", "networks.gmm"),
     *("networks.transformer", "networks.vision"),

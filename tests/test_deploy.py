@@ -11,7 +11,9 @@ import dppo_jax
 from dppo_jax import algorithms
 from dppo_jax.deploy import load_policy
 from dppo_jax.errors import SettingsError
-from dppo_jax.policies import PolicyParams, make_policy
+from dppo_jax.policies import PolicyParams, SteeredParams, make_policy
+from dppo_jax.training.checkpoint import Checkpoints
+from dppo_jax.training.config_file import save_config
 from experiments.defaults import default_config
 from tests import tiny
 
@@ -160,6 +162,31 @@ def test_a_soft_actor_critic_policy_is_loaded(tmp_path):
     acts_as(loaded, algorithm.act, params)
 
 
+def test_a_steered_policy_is_rebuilt_with_the_frozen_one_and_its_actor(tmp_path):
+    """Parameters without an actor are those of a policy to start from."""
+    config = tiny_config(algorithm__name="dsrl", model__sampling__ddim_steps=2)
+    config.algorithm.dsrl.network.hidden_sizes = (8,)
+    saved = {"stage": "finetune", **config.to_dict()}
+    algorithm = make(config)
+    state = algorithm.init(jax.random.key(0))
+    params = algorithm.params(state)
+    for name, given in (("steered", params), ("cloned", params.decoder)):
+        save_config(tmp_path / name, saved)
+        with Checkpoints(tmp_path / name) as checkpoints:
+            checkpoints.save_policy(1, given, tiny.NORMALIZER)
+    loaded = load_policy(tmp_path / "steered")
+    assert isinstance(loaded.params, SteeredParams)
+    assert tiny.same(loaded.params, params)
+    acts_as(loaded, algorithm.act, params)
+    cloned = load_policy(tmp_path / "cloned")
+    assert tiny.same(cloned.params, params.decoder)
+    acts_as(cloned, make_policy(config.model, action_dim=1).act, params.decoder)
+    saved["algorithm"]["dsrl"].pop("noise_bound")
+    save_config(tmp_path / "steered", saved)
+    with pytest.raises(SettingsError, match="algorithm.dsrl .* incomplete"):
+        load_policy(tmp_path / "steered")
+
+
 def test_an_annealed_number_of_tuned_steps_is_loaded(tmp_path):
     """K' drops from 2 to 1, so the frozen network makes one more move."""
     config = tiny_config(
@@ -248,3 +275,50 @@ def test_a_configuration_that_is_not_plain_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"such as config.to_dict\(\)"):
         train(tmp_path, tiny.make_tiny_ppo(), config={"model": tiny_config().model})
     assert not (tmp_path / "metrics.csv").exists()
+
+
+def idql_config():
+    config = tiny_config(
+        algorithm__name="idql",
+        rollout__reset_at_iteration=False,
+        model__sampling__num_tuned_steps=tiny.NUM_STEPS,
+    )
+    settings = config.algorithm.idql
+    settings.update(num_samples=5, critic_warmup=0)
+    settings.replay.update(capacity=400, batch_size=8, updates_per_transition=0.5)
+    return config
+
+
+def test_a_policy_that_acts_with_its_critics_is_loaded(tmp_path):
+    """Exploring and deterministic, and also with other settings of the choice."""
+    config = idql_config()
+    algorithm = make(config)
+    params = train(tmp_path, algorithm, config=config.to_dict())
+    loaded = load_policy(tmp_path)
+    assert tiny.same(loaded.params, params)
+    acts_as(loaded, algorithm.act, params)
+    chosen, first = (
+        policy.act(params, KEYS, tiny.OBS, deterministic=True)[0]
+        for policy in (
+            loaded,
+            load_policy(
+                tmp_path, acting=config.algorithm.idql.to_dict() | {"num_samples": 1}
+            ),
+        )
+    )
+    expected, _ = algorithm.act(params, KEYS, tiny.OBS, deterministic=True)
+    np.testing.assert_allclose(chosen, expected, rtol=1e-6)
+    alone, _ = make_policy(config.model, action_dim=tiny.ACTION_DIM).act(
+        params.policy, KEYS, tiny.OBS, deterministic=True
+    )
+    np.testing.assert_allclose(first, alone, rtol=1e-6)
+    assert not np.allclose(first, chosen)
+
+
+def test_a_policy_with_critics_needs_the_settings_of_its_choice(tmp_path):
+    config = idql_config()
+    algorithm = make(config)
+    plain = config.to_dict()
+    train(tmp_path, algorithm, config=plain | {"critic": None, "algorithm": {}})
+    with pytest.raises(ValueError, match="are incomplete"):
+        load_policy(tmp_path)

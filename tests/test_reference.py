@@ -35,6 +35,13 @@ from tests.reference_cases import (
     sum_of_squares,
     vit_encoder,
 )
+from tests.reference_demonstrations import (
+    check_calql_critic,
+    check_ibrl_actor,
+    check_ibrl_critic,
+)
+from tests.reference_diffusion_q import check_critic as check_diffusion_critic
+from tests.reference_diffusion_q import check_dql_actor, check_idql, check_qsm_actor
 from tests.reference_losses import check_bc_loss, check_dppo, check_ppo_gaussian
 from tests.reference_mixtures import check_ppo_gmm
 from tests.reference_off_policy import (
@@ -43,6 +50,7 @@ from tests.reference_off_policy import (
     check_temperature,
 )
 from tests.reference_policies import check_finetuned, check_pretrained
+from tests.reference_regression import check_value_regression, check_weighted_cloning
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FOLDER = Path(os.environ.get("DPPO_JAX_GOLDEN") or SHARED / "golden")
@@ -279,11 +287,21 @@ KINDS = {
     "dppo": check_dppo,
     "ppo_gaussian": check_ppo_gaussian,
     "ppo_gmm": check_ppo_gmm,
+    "calql_critic": check_calql_critic,
+    "ibrl_actor": check_ibrl_actor,
+    "ibrl_critic": check_ibrl_critic,
     "rlpd_actor": check_actor,
     "rlpd_critic": check_critic,
     "sac_actor": check_actor,
     "sac_critic": check_critic,
     "sac_temperature": check_temperature,
+    "dql_critic": check_diffusion_critic,
+    "dql_actor": check_dql_actor,
+    "idql": check_idql,
+    "qsm_actor": check_qsm_actor,
+    "dipo_critic": check_diffusion_critic,
+    "rwr": check_weighted_cloning,
+    "awr_critic": check_value_regression,
     "gae": check_gae,
     "reward_scaling": check_reward_scaling,
     "lr_schedule": check_lr_schedule,

@@ -30,6 +30,7 @@ class Step(NamedTuple):
 EXAMPLE = Step(np.int32(0), np.zeros(2, np.uint8), np.float32(0), np.float32(0))
 INSERT = jax.jit(replay.insert)
 SAMPLE = jax.jit(replay.sample, static_argnums=2, static_argnames="num_groups")
+PLACES = jax.jit(replay.sample_places, static_argnums=2)
 FILL = jax.jit(replay.fill)
 MIXED = jax.jit(replay.sample_mixed, static_argnums=3, static_argnames="offline_share")
 WINDOWS = jax.jit(replay.sample_windows, static_argnums=(2, 3))
@@ -336,3 +337,18 @@ def test_four_devices_store_and_draw_the_same_as_one():
     assert said["four"] == said["one"]
     assert len(set(said["one"]["drawn"])) > 8  # Draws differ.
     assert "multiple of the 4 devices" in said["refusal"]
+
+
+@given(sizes, st.sampled_from([1, 5, 9]))
+def test_values_are_written_where_items_were_drawn_and_nowhere_else(size, num_steps):
+    """Every drawn item gets 100 more; other items, and empty slots, stay."""
+    num_envs, length = size
+    buffer = INSERT(empty(num_envs, length), steps(numbered(3, num_steps, num_envs)))
+    places, drawn = PLACES(buffer, jax.random.key(num_steps), 4)
+    same_draw = SAMPLE(buffer, jax.random.key(num_steps), 4)
+    np.testing.assert_array_equal(drawn.id, same_draw.id)
+    ids = np.asarray(buffer.items.id)
+    np.testing.assert_array_equal(ids[places.env, places.slot], drawn.id)
+    written = jax.jit(replay.write)(buffer.items.id, places, drawn.id + 100)
+    expected = ids + 100 * np.isin(ids, drawn.id) * (ids > 0)
+    np.testing.assert_array_equal(written, expected)

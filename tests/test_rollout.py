@@ -144,7 +144,14 @@ def test_one_step_without_a_number_shows_in_the_means_over_all_steps():
     assert np.isnan(means(obs=obs)[0])
 
 
-@pytest.mark.parametrize("make", [tiny.make_tiny_ppo, tiny.make_tiny_sac])
+@pytest.mark.parametrize(
+    "make",
+    [
+        tiny.make_tiny_ppo,
+        tiny.make_tiny_sac,
+        *(functools.partial(tiny.make_tiny_diffusion_q, x) for x in tiny.DIFFUSION_Q),
+    ],
+)
 def test_algorithms_check_what_the_environment_returns_before_their_losses(make):
     algorithm = make()
     names = list(OF_ENVIRONMENT)

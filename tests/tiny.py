@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms import fpo, ppo, ppo_exact, sac
+from dppo_jax import policies
+from dppo_jax.algorithms import ALGORITHMS, fpo, ppo, ppo_exact, sac
 from dppo_jax.diffusion import denoising, flow
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.wrappers import chunk_actions, stack_observations, time_limit
@@ -302,6 +303,42 @@ def make_tiny_sac(env: VecEnv | None = None, *, num_chunks: int = 4, **changes: 
     )
     env = point_env(4) if env is None else env
     return sac.make(env, tiny_squashed_policy(), config)
+
+
+# Off-policy algorithms for diffusion policies.
+DIFFUSION_Q = ("idql", "dql", "qsm", "dipo")
+
+
+def diffusion_q_config(name: str, *, num_chunks: int = 4, **changes: Any):
+    """A whole configuration: 16 transitions and 8 updates of 32 rows per iteration."""
+    config = ConfigDict()
+    config.model = policies.default_config()
+    config.model.chunk = CHUNK
+    config.model.diffusion.num_denoising_steps = NUM_STEPS
+    config.model.sampling.num_tuned_steps = NUM_STEPS
+    config.rollout = dict(num_chunks=num_chunks, reset_at_iteration=False)
+    config.critic = dict(hidden_sizes=(32,), activation="relu")
+    config.algorithm = {name: ALGORITHMS[name].default_config()}
+    settings = config.algorithm[name]
+    settings.replay.update(capacity=400, batch_size=32, updates_per_transition=0.5)
+    settings.update(reward_scale=1.0, critic_warmup=0)
+    for part in (settings.actor, settings.critic):
+        part.learning_rate = 1e-2
+    if name == "idql":
+        settings.num_samples = 3
+    settings.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return config
+
+
+def make_tiny_diffusion_q(
+    name: str, env: VecEnv | None = None, *, num_chunks: int = 4, **changes: Any
+):
+    """One of `DIFFUSION_Q` on `point_env`, see `diffusion_q_config`."""
+    config = diffusion_q_config(name, num_chunks=num_chunks, **changes)
+    env = point_env(4) if env is None else env
+    return ALGORITHMS[name].make(env, tiny_diffusion_policy(NUM_STEPS), config)
 
 
 def silent(init, step, params, **more: Any) -> Algorithm:

@@ -1,13 +1,46 @@
 """The table of algorithms from which `config.algorithm.name` selects one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dppo_jax.algorithms import fpo, ppo, ppo_exact, sac
+from dppo_jax.algorithms import (
+    calql,
+    dawr,
+    dipo,
+    dql,
+    drwr,
+    dsrl,
+    fpo,
+    ibrl,
+    idql,
+    ppo,
+    ppo_exact,
+    qsm,
+    rlpd,
+    sac,
+)
 from dppo_jax.errors import SettingsError
-from dppo_jax.types import Algorithm, VecEnv
+from dppo_jax.policies import CandidateParams, ProposalParams, SteeredParams
+from dppo_jax.types import Algorithm, PyTree, VecEnv
+
+
+class Acting(NamedTuple):
+    """What acts in place of the configured policy, for example with a critic.
+
+    fields: names of the parts of its parameters, by which saved ones are recognised.
+    make: (policy, whole configuration, *, action_dim) -> what acts, with `init` and
+        `act` as a policy has them.
+    alone: its parameters -> those of the policy alone, from which any algorithm can
+        start. None: it has no such policy.
+    restarts: whether `Algorithm.init` of the same algorithm starts from its parameters.
+    """
+
+    fields: tuple[str, ...]
+    make: Callable[..., Any]
+    alone: Callable[[Any], PyTree] | None = None
+    restarts: bool = False
 
 
 class Entry(NamedTuple):
@@ -19,12 +52,14 @@ class Entry(NamedTuple):
     uses_data: whether the algorithm also learns from demonstrations.
     takes_critic: whether `Algorithm.init` accepts, after the policy's parameters, the
         `critic_params` of an earlier run.
+    acting: what acts; None: the configured policy.
     """
 
     default_config: Callable[[], ConfigDict]
     make: Callable[..., Algorithm]
     uses_data: bool = False
     takes_critic: bool = False
+    acting: Acting | None = None
 
 
 ALGORITHMS = {
@@ -32,6 +67,31 @@ ALGORITHMS = {
     "fpo": Entry(fpo.default_config, fpo.make, takes_critic=True),
     "ppo_exact": Entry(ppo_exact.default_config, ppo_exact.make, takes_critic=True),
     "sac": Entry(sac.default_config, sac.make),
+    "idql": Entry(
+        idql.default_config,
+        idql.make,
+        acting=Acting(
+            CandidateParams._fields, idql.make_acting, alone=lambda x: x.policy
+        ),
+    ),
+    "dql": Entry(dql.default_config, dql.make),
+    "qsm": Entry(qsm.default_config, qsm.make),
+    "dipo": Entry(dipo.default_config, dipo.make),
+    "rlpd": Entry(rlpd.default_config, rlpd.make, uses_data=True),
+    "calql": Entry(calql.default_config, calql.make, uses_data=True),
+    "ibrl": Entry(
+        ibrl.default_config,
+        ibrl.make,
+        uses_data=True,
+        acting=Acting(ProposalParams._fields, ibrl.make_acting),
+    ),
+    "drwr": Entry(drwr.default_config, drwr.make),
+    "dawr": Entry(dawr.default_config, dawr.make),
+    "dsrl": Entry(
+        dsrl.default_config,
+        dsrl.make,
+        acting=Acting(SteeredParams._fields, dsrl.make_acting, restarts=True),
+    ),
 }
 
 
@@ -51,6 +111,20 @@ def find_algorithm(name: str) -> Entry:
             f"algorithm.name={name!r} is unknown; use one of {', '.join(ALGORITHMS)}."
         )
     return ALGORITHMS[name]
+
+
+def find_acting(config: Mapping[str, Any], params: Any) -> Acting | None:
+    """What acts with saved parameters; None: the configured policy.
+
+    Args:
+        config: the content of a `config.json`.
+        params: a mapping or a named tuple.
+    """
+    section = config.get("algorithm")
+    name = section.get("name") if isinstance(section, Mapping) else None
+    acting = ALGORITHMS[name].acting if name in ALGORITHMS else None
+    parts = params if isinstance(params, Mapping) else getattr(params, "_fields", ())
+    return acting if acting is not None and set(parts) == set(acting.fields) else None
 
 
 def make_algorithm(

@@ -5,13 +5,10 @@ loss on N pairs (noise, time) before and after the updates, see
 `learning/flow_losses.py`. The policy is that of cloning and of PPO on flows; it
 explores by the noise that its chain starts from.
 
-The published code does four things that this module does not:
-
-- it updates the statistics of observations between the two losses (FPO), and clamps
-  only one of them (FPO++ for manipulation), so that ratios do not start at one;
-- it loses the ends of episodes that lie inside a chunk;
-- it treats a time limit as a termination;
-- it averages the parameters of the actor (FPO++).
+The published code updates the statistics of observations between the two losses (FPO)
+and clamps only one of them (FPO++ for manipulation), so that ratios do not start at
+one. It also loses the ends of episodes that lie inside a chunk, and treats a time limit
+as a termination. This module does none of this.
 """
 
 from typing import Any
@@ -22,6 +19,7 @@ from ml_collections.config_dict import placeholder
 from dppo_jax.diffusion.flow import LEAST_STD, time_draw
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import flow_losses, on_policy_settings
+from dppo_jax.learning.averages import average_actor
 from dppo_jax.learning.flow_losses import flow_objective
 from dppo_jax.learning.on_policy import OnPolicyState
 from dppo_jax.learning.on_policy_chunks import make_chunk_algorithm
@@ -29,7 +27,7 @@ from dppo_jax.networks.build_encoder import make_state_critic
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.types import Algorithm, Array, PyTree, VecEnv
 
-_CURE = "set model.kind='flow'."
+_CURE = "set model.kind='flow' and model.flow.cloning='flow'."
 # Settings of `flow_objective`.
 _OBJECTIVE = (
     *("num_pairs", "prediction", "reduction", "huber", "loss_max"),
@@ -58,6 +56,8 @@ def default_config() -> ConfigDict:
     config.log_ratio_max = FieldReference(10.0, field_type=float)
     config.trust_region = "asymmetric"  # or "clip"
     config.clip = 0.05
+    config.average_decay = 0.0  # of the actor, see `averages`; FPO++ has 0.95
+    config.average_start = 500
     return config
 
 
@@ -87,7 +87,7 @@ def make_fpo(
         SettingsError: invalid or contradictory settings, which the message names.
     """
     if not isinstance(policy, ChainPolicy) or policy.velocity_error is None:
-        raise SettingsError(f"fpo needs a flow, not this policy; {_CURE}")
+        raise SettingsError(f"fpo needs a flow that predicts velocities; {_CURE}")
     _check_config(config)
     on_policy_settings.check_env(env, num_chunks, name="FPO")
     on_policy_settings.check_batch(env, num_chunks, config)
@@ -124,7 +124,8 @@ def make_fpo(
             )
         return algorithm.init(key, params, critic_params)
 
-    return algorithm._replace(init=init)
+    whole = algorithm._replace(init=init)
+    return average_actor(whole, config.average_decay, start=config.average_start)
 
 
 def make(

@@ -28,7 +28,11 @@ from dppo_jax.demonstrations.recorder import (
     make_recorder,
     random_bounds,
 )
-from dppo_jax.demonstrations.transitions import Transitions, chunked_transitions
+from dppo_jax.demonstrations.transitions import (
+    Transitions,
+    chunked_transitions,
+    transitions_of,
+)
 
 __all__ = [
     "FORMATS",
@@ -56,6 +60,7 @@ __all__ = [
     "select_episodes",
     "split_episodes",
     "summary",
+    "transitions_of",
     "unnormalize_episodes",
     "windows",
 ]

@@ -10,6 +10,7 @@ from dppo_jax.demonstrations.dataset import (
     check_window,
 )
 from dppo_jax.errors import SettingsError
+from dppo_jax.types import VecEnv
 
 
 class Transitions(NamedTuple):
@@ -139,6 +140,68 @@ def chunked_transitions(
         truncated=(is_last & ~ended)[kept].astype(np.float32),
         return_to_go=_returns(reward, last_acted - row, chunk, discount)[kept],
     )
+
+
+def transitions_of(
+    env: VecEnv, data: Episodes | None, *, algorithm: str, discount: float
+) -> Transitions:
+    """Convert demonstrations to the transitions that an environment would give.
+
+    One starts at every control step. The last action of an episode that was cut off is
+    left out, so that every `next_obs` is the true one. Without terminals all episodes
+    count as cut off, and a line says so.
+
+    Args:
+        env: decides how many actions a chunk has, how many observations a history, and
+            whether there are images.
+        data: normalised as the policy's observations and actions are.
+        algorithm: which algorithm needs them, for messages.
+        discount: of `return_to_go`, per chunk.
+
+    Raises:
+        SettingsError: no data, or data without rewards, without images that the
+            environment has, or of other sizes than the environment.
+    """
+    if data is None:
+        raise SettingsError(
+            f"{algorithm} learns from demonstrations and got none; pass "
+            "--config.data=<file or folder>, or `data` to make_algorithm."
+        )
+    if data.rewards is None:
+        raise SettingsError(
+            f"{algorithm} needs demonstrations with rewards, and these have none; use "
+            "a data set with `rewards`, or record one with experiments.collect."
+        )
+    missing = env.obs_shape.keys() - data.observations.keys()
+    if missing:
+        raise SettingsError(
+            f"{algorithm}: the environment observes {', '.join(sorted(missing))}, and "
+            "the demonstrations do not; use data with such observations."
+        )
+    if data.terminals is None:
+        print(
+            "note: the demonstrations have no terminals, so all of their episodes count"
+            f" as cut off by a time limit, and {algorithm} bootstraps after their ends"
+        )
+    given = chunked_transitions(
+        data._replace(
+            observations={name: data.observations[name] for name in env.obs_shape}
+        ),
+        chunk=env.action_shape[0],
+        discount=discount,
+        history=env.obs_shape["state"][0],
+        image_history=env.obs_shape.get("rgb", (1,))[0],
+        drop_unfollowed=True,
+    )
+    wanted = {**env.obs_shape, "action": env.action_shape}
+    for name, array in {**given.obs, "action": given.action}.items():
+        if array.shape[1:] != tuple(wanted[name]):
+            raise SettingsError(
+                f"{algorithm}: the demonstrations have {name} of shape "
+                f"{array.shape[1:]}, but the environment {tuple(wanted[name])}; use "
+                "demonstrations of this task."
+            )
+    return given
 
 
 def _returns(

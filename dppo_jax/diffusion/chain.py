@@ -51,6 +51,16 @@ class Encoded(NamedTuple):
     condition: PyTree
 
 
+class Moments(NamedTuple):
+    """Means and standard deviations of moves, with which these are scored.
+
+    mean, std: [B, K', Ta, Da].
+    """
+
+    mean: Array
+    std: Array
+
+
 class Sample(NamedTuple):
     """Sampled chains.
 
@@ -82,8 +92,55 @@ def move_log_prob(
         [B, Ta, Da]; the standard deviation is floored at `min_log_prob_std`.
     """
     chex.assert_equal_shape([x, next_x])
+    mean, std = _scored_moments(chain, network, x, step)
+    return gaussian_log_prob(next_x, mean, std)
+
+
+def chain_log_prob(chain: Chain, network: Encoded, entries: Array) -> Array:
+    """Log-probabilities of the last K' moves, entry by entry.
+
+    Args:
+        network: its condition has leaves [B, ...].
+        entries: [B, K' + 1, Ta, Da] of a chain, the last one is the chunk.
+
+    Returns:
+        [B, K', Ta, Da].
+    """
+    network, x, step = _every_move(chain, network, entries)
+    next_x = entries[:, 1:].reshape(x.shape)
+    log_prob = move_log_prob(chain, network, x, next_x, step)
+    return log_prob.reshape(entries[:, 1:].shape)
+
+
+def chain_moments(chain: Chain, network: Encoded, entries: Array) -> Moments:
+    """The moments of the same moves; arguments are as in `chain_log_prob`."""
+    network, x, step = _every_move(chain, network, entries)
+    mean, std = _scored_moments(chain, network, x, step)
+    std = jnp.broadcast_to(std, mean.shape)
+    shape = entries[:, 1:].shape
+    return Moments(mean.reshape(shape), std.reshape(shape))
+
+
+def _scored_moments(
+    chain: Chain, network: Encoded, x: Array, step: Array
+) -> tuple[Array, Array]:
     mean, std = chain.explore(network.params, x, step, network.condition)
-    return gaussian_log_prob(next_x, mean, jnp.maximum(std, chain.min_log_prob_std))
+    return mean, jnp.maximum(std, chain.min_log_prob_std)
+
+
+def _every_move(
+    chain: Chain, network: Encoded, entries: Array
+) -> tuple[Encoded, Array, Array]:
+    """The network, x [B K', Ta, Da] before and index [B K'] of the last K' moves."""
+    batch, num_entries, *shape = entries.shape
+    num_moves = num_entries - 1
+    condition = jax.tree.map(
+        lambda x: jnp.repeat(x, num_moves, axis=0), network.condition
+    )
+    first = chain.num_denoising_steps - num_moves
+    step = jnp.tile(first + jnp.arange(num_moves), batch)
+    x = entries[:, :-1].reshape(-1, *shape)
+    return network._replace(condition=condition), x, step
 
 
 def run_moves(

@@ -212,10 +212,15 @@ class Cloning(NamedTuple):
         continuous time.
     corrupt: (action [B, Ta, Da], noise like it, time [B]) -> (x like it, the network's
         input time [B], the target of its output, like x).
+    refine: (network, x, input time, target) -> the target to use instead, if that
+        depends on the network, a function (x, input time) -> output. None: it does not.
+    tells_length: True if all times are pairs, [2] and [B, 2], see `few_steps`.
     """
 
     draw_time: Callable[[Array], Array]
     corrupt: Callable[[Array, Array, Array], tuple[Array, Array, Array]]
+    refine: Callable[..., Array] | None = None
+    tells_length: bool = False
 
 
 def diffusion_cloning(diffusion: Diffusion) -> Cloning:
@@ -247,6 +252,7 @@ def cloning_loss(
     condition: PyTree,
     time: Array,
     noise: Array,
+    target_of: Callable[[Array], Array] | None = None,
 ) -> Array:
     """Behaviour-cloning loss (Ho et al. 2020, eq. 14) on given times and noise.
 
@@ -254,6 +260,8 @@ def cloning_loss(
         action: [B, Ta, Da], normalised.
         time: [B], as `cloning.draw_time` draws them.
         noise: [B, Ta, Da] standard normal.
+        target_of: the network's input x [B, Ta, Da] -> the target of its output, like
+            x, instead of the one that clones the action.
 
     Returns:
         [B] mean squared error of the network's output, over the entries of a row.
@@ -261,6 +269,16 @@ def cloning_loss(
     chex.assert_equal_shape([action, noise])
     x, told, target = cloning.corrupt(action, noise, time)
     out = denoise(params, x, told, condition)
+    if cloning.refine is not None:
+        # No gradient passes through targets.
+        fixed = jax.lax.stop_gradient((params, condition))
+        target = jax.lax.stop_gradient(
+            cloning.refine(
+                lambda x, told: denoise(fixed[0], x, told, fixed[1]), x, told, target
+            )
+        )
+    if target_of is not None:
+        target = target_of(x)
     return jnp.mean((out - target) ** 2, axis=(-2, -1))
 
 

@@ -103,7 +103,9 @@ def flow_mean(flow: Flow, x: Array, velocity: Array) -> Array:
     return mean
 
 
-def flow_chain(flow: Flow, velocity: Denoise, std: Std) -> Chain:
+def flow_chain(
+    flow: Flow, velocity: Denoise, std: Std, *, tells_length: bool = False
+) -> Chain:
     """The chain of a flow policy.
 
     Its deterministic mode solves the differential equation: moves without noise, from
@@ -112,6 +114,7 @@ def flow_chain(flow: Flow, velocity: Denoise, std: Std) -> Chain:
 
     Args:
         velocity: (params, x [B, Ta, Da], time [B] or [1], condition) -> like x.
+        tells_length: `velocity` takes times [B, 2] or [1, 2], see `few_steps`.
         std: (params, time [B] or [1], condition) -> what broadcasts to x.
     """
 
@@ -120,8 +123,11 @@ def flow_chain(flow: Flow, velocity: Denoise, std: Std) -> Chain:
             params: PyTree, x: Array, step: Array, condition: PyTree
         ) -> tuple[Array, Array]:
             # One time for all rows is embedded once.
-            time = jnp.atleast_1d(flow_time(flow, step))
-            mean = flow_mean(flow, x, velocity(params, x, time, condition))
+            time = told = jnp.atleast_1d(flow_time(flow, step))
+            if tells_length:
+                length = jnp.full_like(time, 1 / flow.num_steps)
+                told = jnp.stack([time, length], axis=-1)
+            mean = flow_mean(flow, x, velocity(params, x, told, condition))
             return mean, std_of(params, time, condition)
 
         return move

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dppo_jax.diffusion.chain import Moments
 from dppo_jax.learning import losses
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.types import Array, Obs, PyTree
@@ -221,6 +222,33 @@ def move_weight(
 ) -> Array | None:
     """1 for moves that are still tuned, 0 for others; None if all K' are tuned."""
     return None if num_active is None else 1.0 * (step >= num_tuned_steps - num_active)
+
+
+def chain_kl(old: Moments, new: Moments, weight: Array | None = None) -> Array:
+    """The KL divergence from old to new chains, given old chains, [R] in nats.
+
+    With old means m and standard deviations s and new ones M and S, of the tuned moves
+    k and the entries i of a chunk, executed or not,
+
+        sum_k sum_i log(S / s) + (s^2 + (m - M)^2) / (2 S^2) - 1 / 2,
+
+    which is sum (m - M)^2 / (2 S^2) where the schedule fixes the standard deviation.
+    Its mean over chains of the old policy is the divergence of the chains' densities,
+    an upper bound of that of the chunks. It is what TruDi (arXiv 2606.15260) bounds,
+    whose code leaves out the terms of the standard deviations. (These are those of
+    log-probabilities: where the floor of sampling is a different one, chains are
+    not drawn from the old densities.)
+
+    Args:
+        old, new: of the same chains, [R, K', Ta, Da].
+        weight: [R, K'] of the moves; None: all count.
+    """
+    log_ratio = jnp.log(old.std) - jnp.log(new.std)
+    # In this form the divergence of equal standard deviations is exactly zero.
+    kl = 0.5 * jnp.expm1(2 * log_ratio) - log_ratio
+    kl += 0.5 * ((old.mean - new.mean) / new.std) ** 2
+    kl = kl.sum((-2, -1))
+    return (kl if weight is None else kl * weight).sum(-1)
 
 
 def cloning_penalty(

@@ -31,19 +31,32 @@ class Learner(NamedTuple):
     init: (key, obs with leaves [1, ...], ...) -> state, any pytree; the arguments after
         the observation are those of the Algorithm's `init` after its key.
     update: (state, batches, key) -> (state, metrics), one round of updates. `batches`
-        is a Transition with leaves [updates_per_round, N, ...] and no extras. In a
-        sharded step N is this device's part, and `update` must reduce gradients and
-        metrics with `parallel.mean`.
+        is a Transition with leaves [updates_per_round, N, ...], whose extras are those
+        of `explore` or `keep`. In a sharded step N is this device's part, and `update`
+        must
+        reduce gradients and metrics with `parallel.mean`.
     params: state -> the parameters that act.
     act: see `types.Act`; takes what `params` returns.
     finite: names of the metrics that must be finite.
+    keep: Transition with leaves [T, B, ...] -> what to store with each as its `extras`,
+        leaves [T, B, ...]. `update` then finds it in the extras of its batches, and
+        returns a third value: what to store instead, leaves like those of the extras.
+        An item that a round has drawn twice must get the same value both times. None:
+        nothing is stored.
+    explore: (params, keys [B], obs) -> (action, extras), of roll-outs; the extras are
+        stored. None: as `act`, and no extras.
+    warm_up: as `explore`, of the first `random_steps`. None: uniform actions in
+        [-1, 1], and no extras.
     """
 
     init: Callable[..., Any]
-    update: Callable[[Any, Transition, Array], tuple[Any, Metrics]]
+    update: Callable[[Any, Transition, Array], tuple]
     params: Callable[[Any], PyTree]
     act: Act
     finite: tuple[str, ...] = ()
+    keep: Callable[[Transition], PyTree] | None = None
+    explore: Callable[[PyTree, Array, Obs], tuple[Array, PyTree]] | None = None
+    warm_up: Callable[[PyTree, Array, Obs], tuple[Array, PyTree]] | None = None
 
 
 class OffPolicyState(NamedTuple):
@@ -101,8 +114,8 @@ def off_policy(
         reset_at_iteration: start every iteration with new episodes.
         capacity: size of the buffer; new transitions overwrite the oldest.
         batch_size: transitions of one update.
-        random_steps: transitions under uniform random actions before the policy acts,
-            rounded up to whole iterations.
+        random_steps: transitions under uniform random actions, or `Learner.warm_up`,
+            before the policy acts, rounded up to whole iterations.
         min_fill: transitions to collect before the first update; until then the metrics
             of the updates are zero.
         updates_per_transition: the update-to-data ratio.
@@ -131,6 +144,11 @@ def off_policy(
         min_fill=min_fill,
         num_groups=num_groups,
     )
+    if learner.keep is not None and offline is not None:
+        raise SettingsError(
+            "this algorithm keeps values with its transitions, and given ones have none"
+            "; leave the offline data out."
+        )
     collect = _make_collect(env, learner, num_chunks, random_steps)
     learn = _make_learn(
         learner,
@@ -167,6 +185,7 @@ def off_policy(
         )
 
     def learn_when_filled(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
+        """As `learn`, or without updates while there are too few transitions."""
         if min_fill <= per_iteration:
             return learn(state, key)
         metrics = jax.eval_shape(learn, state, key)[1]
@@ -174,7 +193,7 @@ def off_policy(
             (state.iteration + 1) * per_iteration >= min_fill,
             lambda: learn(state, key),
             lambda: (
-                state.learner,
+                (state.learner, state.replay.items.extras),
                 jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics),
             ),
         )
@@ -202,9 +221,10 @@ def off_policy(
     ) -> tuple[OffPolicyState, Metrics]:
         """Run the second phase."""
         key, learn_key = jax.random.split(state.key)
-        learner_state, losses = learn_when_filled(state, learn_key)
+        (learner_state, extras), losses = learn_when_filled(state, learn_key)
         iteration = state.iteration + 1
         state = state._replace(learner=learner_state, key=key, iteration=iteration)
+        state = state._replace(replay=_with_extras(state.replay, extras))
         counts = {
             "env_steps": iteration * float(per_iteration * env.action_shape[0]),
             "replay_size": parallel.total(state.replay.size.sum()),
@@ -294,9 +314,19 @@ def _make_collect(
 ) -> Callable[[Any, Any, Array, Array], tuple[Any, Any, Metrics]]:
     """Make (learner state, environment state, keys [B], iteration) -> a roll-out."""
 
-    def random_action(keys: Array) -> Array:
+    def uniform(params: PyTree, keys: Array, obs: Obs) -> tuple[Array, PyTree]:
         draw = jax.vmap(lambda key: jax.random.uniform(key, env.action_shape))(keys)
-        return 2 * draw - 1
+        return 2 * draw - 1, ()
+
+    def as_evaluated(params: PyTree, keys: Array, obs: Obs) -> tuple[Array, PyTree]:
+        return learner.act(params, keys, obs)[0], ()
+
+    def executed(outputs: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+        action, extras = outputs
+        return action[:, : env.action_shape[0]], extras
+
+    explore = learner.explore or as_evaluated
+    warm_up = learner.warm_up or uniform
 
     def collect(
         learner_state: Any, env_state: Any, keys: Array, iteration: Array
@@ -306,15 +336,17 @@ def _make_collect(
 
         def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
             if random_steps == 0:
-                return learner.act(params, keys, obs)[0], ()
-            action = jax.lax.cond(
+                return explore(params, keys, obs)
+            return jax.lax.cond(
                 is_random,
-                lambda: random_action(keys),
-                lambda: learner.act(params, keys, obs)[0][:, : env.action_shape[0]],
+                lambda: executed(warm_up(params, keys, obs)),
+                lambda: executed(explore(params, keys, obs)),
             )
-            return action, ()
 
-        return rollout(env, act, env_state, keys, num_chunks)
+        env_state, transitions, metrics = rollout(env, act, env_state, keys, num_chunks)
+        if learner.keep is not None:
+            transitions = transitions._replace(extras=learner.keep(transitions))
+        return env_state, transitions, metrics
 
     return collect
 
@@ -328,13 +360,18 @@ def _make_learn(
     num_groups: int,
     offline_share: float,
 ) -> Callable[[OffPolicyState, Array], tuple[Any, Metrics]]:
-    """Make (state, key) -> the learner's state after all rounds, and their metrics."""
+    """Make (state, key) -> learner's state and stored extras, metrics of all rounds."""
 
-    def draw(state: OffPolicyState, key: Array) -> Transition:
+    def draw(
+        state: OffPolicyState, key: Array
+    ) -> tuple[buffers.Places | None, Transition]:
         """Draw the batches of a round, leaves [updates_per_round, N, ...]."""
         num_rows = updates_per_round * batch_size
+        places = None
         if state.offline is None:
-            rows = buffers.sample(state.replay, key, num_rows, num_groups=num_groups)
+            places, rows = buffers.sample_places(
+                state.replay, key, num_rows, num_groups=num_groups
+            )
         else:
             rows = buffers.sample_mixed(
                 state.replay,
@@ -346,24 +383,44 @@ def _make_learn(
             )
         # Neighbouring rows come from the same group and buffer. Put them into different
         # batches, so that each batch has its share of every group and buffer.
-        return jax.tree.map(
+        return places, jax.tree.map(
             lambda x: x.reshape(-1, updates_per_round, *x.shape[1:]).swapaxes(0, 1),
             rows,
         )
 
     def learn(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
-        def one_round(learner_state: Any, key: Array) -> tuple[Any, Metrics]:
+        def one_round(carry: Any, key: Array) -> tuple[Any, Metrics]:
+            learner_state, extras = carry
             draw_key, update_key = jax.random.split(key)
-            return learner.update(learner_state, draw(state, draw_key), update_key)
+            now = state._replace(replay=_with_extras(state.replay, extras))
+            places, batches = draw(now, draw_key)
+            if learner.keep is None or places is None:
+                learner_state, metrics = learner.update(
+                    learner_state, batches, update_key
+                )
+                return (learner_state, extras), metrics
+            learner_state, metrics, kept = learner.update(
+                learner_state, batches, update_key
+            )
+            rows = jax.tree.map(
+                lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), kept
+            )
+            return (learner_state, buffers.write(extras, places, rows)), metrics
 
-        learner_state, metrics = jax.lax.scan(
-            one_round, state.learner, jax.random.split(key, num_rounds)
+        carry, metrics = jax.lax.scan(
+            one_round,
+            (state.learner, state.replay.items.extras),
+            jax.random.split(key, num_rounds),
         )
         metrics = jax.tree.map(lambda x: x.mean(0), metrics)
         num_updates = jnp.int32(num_rounds * updates_per_round)
-        return learner_state, metrics | {"num_updates": num_updates}
+        return carry, metrics | {"num_updates": num_updates}
 
     return learn
+
+
+def _with_extras(replay: Replay, extras: PyTree) -> Replay:
+    return replay._replace(items=replay.items._replace(extras=extras))
 
 
 def _num_rounds(

@@ -43,6 +43,7 @@ class OnPolicyState(NamedTuple):
     reward_scale: returns.RewardScale
     key: Array
     iteration: Array
+    average: PyTree = None  # of the tuned parameters, see `averages`
 
 
 class Collected(NamedTuple):

@@ -60,6 +60,17 @@ def critic_loss(value: Array, target: Array) -> Array:
     return 0.5 * ((value - target) ** 2).mean(1).sum()
 
 
+def distillation_loss(value: Array, target: Array) -> Array:
+    """Half the mean squared error of each critic to its own target, summed.
+
+    Args:
+        value, target: [N, B], of N critics.
+    """
+    chex.assert_rank([value, target], 2)
+    chex.assert_equal_shape([value, target])
+    return 0.5 * ((value - target) ** 2).mean(1).sum()
+
+
 def actor_loss(value: Array, log_prob: Array, temperature: Array | float) -> Array:
     """Mean of temperature log pi(a | s) - Q(s, a) (eq. 7).
 

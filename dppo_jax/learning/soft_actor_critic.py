@@ -45,14 +45,51 @@ class Updates(NamedTuple):
     """The two updates of a round; both are (state, batch, key) -> (state, metrics).
 
     critic: updates all critics, then moves the target network towards them.
-    actor: updates the actor and the temperature.
+    actor: updates the actor, and the temperature if there is one.
 
     The batch is a Transition with leaves [N, ...]; in a sharded step N is this device's
     part.
     """
 
-    critic: Callable[[SACState, Transition, Array], tuple[SACState, Metrics]]
-    actor: Callable[[SACState, Transition, Array], tuple[SACState, Metrics]]
+    critic: Callable[[Any, Transition, Array], tuple[Any, Metrics]]
+    actor: Callable[[Any, Transition, Array], tuple[Any, Metrics]]
+
+
+def make_round(
+    updates: Updates, *, actor_updates: int = 1
+) -> Callable[[Any, Transition, Array], tuple[Any, Metrics]]:
+    """Make the `Learner.update` that runs `critic` on every batch, then `actor`.
+
+    Args:
+        actor_updates: updates of the actor per round, all on its last batch.
+    """
+
+    def update(state: Any, batches: Transition, key: Array) -> tuple[Any, Metrics]:
+        critic_key, actor_key = jax.random.split(key)
+        state, critic_metrics = jax.lax.scan(
+            lambda state, inputs: updates.critic(state, inputs[0], inputs[1]),
+            state,
+            (batches, jax.random.split(critic_key, len(batches.reward))),
+        )
+        last = jax.tree.map(lambda x: x[-1], batches)
+        state, actor_metrics = jax.lax.scan(
+            lambda state, key: updates.actor(state, last, key),
+            state,
+            jax.random.split(actor_key, actor_updates),
+        )
+        return state, jax.tree.map(jnp.mean, critic_metrics | actor_metrics)
+
+    return update
+
+
+def check_chunk(action: Array, action_shape: tuple[int, ...]) -> None:
+    """Raise a SettingsError unless a policy's chunk [1, Ta, Da] is what is executed."""
+    if action.shape[1:] != action_shape:
+        raise SettingsError(
+            f"the policy's chunk [Ta, Da] is {action.shape[1:]}, but the "
+            f"environment executes {action_shape}; set model.chunk to the number "
+            "of executed actions, because Q scores executed chunks."
+        )
 
 
 def soft_updates(
@@ -175,12 +212,7 @@ def soft_actor_critic(
         actor_key, critic_key, *act_keys = jax.random.split(key, 3)
         params = policy.init(actor_key, obs) if params is None else params
         action, _ = policy.act(params, jnp.stack(act_keys), obs)
-        if action.shape[1:] != action_shape:
-            raise SettingsError(
-                f"the policy's chunk [Ta, Da] is {action.shape[1:]}, but the "
-                f"environment executes {action_shape}; set model.chunk to the number "
-                "of executed actions, because Q scores executed chunks."
-            )
+        check_chunk(action, action_shape)
         critic_params = critic.init(critic_key, obs, action)
         log_temperature = jnp.log(jnp.float32(initial_temperature))
         return SACState(
@@ -190,26 +222,9 @@ def soft_actor_critic(
             temperature=trainers.temperature.init(log_temperature),
         )
 
-    def update(
-        state: SACState, batches: Transition, key: Array
-    ) -> tuple[SACState, Metrics]:
-        critic_key, actor_key = jax.random.split(key)
-        state, critic_metrics = jax.lax.scan(
-            lambda state, inputs: updates.critic(state, inputs[0], inputs[1]),
-            state,
-            (batches, jax.random.split(critic_key, len(batches.reward))),
-        )
-        last = jax.tree.map(lambda x: x[-1], batches)
-        state, actor_metrics = jax.lax.scan(
-            lambda state, key: updates.actor(state, last, key),
-            state,
-            jax.random.split(actor_key, actor_updates),
-        )
-        return state, jax.tree.map(jnp.mean, critic_metrics | actor_metrics)
-
     return Learner(
         init=jax.jit(init),
-        update=update,
+        update=make_round(updates, actor_updates=actor_updates),
         params=lambda state: state.actor.params,
         act=policy.act,
         finite=("critic_loss", "actor_loss", "temperature"),

@@ -5,7 +5,8 @@ The network has one of three roles.
 | role       | module                                                                  |
 |------------|-------------------------------------------------------------------------|
 | `denoiser` | (x [B, Ta, Da], time [B] or [1], obs) -> like x, in two halves:         |
-|            | `encode(obs) -> condition`, `denoise(x, time, condition) -> like x`     |
+|            | `encode(obs) -> condition`, `denoise(x, time, condition) -> like x`;    |
+|            | time [B, 2] or [1, 2] for flows whose cloning tells the length of steps |
 | `gaussian` | obs -> (mean, std), both [B, Ta, Da]                                    |
 | `gmm`      | obs -> (means, stds, logits), [B, M, Ta, Da] twice and [B, M]           |
 """
@@ -190,7 +191,13 @@ def make_network(
 
 
 def check_outputs(
-    network: nn.Module, obs: Obs, *, role: str, action_dim: int, chunk: int
+    network: nn.Module,
+    obs: Obs,
+    *,
+    role: str,
+    action_dim: int,
+    chunk: int,
+    tells_length: bool = False,
 ) -> None:
     """Check a network's outputs against its role, without computing them.
 
@@ -199,6 +206,7 @@ def check_outputs(
 
     Args:
         obs: observations [B, ...], or their shapes.
+        tells_length: a denoiser must accept times [B, 2] and [1, 2].
 
     Raises:
         SettingsError: an output has another shape than its role requires or does not
@@ -216,10 +224,11 @@ def check_outputs(
         return
     apply: Callable[..., Any] = network.apply
     x = _like(shape)
-    params = jax.eval_shape(network.init, key, x, _like((_ROWS,)), obs)
+    times = [_like((rows, 2) if tells_length else (rows,)) for rows in (_ROWS, 1)]
+    params = jax.eval_shape(network.init, key, x, times[0], obs)
     condition = jax.eval_shape(functools.partial(apply, method="encode"), params, obs)
     denoise = functools.partial(apply, method="denoise")
-    for time in (_like((_ROWS,)), _like((1,))):
+    for time in times:
         try:
             output = jax.eval_shape(denoise, params, x, time, condition)
         except (TypeError, ValueError) as error:

@@ -243,14 +243,17 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """A sinusoidal embedding and two layers with Mish between them, [B] -> [B, dim]."""
+    """A sinusoidal embedding and two layers with Mish between them, [B] -> [B, dim].
+
+    Of times [B, 2] both are embedded alike, one after the other.
+    """
 
     dim: int
     expansion: int = 2  # width of the first layer, in multiples of dim
 
     @nn.compact
     def __call__(self, time: Array) -> Array:
-        x = SinusoidalEmbedding(self.dim)(time)
+        x = SinusoidalEmbedding(self.dim)(time.reshape(-1)).reshape(len(time), -1)
         x = jax.nn.mish(Linear(self.expansion * self.dim, name="linear_1")(x))
         return Linear(self.dim, name="linear_2")(x)
 
@@ -331,7 +334,7 @@ class DiffusionMLP(nn.Module):
         chex.assert_shape(x, (None, self.chunk, self.action_dim))
         batch = x.shape[0]
         chex.assert_shape(condition, (batch, None))
-        chex.assert_shape(time, ({1, batch},))
+        chex.assert_shape(time, ({1, batch}, ...))
         embedding = self.time_embedding(time)
         parts = [
             x.reshape(batch, -1),

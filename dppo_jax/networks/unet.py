@@ -311,7 +311,7 @@ class DiffusionUNet(nn.Module):
         chex.assert_shape(x, (None, self.chunk, self.action_dim))
         batch = x.shape[0]
         chex.assert_shape(condition, (batch, None))
-        chex.assert_shape(time, ({1, batch},))
+        chex.assert_shape(time, ({1, batch}, ...))
         embedding = self.time_embedding(time)
         embedding = jnp.broadcast_to(embedding, (batch, self.time_dim))
         condition = jnp.concatenate([embedding, condition], axis=-1)

@@ -7,6 +7,11 @@ from dppo_jax.policies.build import (
     make_saved_policy,
     obs_like,
 )
+from dppo_jax.policies.candidates import (
+    CandidateParams,
+    CandidatePolicy,
+    candidate_policy,
+)
 from dppo_jax.policies.chain import (
     ChainPolicy,
     PolicyParams,
@@ -16,4 +21,6 @@ from dppo_jax.policies.chain import (
 from dppo_jax.policies.flow import FlowParams, flow_policy
 from dppo_jax.policies.gaussian import gaussian_policy
 from dppo_jax.policies.gmm import gmm_policy
-from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
+from dppo_jax.policies.proposals import ProposalParams, ProposalPolicy
+from dppo_jax.policies.squashed import SquashedPolicy, scaled_policy, squashed_policy
+from dppo_jax.policies.steered import SteeredParams, SteeredPolicy, steered_policy

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
-from dppo_jax.diffusion import denoising
+from dppo_jax.diffusion import denoising, few_steps
 from dppo_jax.diffusion import flow as flows
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks import build as networks
@@ -43,9 +43,19 @@ def default_config() -> ConfigDict:
             past_actions=0,
         )
     )
-    # Times at which a flow is cloned: "uniform", "logit-normal", or "discrete", which
-    # are k / num_times.
-    config.flow = ConfigDict(dict(times="uniform", num_times=20))
+    config.flow = ConfigDict(
+        dict(
+            # Times at which a flow is cloned: "uniform", "logit-normal", or "discrete",
+            # which are k / num_times.
+            times="uniform",
+            num_times=20,
+            # What the network learns: "flow", velocities; "shortcut" or "mean_flow",
+            # average velocities over steps, for one or few steps (see `few_steps`).
+            cloning="flow",
+            step_share=0.25,  # of the rows that learn steps of a length
+            max_steps=128,  # 1 / max_steps is the shortest step of a shortcut
+        )
+    )
     # The standard deviation of a flow's moves. Equal bounds fix it; otherwise
     # fine-tuning adds a network that predicts it.
     config.noise = ConfigDict(
@@ -115,9 +125,12 @@ def make_policy(config: ConfigDict, *, action_dim: int) -> ChainPolicy | Squashe
     role, head = _role(config)
     network = networks.make_network(config.network, role=role, head=head, **sizes)
     policy = _make(config, network, action_dim)
+    tells_length = config.kind == "flow" and config.flow.cloning != "flow"
 
     def init(key: Array, obs: Obs) -> PyTree:
-        networks.check_outputs(network, obs, role=role, **sizes)
+        networks.check_outputs(
+            network, obs, role=role, tells_length=tells_length, **sizes
+        )
         return policy.init(key, obs)
 
     return policy._replace(init=init)
@@ -201,11 +214,34 @@ def _make_flow(config: ConfigDict, network: nn.Module, action_dim: int) -> Chain
             draw_clip=sampling.draw_clip,
             final_clip=sampling.final_clip,
         ),
-        flows.flow_cloning(**config.flow),
+        _flow_cloning(config),
         chunk=config.chunk,
         action_dim=action_dim,
         num_tuned_steps=sampling.num_tuned_steps,
         noise_network=noise_network,
+    )
+
+
+def _flow_cloning(config: ConfigDict) -> denoising.Cloning:
+    flow, num_steps = config.flow, config.sampling.flow_steps
+    times = dict(times=flow.times, num_times=flow.num_times)
+    if flow.cloning == "flow":
+        return flows.flow_cloning(**times)
+    if flow.cloning == "mean_flow":
+        return few_steps.mean_flow_cloning(**times, step_share=flow.step_share)
+    if flow.cloning != "shortcut":
+        raise SettingsError(
+            f"flow.cloning={flow.cloning!r} is unknown; use 'flow', 'shortcut' or "
+            "'mean_flow'."
+        )
+    if num_steps & (num_steps - 1) or num_steps >= flow.max_steps:
+        raise SettingsError(
+            f"sampling.flow_steps={num_steps} must be a power of two below "
+            f"flow.max_steps={flow.max_steps}: flow.cloning='shortcut' teaches steps "
+            "of 1, 1/2, 1/4, ... alone; change one, or use 'mean_flow'."
+        )
+    return few_steps.shortcut_cloning(
+        **times, step_share=flow.step_share, max_steps=flow.max_steps
     )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dppo_jax.diffusion import chain as chains
 from dppo_jax.diffusion import denoising, likelihood
-from dppo_jax.diffusion.chain import Chain, Encoded, Sample
+from dppo_jax.diffusion.chain import Chain, Encoded, Moments, Sample
 from dppo_jax.diffusion.denoising import Cloning, Diffusion
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Act, Array, Obs, PyTree
@@ -47,7 +47,8 @@ class ChainPolicy(NamedTuple):
     chain_log_prob: (network parameters, chain [B, K' + 1, Ta, Da], obs)
         -> [B, K', Ta, Da], of all tuned moves; observations are encoded once.
     clone_loss: (network parameters, keys [B], obs, action [B, Ta, Da]) -> [B], the
-        behaviour-cloning loss of every row.
+        behaviour-cloning loss of every row. That of a chain that `denoises` takes a
+        `target_of`, see `denoising.cloning_loss`.
     entropy: (network parameters, obs) -> [B], mean over moves and entries.
     num_tuned_steps: K', tuned moves in a chain.
     min_std: default floor of the standard deviation with which `sample` explores; 0: no
@@ -62,14 +63,19 @@ class ChainPolicy(NamedTuple):
         `clone_loss` and an `entropy`.
     prepare: (key, PolicyParams, obs) -> PolicyParams; adds the parameters that
         fine-tuning trains and cloning does not, unless they are there.
+    chain_moments: as `chain_log_prob`, of the same moves -> Moments. None: the moves
+        are no independent Gaussians.
     velocity_error: (network parameters, obs, action [B, Ta, Da], noise
         [B, N, Ta, Da], time [B, N]) -> like noise, the velocity that the network
         predicts on N paths from noise to each action, minus the one that cloning
-        teaches. None: the policy is no flow.
+        teaches. None: the policy is no flow, or one of average velocities.
     ode_log_prob: (PolicyParams, obs, action [B, Ta, Da], probes [B, P, Ta, Da], *,
         num_steps) -> [B], the log-density of chunks, see `diffusion/likelihood.py`.
         None: the policy is no diffusion policy, or one of a single denoising step or
         whose clean action has no bound.
+    decode: (PolicyParams, obs, noise [B, Ta, Da]) -> action like noise, which the
+        deterministic mode makes of the start of its chain. None: that mode draws more
+        than the start.
     """
 
     init: Callable[..., PolicyParams]
@@ -85,8 +91,10 @@ class ChainPolicy(NamedTuple):
     narrow: bool = False
     joint: bool = False
     prepare: Callable[[Array, PolicyParams, Obs], PolicyParams] = as_they_are
+    chain_moments: Callable[..., Moments] | None = None
     velocity_error: Callable[..., Array] | None = None
     ode_log_prob: Callable[..., Array] | None = None
+    decode: Callable[[PolicyParams, Obs, Array], Array] | None = None
 
 
 def diffusion_policy(
@@ -132,6 +140,8 @@ def diffusion_policy(
         min_std=min_std,
         past_actions=past_actions,
     )
+    if diffusion.deterministic.std.any():  # DDPM keeps some noise, DDIM none.
+        policy = policy._replace(decode=None)
     if diffusion.explore.num_denoising_steps < 2 or diffusion.x0_clip is None:
         return policy
     ode_log_prob = _ode_log_prob(
@@ -240,17 +250,19 @@ def chain_policy(
     first_tuned = chain.num_denoising_steps - num_tuned_steps
 
     def init(key: Array, obs: Obs) -> PolicyParams:
-        x = jnp.zeros((_batch(obs), chunk, action_dim))
-        params = network.init(key, x, jnp.zeros(_batch(obs)), obs)
+        batch = _batch(obs)
+        x = jnp.zeros((batch, chunk, action_dim))
+        time = jnp.zeros((batch, 2) if cloning.tells_length else batch)
+        params = network.init(key, x, time, obs)
         return PolicyParams(base=params, tuned=params)
 
-    def sample(
+    def run(
         params: PolicyParams,
-        keys: Array,
+        draws: Array,
         obs: Obs,
         *,
-        deterministic: bool = False,
-        min_std: Array | float = min_std,
+        deterministic: bool,
+        min_std: Array | float = 0.0,
     ) -> Sample:
         base, tuned = encode(params.base, obs), encode(params.tuned, obs)
 
@@ -260,16 +272,37 @@ def chain_policy(
             owned = step >= chain.num_denoising_steps - params.num_active
             return jax.tree.map(functools.partial(jnp.where, owned), tuned, base)
 
-        draws = row_normal(keys, (chain.num_denoising_steps + 1, chunk, action_dim))
         return chains.sample_chain(
             chain,
             base,
             network_of,
-            jnp.moveaxis(draws, 0, 1),
+            draws,
             num_tuned=num_tuned_steps,
             min_std=min_std,
             deterministic=deterministic,
         )
+
+    def sample(
+        params: PolicyParams,
+        keys: Array,
+        obs: Obs,
+        *,
+        deterministic: bool = False,
+        min_std: Array | float = min_std,
+    ) -> Sample:
+        draws = row_normal(keys, (chain.num_denoising_steps + 1, chunk, action_dim))
+        return run(
+            params,
+            jnp.moveaxis(draws, 0, 1),
+            obs,
+            deterministic=deterministic,
+            min_std=min_std,
+        )
+
+    def decode(params: PolicyParams, obs: Obs, noise: Array) -> Array:
+        others = jnp.zeros((chain.num_denoising_steps, *noise.shape))
+        draws = jnp.concatenate([noise[None], others])
+        return run(params, draws, obs, deterministic=True).chain[:, -1]
 
     def log_prob(
         params: PyTree, x: Array, next_x: Array, obs: Obs, step: Array
@@ -278,21 +311,14 @@ def chain_policy(
         return chains.move_log_prob(chain, network, x, next_x, first_tuned + step)
 
     def chain_log_prob(params: PyTree, entries: Array, obs: Obs) -> Array:
-        def every_move(x: Array) -> Array:
-            return jnp.repeat(x, num_tuned_steps, axis=0)
+        return chains.chain_log_prob(chain, encode(params, obs), entries)
 
-        network = encode(params, obs)
-        network = network._replace(
-            condition=jax.tree.map(every_move, network.condition)
-        )
-        x, next_x = (
-            x.reshape(-1, chunk, action_dim) for x in (entries[:, :-1], entries[:, 1:])
-        )
-        step = jnp.tile(first_tuned + jnp.arange(num_tuned_steps), len(entries))
-        log_prob = chains.move_log_prob(chain, network, x, next_x, step)
-        return log_prob.reshape(-1, num_tuned_steps, chunk, action_dim)
+    def chain_moments(params: PyTree, entries: Array, obs: Obs) -> Moments:
+        return chains.chain_moments(chain, encode(params, obs), entries)
 
-    def clone_loss(params: PyTree, keys: Array, obs: Obs, action: Array) -> Array:
+    def clone_loss(
+        params: PyTree, keys: Array, obs: Obs, action: Array, **options: Any
+    ) -> Array:
         time_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         return denoising.cloning_loss(
             cloning,
@@ -302,6 +328,7 @@ def chain_policy(
             encode(params, obs).condition,
             time=jax.vmap(cloning.draw_time)(time_keys),
             noise=row_normal(noise_keys, action.shape[1:]),
+            **options,
         )
 
     return ChainPolicy(
@@ -310,11 +337,13 @@ def chain_policy(
         sample=sample,
         log_prob=log_prob,
         chain_log_prob=chain_log_prob,
+        chain_moments=chain_moments,
         clone_loss=clone_loss,
         entropy=entropy,
         num_tuned_steps=num_tuned_steps,
         min_std=min_std,
         denoises=True,
+        decode=decode,
     )
 
 

@@ -122,7 +122,7 @@ def flow_policy(
 
     policy = chain_policy(
         velocity,
-        functools.partial(flow_chain, flow, std=std),
+        functools.partial(flow_chain, flow, std=std, tells_length=cloning.tells_length),
         cloning,
         entropy,
         chunk=chunk,
@@ -130,4 +130,8 @@ def flow_policy(
         num_tuned_steps=num_tuned,
         min_std=0.0,
     )
-    return policy._replace(prepare=prepare, narrow=True, velocity_error=velocity_error)
+    policy = policy._replace(prepare=prepare, narrow=True)
+    if cloning.tells_length:
+        # It acts by average velocities, not by those of straight paths.
+        return policy
+    return policy._replace(velocity_error=velocity_error)

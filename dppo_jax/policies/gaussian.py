@@ -7,7 +7,7 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dppo_jax.diffusion.chain import Sample, gaussian_log_prob
+from dppo_jax.diffusion.chain import Moments, Sample, gaussian_log_prob
 from dppo_jax.networks.dropout import apply_with_dropout
 from dppo_jax.policies.chain import (
     ChainPolicy,
@@ -57,6 +57,10 @@ def gaussian_policy(network: nn.Module, *, draw_clip: float = 3.0) -> ChainPolic
         mean, std = apply(params, obs)
         return gaussian_log_prob(entries[:, 1], mean, std)[:, None]
 
+    def chain_moments(params: PyTree, entries: Array, obs: Obs) -> Moments:
+        mean, std = apply(params, obs)
+        return Moments(mean[:, None], std[:, None])
+
     def clone_loss(params: PyTree, keys: Array, obs: Obs, action: Array) -> Array:
         mean, std = apply_with_dropout(network, params, keys, obs)
         return -gaussian_log_prob(action, mean, std).mean((-2, -1))
@@ -70,6 +74,7 @@ def gaussian_policy(network: nn.Module, *, draw_clip: float = 3.0) -> ChainPolic
         sample=sample,
         log_prob=log_prob,
         chain_log_prob=chain_log_prob,
+        chain_moments=chain_moments,
         clone_loss=clone_loss,
         entropy=entropy,
         num_tuned_steps=1,

@@ -105,3 +105,29 @@ def squashed_policy(network: nn.Module, *, slope_margin: float = 0.0) -> Squashe
         return -squashed_log_prob(mean, std, action)
 
     return SquashedPolicy(init, act, sample, clone_loss)
+
+
+def scaled_policy(policy: SquashedPolicy, bound: float) -> SquashedPolicy:
+    """The same distribution over `bound` times the action, in (-bound, bound).
+
+    Args:
+        policy: over actions in (-1, 1).
+        bound: positive; log-probabilities fall by its logarithm for every entry.
+    """
+
+    def sample(params: PyTree, keys: Array, obs: Obs) -> tuple[Array, Array]:
+        action, log_prob = policy.sample(params, keys, obs)
+        num_entries = action[0].size
+        return bound * action, log_prob - num_entries * jnp.log(bound)
+
+    def act(
+        params: PyTree, keys: Array, obs: Obs, *, deterministic: bool = False
+    ) -> tuple[Array, PyTree]:
+        action, extras = policy.act(params, keys, obs, deterministic=deterministic)
+        return bound * action, extras
+
+    def clone_loss(params: PyTree, keys: Array, obs: Obs, action: Array) -> Array:
+        loss = policy.clone_loss(params, keys, obs, action / bound)
+        return loss + action[0].size * jnp.log(bound)
+
+    return SquashedPolicy(policy.init, act, sample, clone_loss)

@@ -14,22 +14,31 @@ These variants have other policies or algorithms, and `m2` and `m3` have them to
 - `:m1_fpo`: the same flow in ten steps, fine-tuned by FPO++ (arXiv 2602.02481);
 - `:m1_pixels`: the policy and the critic see the table from above, 96 x 96 pixels, by
   the vision transformer of the paper's pixel policies;
+- `:m1_idql`, `:m1_dql`, `:m1_qsm`, `:m1_dipo`: the same policy, fine-tuned off-policy
+  by these algorithms (arXiv 2304.10573, 2208.06193, 2312.11752, 2305.13122), with sizes
+  for two CPU cores;
+- `:m1_drwr`, `:m1_dawr` and `:m1_dsrl`: the same policy, fine-tuned by regression with
+  weights of returns or advantages (paper App.), or steered by its noise (arXiv
+  2506.15799);
 - `:m1_gaussian` and `:m1_gmm`: a Gaussian and a mixture of five Gaussians, with the
-  settings of the reference implementation (v0.8).
+  settings of the reference implementation (v0.8);
+- `:m1_rlpd` and `:m1_calql`: new networks, trained from the demonstrations and from
+  roll-outs by RLPD (arXiv 2302.02948) and Cal-QL (arXiv 2303.05479);
+- `:m1_ibrl`: the policy of `:m1_gaussian`, fine-tuned by IBRL (arXiv 2311.02198).
 """
+
+import functools
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 from dppo_jax.demonstrations.scripts.avoid import SUBSETS
 from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.errors import SettingsError
+from experiments.configs.demonstrated import use_calql, use_ibrl, use_rlpd
 from experiments.defaults import default_config
 
-_KINDS = (
-    *("ddim", "exact", "flow", "flow1", "flow2", "fpo"),
-    *("gaussian", "gmm", "pixels"),
-)
-VARIANTS = (*SUBSETS, "demo", *(f"{s}_{kind}" for s in SUBSETS for kind in _KINDS))
+OFF_POLICY = ("idql", "dql", "qsm", "dipo")
 
 
 def get_config(variant: str = "m1") -> ConfigDict:
@@ -70,19 +79,8 @@ def get_config(variant: str = "m1") -> ConfigDict:
     ppo.actor.min_learning_rate = 1e-5
     if variant == "demo":
         _shorten(config)
-    if kind.startswith("flow"):
-        _use_flow(config, num_steps=int(kind.removeprefix("flow") or 4))
-    elif kind == "ddim":
-        config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
-        ppo.batch_size = 625 * 5  # half of the pairs
-    elif kind == "fpo":
-        _use_fpo(config)
-    elif kind == "exact":
-        _use_likelihood(config)
-    elif kind == "pixels":
-        _use_pixels(config)
-    elif kind:
-        _use_head(config, kind)
+    if kind:
+        _KINDS[kind](config)
     if variant == "m3_gmm":
         config.pretrain.batch_size = 32
     return config
@@ -161,6 +159,72 @@ def _use_pixels(config: ConfigDict) -> None:
     ppo.batch_size = 625 * 5  # half of the pairs
 
 
+def _use_demonstrations(config: ConfigDict, name: str) -> None:
+    """Learn off-policy from demonstrations, about ten minutes on two CPU cores.
+
+    The reference has no settings for this task.
+    """
+    if name == "ibrl":
+        _use_head(config, "gaussian")
+    {"rlpd": use_rlpd, "calql": use_calql, "ibrl": use_ibrl}[name](config)
+    config.model.chunk = 4  # as the other policies
+    config.rollout.update(num_envs=8, num_chunks=25, reset_at_iteration=False)
+    config.evaluate.num_episodes = config.evaluate.num_envs = 50
+
+
+def _use_ddim(config: ConfigDict) -> None:
+    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
+    config.algorithm.ppo.batch_size = 625 * 5  # half of the pairs
+
+
+def _use_off_policy(config: ConfigDict, name: str) -> None:
+    """Learn Q from a replay buffer; the reference has no settings for this task."""
+    config.algorithm.name = name
+    # All denoising steps are trained.
+    config.model.sampling.num_tuned_steps = config.model.diffusion.num_denoising_steps
+    settings = config.algorithm[name]
+    # An iteration collects a sixteenth of one of Gym. For the critics to learn before
+    # the actor follows them, there are more updates for a transition, of smaller
+    # batches, and the target networks are faster.
+    settings.replay.batch_size = 64 if name == "dql" else 128
+    settings.replay.updates_per_transition = {"idql": 0.16, "dql": 0.064}.get(
+        name, 0.08
+    )
+    settings.replay.capacity = 70_000  # A run collects fewer.
+    settings.target_rate = 0.01
+    settings.critic_warmup = 10
+    settings.reward_scale = 0.1  # of at most 8 for a chunk
+    if name == "idql":
+        settings.num_samples = 10
+
+
+def _use_regression(config: ConfigDict, name: str) -> None:
+    """DRWR or DAWR; the reference has no settings for this task."""
+    config.algorithm.name = name
+    # The 50 x 25 chunks of an iteration are looked at 16 times, in 80 updates.
+    config.algorithm.drwr.batch_size = 250
+    config.algorithm.dawr.update(batch_size=250, replay_ratio=16)
+    config.algorithm.dawr.capacity = 12_500  # ten iterations, as in the reference
+
+
+def _use_steering(config: ConfigDict) -> None:
+    """DSRL, with short iterations so that the data follow the actor.
+
+    It has no settings for this task. An update decodes twice, so there are 0.75 for a
+    transition, a fifth of the published number.
+    """
+    config.algorithm.name = "dsrl"
+    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
+    config.critic.update(activation="tanh", layer_norm=True, residual=False)
+    config.rollout.update(num_envs=10, num_chunks=4, reset_at_iteration=False)
+    replay = config.algorithm.dsrl.replay
+    replay.update(capacity=50_000, updates_per_transition=0.75)
+    replay.update(random_steps=1000, min_fill=1000)  # 40 episodes
+    loop = config.loop.finetune
+    loop.num_iterations = 400  # 640 episodes
+    loop.log_every, loop.evaluate_every, loop.checkpoint_every = 10, 40, 100
+
+
 def _use_head(config: ConfigDict, head: str) -> None:
     """Use a smaller network, and half of the chunks for a minibatch."""
     config.model.kind = head
@@ -190,3 +254,25 @@ def _shorten(config: ConfigDict) -> None:
     ppo.batch_size = 8000  # half of the pairs
     ppo.actor.min_learning_rate = 3e-6
     ppo.actor.cycle_steps = 90
+
+
+# What the variants `m1_KIND`, `m2_KIND` and `m3_KIND` change.
+_KINDS: dict[str, Callable[[ConfigDict], None]] = {
+    "ddim": _use_ddim,
+    "exact": _use_likelihood,
+    "flow": lambda config: _use_flow(config, num_steps=4),
+    "flow1": lambda config: _use_flow(config, num_steps=1),
+    "flow2": lambda config: _use_flow(config, num_steps=2),
+    "fpo": _use_fpo,
+    "gaussian": lambda config: _use_head(config, "gaussian"),
+    "gmm": lambda config: _use_head(config, "gmm"),
+    "pixels": _use_pixels,
+    **{name: functools.partial(_use_off_policy, name=name) for name in OFF_POLICY},
+    "drwr": lambda config: _use_regression(config, "drwr"),
+    "dawr": lambda config: _use_regression(config, "dawr"),
+    "dsrl": _use_steering,
+    "rlpd": lambda config: _use_demonstrations(config, "rlpd"),
+    "calql": lambda config: _use_demonstrations(config, "calql"),
+    "ibrl": lambda config: _use_demonstrations(config, "ibrl"),
+}
+VARIANTS = (*SUBSETS, "demo", *(f"{s}_{kind}" for s in SUBSETS for kind in _KINDS))

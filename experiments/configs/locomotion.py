@@ -20,13 +20,21 @@ The other variants are:
   the schedule of `fast`; `flow1` and `flow2` have one and two steps. They share a
   cloned policy, because a flow can be cloned for any number of steps;
 - `fpo`: the same with FPO++ (arXiv 2602.02481) instead of PPO, for a flow of ten steps;
+- `drwr`, `dawr` and `dsrl`: regression with weights of returns or advantages (paper
+  App.), and steering by noise (arXiv 2506.15799), of a policy that `cpu` cloned;
 - `fastest`: a flow of two steps and a smaller network, for a short time on a CPU;
+- `idql`, `dql`, `qsm`, `dipo`: these off-policy algorithms instead of DPPO (arXiv
+  2304.10573, 2208.06193, 2312.11752, 2305.13122), with the networks of `cpu` and sizes
+  for two CPU cores;
 - `sac`: soft actor-critic with new networks and without data (docs/results/sac.md);
 - `gaussian`: PPO of a Gaussian policy with new networks and without data, as in release
   0.8 (501 iterations for HalfCheetah);
 - `gmm`: the same for a mixture of five Gaussians, for which the reference has no
   settings. Its standard deviations are learned and start at 0.1, as those of
-  `gaussian` do.
+  `gaussian` do;
+- `rlpd` and `calql`: new networks, trained from demonstrations and roll-outs by RLPD
+  (arXiv 2302.02948) and Cal-QL (arXiv 2303.05479), about ten minutes on two CPU cores;
+- `ibrl`: a cloned Gaussian policy, fine-tuned by IBRL (arXiv 2311.02198), as long.
 
 Use demonstrations of D4RL or of `experiments.collect`, which trains a policy to about
 a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
@@ -40,8 +48,10 @@ from ml_collections import ConfigDict
 from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.envs.tasks.locomotion import MAX_STEPS
 from dppo_jax.errors import SettingsError
+from experiments.configs.demonstrated import use_calql, use_ibrl, use_rlpd
 from experiments.defaults import default_config, demonstrator_config
 
+OFF_POLICY = ("idql", "dql", "qsm", "dipo")
 # A medium data set holds a million windows, a minibatch 128 of them.
 _UPDATES_PER_EPOCH = 7800
 # Per task: the return at which the demonstrator's training stops; the number of motors.
@@ -260,6 +270,41 @@ def _shrink(config: ConfigDict) -> None:
     config.evaluate.num_episodes = config.evaluate.num_envs = 40
 
 
+def _use_regression(config: ConfigDict, name: str) -> None:
+    """DRWR or DAWR on the policy of `cpu`; sizes are first guesses for two cores.
+
+    As in the reference, but for half of the steps in an iteration and, for DAWR, a
+    quarter of the updates for each of them.
+    """
+    _shrink(config)
+    config.algorithm.name = name
+    config.loop.finetune.num_iterations = 60
+    # An episode of full length: DRWR learns from episodes that end.
+    config.rollout.update(num_chunks=250, reset_at_iteration=True)
+    config.algorithm.dawr.replay_ratio = 16
+    config.algorithm.dawr.capacity = 100_000  # ten iterations
+
+
+def _use_steering(config: ConfigDict, task: str) -> None:
+    """DSRL on the policy of `cpu`; sizes are first guesses for two cores.
+
+    The published code has larger networks for Walker2d and HalfCheetah and makes five
+    times as many updates for a transition.
+    """
+    _shrink(config)
+    config.algorithm.name = "dsrl"
+    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
+    config.critic.update(activation="tanh", layer_norm=True, residual=False)
+    config.rollout.update(num_envs=8, num_chunks=10)
+    dsrl = config.algorithm.dsrl
+    dsrl.noise_bound = 2.5 if task == "walker2d" else 1.5
+    dsrl.replay.update(capacity=100_000, updates_per_transition=0.75)
+    dsrl.replay.update(random_steps=4000, min_fill=4000)
+    loop = config.loop.finetune
+    loop.num_iterations = 400  # 128,000 control steps
+    loop.log_every, loop.evaluate_every, loop.checkpoint_every = 10, 40, 100
+
+
 def _start_from_nothing(config: ConfigDict, task: str, head: str) -> None:
     """Train new networks on single actions, from few environments."""
     config.loop.finetune.num_iterations = 501 if task == "halfcheetah" else 301
@@ -274,6 +319,24 @@ def _start_from_nothing(config: ConfigDict, task: str, head: str) -> None:
     ppo.batch_size = 500
     ppo.epochs = 10
     ppo.clip_top = ppo.clip_base = 0.1
+
+
+def _use_off_policy(config: ConfigDict, name: str) -> None:
+    """The reference's settings for Gym, with shorter iterations and small batches."""
+    _shrink(config)
+    config.algorithm.name = name
+    # All denoising steps are trained.
+    config.model.sampling.num_tuned_steps = config.model.diffusion.num_denoising_steps
+    config.rollout.num_chunks = 50
+    config.loop.finetune.num_iterations = 100
+    settings = config.algorithm[name]
+    # As many updates for a transition as in the reference, of an eighth of its rows.
+    settings.replay.batch_size = 128
+    settings.replay.capacity = 200_000  # all that a run collects
+    # Iterations are a tenth as long.
+    settings.critic_warmup = 20
+    if name == "idql":
+        settings.num_samples = 10
 
 
 def _use_sac(config: ConfigDict) -> None:
@@ -298,6 +361,17 @@ def _use_sac(config: ConfigDict) -> None:
     loop.checkpoint_every = 100
 
 
+def _use_demonstrations(config: ConfigDict, name: str) -> None:
+    """Learn off-policy from demonstrations, with the reference's networks."""
+    {"rlpd": use_rlpd, "calql": use_calql, "ibrl": use_ibrl}[name](config)
+    if name == "ibrl":
+        config.model.chunk = 1
+        config.model.network.update(hidden_sizes=(256, 256, 256), residual=False)
+    config.collect.num_control_steps = 100_000
+    config.rollout.update(num_envs=8, num_chunks=32)
+    config.evaluate.num_episodes = config.evaluate.num_envs = 10
+
+
 # What each variant changes, given the configuration of `v0_8` and the task.
 VARIANTS: dict[str, Callable[[ConfigDict, str], None]] = {
     "v0_8": lambda config, task: None,
@@ -315,6 +389,16 @@ VARIANTS: dict[str, Callable[[ConfigDict, str], None]] = {
     "fpo": lambda config, task: _use_fpo(config),
     "fastest": _use_fastest,
     "sac": lambda config, task: _use_sac(config),
+    "idql": lambda config, task: _use_off_policy(config, "idql"),
+    "dql": lambda config, task: _use_off_policy(config, "dql"),
+    "qsm": lambda config, task: _use_off_policy(config, "qsm"),
+    "dipo": lambda config, task: _use_off_policy(config, "dipo"),
+    "drwr": lambda config, task: _use_regression(config, "drwr"),
+    "dawr": lambda config, task: _use_regression(config, "dawr"),
+    "dsrl": lambda config, task: _use_steering(config, task),
+    "rlpd": lambda config, task: _use_demonstrations(config, "rlpd"),
+    "calql": lambda config, task: _use_demonstrations(config, "calql"),
+    "ibrl": lambda config, task: _use_demonstrations(config, "ibrl"),
     "gaussian": lambda config, task: _start_from_nothing(config, task, "gaussian"),
     "gmm": lambda config, task: _start_from_nothing(config, task, "gmm"),
 }

@@ -14,6 +14,7 @@ import pytest
 
 from dppo_jax.algorithms.ppo.gradients import Moves, Steps, make_gradients
 from dppo_jax.algorithms.ppo.settings import log_prob_mean
+from dppo_jax.diffusion.chain import Moments
 from dppo_jax.policies import PolicyParams, gaussian_policy
 from tests import tiny
 
@@ -71,7 +72,7 @@ def slopes(action):
     return {"w": z * STATE / np.exp(L), "l": z**2 - 1}
 
 
-def actor_gradient(ratio=1.0, **changes):
+def actor_gradient(ratio=1.0, old_moments=None, **changes):
     """The actor's gradient over the four moves, at given ratios to the old policy."""
     moves = Moves(
         obs=OBS,
@@ -79,6 +80,7 @@ def actor_gradient(ratio=1.0, **changes):
         step=jnp.zeros((4, 1), jnp.int32),
         old_log_prob=jnp.asarray(log_prob(ACTION) - np.log(ratio))[:, None],
         advantage=jnp.asarray(ADVANTAGE)[:, None],
+        old_moments=old_moments,
     )
     return jax.jit(gradients(**changes).actor)(tuned_params(), moves, KEY)
 
@@ -161,6 +163,49 @@ def test_the_entropy_is_raised_and_the_teacher_approached(
     if clone_coef:
         penalty = -log_prob(TEACHER_W * STATE).mean()
         assert metrics["cloning_penalty"] == pytest.approx(penalty, rel=1e-5)
+
+
+OLD_W, OLD_L = 0.7, -0.5
+
+
+def divergence():
+    """KL(old || new) of every row, and its derivatives by w and by l: with the scale
+    s = e^l, log(s / old s) + (old s^2 + d^2) / (2 s^2) - 1 / 2, d = (w - old w) s."""
+    scale, old_scale = np.exp(L), np.exp(OLD_L)
+    distance = (W - OLD_W) * STATE
+    squares = (old_scale**2 + distance**2) / scale**2
+    kl = L - OLD_L + 0.5 * squares - 0.5
+    return kl, {"w": distance * STATE / scale**2, "l": 1 - squares}
+
+
+@pytest.mark.parametrize("micro_batch_size", [4, 1])
+@pytest.mark.parametrize("limit", [None, 0.15, 0.0001, 10.0])
+def test_chains_at_the_limit_contribute_the_penalty_alone(limit, micro_batch_size):
+    """Divergences are 0.10, 0.19, 0.08 and 0.14. Without a limit all rows have both."""
+    kl, slope = divergence()
+    old = Moments(
+        *(
+            jnp.asarray(x * np.ones(4), jnp.float32)[:, None, None, None]
+            for x in (OLD_W * STATE, np.exp(OLD_L))
+        )
+    )
+    gradient, metrics = actor_gradient(
+        old_moments=old,
+        **{"chain_kl.coef": 3.0, "chain_kl.limit": limit},
+        micro_batch_size=micro_batch_size,
+    )
+    gated = np.ones(4) if limit is None else 1.0 * (kl >= limit)
+    kept = np.ones(4) if limit is None else 1 - gated
+    expected = {
+        k: (-kept * ADVANTAGE * x + 3.0 * gated * slope[k]).mean()
+        for k, x in slopes(ACTION).items()
+    }
+    assert_gradient(gradient, expected)
+    assert metrics["chain_kl"] == pytest.approx(kl.mean(), rel=1e-5)
+    assert metrics["policy_loss"] == pytest.approx(-(kept * ADVANTAGE).mean())
+    assert metrics.get("gated_fraction") == (None if limit is None else gated.mean())
+    if limit == 0.15:
+        assert gated.tolist() == [0, 1, 0, 0]
 
 
 TARGET = np.array([2.0, 0.0, 1.0, -1.0])

@@ -68,7 +68,12 @@ def collect(random_shift):
     )
     critic = StateCritic((8,), encoder=MiddleEncoder())
     algorithm = tiny.make_tiny_ppo(
-        policy, image_env(), critic, random_shift=random_shift
+        policy,
+        image_env(),
+        critic,
+        random_shift=random_shift,
+        minibatch="chain",
+        chain_kl__coef=1.0,
     )
     state = jax.jit(algorithm.init)(jax.random.key(0))
     _, steps, _ = jax.jit(algorithm.phases[0])(state)
@@ -76,7 +81,8 @@ def collect(random_shift):
 
 
 def test_ppo_learns_from_shifted_images_and_ratios_start_at_one():
-    """Old log-probabilities and values are those of the images that updates see."""
+    """Old log-probabilities, means and values are those of the images that updates
+    see."""
     policy, critic, state, steps = collect(2)
     middles = np.asarray(steps.obs["rgb"][:, 0, MIDDLE, MIDDLE], np.int32)
     offsets = middles[:, :2] - MIDDLE
@@ -84,6 +90,8 @@ def test_ppo_learns_from_shifted_images_and_ratios_start_at_one():
     tuned = state.params.tuned
     log_prob = mean_log_prob(policy.chain_log_prob(tuned, steps.chain, steps.obs))
     np.testing.assert_allclose(steps.log_prob, log_prob, rtol=1e-4, atol=1e-4)
+    moments = policy.chain_moments(tuned, steps.chain, steps.obs)
+    np.testing.assert_allclose(steps.moments.mean, moments.mean, rtol=1e-4, atol=1e-5)
     value = critic.apply(state.critic_params, steps.obs)
     np.testing.assert_allclose(steps.value, value, rtol=1e-4, atol=1e-5)
     # The roll-out saw the images as they are, so its log-probabilities differ.

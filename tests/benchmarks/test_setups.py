@@ -74,3 +74,11 @@ def test_moves_have_the_shapes_of_the_policy(tiny):
     assert obs["state"].shape == (12, 1, 4)
     assert x.shape == next_x.shape == (12, 4, 2)
     assert step.tolist() == [*range(10), 0, 1]
+
+
+def test_random_observations_of_pictures_are_pictures():
+    setup = setups.make_setup(load_config("experiments/configs/avoid.py:m1_pixels"))
+    obs = setups.random_obs(setup, 3)
+    assert obs["rgb"].shape == (3, 1, 96, 96, 3) and obs["rgb"].dtype == jnp.uint8
+    assert obs["rgb"].min() < 10 and obs["rgb"].max() > 245
+    assert obs["state"].shape == (3, 1, 4)

@@ -1,6 +1,8 @@
 """Timing: what is timed, what is excluded, what is written."""
 
 import json
+import subprocess
+import sys
 import time
 
 import jax
@@ -93,3 +95,18 @@ def test_results_are_filed_under_device_and_date(tmp_path, monkeypatch):
     rows = [{"task": "avoid", "rate": 1.5}]
     written = timing.write_json(path, rows, report)
     assert json.loads(written.read_text()) == {"report": report, "rows": rows}
+
+
+def test_the_peak_of_memory_counts_arrays_that_are_gone():
+    """In a process of its own, whose peak no other test has raised."""
+    code = """if True:
+    import numpy as np
+    from benchmarks import timing
+    before = timing.peak_memory()
+    np.ones(100_000_000, np.float32)  # 400 MB
+    print(timing.peak_memory() - before)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert 300 < float(done.stdout) < 410  # Importing may have used more for a moment.

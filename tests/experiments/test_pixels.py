@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dppo_jax.demonstrations import load_demonstrations
-from dppo_jax.errors import SettingsError
 from dppo_jax.deploy import load_policy
+from dppo_jax.errors import SettingsError
 from dppo_jax.training.metrics import read_metrics
 from experiments import collect, finetune, pretrain
 from experiments.configs import avoid

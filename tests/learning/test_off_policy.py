@@ -159,3 +159,34 @@ def test_devices_need_groups():
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     with pytest.raises(ValueError, match="num_groups=1 must be a multiple of the 2"):
         algorithm.split(state, 2)
+
+
+def test_what_a_learner_keeps_is_stored_with_the_transitions_it_was_drawn_with():
+    """This learner keeps ten times the reward, and adds 1 to what a round has drawn."""
+
+    def update(state, batches, key):
+        agrees = jnp.abs(batches.extras % 1 - (10 * batches.reward) % 1).max() < 1e-3
+        state = state | {"rows": batches.reward}
+        return state, {"reward_seen": 1.0 * agrees}, batches.extras + 1
+
+    learner = counter()._replace(
+        update=update, keep=lambda transitions: 10 * transitions.reward
+    )
+    env = tiny.point_env(4, lengths=(3, 99), max_steps=5)
+    settings = dict(num_chunks=3, capacity=40, batch_size=6)
+    algorithm = off_policy(
+        env, learner, updates_per_transition=2 / 12, updates_per_round=2, **settings
+    )
+    state, metrics = jax.jit(algorithm.step)(algorithm.init(jax.random.key(0)))
+    assert metrics["reward_seen"] == 1 and metrics["num_updates"] == 2
+    items = state.replay.items
+    added = np.round(np.asarray(items.extras - 10 * items.reward), 3)
+    # One round of twelve draws from twelve items hits some of them, all by one.
+    assert set(added[:, :3].ravel()) == {0, 1} and not added[:, 3:].any()
+    assert set(np.asarray(state.learner["rows"]).ravel()) <= set(
+        np.asarray(items.reward)[:, :3][added[:, :3] == 1]
+    )
+    given = jax.tree.map(lambda x: x[0, :3], items)
+    offline = buffers.init(jax.tree.map(lambda x: x[0], given), 1, 3)
+    with pytest.raises(ValueError, match="given ones have none"):
+        off_policy(env, learner, offline=offline, **settings)

@@ -67,6 +67,7 @@ def child(*words):
 
 
 KINDS = ("pair", "chain", "annealed", "gaussian", "cloned", "fpo", "exact")
+KINDS += ("idql", "dql", "qsm", "dipo")
 CASES = [
     "weighted",
     "sac",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms.ppo.gradients import Steps
+from dppo_jax.diffusion.chain import Moments
 from dppo_jax.learning import on_policy, optimizers
 from dppo_jax.learning.on_policy import Collected, OnPolicyState
 from dppo_jax.networks.vision import random_shifts
@@ -21,8 +22,8 @@ class Collector(NamedTuple):
 
     collect: (state, key) -> (state, Collected, metrics of episodes); runs a roll-out.
         Extras are the chains [T, B, K' + 1, Ta, Da] of all tuned moves, whose last
-        entry is the action chunk, and their log-probabilities [T, B, K'], computed
-        while sampling.
+        entry is the action chunk, their log-probabilities [T, B, K'], computed while
+        sampling, and their moments for the KL penalty, or None without one.
     evaluate_returns: (state, Collected) -> (state, Steps with leaves [T * B, ...],
         metrics); computes values and advantages, and scales rewards if
         `scale_rewards` is set.
@@ -54,22 +55,30 @@ def make_collector(
     """
     num_envs = env.num_envs
 
+    def kept_moments(params: PyTree, chain: Array, obs: Obs) -> Moments | None:
+        if not config.chain_kl.coef or policy.chain_moments is None:
+            return None
+        # Evaluated again, which costs little beside the updates, so that sampling does
+        # nothing for those who need no moments.
+        return policy.chain_moments(params, chain, obs)
+
     def shift(params: PyTree, collected: Collected, key: Array) -> Collected:
-        """The images shifted at random, and the log-probabilities of that.
+        """The images shifted at random, and the log-probabilities and moments of that.
 
         Ratios start at one, because old and new log-probabilities see the same images.
         """
 
-        chain, _ = collected.extras
+        chain, *_ = collected.extras
 
-        def one(inputs: tuple[Array, Obs, Array]) -> tuple[Obs, Array]:
+        def one(inputs: tuple[Array, Obs, Array]) -> tuple[Obs, PyTree]:
             time, obs, chain = inputs
             keys = env_keys(jax.random.fold_in(key, time), num_envs)
             obs = random_shifts(keys, obs, max_shift=config.random_shift)
-            return obs, mean(policy.chain_log_prob(params, chain, obs))
+            log_prob = mean(policy.chain_log_prob(params, chain, obs))
+            return obs, (log_prob, kept_moments(params, chain, obs))
 
-        obs, log_prob = jax.lax.map(one, (jnp.arange(num_chunks), collected.obs, chain))
-        return collected._replace(obs=obs, extras=(chain, log_prob))
+        obs, scores = jax.lax.map(one, (jnp.arange(num_chunks), collected.obs, chain))
+        return collected._replace(obs=obs, extras=(chain, *scores))
 
     def collect(
         state: OnPolicyState, key: Array
@@ -85,7 +94,8 @@ def make_collector(
 
         def act(keys: Array, obs: Obs) -> tuple[Array, PyTree]:
             sample = policy.sample(state.params, keys, obs, **settings)
-            return sample.chain[:, -1], (sample.chain, mean(sample.log_prob))
+            moments = kept_moments(state.params.tuned, sample.chain, obs)
+            return sample.chain[:, -1], (sample.chain, mean(sample.log_prob), moments)
 
         state, collected, metrics = on_policy.collect(
             env,
@@ -114,9 +124,13 @@ def make_collector(
             scale_rewards=config.scale_rewards,
             reward_scale=config.reward_scale,
         )
-        chain, log_prob = collected.extras
+        chain, log_prob, moments = collected.extras
         steps = Steps(
-            obs=collected.obs, chain=chain, log_prob=log_prob, **values._asdict()
+            obs=collected.obs,
+            chain=chain,
+            log_prob=log_prob,
+            moments=moments,
+            **values._asdict(),
         )
         return state, on_policy.flat(steps), metrics
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from dppo_jax.diffusion.chain import Moments, gaussian_log_prob
 from dppo_jax.learning import chain_losses, on_policy_updates
 from dppo_jax.learning.minibatch import mean_over_micro_batches, micro_batch_size
 from dppo_jax.policies import ChainPolicy, PolicyParams
@@ -15,7 +16,10 @@ from dppo_jax.types import Array, Metrics, Obs, PyTree
 
 
 class Steps(NamedTuple):
-    """The data of the updates: N chunks with K' tuned moves each, leaves [N, ...]."""
+    """The data of the updates: N chunks with K' tuned moves each, leaves [N, ...].
+
+    moments: of the moves, under the parameters that sampled them. None: not needed.
+    """
 
     obs: Obs
     chain: Array
@@ -23,6 +27,7 @@ class Steps(NamedTuple):
     advantage: Array
     target: Array
     value: Array
+    moments: Moments | None = None
 
 
 class Moves(NamedTuple):
@@ -30,6 +35,7 @@ class Moves(NamedTuple):
 
     chain: [R, M + 1, Ta, Da], consecutive entries of a chain.
     step, old_log_prob, advantage: [R, M]; advantage [R, 1] if a chain has one ratio.
+    old_moments: as in `Steps`.
     """
 
     obs: Obs
@@ -37,6 +43,7 @@ class Moves(NamedTuple):
     step: Array
     old_log_prob: Array
     advantage: Array
+    old_moments: Moments | None = None
 
 
 class Gradients(NamedTuple):
@@ -108,9 +115,9 @@ def make_gradients(
         return minibatch_sizes(config, policy, parallel.num_shards())[2]
 
     def surrogate(
-        tuned: PyTree, params: PolicyParams, moves: Moves
+        params: PolicyParams, moves: Moves, log_prob: Array
     ) -> tuple[Array, Metrics]:
-        log_prob = mean(log_prob_of_moves(policy, tuned, moves))
+        """The clipped objective, given averaged log-probabilities [R, M]."""
         if config.ratio == "chain":
             loss, info = chain_losses.chain_surrogate_loss(
                 log_prob,
@@ -134,6 +141,32 @@ def make_gradients(
             num_active=params.num_active,
         )
         return loss, {"policy_loss": loss} | info._asdict()
+
+    def policy_loss(
+        tuned: PyTree, params: PolicyParams, moves: Moves
+    ) -> tuple[Array, Metrics]:
+        """The objective, and the KL penalty of all chains or of those it replaces."""
+        if moves.old_moments is None or policy.chain_moments is None:
+            log_prob = log_prob_of_moves(policy, tuned, moves)
+            return surrogate(params, moves, mean(log_prob))
+        # One evaluation of the network gives both.
+        moments = policy.chain_moments(tuned, moves.chain, moves.obs)
+        log_prob = gaussian_log_prob(moves.chain[:, 1:], moments.mean, moments.std)
+        weight = chain_losses.move_weight(
+            moves.step, policy.num_tuned_steps, params.num_active
+        )
+        kl = chain_losses.chain_kl(moves.old_moments, moments, weight)
+        metrics, limit = {"chain_kl": kl.mean()}, config.chain_kl.get("limit")
+        penalised = kl
+        if limit is not None:
+            gated = 1.0 * (kl >= limit)
+            # An advantage of zero leaves the objective without a gradient.
+            advantage = moves.advantage * (1 - gated)[:, None]
+            moves = moves._replace(advantage=advantage)
+            metrics["gated_fraction"] = gated.mean()
+            penalised = gated * kl
+        loss, info = surrogate(params, moves, mean(log_prob))
+        return loss + config.chain_kl.coef * penalised.mean(), info | metrics
 
     def penalties(
         tuned: PyTree, params: PolicyParams, obs: Obs, keys: Array
@@ -182,7 +215,7 @@ def make_gradients(
             step, policy.num_tuned_steps, params.num_active
         )
         grads, metrics = mean_over_micro_batches(
-            lambda batch: jax.grad(surrogate, has_aux=True)(
+            lambda batch: jax.grad(policy_loss, has_aux=True)(
                 params.tuned, params, batch
             ),
             moves._replace(advantage=advantage),

@@ -45,6 +45,11 @@ def default_config() -> ConfigDict:
     config.entropy_coef = 0.0
     config.clone_coef = 0.0
     config.distance_coef = 0.0  # of the squared distance to the frozen policy's actions
+    # A penalty on the KL divergence of a chain, in nats, from the policy that sampled
+    # it; it needs minibatch="chain". coef: of its mean; 0: none. limit: chains at or
+    # above it contribute the penalty alone, the others the objective alone, as in TruDi
+    # (arXiv 2606.15260). None: all chains contribute both.
+    config.chain_kl = ConfigDict(dict(coef=0.0, limit=placeholder(float)))
     config.advantage_quantiles = (0.0, 1.0)
     # Annealing; 0 switches it off. The sampling floor moves linearly to min_std_end
     # over min_std_steps iterations. Every tuned_steps_every iterations, the tuned
@@ -72,6 +77,7 @@ def check_config(config: ConfigDict, policy: ChainPolicy) -> None:
             f"{', '.join(MINIBATCHES)}."
         )
     _check_ratio(config, policy)
+    _check_chain_kl(config, policy)
     if config.minibatch == "chain" and config.batch_size % policy.num_tuned_steps:
         raise SettingsError(
             f"batch_size={config.batch_size} must be a multiple of the "
@@ -164,6 +170,35 @@ def _check_ratio(config: ConfigDict, policy: ChainPolicy) -> None:
             f"clip_base={config.clip_base} and clip_top={config.clip_top} widen the "
             "clip range along the moves of a chain, which share one ratio with "
             "ratio='chain'; set both to the same value."
+        )
+
+
+def _check_chain_kl(config: ConfigDict, policy: ChainPolicy) -> None:
+    """Refuse a KL penalty that cannot be computed or would do nothing."""
+    coef, limit = config.chain_kl.coef, config.chain_kl.get("limit")
+    if coef < 0:
+        raise SettingsError(f"chain_kl.coef={coef} must not be negative.")
+    if limit is not None and not limit > 0:
+        raise SettingsError(
+            f"chain_kl.limit={limit} must be positive; use None to penalise all chains."
+        )
+    if coef == 0 and limit is not None:
+        raise SettingsError(
+            f"chain_kl.limit={limit} replaces the objective of chains by a penalty, "
+            "which chain_kl.coef=0 switches off; set chain_kl.coef to a positive "
+            "number, or chain_kl.limit=None."
+        )
+    if coef == 0:
+        return
+    if policy.chain_moments is None:
+        raise SettingsError(
+            f"chain_kl.coef={coef} needs Gaussian moves, but those of a "
+            f"{_kind(policy)} are not; set chain_kl.coef=0.0."
+        )
+    if config.minibatch != "chain" and policy.num_tuned_steps > 1:
+        raise SettingsError(
+            f"chain_kl.coef={coef} needs all moves of a chain in one minibatch, which "
+            f"minibatch={config.minibatch!r} does not give; set minibatch='chain'."
         )
 
 

@@ -73,6 +73,8 @@ def make_updates(
             step=step,
             old_log_prob=steps.log_prob[each, step],
             advantage=jnp.broadcast_to(steps.advantage[each], step.shape),
+            # These are kept only if an item is a whole chain.
+            old_moments=jax.tree.map(lambda x: x[row], steps.moments),
         )
         return row, moves
 

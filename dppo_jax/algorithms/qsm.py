@@ -1,0 +1,148 @@
+"""QSM: Q-score matching (Psenka et al. 2024, arXiv 2312.11752).
+
+The score of the diffusion policy, minus its predicted noise, is regressed on the
+gradient of Q with respect to the action, times `gradient_scale`. There is no cloning
+term: what the policy has learnt from demonstrations is kept only as far as the gradient
+of Q agrees with it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dppo_jax.errors import SettingsError
+from dppo_jax.learning import diffusion_q_settings
+from dppo_jax.learning.diffusion_q import (
+    DiffusionQState,
+    actor_update,
+    critic_update,
+    diffusion_q,
+    sampled_target,
+)
+from dppo_jax.learning.diffusion_q_losses import value_gradient
+from dppo_jax.learning.off_policy import Learner, row_keys
+from dppo_jax.networks import StateActionCritic
+from dppo_jax.policies.chain import ChainPolicy
+from dppo_jax.types import Algorithm, Array, PyTree, Transition, VecEnv
+
+NAME = "qsm"
+GRADIENTS = ("noisy", "clean")
+
+
+def default_config() -> ConfigDict:
+    """The reference's settings for Gym (from new networks, gradient_scale is 50)."""
+    config = diffusion_q_settings.default_config(
+        updates_per_transition=0.016, target_rate=0.005
+    )
+    config.gradient_scale = 10.0
+    # The action at which Q is differentiated: "noisy", the one whose noise the network
+    # predicts (the paper's theory, its published code and the reference), or "clean",
+    # the stored one (the paper's algorithm 1).
+    config.gradient_at = "noisy"
+    return config
+
+
+def make(
+    env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
+) -> Algorithm:
+    """Make QSM from a whole configuration.
+
+    Args:
+        env: its action is the policy's whole chunk, [Ta, Da].
+        config: its sections `rollout`, `critic`, `model` and `algorithm.qsm` are read.
+        data: not used.
+
+    Returns:
+        An Algorithm; `init(key, params=None)` starts from given parameters of the
+        policy, or from new ones.
+
+    Raises:
+        SettingsError: invalid or contradictory settings, which the message names.
+    """
+    del data
+    diffusion_q_settings.check_policy(NAME, policy)
+    if not config.model.diffusion.predict_noise:
+        raise SettingsError(
+            "qsm trains the predicted noise, but this network predicts the clean action"
+            "; set model.diffusion.predict_noise=True, and clone again."
+        )
+    learner = make_learner(env, policy, config)
+    return diffusion_q_settings.make_algorithm(env, learner, config, NAME)
+
+
+def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:
+    """Make the learner from a whole configuration."""
+    settings = config.algorithm[NAME]
+    known = f"one of {', '.join(GRADIENTS)}"
+    diffusion_q_settings.check(
+        NAME,
+        settings,
+        gradient_scale=(settings.gradient_scale > 0, "positive"),
+        gradient_at=(settings.gradient_at in GRADIENTS, known),
+    )
+    parts = diffusion_q_settings.make_parts(env, config, NAME)
+    goal = sampled_target(
+        policy,
+        parts.critic,
+        discount=settings.discount,
+        reward_scale=settings.reward_scale,
+        use_target_actor=False,
+    )
+    loss = actor_loss(
+        policy,
+        parts.critic,
+        gradient_scale=settings.gradient_scale,
+        gradient_at=settings.gradient_at,
+    )
+    return diffusion_q(
+        policy,
+        parts.critic,
+        actor_trainer=parts.actor_trainer,
+        critic_trainer=parts.critic_trainer,
+        critic_updates=(
+            critic_update(
+                parts.critic,
+                parts.critic_trainer,
+                goal,
+                target_rate=settings.target_rate,
+            ),
+        ),
+        update_actor=actor_update(parts.actor_trainer, loss),
+        action_shape=env.action_shape,
+        critic_warmup=parts.critic_warmup,
+    )
+
+
+def actor_loss(
+    policy: ChainPolicy,
+    critic: StateActionCritic,
+    *,
+    gradient_scale: float,
+    gradient_at: str = "noisy",
+) -> Callable[[PyTree, DiffusionQState, Transition, Array], Array]:
+    """The actor's loss, the mean of |-noise(x, t) - gradient_scale dQ/da|^2.
+
+    x is a stored action with the noise of a random step t, and dQ/da the gradient of
+    the mean of the critics.
+
+    Args:
+        gradient_at: "noisy" differentiates Q at x, "clean" at the stored action.
+    """
+    value_of: Callable[..., Any] = critic.apply
+
+    def loss_of(
+        params: PyTree, state: DiffusionQState, batch: Transition, key: Array
+    ) -> Array:
+        def target_of(x: Array) -> Array:
+            at = x if gradient_at == "noisy" else batch.action
+            return -gradient_scale * value_gradient(
+                lambda action: value_of(state.critic.params, batch.obs, action), at
+            )
+
+        keys = row_keys(key, len(batch.reward))
+        return policy.clone_loss(
+            params, keys, batch.obs, batch.action, target_of=target_of
+        ).mean()
+
+    return loss_of

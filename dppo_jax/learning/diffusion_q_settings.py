@@ -1,0 +1,137 @@
+"""Settings that IDQL, DQL, QSM and DIPO share, and what is made of them."""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from dppo_jax.errors import SettingsError
+from dppo_jax.learning import off_policy, optimizers
+from dppo_jax.learning.off_policy import Learner
+from dppo_jax.learning.optimizers import Trainer
+from dppo_jax.networks import StateActionCritic
+from dppo_jax.networks.build_encoder import make_state_action_critic
+from dppo_jax.policies.chain import ChainPolicy
+from dppo_jax.types import Algorithm, VecEnv
+
+
+class Parts(NamedTuple):
+    """critic: Q(s, a). critic_warmup: in rounds."""
+
+    critic: StateActionCritic
+    actor_trainer: Trainer
+    critic_trainer: Trainer
+    critic_warmup: int
+
+
+def default_config(*, updates_per_transition: float, target_rate: float) -> ConfigDict:
+    """The reference's settings for Gym, which are the same for all four in the rest.
+
+    Args:
+        updates_per_transition: the reference's replay ratio over its batch size.
+    """
+    config = ConfigDict()
+    config.replay = off_policy.default_config()
+    del config.replay.updates_per_round  # A round is one batch.
+    config.replay.update(batch_size=1000, random_steps=0, min_fill=0)
+    config.replay.updates_per_transition = updates_per_transition
+    config.discount = 0.99  # per chunk
+    config.reward_scale = 0.01
+    config.num_critics = 2
+    config.target_rate = target_rate
+    # Iterations with updates in which only the critics learn.
+    config.critic_warmup = 5
+    for name, rate in (("actor", 1e-4), ("critic", 1e-3)):
+        config[name] = ConfigDict(
+            dict(learning_rate=rate, weight_decay=0.0, max_grad_norm=placeholder(float))
+        )
+    return config
+
+
+def make_parts(env: VecEnv, config: ConfigDict, name: str) -> Parts:
+    """Check the shared settings and make what they describe.
+
+    Args:
+        config: the whole configuration.
+        name: of the algorithm.
+
+    Raises:
+        SettingsError: an invalid setting, or a policy that is not a diffusion policy
+            tuned in all of its denoising steps.
+    """
+    settings = config.algorithm[name]
+    _check_model(config.model, name)
+    check(
+        name,
+        settings,
+        discount=(0 <= settings.discount <= 1, "between 0 and 1"),
+        reward_scale=(settings.reward_scale > 0, "positive"),
+        target_rate=(0 < settings.target_rate <= 1, "between 0 and 1, not 0"),
+        critic_warmup=(settings.critic_warmup >= 0, "at least 0"),
+    )
+    transitions = env.num_envs * config.rollout.num_chunks
+    rounds = round(settings.replay.updates_per_transition * transitions)
+    return Parts(
+        critic=make_state_action_critic(
+            config.critic, num_critics=settings.num_critics
+        ),
+        actor_trainer=optimizers.trainer(**settings.actor),
+        critic_trainer=optimizers.trainer(**settings.critic),
+        critic_warmup=settings.critic_warmup * rounds,
+    )
+
+
+def make_algorithm(
+    env: VecEnv, learner: Learner, config: ConfigDict, name: str
+) -> Algorithm:
+    """Make the Algorithm of a learner from the whole configuration."""
+    return off_policy.off_policy(
+        env,
+        learner,
+        num_chunks=config.rollout.num_chunks,
+        reset_at_iteration=config.rollout.reset_at_iteration,
+        **config.algorithm[name].replay,
+    )
+
+
+def check(name: str, settings: ConfigDict, **rules: tuple[bool, str]) -> None:
+    """Raise a SettingsError for the first setting that does not fit.
+
+    Args:
+        name: of the algorithm.
+        rules: setting -> (whether it fits, what it must be).
+    """
+    for setting, (fits, wanted) in rules.items():
+        if not fits:
+            raise SettingsError(
+                f"{name}.{setting}={settings[setting]!r} must be {wanted}."
+            )
+
+
+def check_pair(name: str, settings: ConfigDict) -> None:
+    """Refuse a number of critics other than two."""
+    check(name, settings, num_critics=(settings.num_critics == 2, "2"))
+
+
+def check_policy(name: str, policy: ChainPolicy) -> None:
+    """Refuse a policy that is no chain from noise."""
+    if not isinstance(policy, ChainPolicy) or not policy.denoises:
+        raise SettingsError(
+            f"{name} needs a diffusion policy, not this one; set "
+            "model.kind='diffusion'."
+        )
+
+
+def _check_model(model: ConfigDict, name: str) -> None:
+    if model.kind != "diffusion":
+        raise SettingsError(
+            f"{name} needs a diffusion policy, not {model.kind!r}; set "
+            "model.kind='diffusion'."
+        )
+    sampling = model.sampling
+    steps = sampling.ddim_steps or model.diffusion.num_denoising_steps
+    if sampling.num_tuned_steps != steps:
+        raise SettingsError(
+            f"model.sampling.num_tuned_steps={sampling.num_tuned_steps} freezes some "
+            f"denoising steps, all of which {name} trains; set it to {steps}."
+        )

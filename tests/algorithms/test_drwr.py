@@ -1,0 +1,108 @@
+"""Reward-weighted regression on tasks of a few numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.training.loop import train
+from tests import tiny
+from tests.tiny_regression import make_tiny_drwr
+
+
+@pytest.mark.parametrize("batch_size, num_updates", [(7, 2 * 1), (1000, 2 * 1)])
+def test_every_epoch_cuts_the_finished_rows_into_minibatches(batch_size, num_updates):
+    """Tasks of 6 steps end in the third chunk: 12 of 20 rows count, the others belong
+    to episodes that the roll-out cuts. If no row counts, nothing changes."""
+    env = tiny.point_env(4, lengths=(6,), max_steps=60)
+    algorithm = make_tiny_drwr(env=env, num_chunks=5, batch_size=batch_size)
+    state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+    after, metrics = step(state)
+    np.testing.assert_allclose(metrics["finished_share"], 12 / 20)
+    assert metrics["num_updates"] == after.actor.optimizer[0].count == num_updates
+    assert metrics["policy_loss"] > 0 and metrics["params_change"] > 0
+    endless = state._replace(env=lengthened(state.env))
+    after, metrics = step(endless)
+    assert tiny.same(after.actor, state.actor)
+    for name in ("num_updates", "finished_share", "policy_loss", "params_change"):
+        assert metrics[name] == 0
+    assert metrics["num_episodes"] == 0
+    assert all(np.isfinite(metrics[name]) for name in algorithm.finite)
+
+
+def lengthened(env_state):
+    """States of `point_env` whose present episodes are of 99 steps."""
+
+    def replace(leaf):
+        return leaf._replace(length=jnp.full_like(leaf.length, 99))
+
+    def is_task(leaf):
+        return isinstance(leaf, tiny.PointState)
+
+    found = jax.tree.map(
+        lambda leaf: replace(leaf) if is_task(leaf) else leaf,
+        env_state,
+        is_leaf=is_task,
+    )
+    assert not tiny.same(found, env_state)
+    return found
+
+
+def test_it_solves_the_point_task_and_compiles_once():
+    """Reward -(a - 0.5)^2 for two steps; the network makes all moves."""
+    env = tiny.point_env(16, lengths=(2,))
+    algorithm = make_tiny_drwr(env=env, batch_size=64, epochs=8, beta=3.0)
+    step = jax.jit(algorithm.step)
+    state, rows = algorithm.init(jax.random.key(0)), []
+    for _ in range(30):
+        state, metrics = step(state)
+        rows.append(float(metrics["episode_return"]))
+    assert step._cache_size() == 1
+    assert np.mean(rows[-5:]) > 0.4 * np.mean(rows[:3])
+    params = algorithm.params(state)
+    assert tiny.same(params.base, params.tuned)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    env = tiny.point_env(4, lengths=(3, 99), max_steps=6)
+    algorithm = make_tiny_drwr(env=env)
+
+    def go(name, num_iterations):
+        return train(
+            algorithm,
+            algorithm.init(jax.random.key(0)),
+            run_dir=tmp_path / name,
+            num_iterations=num_iterations,
+            normalizer=tiny.NORMALIZER,
+        )
+
+    whole = go("whole", 3)
+    go("parts", 1)
+    assert tiny.same(whole, go("parts", 3))
+
+
+def test_it_starts_from_the_tuned_network():
+    algorithm = make_tiny_drwr()
+    params = tiny.tiny_diffusion_policy().init(jax.random.key(5), tiny.OBS)
+    params = params._replace(base=jax.tree.map(jnp.zeros_like, params.base))
+    state = algorithm.init(jax.random.key(0), params)
+    assert tiny.same(state.actor.params, params.tuned)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(beta=0.0), "algorithm.drwr.beta=0.0 must be positive"),
+        (dict(epochs=0), "algorithm.drwr.epochs=0 must be positive"),
+        (dict(discount=1.5), "algorithm.drwr.discount=1.5 must lie in"),
+        (dict(num_chunks=0), "num_chunks=0 must be at least 1"),
+        (
+            dict(reset_at_iteration=True, num_chunks=3),
+            "num_chunks=3 .* time limit of 4 chunks.* at least 4",
+        ),
+        (dict(policy=tiny.tiny_squashed_policy()), "a SquashedPolicy cannot"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_tiny_drwr(**changes)

@@ -1,0 +1,69 @@
+"""DSRL on tasks of a few numbers."""
+
+import jax
+import numpy as np
+import pytest
+
+from dppo_jax.policies import SteeredParams
+from dppo_jax.training.checkpoint import read_policy
+from dppo_jax.training.loop import train
+from tests import tiny
+from tests.tiny_regression import decoder, make_tiny_dsrl
+
+
+def test_it_learns_and_leaves_the_frozen_policy_as_it_is():
+    """Also for a flow; one compilation serves the warm-up and what follows."""
+    flow = tiny.tiny_flow_policy(has_noise_network=False)
+    for policy, variant in ((decoder(), "noise_aliasing"), (flow, "sac")):
+        algorithm = make_tiny_dsrl(policy, variant=variant)
+        frozen = policy.init(jax.random.key(5), tiny.OBS)
+        state = first = algorithm.init(jax.random.key(0), frozen)
+        step = jax.jit(algorithm.step)
+        for _ in range(3):
+            state, metrics = step(state)
+            assert all(np.isfinite(metrics[name]) for name in algorithm.finite)
+        assert step._cache_size() == 1
+        params = algorithm.params(state)
+        assert tiny.same(params.decoder, frozen)
+        assert not tiny.same(params.actor, algorithm.params(first).actor)
+        again = algorithm.init(jax.random.key(1), params)
+        assert tiny.same(algorithm.params(again), params)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    """What acts, the actor and the frozen policy, is saved as the policy."""
+    algorithm = make_tiny_dsrl()
+
+    def go(name, num_iterations):
+        return train(
+            algorithm,
+            algorithm.init(jax.random.key(0)),
+            run_dir=tmp_path / name,
+            num_iterations=num_iterations,
+            normalizer=tiny.NORMALIZER,
+        )
+
+    whole = go("whole", 3)
+    go("parts", 1)
+    assert tiny.same(whole, go("parts", 3))
+    saved = read_policy(tmp_path / "parts").params
+    assert set(saved) == set(SteeredParams._fields)
+    assert tiny.same(saved["actor"], whole.learner.soft.actor.params)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(variant="td3"), "algorithm.dsrl.variant='td3' must be one of sac, noise"),
+        (dict(noise_bound=0.0), "algorithm.dsrl.noise_bound=0.0 must be positive"),
+        (
+            dict(distillation_updates=4),
+            "distillation_updates=4 must be .* below replay.updates_per_round=4",
+        ),
+        (dict(target_critics=3), "target_critics=3 must be between 1 and num_critics"),
+        (dict(policy=tiny.tiny_diffusion_policy()), "model.sampling.ddim_steps set"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_tiny_dsrl(**changes)
