@@ -26,11 +26,15 @@ def collect_avoid(config: ConfigDict) -> Episodes:
         config.collect.episodes_per_mode,
         config.seed,
         engine=config.env.engine,
+        rewarded_gap=config.env.options.get("rewarded_gap", 5),
     )
+    rewards = np.concatenate([e.rewards for e in episodes])
     return Episodes(
         observations={"state": np.concatenate([e.states for e in episodes])},
         actions=np.concatenate([e.actions for e in episodes]),
         episode_lengths=np.array([len(e.actions) for e in episodes]),
+        rewards=rewards,
+        terminals=np.zeros(len(rewards), bool),  # The task never ends by itself.
     )
 
 
