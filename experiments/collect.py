@@ -31,15 +31,19 @@ def collect_avoid(config: ConfigDict) -> Episodes:
         config.collect.episodes_per_mode,
         config.seed,
         engine=config.env.engine,
+        rewarded_gap=config.env.options.get("rewarded_gap", 5),
     )
     observations = {"state": np.concatenate([e.states for e in episodes])}
     images = image_shape(config.model.network.encoder)
     if images is not None:
         observations["rgb"] = avoid_camera.pictures(observations["state"], images[1])
+    rewards = np.concatenate([e.rewards for e in episodes])
     return Episodes(
         observations=observations,
         actions=np.concatenate([e.actions for e in episodes]),
         episode_lengths=np.array([len(e.actions) for e in episodes]),
+        rewards=rewards,
+        terminals=np.zeros(len(rewards), bool),  # The task never ends by itself.
     )
 
 

@@ -36,6 +36,7 @@ def test_it_solves_the_point_task_with_critics_that_stay_different(name):
         actor__learning_rate=1e-2,
         critic__learning_rate=1e-2,
         **({} if name == "ibrl" else {"initial_temperature": 0.1}),
+        **({"penalty_weight": 1.0} if name == "calql" else {}),
     )
     state, rows, step = demonstrated.run(name, algorithm, 40)
     assert sum(row["num_updates"] for row in rows) >= 600 and step._cache_size() == 1
@@ -43,7 +44,7 @@ def test_it_solves_the_point_task_with_critics_that_stay_different(name):
     keys, obs = jax.random.split(jax.random.key(0), 1), {"state": np.zeros((1, 1, 2))}
     params = algorithm.params(state)
     action, _ = algorithm.act(params, keys, obs, deterministic=True)
-    np.testing.assert_allclose(action, tiny.GOAL, atol=0.15)
+    np.testing.assert_allclose(action, tiny.GOAL, atol=0.25)
     value = values_of_members(state, 3)
     assert (np.abs(value[:, None] - value[None]) + np.eye(3)[..., None] > 1e-4).all()
     assert tiny.same(state.offline, demonstrated.start(name, algorithm).offline)

@@ -64,11 +64,13 @@ class ScriptedEpisode(NamedTuple):
     mode: the gap taken in each row.
     states: [T, 4] desired x, y and actual x, y, before the action with the same index.
     actions: [T, 2] change of the desired position.
+    rewards: [T] of the action with the same index.
     """
 
     mode: Mode
     states: np.ndarray
     actions: np.ndarray
+    rewards: np.ndarray
 
 
 def scripted_episodes(
@@ -77,8 +79,13 @@ def scripted_episodes(
     seed: int,
     *,
     engine: str = "auto",
+    rewarded_gap: int = 5,
 ) -> list[ScriptedEpisode]:
     """Demonstrate `modes`, `episodes_per_mode` times each, in the order given.
+
+    Args:
+        engine, rewarded_gap: of the task, see `make_avoid`. Only the rewards depend on
+            the gap.
 
     Raises:
         SettingsError: no modes, an unknown mode, or `episodes_per_mode` below 1.
@@ -97,12 +104,12 @@ def scripted_episodes(
         )
     rng = np.random.default_rng(seed)
     wanted = np.repeat(np.array(modes, np.int64), episodes_per_mode, axis=0)
-    replay = _make_replay(engine)
+    replay = _make_replay(engine, rewarded_gap)
     found: dict[int, ScriptedEpisode] = {}
     for _ in range(MAX_ROUNDS):
         # Draw all episodes again in each round: equal shapes compile only once.
         actions = _draw_commands(rng, wanted)
-        states, gaps, collision = replay(actions)
+        states, gaps, collision, rewards = replay(actions)
         ends = _draw_ends(rng, len(wanted))
         for index in range(len(wanted)):
             length = _valid_length(
@@ -113,6 +120,7 @@ def scripted_episodes(
                     mode=tuple(wanted[index].tolist()),
                     states=states[index, :length],
                     actions=actions[index, :length],
+                    rewards=rewards[index, :length],
                 )
         if len(found) == len(wanted):
             return [found[index] for index in range(len(wanted))]
@@ -192,18 +200,20 @@ def _smooth_noise(
     return noise * np.sqrt(2 * np.sqrt(np.pi) * sigma)
 
 
-def _make_replay(engine: str):
-    """Make actions [N, T, 2] -> states [N, T, 4], gaps [N, T, 3], collision [N, T].
+def _make_replay(engine: str, rewarded_gap: int):
+    """Make actions [N, T, 2] -> states [N, T, 4], gaps [N, T, 3], collision, rewards.
 
-    The results are those before the action with the same index.
+    Collisions and rewards are [N, T]. The rewards are those of the action with the same
+    index, everything else is as it was before that action.
     """
-    env = make_avoid(engine=engine)
+    env = make_avoid(engine=engine, rewarded_gap=rewarded_gap)
 
     @jax.jit
     def replay(actions: jax.Array):
         def step(state, action):
-            seen = (state.obs["state"], state.gaps, state.collision)
-            return jax.vmap(env.step)(state, action)[0], seen
+            after, outcome = jax.vmap(env.step)(state, action)
+            before = (state.obs["state"], state.gaps, state.collision)
+            return after, (*before, outcome.reward)
 
         keys = jax.random.split(jax.random.key(0), actions.shape[0])
         start = jax.vmap(env.reset)(keys)

@@ -42,6 +42,9 @@ def test_replaying_the_actions_gives_the_states_and_the_mode(episodes):
         codes = [steps.metrics[f"gap_row{r}"][length - 2, index] for r in (1, 2, 3)]
         assert tuple(codes) == episode.mode
         assert steps.metrics["collision"][length - 2, index] == 0.0
+        np.testing.assert_array_equal(episode.rewards, steps.reward[:length, index])
+        # Beyond the reward line every gap earns one, and gap 5 another one.
+        assert episode.rewards[-1] == 1 + (episode.mode[2] == 5)
 
 
 def test_episodes_look_like_human_ones(episodes):
