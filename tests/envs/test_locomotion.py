@@ -24,8 +24,11 @@ CLASSES = {
     "halfcheetah": ("half_cheetah", "HalfCheetahEnv"),
 }
 TASKS = tuple(CLASSES)
-# Variants that train new networks, or that learn from a replay buffer.
-OTHERS = ("sac", "gaussian", "gmm", *locomotion.OFF_POLICY)
+# Variants that train new networks, or that count updates in another way.
+OTHERS = (
+    *("sac", "gaussian", "gmm", "drwr", "dawr", "dsrl", "rlpd", "calql", "ibrl"),
+    *locomotion.OFF_POLICY,
+)
 SPEC = mujoco.mjtState.mjSTATE_INTEGRATION
 TERMS = ("reward_forward", "reward_survive", "reward_ctrl", "x_velocity", "healthy")
 

@@ -134,7 +134,8 @@ def test_every_variant_describes_a_demonstrator(task, variant):
     policy = make_policy(settings.model, action_dim=3)
     assert policy.num_tuned_steps == 1 and settings.model.chunk == 1
     assert settings.target_return >= 1500
-    is_small = variant in ("cpu", *OFF_POLICY)
+    small = (*OFF_POLICY, "drwr", "dawr", "dsrl", "rlpd", "calql", "ibrl", "cpu")
+    is_small = variant in small
     assert settings.num_control_steps == (100_000 if is_small else 1_000_000)
 
 
