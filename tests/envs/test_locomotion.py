@@ -24,7 +24,8 @@ CLASSES = {
     "halfcheetah": ("half_cheetah", "HalfCheetahEnv"),
 }
 TASKS = tuple(CLASSES)
-NEW = ("sac", "gaussian", "gmm")  # variants that train new networks
+# Variants that train new networks or learn off-policy.
+NEW = ("sac", "gaussian", "gmm", "rlpd", "calql", "ibrl")
 SPEC = mujoco.mjtState.mjSTATE_INTEGRATION
 TERMS = ("reward_forward", "reward_survive", "reward_ctrl", "x_velocity", "healthy")
 
