@@ -57,7 +57,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
         (dict(critic_ratio=9), "make 8 updates .* one for every critic_ratio=9"),
         (
             dict(reference_quirks=("fixed_targets", "fixed_discount")),
-            "'fixed_discount', which is unknown; use any of fixed_targets, broadcast",
+            "'fixed_discount', which is unknown; use some of fixed_targets, broad",
         ),
         (dict(policy=tiny.tiny_squashed_policy()), "a SquashedPolicy cannot"),
     ],

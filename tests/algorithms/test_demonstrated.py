@@ -66,7 +66,10 @@ def test_members_of_the_reference_stay_equal(name):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"reference_quirks": ("sane",)}, "reference_quirks has 'sane'; use some of "),
+        (
+            {"reference_quirks": ("sane",)},
+            "reference_quirks has 'sane', which is unknown; use some of ",
+        ),
         ({"discount": 1.1}, r"discount=1.1 must be between"),
         ({"reward_scale": 0.0}, "reward_scale=0.0 must be positive"),
         ({"target_rate": 0.0}, "target_rate=0.0"),
@@ -163,7 +166,9 @@ def test_the_buffer_of_ibrl_starts_with_the_demonstrations():
     # The last action of the three episodes that were cut off has no next observation.
     num = demonstrated.NUM_DEMONSTRATIONS * demonstrated.LENGTH - 3
     assert state.replay.size.sum() == num and state.offline is None
-    assert (state.replay.items.reward > 0).sum() == num
+    reward = state.replay.items.reward
+    filled = np.arange(reward.shape[1]) < state.replay.size[:, None]
+    assert (reward[filled] > 0).all() and filled.sum() == num
 
 
 @pytest.mark.parametrize("name", NAMES)
