@@ -5,8 +5,9 @@ deterministic mode makes the action of it (DDIM with eta = 0, or a flow), so wha
 learned, the cloned policy can do. See `learning/steering.py` for the two variants.
 
 The zero line is the cloned policy itself, whose chains start from N(0, I): score it
-with the same settings, `experiments.evaluate --config.policy=RUN_OF_PRETRAIN`. A bound
-cuts the tails of N(0, I), so the actor cannot imitate it exactly.
+in its deterministic mode with the same settings, `experiments.evaluate
+--config.policy=RUN_OF_PRETRAIN --config.evaluate.deterministic=True`. A bound cuts the
+tails of N(0, I), so the actor cannot imitate it exactly.
 
 Not copied from the published code: it bounds the noise of "noise_aliasing" by the
 actions' bounds whatever `noise_bound` is, and it bootstraps nothing after a time limit.

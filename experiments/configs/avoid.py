@@ -220,6 +220,9 @@ def _use_steering(config: ConfigDict) -> None:
     replay = config.algorithm.dsrl.replay
     replay.update(capacity=50_000, updates_per_transition=0.75)
     replay.update(random_steps=1000, min_fill=1000)  # 40 episodes
+    # As in the published code. The median of an untrained actor is the start 0, whose
+    # actions may be far better or worse than those of the cloned policy.
+    config.evaluate.deterministic = False
     loop = config.loop.finetune
     loop.num_iterations = 400  # 640 episodes
     loop.log_every, loop.evaluate_every, loop.checkpoint_every = 10, 40, 100

@@ -300,6 +300,9 @@ def _use_steering(config: ConfigDict, task: str) -> None:
     dsrl.noise_bound = 2.5 if task == "walker2d" else 1.5
     dsrl.replay.update(capacity=100_000, updates_per_transition=0.75)
     dsrl.replay.update(random_steps=4000, min_fill=4000)
+    # As in the published code. The median of an untrained actor is the start 0, whose
+    # actions may be far better or worse than those of the cloned policy.
+    config.evaluate.deterministic = False
     loop = config.loop.finetune
     loop.num_iterations = 400  # 128,000 control steps
     loop.log_every, loop.evaluate_every, loop.checkpoint_every = 10, 40, 100
