@@ -135,19 +135,19 @@ def _configured(
             f"the settings `model` of {run_dir} are incomplete ({error}); give all of "
             "dppo_jax.policies.default_config, or pass the policy that was trained."
         ) from error
-    instead = algorithms.find_acting(saved.config, saved.params)
-    if instead is None:
+    found = algorithms.find_acting(saved.params)
+    if found is None:
         return policy
-    section = saved.config["algorithm"]
+    name, instead = found
+    section = saved.config.get("algorithm") or {}
     check_types(run_dir, section, algorithms.default_config(), "algorithm.")
     if acting is not None:
-        section = {**section, section["name"]: acting}
+        section = {**section, name: acting}
     config = {**saved.config, "model": model, "algorithm": section}
     try:
         return instead.make(policy, config, action_dim=action_dim)
     except KeyError as error:
         raise SettingsError(
-            f"the settings algorithm.{section['name']} or critic of {run_dir} are "
-            f"incomplete ({error}); restore its config.json, or pass the policy that "
-            "was trained."
+            f"the settings algorithm.{name} or critic of {run_dir} are incomplete "
+            f"({error}); restore its config.json, or pass the policy that was trained."
         ) from error

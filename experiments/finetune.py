@@ -129,9 +129,9 @@ def _start_from(
     """Arguments of `algorithm.init`: the policy's parameters, its critic if any."""
     run_dir = inputs.policy_path(config, "pretrain")
     params = pretrained.params
-    acting = find_acting(pretrained.config, params)
-    if acting is not None:
-        name = pretrained.config["algorithm"]["name"]
+    found = find_acting(params)
+    if found is not None:
+        name, acting = found
         if acting.restarts and config.algorithm.name == name:
             state = jax.eval_shape(algorithm.init, jax.random.key(config.seed))
             check_matches(

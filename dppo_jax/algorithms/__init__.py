@@ -113,18 +113,20 @@ def find_algorithm(name: str) -> Entry:
     return ALGORITHMS[name]
 
 
-def find_acting(config: Mapping[str, Any], params: Any) -> Acting | None:
-    """What acts with saved parameters; None: the configured policy.
+def find_acting(params: Any) -> tuple[str, Acting] | None:
+    """The algorithm of saved parameters and what acts with them.
 
     Args:
-        config: the content of a `config.json`.
         params: a mapping or a named tuple.
+
+    Returns:
+        None for the parameters of a policy alone.
     """
-    section = config.get("algorithm")
-    name = section.get("name") if isinstance(section, Mapping) else None
-    acting = ALGORITHMS[name].acting if name in ALGORITHMS else None
     parts = params if isinstance(params, Mapping) else getattr(params, "_fields", ())
-    return acting if acting is not None and set(parts) == set(acting.fields) else None
+    for name, entry in ALGORITHMS.items():
+        if entry.acting is not None and set(parts) == set(entry.acting.fields):
+            return name, entry.acting
+    return None
 
 
 def make_algorithm(

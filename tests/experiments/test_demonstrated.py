@@ -97,7 +97,7 @@ def test_a_run_is_resumed_and_evaluated(name, world, cloned, tmp_path):
     if name == "ibrl":
         config = make_config(name, world, tmp_path / "again", 1)
         config.policy = whole
-        with pytest.raises(ValueError, match="acts with two networks and critics"):
+        with pytest.raises(ValueError, match="holds what ibrl acts with"):
             finetune.main(config)
 
 
