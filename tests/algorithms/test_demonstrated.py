@@ -166,9 +166,10 @@ def test_the_buffer_of_ibrl_starts_with_the_demonstrations():
     # The last action of the three episodes that were cut off has no next observation.
     num = demonstrated.NUM_DEMONSTRATIONS * demonstrated.LENGTH - 3
     assert state.replay.size.sum() == num and state.offline is None
-    reward = state.replay.items.reward
-    filled = np.arange(reward.shape[1]) < state.replay.size[:, None]
-    assert (reward[filled] > 0).all() and filled.sum() == num
+    reward = np.asarray(state.replay.items.reward)
+    for ring, size in zip(reward, np.asarray(state.replay.size)):
+        slot = np.arange(int(state.replay.head) - size, int(state.replay.head))
+        assert (ring[slot] > 0).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
