@@ -133,9 +133,10 @@ def _use_likelihood(config: ConfigDict) -> None:
 
 
 def _use_demonstrations(config: ConfigDict, name: str) -> None:
-    """Learn off-policy from demonstrations; the reference has no settings for this task.
+    """Learn off-policy from demonstrations.
 
-    These are first guesses for minutes on two CPU cores; no curves were measured yet.
+    The reference has no settings for this task. These are first guesses, for minutes on
+    two CPU cores; no curves were measured yet.
     """
     if name == "ibrl":
         _use_head(config, "gaussian")
