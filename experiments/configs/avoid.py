@@ -160,9 +160,10 @@ def _use_pixels(config: ConfigDict) -> None:
 
 
 def _use_demonstrations(config: ConfigDict, name: str) -> None:
-    """Learn off-policy from demonstrations, about ten minutes on two CPU cores.
+    """Learn off-policy from demonstrations.
 
-    The reference has no settings for this task.
+    The reference has no settings for this task. These are first guesses, for minutes on
+    two CPU cores; no curves were measured yet.
     """
     if name == "ibrl":
         _use_head(config, "gaussian")

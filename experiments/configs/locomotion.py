@@ -33,8 +33,8 @@ The other variants are:
   settings. Its standard deviations are learned and start at 0.1, as those of
   `gaussian` do;
 - `rlpd` and `calql`: new networks, trained from demonstrations and roll-outs by RLPD
-  (arXiv 2302.02948) and Cal-QL (arXiv 2303.05479), about ten minutes on two CPU cores;
-- `ibrl`: a cloned Gaussian policy, fine-tuned by IBRL (arXiv 2311.02198), as long.
+  (arXiv 2302.02948) and Cal-QL (arXiv 2303.05479), meant for minutes on two CPU cores;
+- `ibrl`: a cloned Gaussian policy, fine-tuned by IBRL (arXiv 2311.02198), likewise.
 
 Use demonstrations of D4RL or of `experiments.collect`, which trains a policy to about
 a third or a half of the returns of D4RL's experts (3234, 4592 and 12135).
