@@ -1,7 +1,7 @@
 """Compare algorithms: python -m experiments.compare LABEL=FILE.py:VARIANT ...
 
 Fine-tunes every entry, a configuration with a label, with the same seeds, one run after
-another, and compares their scores. An example, where the words after -- are optional:
+another, and compares their scores. An example, in which -- may be left out:
 
   python -m experiments.compare --output=runs/compare/avoid_m2 --seeds=3 \\
       dppo=experiments/configs/avoid.py:m2 fpo=experiments/configs/avoid.py:m2_fpo \\

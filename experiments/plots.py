@@ -131,7 +131,7 @@ def curve(
         seconds += row.get("seconds", 0.0) * (iteration - last)
         last = iteration
         start = {} if iteration else {"env_steps": 0.0}
-        place = (start | row | {"seconds": seconds}).get(over)
+        place = {**start, **row, "seconds": seconds}.get(over)
         if metric in row and place is not None:
             points[iteration] = (place, row[metric])
     return points

@@ -52,7 +52,7 @@ def test_an_interval_contains_the_value_and_depends_on_nothing_but_the_seed():
 
 
 def test_the_interval_of_two_scores_has_their_quantiles():
-    """A draw of two scores is (0, 0), (0, 1) or (1, 1), a quarter of them at each end."""
+    """A quarter of the draws is (0, 0), another (1, 1); the others have the mean 0.5."""
     assert interval(interquartile_mean, [0.0, 1.0]) == (0, 1)
     low, high = interval(interquartile_mean, [0.0, 1.0], confidence=0.4)
     assert low == high == 0.5
