@@ -116,7 +116,8 @@ def _notes(runs: Sequence[Run]) -> str:
         "percentiles of a bootstrap over the seeds of each entry; few seeds make them "
         "too narrow, and one seed has none. P(better): the probability that a run "
         "scores higher than one of the first entry, ties counted half (Agarwal et al. "
-        f"2021, arXiv 2108.13264). Environment steps and seconds are medians.{start}\n"
+        "2021, arXiv 2108.13264). Environment steps and seconds are medians; the "
+        f"time of the curves includes compiling.{start}\n"
     )
 
 

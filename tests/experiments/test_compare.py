@@ -79,6 +79,7 @@ class QuickPrograms(Programs):
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
     """Quick programs, in an empty folder with a quick configuration `tiny.py`."""
+    monkeypatch.setattr(scores, "_save_curves", lambda path, *_: path.touch())
     return prepare(tmp_path, monkeypatch, QuickPrograms())
 
 
@@ -179,9 +180,20 @@ def test_without_a_cloned_policy_an_entry_fails_but_no_other(programs):
     assert "| b | 0 of 2 | - | - | - | - |" in table
     for seed in (0, 1):
         assert f"failed: b, seed {seed}: cloned policy out/b/pretrain: exit" in table
+
+
+def test_demonstrations_that_cannot_be_collected_are_tried_once(programs):
     programs.fails = lambda words: True
-    words = ["--output=none", "--seeds=1", "a=tiny.py:m2"]
-    assert compare.main(words) == 1 and not Path("none/curves.png").exists()
+    words = ["--output=out", "--seeds=1", "a=tiny.py", "b=tiny.py:m1_gaussian"]
+    assert compare.main(words) == 1 and not Path("out/curves.png").exists()
+    assert programs.stages == [("collect", "out/a/collect")]
+    failed = "cloned policy out/b/pretrain: demonstrations out/a/data: exit status 2"
+    assert f"- failed: b, seed 0: {failed}" in Path("out/table.md").read_text()
+
+
+def test_a_clone_of_another_length_is_another(programs):
+    shared = found("a=tiny.py", "b=tiny.py", "--b.loop.pretrain.num_epochs=4")
+    assert [policy for _, policy in shared] == ["out/a/pretrain", "out/b/pretrain"]
 
 
 def test_an_interrupt_ends_the_comparison(programs):
@@ -217,7 +229,8 @@ def test_entries_share_what_their_settings_agree_in(programs):
     words = (f"a={AVOID}:m1", f"b={AVOID}:m1_ddim", f"c={AVOID}:m1_flow1")
     words += (f"d={AVOID}:m1_flow", f"e={AVOID}:m2", f"f={AVOID}:m1")
     own, data = "out/{}/pretrain".format, "out/a/data"
-    assert found(*words, "--f.model.chunk=2") == [
+    changes = ("--f.model.chunk=2", "--b.loop.finetune.num_iterations=7")
+    assert found(*words, *changes) == [
         *((data, own("a")), (data, own("a")), (data, own("c")), (data, own("c"))),
         *(("out/e/data", own("e")), (data, own("f"))),
     ]
