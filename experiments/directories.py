@@ -85,6 +85,17 @@ def config_of_run(run_dir: str) -> ConfigDict:
     return config
 
 
+def settings_read(config: ConfigDict, stage: str) -> dict[str, Any]:
+    """The settings that the result of a stage depends on, by their dotted names."""
+    free = (*_UNREAD[stage], "name", "run_dir", "num_seeds", "evaluate.", "mesh.")
+    return {
+        name: value
+        for name, value in flatten(as_json(config)).items()
+        if not name.startswith(free)
+        and name.startswith(f"loop.{stage}.") == name.startswith("loop.")
+    }
+
+
 def prepare_run(
     config: ConfigDict, stage: str, origin: Mapping[str, Any] | None = None
 ) -> str:

@@ -101,9 +101,9 @@ def plot_curves(
             are their places on the axis.
     """
     for label, run_dirs in groups.items():
-        curves = [_curve(read_metrics(run), metric, over) for run in run_dirs]
-        shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-        points = np.array([[curve[i] for i in shared] for curve in curves])
+        curves = [curve(read_metrics(run), metric, over) for run in run_dirs]
+        shared = sorted(set.intersection(*(set(points) for points in curves)))
+        points = np.array([[each[i] for i in shared] for each in curves])
         if not shared:
             continue
         places, values = points[..., 0].mean(0), points[..., 1]
@@ -118,23 +118,23 @@ def plot_curves(
     ax.legend()
 
 
-def _curve(
+def curve(
     rows: Sequence[Mapping[str, float]], metric: str, over: str
 ) -> dict[float, tuple[float, float]]:
     """Iteration -> place on the axis and value, for the rows that have both.
 
     The row of iteration 0, an evaluation before training, has neither steps nor a time.
     """
-    curve, seconds, last = {}, 0.0, 0.0
+    points, seconds, last = {}, 0.0, 0.0
     for row in rows:
         iteration = row["iteration"]
         seconds += row.get("seconds", 0.0) * (iteration - last)
         last = iteration
         start = {} if iteration else {"env_steps": 0.0}
-        place = (start | dict(row) | {"seconds": seconds}).get(over)
+        place = {**start, **row, "seconds": seconds}.get(over)
         if metric in row and place is not None:
-            curve[iteration] = (place, row[metric])
-    return curve
+            points[iteration] = (place, row[metric])
+    return points
 
 
 def can_write(path: Path) -> bool:

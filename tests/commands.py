@@ -20,7 +20,7 @@ from absl import app, flags
 
 from benchmarks import timing
 from dppo_jax.errors import SettingsError
-from experiments import command_line, convert, report
+from experiments import command_line, compare, convert, report
 from experiments.configs import avoid
 from tests.conftest import REPOSITORY
 
@@ -167,6 +167,8 @@ def _patches(module: ModuleType) -> list[Any]:
         main = lambda argv: report._groups(argv[1:])  # noqa: E731
     if module is convert:
         main = convert._parse
+    if module is compare:
+        main = lambda argv: start(compare.parse(argv))  # noqa: E731
     config = avoid.get_config().lock()
     return [
         mock.patch.object(module, "main", main),

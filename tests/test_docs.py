@@ -232,6 +232,7 @@ def test_nearly_all_commands_are_checked():
         ("python -m experiments.import_lerobot DIR", "write FOLDER RUN_DIR"),
         ("python -m experiments.export_reference RUN A.pt --best", "Unknown command"),
         ("python -m experiments.report runs/a", "write LABEL=DIR"),
+        ("python -m experiments.compare --output=a", "write LABEL=FILE.py:VARIANT"),
         ("python -m experiments.convert a", "required: OUT"),
         ("python -m benchmarks.denoising --bach 3", "unrecognized arguments: --bach"),
         ("python -m benchmarks.train_step --set sed=1", "did you mean seed"),

@@ -147,9 +147,14 @@ class Checkpoints:
 
 
 def has_checkpoint(run_dir: str | os.PathLike) -> bool:
-    """Whether a run has a complete checkpoint; only these are named by a number."""
-    folder = Path(run_dir) / CHECKPOINTS
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    """Whether a run has a complete checkpoint."""
+    return newest_checkpoint(run_dir) is not None
+
+
+def newest_checkpoint(run_dir: str | os.PathLike) -> int | None:
+    """The iteration of the newest complete checkpoint; only these are numbers."""
+    names = [path.name for path in Path(run_dir, CHECKPOINTS).glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 class Best:

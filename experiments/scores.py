@@ -1,0 +1,205 @@
+"""The scores of a comparison: a file, a table and curves."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import pyplot as plt
+from ml_collections import ConfigDict
+
+from dppo_jax.errors import SettingsError
+from dppo_jax.training.config_file import write_atomically
+from dppo_jax.training.metrics import read_metrics
+from experiments import plots, statistics
+from experiments.directories import run_path
+from experiments.inputs import NO_POLICY
+
+COLUMNS = (
+    *("label", "seed", "iteration", "env_steps", "seconds"),
+    *("metric", "score", "num_episodes"),
+)
+_DEFAULTS = ("eval/success", "eval/episode_return")
+
+
+class Run(NamedTuple):
+    """One seed of an entry. failure: why it failed, empty if it did not."""
+
+    label: str
+    config: ConfigDict
+    failure: str = ""
+
+    @property
+    def run_dir(self) -> str:
+        return run_path(self.config, "finetune")
+
+    def rows(self) -> list[dict[str, float]]:
+        """Its metrics, up to the configured number of iterations."""
+        last = self.config.loop.finetune.num_iterations
+        return [row for row in read_metrics(self.run_dir) if row["iteration"] <= last]
+
+
+class Final(NamedTuple):
+    """Where a run ended: its last score, and its environment steps and speed."""
+
+    score: float
+    env_steps: float
+    seconds: list[float]
+
+
+def save(output: str, runs: Sequence[Run], metric: str = "") -> None:
+    """Write scores.csv, table.md and curves.png, and print the table.
+
+    Runs that failed are named below the table, and count nowhere else.
+
+    Args:
+        metric: column of `metrics.csv`; empty: the success if all runs have it, or else
+            the return.
+
+    Raises:
+        SettingsError: a run without this metric.
+    """
+    done = [run for run in runs if not run.failure]
+    metric = metric or _default_metric(done)
+    _check_metric(done, metric)
+    _save_scores(Path(output) / "scores.csv", done, metric)
+    text = make_table(runs, metric)
+    write_atomically(Path(output) / "table.md", text)
+    print(f"\n{text}", flush=True)
+    print(f"wrote {Path(output) / 'table.md'} and scores.csv")
+    if done:
+        _save_curves(Path(output) / "curves.png", done, metric)
+
+
+def make_table(runs: Sequence[Run], metric: str) -> str:
+    """The comparison in Markdown, and below it what its columns mean."""
+    groups = _groups(runs)
+    finals = {
+        label: [_final(run, metric) for run in group if not run.failure]
+        for label, group in groups.items()
+    }
+    base = next(iter(groups))
+    sure = f"{100 * statistics.CONFIDENCE:.0f} %"
+    lines = [
+        f"| entry | seeds | final {metric}: IQM [{sure} interval] | environment steps "
+        f"| seconds per iteration | P(better than {base}) [{sure} interval] |",
+        "|---|---|---|---|---|---|",
+    ]
+    for label, ended in finals.items():
+        count, total = len(ended), len(groups[label])
+        cells = [label, str(count) if count == total else f"{count} of {total}"]
+        cells += _cells(ended, [] if label == base else finals[base])
+        lines.append(f"| {' | '.join(cells)} |")
+    failed = [
+        f"- failed: {run.label}, seed {run.config.seed}: {run.failure}"
+        for run in runs
+        if run.failure
+    ]
+    return "\n".join([*lines, "", *failed, *([""] if failed else []), _notes(runs)])
+
+
+def _notes(runs: Sequence[Run]) -> str:
+    evaluation = runs[0].config.evaluate
+    mode = "deterministic" if evaluation.deterministic else "exploring"
+    start = ""
+    if any(run.config.policy != NO_POLICY for run in runs):
+        start = (
+            " All seeds of an entry start from the same policy, so its interval leaves "
+            "out how cloning varies."
+        )
+    return (
+        f"Final: the last evaluation of a run, {evaluation.num_episodes} episodes of "
+        f"the {mode} policy. IQM: the mean over seeds without the lowest and the "
+        "highest quarter, rounded down, so of three seeds it drops none. Intervals: "
+        "percentiles of a bootstrap over the seeds of each entry; few seeds make them "
+        "too narrow, and one seed has none. P(better): the probability that a run "
+        "scores higher than one of the first entry, ties counted half (Agarwal et al. "
+        "2021, arXiv 2108.13264). Environment steps and seconds are medians; the "
+        f"time of the curves includes compiling.{start}\n"
+    )
+
+
+def _cells(ended: Sequence[Final], base: Sequence[Final]) -> list[str]:
+    if not ended:
+        return ["-"] * 4
+    values = [final.score for final in ended]
+    score = float(statistics.interquartile_mean(np.array(values)))
+    ends = statistics.interval(statistics.interquartile_mean, values)
+    seconds = np.median([x for final in ended for x in final.seconds] or [np.nan])
+    cells = [
+        _with_interval(score, ends),
+        f"{np.median([final.env_steps for final in ended]):.0f}",
+        f"{seconds:.3g}",
+    ]
+    if not base:
+        return [*cells, "-"]
+    others = [final.score for final in base]
+    chance = float(statistics.improvement(np.array(values), np.array(others)))
+    ends = statistics.interval(statistics.improvement, values, others)
+    return [*cells, _with_interval(chance, ends)]
+
+
+def _with_interval(value: float, ends: tuple[float, float] | None) -> str:
+    return f"{value:.4g}" + (f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends else "")
+
+
+def _final(run: Run, metric: str) -> Final:
+    rows = run.rows()
+    scored = [row for row in rows if metric in row]
+    steps = [row["env_steps"] for row in rows if "env_steps" in row]
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    return Final(scored[-1][metric], steps[-1] if steps else np.nan, seconds)
+
+
+def _groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.label, []).append(run)
+    return groups
+
+
+def _names(run: Run) -> set[str]:
+    return {name for row in run.rows() for name in row}
+
+
+def _default_metric(runs: Sequence[Run]) -> str:
+    logged = [_names(run) for run in runs]
+    shared = set.intersection(*logged) if logged else set()
+    return next(filter(shared.__contains__, _DEFAULTS), _DEFAULTS[-1])
+
+
+def _check_metric(runs: Sequence[Run], metric: str) -> None:
+    for run in runs:
+        if metric not in _names(run):
+            raise SettingsError(
+                f"{run.run_dir}: metrics.csv has no {metric!r}; pass --metric=NAME, "
+                f"one of {', '.join(sorted(_names(run)))}."
+            )
+
+
+def _save_scores(path: Path, runs: Sequence[Run], metric: str) -> None:
+    """Write one row for each evaluation."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for run in runs:
+        rows = run.rows()
+        seconds = plots.curve(rows, metric, "seconds")
+        for iteration, (steps, score) in plots.curve(rows, metric, "env_steps").items():
+            place = [int(iteration), f"{steps:.0f}", f"{seconds[iteration][0]:.6g}"]
+            result = [metric, f"{score:.6g}", run.config.evaluate.num_episodes]
+            writer.writerow([run.label, run.config.seed, *place, *result])
+    write_atomically(path, text.getvalue())
+
+
+def _save_curves(path: Path, runs: Sequence[Run], metric: str) -> None:
+    """Draw the scores over environment steps and over training time."""
+    groups = {
+        label: [run.run_dir for run in group] for label, group in _groups(runs).items()
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
+    for ax, over in zip(axes, ("env_steps", "seconds")):
+        plots.plot_curves(ax, groups, metric, over)
+    plots.save_figure(figure, path)
