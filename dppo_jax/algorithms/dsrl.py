@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import off_policy, optimizers
+from dppo_jax.learning import off_policy, off_policy_settings, optimizers
 from dppo_jax.learning.soft_actor_critic import COMBINE, Trainers, soft_updates
 from dppo_jax.learning.steering import VARIANTS, steering
 from dppo_jax.networks import GaussianMLP
@@ -48,7 +48,7 @@ def default_config() -> ConfigDict:
     config.variant = "noise_aliasing"  # or "sac"
     # Entries of the noise stay within +- this.
     config.noise_bound = 1.5
-    config.replay = off_policy.default_config()
+    config.replay = off_policy_settings.default_config()
     # 20 updates of soft actor-critic and 10 distillations for every two steps of 4
     # environments, and 2000 steps under N(0, I) before them.
     config.replay.update(updates_per_round=30, updates_per_transition=3.75)

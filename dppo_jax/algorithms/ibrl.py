@@ -14,8 +14,13 @@ from ml_collections.config_dict import placeholder
 from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.demonstrations.transitions import transitions_of
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import off_policy as iterations
-from dppo_jax.learning import offline_data, optimizers, quirks, soft_settings
+from dppo_jax.learning import (
+    off_policy_settings,
+    offline_data,
+    optimizers,
+    quirks,
+    soft_settings,
+)
 from dppo_jax.learning.imitation_bootstrap import bootstrap_learner, bootstrap_updates
 from dppo_jax.learning.off_policy import Learner, off_policy
 from dppo_jax.networks import StateActionCritic
@@ -36,7 +41,7 @@ def default_config() -> ConfigDict:
     It makes five updates of the critics and one of the actor for every two chunks.
     """
     config = ConfigDict()
-    config.replay = iterations.default_config()
+    config.replay = off_policy_settings.default_config()
     config.replay.update(capacity=300_000, random_steps=0, min_fill=0)
     config.replay.update(updates_per_transition=2.5, updates_per_round=5)
     config.actor_updates = 1  # per round

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import off_policy, optimizers
+from dppo_jax.learning import off_policy, off_policy_settings, optimizers
 from dppo_jax.learning.off_policy import Learner
 from dppo_jax.learning.optimizers import Trainer
 from dppo_jax.networks import StateActionCritic
@@ -31,7 +31,7 @@ def default_config(*, updates_per_transition: float, target_rate: float) -> Conf
         updates_per_transition: the reference's replay ratio over its batch size.
     """
     config = ConfigDict()
-    config.replay = off_policy.default_config()
+    config.replay = off_policy_settings.default_config()
     del config.replay.updates_per_round  # A round is one batch.
     config.replay.update(batch_size=1000, random_steps=0, min_fill=0)
     config.replay.updates_per_transition = updates_per_transition

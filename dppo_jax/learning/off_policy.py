@@ -1,14 +1,17 @@
-"""The iteration that off-policy algorithms share: collect, store, draw, update."""
+"""The iteration that off-policy algorithms share: collect, store, draw, update.
+
+`off_policy_settings` has its settings.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from dppo_jax import replay as buffers
 from dppo_jax.errors import SettingsError
+from dppo_jax.learning import off_policy_settings
 from dppo_jax.replay import Replay
 from dppo_jax.rollout import env_keys, episode_means, rollout
 from dppo_jax.training import parallel
@@ -74,19 +77,6 @@ class OffPolicyState(NamedTuple):
     iteration: Array
 
 
-def default_config() -> ConfigDict:
-    """Settings of buffer and updates, which are keyword arguments of `off_policy`."""
-    config = ConfigDict()
-    config.capacity = 1_000_000
-    config.batch_size = 256
-    config.random_steps = 5000
-    config.min_fill = 5000
-    config.updates_per_transition = 1.0
-    config.updates_per_round = 1
-    config.num_groups = 1
-    return config
-
-
 def off_policy(
     env: VecEnv,
     learner: Learner,
@@ -134,8 +124,10 @@ def off_policy(
     """
     num_envs = env.num_envs
     per_iteration = num_envs * num_chunks
-    num_rounds = _num_rounds(per_iteration, updates_per_transition, updates_per_round)
-    _check_settings(
+    num_rounds = off_policy_settings.num_rounds(
+        per_iteration, updates_per_transition, updates_per_round
+    )
+    off_policy_settings.check_settings(
         env,
         num_chunks=num_chunks,
         reset_at_iteration=reset_at_iteration,
@@ -270,45 +262,6 @@ def row_keys(key: Array, num_rows: int) -> Array:
     return env_keys(key, num_rows * parallel.num_shards())
 
 
-def _check_settings(
-    env: VecEnv,
-    *,
-    num_chunks: int,
-    reset_at_iteration: bool,
-    capacity: int,
-    batch_size: int,
-    min_fill: int,
-    num_groups: int,
-) -> None:
-    if len(env.action_shape) != 2:
-        raise SettingsError(
-            f"the environment takes actions of shape {env.action_shape}, but off_policy"
-            " needs chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), with Ta = 1 for"
-            " single actions."
-        )
-    if (
-        min(batch_size, num_groups) < 1
-        or batch_size % num_groups
-        or env.num_envs % num_groups
-    ):
-        raise SettingsError(
-            f"replay.num_groups={num_groups} must divide replay.batch_size={batch_size}"
-            f" and the {env.num_envs} environments; change one of them."
-        )
-    buffers.check_capacity(capacity, num_envs=env.num_envs)
-    if min_fill > capacity:
-        raise SettingsError(
-            f"replay.min_fill={min_fill} must not be above replay.capacity={capacity}; "
-            "change one of them."
-        )
-    if reset_at_iteration and env.max_steps is not None and num_chunks < env.max_steps:
-        raise SettingsError(
-            f"rollout.reset_at_iteration=True with num_chunks={num_chunks} stops every "
-            f"episode before its time limit of {env.max_steps} chunks; set it to False,"
-            f" or num_chunks to at least {env.max_steps}."
-        )
-
-
 def _make_collect(
     env: VecEnv, learner: Learner, num_chunks: int, random_steps: int
 ) -> Callable[[Any, Any, Array, Array], tuple[Any, Any, Metrics]]:
@@ -421,17 +374,3 @@ def _make_learn(
 
 def _with_extras(replay: Replay, extras: PyTree) -> Replay:
     return replay._replace(items=replay.items._replace(extras=extras))
-
-
-def _num_rounds(
-    num_transitions: int, updates_per_transition: float, updates_per_round: int
-) -> int:
-    rounds = updates_per_transition * num_transitions / max(updates_per_round, 1)
-    if updates_per_round < 1 or rounds < 1 or abs(rounds - round(rounds)) > 1e-6:
-        raise SettingsError(
-            f"replay.updates_per_transition={updates_per_transition} for the "
-            f"{num_transitions} transitions of an iteration must be a whole number of "
-            f"rounds of updates_per_round={updates_per_round}, at least one; change "
-            "one of them, or collect more."
-        )
-    return round(rounds)

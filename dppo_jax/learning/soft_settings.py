@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import off_policy, optimizers
+from dppo_jax.learning import off_policy_settings, optimizers
 from dppo_jax.learning.soft_actor_critic import (
     COMBINE,
     Trainers,
@@ -20,7 +20,7 @@ from dppo_jax.types import VecEnv
 def default_config() -> ConfigDict:
     """Settings of SAC (arXiv 1812.05905, appendix D)."""
     config = ConfigDict()
-    config.replay = off_policy.default_config()
+    config.replay = off_policy_settings.default_config()
     # At the end of each round, actor and temperature are updated this often, on its
     # last batch. The reference implementation has updates_per_round = 2 and 2 here.
     config.actor_updates = 1
