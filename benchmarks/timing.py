@@ -163,6 +163,11 @@ def peak_memory() -> float:
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():  # Of this process; ru_maxrss would include its parent's.
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024 / 1e6
     # In units of 1024 bytes, but on macOS of bytes.
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
