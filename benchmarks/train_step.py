@@ -134,7 +134,7 @@ def returns_part(setup: Setup) -> Part:
     zero, unused = jnp.zeros(shape), jnp.zeros((*shape, 1))
     collected = Collected(
         obs=jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat),
-        extras=(unused, unused, ()),  # chains, their log-probabilities, no moments
+        extras=(unused, unused, None),  # chains, their log-probabilities, no moments
         reward=jax.random.normal(jax.random.key(1), shape),
         terminated=zero,
         truncated=zero,
