@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from dppo_jax.envs.tasks import avoid
 from dppo_jax.evaluate import Evaluation
@@ -112,6 +113,7 @@ def plot_curves(
             places, values.min(0), values.max(0), color=line.get_color(), alpha=0.2
         )
     ax.set(xlabel=AXES[over], ylabel=metric.replace("_", " "))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, not 20000
     if metric.endswith(("success", "solved", "collision", "outside")):
         ax.set_ylim(-0.03, 1.03)  # Rates need the same axis in all plots.
     ax.grid(alpha=0.3)
