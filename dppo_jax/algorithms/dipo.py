@@ -58,25 +58,15 @@ def default_config() -> ConfigDict:
 def make(
     env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
 ) -> Algorithm:
-    """Make DIPO from a whole configuration.
+    """Make DIPO; see `diffusion_q_settings.make_algorithm`.
+
+    The extras of its replay buffer are the improved chunks.
 
     Args:
-        env: its action is the policy's whole chunk, [Ta, Da].
-        config: its sections `rollout`, `critic`, `model` and `algorithm.dipo` are read.
         data: not used.
-
-    Returns:
-        An Algorithm; `init(key, params=None)` starts from given parameters of the
-        policy, or from new ones. The extras of its replay buffer are the improved
-        chunks.
-
-    Raises:
-        SettingsError: invalid or contradictory settings, which the message names.
     """
     del data
-    diffusion_q_settings.check_policy(NAME, policy)
-    learner = make_learner(env, policy, config)
-    return diffusion_q_settings.make_algorithm(env, learner, config, NAME)
+    return diffusion_q_settings.make_algorithm(NAME, make_learner, env, policy, config)
 
 
 def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:

@@ -54,24 +54,13 @@ def default_config() -> ConfigDict:
 def make(
     env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
 ) -> Algorithm:
-    """Make DQL from a whole configuration.
+    """Make DQL; see `diffusion_q_settings.make_algorithm`.
 
     Args:
-        env: its action is the policy's whole chunk, [Ta, Da].
-        config: its sections `rollout`, `critic`, `model` and `algorithm.dql` are read.
         data: not used.
-
-    Returns:
-        An Algorithm; `init(key, params=None)` starts from given parameters of the
-        policy, or from new ones.
-
-    Raises:
-        SettingsError: invalid or contradictory settings, which the message names.
     """
     del data
-    diffusion_q_settings.check_policy(NAME, policy)
-    learner = make_learner(env, policy, config)
-    return diffusion_q_settings.make_algorithm(env, learner, config, NAME)
+    return diffusion_q_settings.make_algorithm(NAME, make_learner, env, policy, config)
 
 
 def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:

@@ -92,24 +92,15 @@ def make_acting(
 def make(
     env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
 ) -> Algorithm:
-    """Make IDQL from a whole configuration.
+    """Make IDQL; see `diffusion_q_settings.make_algorithm`.
+
+    The parameters of the Algorithm are `CandidateParams`.
 
     Args:
-        env: its action is the policy's whole chunk, [Ta, Da].
-        config: its sections `rollout`, `critic`, `model` and `algorithm.idql` are read.
         data: not used.
-
-    Returns:
-        An Algorithm, whose parameters are `CandidateParams`; `init(key, params=None)`
-        starts from given parameters of the policy, or from new ones.
-
-    Raises:
-        SettingsError: invalid or contradictory settings, which the message names.
     """
     del data
-    diffusion_q_settings.check_policy(NAME, policy)
-    learner = make_learner(env, policy, config)
-    return diffusion_q_settings.make_algorithm(env, learner, config, NAME)
+    return diffusion_q_settings.make_algorithm(NAME, make_learner, env, policy, config)
 
 
 def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:

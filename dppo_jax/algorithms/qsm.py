@@ -46,33 +46,22 @@ def default_config() -> ConfigDict:
 def make(
     env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
 ) -> Algorithm:
-    """Make QSM from a whole configuration.
+    """Make QSM; see `diffusion_q_settings.make_algorithm`.
 
     Args:
-        env: its action is the policy's whole chunk, [Ta, Da].
-        config: its sections `rollout`, `critic`, `model` and `algorithm.qsm` are read.
         data: not used.
-
-    Returns:
-        An Algorithm; `init(key, params=None)` starts from given parameters of the
-        policy, or from new ones.
-
-    Raises:
-        SettingsError: invalid or contradictory settings, which the message names.
     """
     del data
-    diffusion_q_settings.check_policy(NAME, policy)
+    return diffusion_q_settings.make_algorithm(NAME, make_learner, env, policy, config)
+
+
+def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:
+    """Make the learner from a whole configuration."""
     if not config.model.diffusion.predict_noise:
         raise SettingsError(
             "qsm trains the predicted noise, but this network predicts the clean action"
             "; set model.diffusion.predict_noise=True, and clone again."
         )
-    learner = make_learner(env, policy, config)
-    return diffusion_q_settings.make_algorithm(env, learner, config, NAME)
-
-
-def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:
-    """Make the learner from a whole configuration."""
     settings = config.algorithm[NAME]
     known = f"one of {', '.join(GRADIENTS)}"
     diffusion_q_settings.check(

@@ -1,5 +1,6 @@
 """Settings that IDQL, DQL, QSM and DIPO share, and what is made of them."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -82,12 +83,36 @@ def make_parts(env: VecEnv, config: ConfigDict, name: str) -> Parts:
 
 
 def make_algorithm(
-    env: VecEnv, learner: Learner, config: ConfigDict, name: str
+    name: str,
+    make_learner: Callable[[VecEnv, ChainPolicy, ConfigDict], Learner],
+    env: VecEnv,
+    policy: ChainPolicy,
+    config: ConfigDict,
 ) -> Algorithm:
-    """Make the Algorithm of a learner from the whole configuration."""
+    """Make one of the four algorithms from a whole configuration.
+
+    Args:
+        name: of the algorithm.
+        make_learner: (env, policy, config) -> its learner.
+        env: its action is the policy's whole chunk, [Ta, Da].
+        config: its sections `rollout`, `critic`, `model` and `algorithm.<name>` are
+            read.
+
+    Returns:
+        An Algorithm; `init(key, params=None)` starts from given parameters of the
+        policy, or from new ones.
+
+    Raises:
+        SettingsError: invalid or contradictory settings, which the message names.
+    """
+    if not isinstance(policy, ChainPolicy) or not policy.denoises:
+        raise SettingsError(
+            f"{name} needs a diffusion policy, not this one; set "
+            "model.kind='diffusion'."
+        )
     return off_policy.off_policy(
         env,
-        learner,
+        make_learner(env, policy, config),
         num_chunks=config.rollout.num_chunks,
         reset_at_iteration=config.rollout.reset_at_iteration,
         **config.algorithm[name].replay,
@@ -111,15 +136,6 @@ def check(name: str, settings: ConfigDict, **rules: tuple[bool, str]) -> None:
 def check_pair(name: str, settings: ConfigDict) -> None:
     """Refuse a number of critics other than two."""
     check(name, settings, num_critics=(settings.num_critics == 2, "2"))
-
-
-def check_policy(name: str, policy: ChainPolicy) -> None:
-    """Refuse a policy that is no chain from noise."""
-    if not isinstance(policy, ChainPolicy) or not policy.denoises:
-        raise SettingsError(
-            f"{name} needs a diffusion policy, not this one; set "
-            "model.kind='diffusion'."
-        )
 
 
 def _check_model(model: ConfigDict, name: str) -> None:

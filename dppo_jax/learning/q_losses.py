@@ -53,21 +53,13 @@ def critic_loss(value: Array, target: Array) -> Array:
 
     Args:
         value: [N, B].
-        target: [B], the same for all critics.
+        target: [B], the same for all critics, or [N, B], one for each.
     """
-    chex.assert_rank([value, target], [2, 1])
-    chex.assert_equal_shape([value[0], target])
-    return 0.5 * ((value - target) ** 2).mean(1).sum()
-
-
-def distillation_loss(value: Array, target: Array) -> Array:
-    """Half the mean squared error of each critic to its own target, summed.
-
-    Args:
-        value, target: [N, B], of N critics.
-    """
-    chex.assert_rank([value, target], 2)
-    chex.assert_equal_shape([value, target])
+    chex.assert_rank([value, target], [2, {1, 2}])
+    if target.ndim == 1:
+        chex.assert_equal_shape([value[0], target])
+    else:
+        chex.assert_equal_shape([value, target])
     return 0.5 * ((value - target) ** 2).mean(1).sum()
 
 

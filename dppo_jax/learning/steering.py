@@ -192,7 +192,7 @@ def steering(
 
             def loss_of(params: PyTree) -> Array:
                 value = value_of(params, batch.obs, start)
-                return q_losses.distillation_loss(value, target)
+                return q_losses.critic_loss(value, target)
 
             loss, grads = parallel.mean(jax.value_and_grad(loss_of)(trained.params))
             return trainers.critic.descend(trained, grads), loss
