@@ -366,7 +366,7 @@ def test_without_overrides_nothing_is_added():
     state = physics.reset(*start(model))
     assert len(jax.tree.leaves(state)) == 5
     program = jax.make_jaxpr(physics.step)(state, jnp.zeros(model.nu))
-    (call,) = [eqn for eqn in program.eqns if eqn.primitive.name == "pure_callback"]
+    (call,) = [eqn for eqn in program.eqns if eqn.primitive.name == "buffer_callback"]
     assert [v.aval.shape for v in call.invars] == [state.raw.shape, (model.nu,)]
     assert len(program.eqns) == 1
 

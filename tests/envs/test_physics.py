@@ -149,8 +149,28 @@ def test_nested_vmaps_make_one_call():
             alone = physics.reset(qpos[i, j], jnp.zeros(2))
             alone = physics.step(alone, 0.1 * qpos[i, j])
             np.testing.assert_array_equal(nested.raw[i, j], alone.raw)
-    calls = str(jax.make_jaxpr(step)(nested, qpos)).count("pure_callback[")
+    calls = str(jax.make_jaxpr(step)(nested, qpos)).count("buffer_callback[")
     assert calls == 1
+
+
+def test_other_backends_step_alike(monkeypatch):
+    """Arrays of a GPU are no memory of NumPy, so there they are copied."""
+    qpos = jnp.linspace(-1, 1, 12).reshape(2, 3, 2)
+    ctrl = 0.1 * qpos
+
+    def one_step():
+        physics = make_physics(arm(), 2, "mujoco")
+        reset = jax.vmap(jax.vmap(physics.reset))
+        step = jax.vmap(jax.vmap(physics.step))
+        program = str(jax.make_jaxpr(step)(reset(qpos, qpos), ctrl))
+        return step(reset(qpos, qpos), ctrl), program
+
+    shared, program = one_step()
+    assert "buffer_callback[" in program and "pure_callback[" not in program
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    copied, program = one_step()
+    assert "pure_callback[" in program and "buffer_callback[" not in program
+    jax.tree.map(np.testing.assert_array_equal, shared, copied)
 
 
 @pytest.mark.parametrize(
