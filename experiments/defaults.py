@@ -67,6 +67,9 @@ def default_config() -> ConfigDict:
     )
     # Fine-tuning ends when an evaluation has this mean return; None: never.
     config.loop.finetune.stop_at_return = placeholder(float)
+    # Evaluations are skipped after iterations whose roll-outs have a lower mean return
+    # (`episode_return`), and before the first iteration; None: none is skipped.
+    config.loop.finetune.evaluate_from_return = placeholder(float)
     # The metric whose highest evaluation is kept as the checkpoint `best`.
     for stage in ("pretrain", "finetune"):
         config.loop[stage].keep_best = "eval/episode_return"

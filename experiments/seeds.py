@@ -119,7 +119,10 @@ def seed_configs(config: ConfigDict, stage: str) -> list[ConfigDict]:
 
 
 def loop_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
-    """Arguments of `train`; the setting `stop_at_return` becomes its `stop`.
+    """Arguments of `train`.
+
+    The settings `stop_at_return` and `evaluate_from_return` become its `stop` and its
+    `evaluate_if`.
 
     Raises:
         SettingsError: a number of iterations is too small, or `stop_at_return` is set
@@ -127,13 +130,16 @@ def loop_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
     """
     loop = dict(config.loop[stage])
     length = "num_epochs" if "num_epochs" in loop else "num_iterations"
-    counts = loop.keys() - {"stop_at_return", "keep_best"}
+    counts = loop.keys() - {"stop_at_return", "evaluate_from_return", "keep_best"}
     for name, least in {name: int(name == length) for name in sorted(counts)}.items():
         if loop[name] < least:
             raise SettingsError(
                 f"loop.{stage}.{name}={loop[name]} must be at least {least}."
             )
     loop["num_iterations"] = loop.pop(length)
+    least_return = loop.pop("evaluate_from_return", None)
+    if least_return is not None:
+        loop["evaluate_if"] = lambda row: row["episode_return"] >= least_return
     target = loop.pop("stop_at_return", None)
     if target is None:
         return loop

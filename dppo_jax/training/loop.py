@@ -9,7 +9,7 @@ import jax
 
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training.progress import Progress
-from dppo_jax.training.runs import Evaluate, Row, Runs, Stop
+from dppo_jax.training.runs import Evaluate, Numbers, Row, Runs, Stop
 from dppo_jax.types import Algorithm
 
 
@@ -24,6 +24,7 @@ def train(
     evaluate: Evaluate | None = None,
     stop: Stop | None = None,
     evaluate_every: int = 0,
+    evaluate_if: Callable[[Numbers], bool] | None = None,
     checkpoint_every: int = 0,
     log_every: int = 1,
     show: Sequence[str] = (),
@@ -59,6 +60,10 @@ def train(
             is resumed, so that a stopped run stays stopped. With many seeds it stops
             one, and the others continue.
         evaluate_every: iterations between evaluations; 0: only first and last.
+        evaluate_if: metrics of an iteration -> whether an evaluation that is due after
+            it is made; with many seeds one that wants it suffices. The evaluation at
+            the end is always made, the one before the first iteration never. Every
+            iteration with an evaluation due waits for its metrics.
         checkpoint_every: iterations between checkpoints; 0: only at the end.
         log_every: iterations between rows of metrics; an evaluation or a checkpoint
             also writes a row.
@@ -90,7 +95,7 @@ def train(
     ) as runs:
         runs.describe({"stage": "train", **(config or {})})
         start, state = runs.resume(state, num_iterations=num_iterations)
-        if evaluate and not start:
+        if evaluate and evaluate_if is None and not start:
             due = dict(evaluate=True, save=False, wait=True)
             runs.finish(runs.row(0, {}, state, **due))
         runs.restart_clock()
@@ -113,7 +118,9 @@ def train(
                 last = iteration == num_iterations
                 save_now = last or _due(iteration, checkpoint_every)
                 evaluate_now = bool(evaluate) and (
-                    last or _due(iteration, evaluate_every)
+                    last
+                    or _due(iteration, evaluate_every)
+                    and (evaluate_if is None or runs.any(evaluate_if, metrics))
                 )
                 # A checkpoint also needs a row, because metrics are checked to be
                 # finite only when a row is written.

@@ -115,6 +115,7 @@ ADDED = {
     "rollout.random_steps": 20_000,
     "loop.pretrain.keep_best": "",
     "loop.finetune.keep_best": "",
+    "loop.finetune.evaluate_from_return": None,
     **{
         f"{section}.{name}": value
         for section in ("algorithm.ppo", "collect.ppo")

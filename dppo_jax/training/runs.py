@@ -216,6 +216,14 @@ class Runs:
         self._began = time.perf_counter()
         return start, self._join(states)
 
+    def any(self, condition: Callable[[Numbers], bool], metrics: Metrics) -> bool:
+        """Whether the metrics of a seed that goes on fulfil a condition.
+
+        Waits for them. All processes get the result of the first one.
+        """
+        each = self._numbers(metrics)
+        return parallel.agreed(any(condition(each[i]) for i in self.going))
+
     def row(
         self,
         iteration: int,

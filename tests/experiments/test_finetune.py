@@ -63,6 +63,23 @@ def test_fine_tuning_stops_at_a_return_that_is_good_enough(world, tmp_path):
         )
 
 
+def test_evaluations_wait_for_a_return_of_the_roll_outs(world, tmp_path):
+    """There are two iterations; the evaluation after the last one is always made."""
+
+    def go(name, least):
+        changes = {
+            "run_dir": str(tmp_path / name),
+            "loop__finetune__evaluate_every": 1,
+            "loop__finetune__evaluate_from_return": least,
+        }
+        return sorted(
+            evaluations(*finetune.main(make_config(world, "finetune", **changes)))
+        )
+
+    assert go("low", -1e9) == [1, 2]
+    assert go("high", 1e9) == [2]
+
+
 def test_a_policy_cloned_with_ddpm_acts_and_is_tuned_with_ddim(world, tmp_path, capsys):
     """Weights do not depend on how chains are sampled; K = 4 becomes 2, all tuned."""
     changes = dict(policy=str(world / "pretrain"), run_dir=str(tmp_path / "ddim"))

@@ -204,6 +204,18 @@ def test_rows_evaluations_and_checkpoints_come_when_they_are_due(
     assert sorted(int(path.name) for path in folders) == saved
 
 
+def test_a_due_evaluation_can_depend_on_the_metrics_of_its_iteration(tmp_path):
+    """x is 2^iteration; only the last evaluation does not depend on it."""
+    settings = dict(
+        evaluate=lambda params, run_dir, iteration: {"score": iteration},
+        evaluate_every=2,
+        evaluate_if=lambda row: 10 < row["x"] < 100,
+    )
+    count(tmp_path, 9, **settings)
+    assert iterations(tmp_path) == list(range(1, 10))
+    assert iterations(tmp_path, "score") == [4, 6, 9]
+
+
 def until(x):
     return lambda rows: rows[-1].get("x", 0) >= x
 
