@@ -13,6 +13,7 @@ lacks the factor K between the rates of the schedule's steps and those of an equ
 [-5, 2].
 """
 
+import importlib.util
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -36,6 +37,9 @@ def default_config() -> ConfigDict:
     # Steps of the solver. None: one between any two denoising steps, K - 1. Multiples
     # of that number tell the network times of its training and some between them.
     config.ode_steps = placeholder(int)
+    # Relative and absolute error of a step of diffrax's adaptive solver, for example
+    # 1e-4 (pip install "dppo_jax[diffrax]"). None: Heun's method with `ode_steps`.
+    config.ode_tolerance = placeholder(float)
     # "sum": the ratio is that of the densities. "mean": as in the reference but for a
     # factor of log 2, the log-ratio is divided by the entries of the chunk, Ta Da.
     config.reduction = "mean"
@@ -86,6 +90,7 @@ def make_ppo_exact(
         policy,
         num_probes=config.num_probes,
         ode_steps=config.ode_steps,
+        ode_tolerance=config.ode_tolerance,
         reduction=config.reduction,
         clip=config.clip,
     )
@@ -139,5 +144,25 @@ def _check_config(config: ConfigDict) -> None:
             f"ode_steps={config.ode_steps} must be at least 1; use None for one step "
             "between any two denoising steps."
         )
+    if config.ode_tolerance is not None:
+        _check_tolerance(config)
     if not 0 < config.clip < 1:
         raise SettingsError(f"clip={config.clip} must lie between 0 and 1.")
+
+
+def _check_tolerance(config: ConfigDict) -> None:
+    if not config.ode_tolerance > 0:
+        raise SettingsError(
+            f"ode_tolerance={config.ode_tolerance} must be positive; use None for "
+            "Heun's method with fixed steps."
+        )
+    if config.ode_steps is not None:
+        raise SettingsError(
+            f"ode_tolerance={config.ode_tolerance} lets the solver choose its steps, "
+            f"and ode_steps={config.ode_steps} sets them; leave one of them None."
+        )
+    if importlib.util.find_spec("diffrax") is None:
+        raise SettingsError(
+            f"ode_tolerance={config.ode_tolerance} needs diffrax; install it with "
+            'pip install "dppo_jax[diffrax]", or use None for Heun\'s method.'
+        )

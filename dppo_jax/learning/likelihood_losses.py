@@ -41,6 +41,7 @@ def likelihood_objective(
     *,
     num_probes: int,
     ode_steps: int | None,
+    ode_tolerance: float | None,
     reduction: str,
     clip: float,
 ) -> ChunkObjective:
@@ -48,7 +49,8 @@ def likelihood_objective(
 
     Args:
         num_probes: P.
-        ode_steps: steps of the solver; None: one between any two denoising steps.
+        ode_steps: steps of Heun's method; None: one between any two denoising steps.
+        ode_tolerance: of the solver of diffrax; None: Heun's method.
         reduction: "sum", the log-density of a chunk; "mean", this divided by the Ta Da
             entries of the chunk, so that the same `clip` suits chunks of any size.
         clip: half-width of the range of ratios.
@@ -59,7 +61,14 @@ def likelihood_objective(
     def log_prob_of(
         params: PolicyParams, obs: Obs, chunk: Array, probes: Array
     ) -> Array:
-        total = ode_log_prob(params, obs, chunk, probes, num_steps=ode_steps)
+        total = ode_log_prob(
+            params,
+            obs,
+            chunk,
+            probes,
+            num_steps=ode_steps,
+            tolerance=ode_tolerance,
+        )
         return total / chunk[0].size if reduction == "mean" else total
 
     def explore(params: PolicyParams) -> BoundAct:

@@ -70,7 +70,8 @@ class ChainPolicy(NamedTuple):
         predicts on N paths from noise to each action, minus the one that cloning
         teaches. None: the policy is no flow, or one of average velocities.
     ode_log_prob: (PolicyParams, obs, action [B, Ta, Da], probes [B, P, Ta, Da], *,
-        num_steps) -> [B], the log-density of chunks, see `diffusion/likelihood.py`.
+        num_steps, tolerance) -> [B], the log-density of chunks, see
+        `diffusion/likelihood.py`.
         None: the policy is no diffusion policy, or one of a single denoising step or
         whose clean action has no bound.
     decode: (PolicyParams, obs, noise [B, Ta, Da]) -> action like noise, which the
@@ -171,6 +172,7 @@ def _ode_log_prob(
         probes: Array,
         *,
         num_steps: int | None = None,
+        tolerance: float | None = None,
     ) -> Array:
         base, tuned = (
             Encoded(owner, apply(owner, obs, method="encode"))
@@ -188,7 +190,9 @@ def _ode_log_prob(
         levels = likelihood.ode_levels(diffusion.explore, num_steps)
         # The density does not depend on the order of the actions, but the network does.
         action, probes = (jnp.roll(x, past_actions, axis=-2) for x in (action, probes))
-        return likelihood.ode_log_prob(clean, levels, action, probes)
+        return likelihood.ode_log_prob(
+            clean, levels, action, probes, tolerance=tolerance
+        )
 
     return ode_log_prob
 

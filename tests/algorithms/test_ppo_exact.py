@@ -30,7 +30,12 @@ class Collected:
         tuned = jax.tree.map(lambda x: 0.9 * x, start.tuned)
         self.params = PolicyParams(start.base, tuned)
         self.objective = likelihood_objective(
-            self.policy, num_probes=2, ode_steps=None, reduction=reduction, clip=CLIP
+            self.policy,
+            num_probes=2,
+            ode_steps=None,
+            ode_tolerance=None,
+            reduction=reduction,
+            clip=CLIP,
         )
         keys = jax.random.split(jax.random.key(1), 6)
         self.chunk, extras = jax.jit(self.objective.explore(self.params))(keys, obs)
@@ -125,6 +130,35 @@ def test_only_the_tuned_network_has_a_gradient_and_both_count(collected):
     assert jnp.abs(other - collected.log_prob(collected.params)).max() > 1e-3
 
 
+def test_the_solver_of_diffrax_agrees(collected):
+    """Where the tuned network takes over, the equation jumps, which needs small steps."""
+    pytest.importorskip("diffrax")
+    expected = likelihood_objective(
+        collected.policy,
+        num_probes=2,
+        ode_steps=960,
+        ode_tolerance=None,
+        reduction="mean",
+        clip=CLIP,
+    )
+    found = likelihood_objective(
+        collected.policy,
+        num_probes=2,
+        ode_steps=None,
+        ode_tolerance=1e-5,
+        reduction="mean",
+        clip=CLIP,
+    )
+    params, steps = collected.params, collected.steps
+
+    def log_prob(objective):
+        loss = jax.jit(objective.loss)(params.tuned, params, steps)
+        return float(loss[1]["log_prob"])
+
+    assert log_prob(found) == pytest.approx(log_prob(expected), abs=2e-3)
+    assert log_prob(found) != log_prob(expected)
+
+
 def test_where_all_steps_are_tuned_the_frozen_network_is_not_read():
     collected = Collected(num_tuned=tiny.NUM_STEPS)
     base = moved(collected.params.base, 0.1)
@@ -205,6 +239,8 @@ def test_it_starts_from_a_cloned_policy_and_a_critic():
         (dict(micro_batch_size=8), "micro_batch_size=8 .* 24 rows .* items of 3"),
         (dict(num_probes=0), "num_probes=0 must be at least 1"),
         (dict(ode_steps=0), "ode_steps=0 must be at least 1; use None"),
+        (dict(ode_tolerance=0.0), "ode_tolerance=0.0 must be positive"),
+        (dict(ode_tolerance=1e-3, ode_steps=9), "ode_tolerance=0.001 .* ode_steps=9"),
         (dict(reduction="root"), "reduction='root' is unknown; use one of mean, sum"),
         (dict(clip=0.0), "clip=0.0 must lie between"),
         (dict(clip=1.0), "clip=1.0 must lie between"),
@@ -215,6 +251,14 @@ def test_it_starts_from_a_cloned_policy_and_a_critic():
 def test_settings_that_do_not_work_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny.make_tiny_exact(**changes)
+
+
+def test_without_diffrax_its_solver_is_refused(monkeypatch):
+    monkeypatch.setattr(ppo_exact.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r"ode_tolerance=0.001 needs.*dppo_jax\[diffrax\]"
+    ):
+        tiny.make_tiny_exact(ode_tolerance=1e-3)
 
 
 def test_devices_must_share_the_groups():
