@@ -50,7 +50,7 @@ from experiments.seeds import loop_settings
 # --LABEL.KEY=VALUE
 _SETTING = re.compile(r"--?([\w+-]+)\.(.*)", re.DOTALL)
 # Exit statuses of a program that the user interrupted.
-_INTERRUPTED = (130, -2)
+_INTERRUPTED = (130, 143, -2, -15)
 # Characters kept of what a failed program wrote, and of them shown.
 _KEPT, _SHOWN = 4000, 300
 

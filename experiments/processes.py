@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from dppo_jax.envs.adapters import is_host
 from dppo_jax.errors import SettingsError
 from dppo_jax.training import parallel
+from dppo_jax.training.signals import Interrupted
 
 # Settings of the mesh that count and number the processes.
 _PROCESSES = ("num_processes", "process_id")
@@ -27,19 +29,23 @@ def errors_in_one_line() -> Iterator[None]:
     """Print an error that a user can correct in one line, and exit with status 2.
 
     With DPPO_JAX_TRACEBACK=1 in the environment print the traceback too. Errors in the
-    program itself pass through with their traceback.
+    program itself pass through with their traceback. After Ctrl-C exit with status
+    130, after SIGTERM with 143.
     """
     # Libraries log progress here; failures raise exceptions.
     logging.set_verbosity(logging.ERROR)
     try:
         yield
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the last checkpoint")
+    except KeyboardInterrupt as stop:
+        saved = isinstance(stop, Interrupted)
+        where = f"iteration {stop.iteration}" if saved else "the last checkpoint"
+        print(f"interrupted; the same command resumes from {where}")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         # Files are closed by now. XLA may still be computing, and to tear down the
-        # interpreter during one of its callbacks would crash.
-        os._exit(130)
+        # interpreter during one of its callbacks would crash. Shells, too, add 128 to
+        # the number of a signal.
+        os._exit(128 + (stop.number if saved else signal.SIGINT))
     except (
         *(SettingsError, OSError, FloatingPointError, ImportError),
         jax.errors.JaxRuntimeError,

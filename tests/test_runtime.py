@@ -46,3 +46,13 @@ def test_an_interrupt_ends_a_program_in_one_line():
     )
     assert done.returncode == 130, done.stderr
     assert done.stdout.count("\n") == 1 and "interrupted" in done.stdout
+
+
+def test_a_terminated_program_says_from_where_it_resumes():
+    done = run(
+        "from dppo_jax.training.signals import Interrupted\n"
+        "from experiments import processes\n"
+        "with processes.errors_in_one_line():\n    raise Interrupted(7, 15)"
+    )
+    assert done.returncode == 128 + 15, done.stderr
+    assert done.stdout == "interrupted; the same command resumes from iteration 7\n"

@@ -10,6 +10,7 @@ import jax
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training.progress import Progress
 from dppo_jax.training.runs import Evaluate, Numbers, Row, Runs, Stop
+from dppo_jax.training.signals import Interrupted, StopRequest
 from dppo_jax.types import Algorithm
 
 
@@ -41,6 +42,9 @@ def train(
     the end and if `stop` is given. On the CPU backend it always waits: there a program
     that calls C MuJoCo runs while it is dispatched, and two such programs could wait
     for each other's threads forever.
+
+    SIGINT (Ctrl-C) and SIGTERM end the loop after the running iteration, with a row and
+    a checkpoint of it. A second SIGINT ends it at once.
 
     Args:
         state: the state to start from; a resumed state must have its shapes.
@@ -80,11 +84,12 @@ def train(
     Raises:
         FloatingPointError: a metric in `algorithm.finite` is not finite; the newest
             checkpoint is kept.
+        Interrupted: a signal has ended the loop; its state is saved.
         SettingsError: the checkpoints of the seeds have no iteration in common.
     """
     step = compiled_step(algorithm)
     on_cpu = jax.default_backend() == "cpu"
-    with Runs(
+    runs = Runs(
         run_dir,
         algorithm,
         normalizer,
@@ -92,7 +97,8 @@ def train(
         stop=stop,
         keep=keep,
         keep_best=keep_best,
-    ) as runs:
+    )
+    with runs, StopRequest() as request:
         runs.describe({"stage": "train", **(config or {})})
         start, state = runs.resume(state, num_iterations=num_iterations)
         if evaluate and evaluate_if is None and not start:
@@ -125,17 +131,23 @@ def train(
                 # A checkpoint also needs a row, because metrics are checked to be
                 # finite only when a row is written.
                 log_now = iteration == start + 1 or _due(iteration, log_every)
-                if not (log_now or save_now or evaluate_now):
-                    progress.reach(iteration)
-                    continue
                 wait = last or bool(stop) or on_cpu
-                due = dict(evaluate=evaluate_now, save=save_now, wait=wait)
-                row = runs.row(iteration, metrics, state, **due)
-                if wait:
-                    finish(row)
-                    runs.restart_clock()
+                if log_now or save_now or evaluate_now:
+                    due = dict(evaluate=evaluate_now, save=save_now, wait=wait)
+                    row = runs.row(iteration, metrics, state, **due)
+                    if wait:
+                        finish(row)
+                        runs.restart_clock()
+                    else:
+                        pending = row
                 else:
-                    pending = row
+                    progress.reach(iteration)
+                if runs.going and not last and request.is_due(iteration):
+                    due = dict(evaluate=False, save=True, wait=True)
+                    row = pending or runs.row(iteration, metrics, state, **due)
+                    pending = None
+                    finish(row._replace(save=True))
+                    raise Interrupted(iteration, request.number)
         except BaseException:
             # Write the row of a completed iteration, unless writing it failed.
             if pending is not None:

@@ -111,6 +111,7 @@ ADDED = {
     "pretrain.random_shift": 0,
     "algorithm.name": "ppo",
     "algorithm.fpo.average_decay": 0.0,
+    "algorithm.ppo_exact.ode_tolerance": None,
     "algorithm.fpo.average_start": 500,
     "rollout.random_steps": 20_000,
     "loop.pretrain.keep_best": "",

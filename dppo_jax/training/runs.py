@@ -297,32 +297,40 @@ class Runs:
 
     def _write(self, run: Run, i: int, row: Row, numbers: dict[str, float]) -> None:
         assert run.writer is not None
-        if run.writer.rows and run.writer.rows[-1]["iteration"] >= row.iteration:
-            return  # The row was written before an interrupt.
-        ends = self._stops([*run.writer.rows, numbers])
-        if ends and self._evaluate and not row.scores:
-            numbers |= self._score(i, row.params()[i], row.iteration)()
-        if run.best is not None and row.scores and self._keep_best not in numbers:
-            raise SettingsError(
-                f"keep_best={self._keep_best!r} is no metric of an evaluation; use one "
-                f"of {', '.join(sorted(numbers))}."
-            )
-        run.writer.write(row.iteration, numbers)
-        if run.best is not None and self._keep_best in numbers:
-            score = numbers[self._keep_best]
-            # All processes take part in saving, so they must agree on whether to save.
-            if parallel.agreed(run.best.is_beaten_by(score)):
-                run.best.save(
-                    row.iteration, row.params()[i], self._normalizer, score=score
+        # The row may have been written before an interrupt.
+        rows = run.writer.rows
+        ends = False
+        if not rows or rows[-1]["iteration"] < row.iteration:
+            ends = self._stops([*rows, numbers])
+            if ends and self._evaluate and not row.scores:
+                numbers |= self._score(i, row.params()[i], row.iteration)()
+            if run.best is not None and row.scores and self._keep_best not in numbers:
+                raise SettingsError(
+                    f"keep_best={self._keep_best!r} is no metric of an evaluation; use "
+                    f"one of {', '.join(sorted(numbers))}."
                 )
+            run.writer.write(row.iteration, numbers)
+            self._keep_if_best(run, i, row, numbers)
         if ends or row.save:
-            state = row.states()[i]
-            run.checkpoints.save(
-                row.iteration, state, self._algorithm.params(state), self._normalizer
-            )
+            self._save(run, row.iteration, row.states()[i])
         if ends:
             print(f"{run.run_dir} is done after iteration {row.iteration}", flush=True)
             run.final = row.states()[i]
+
+    def _keep_if_best(
+        self, run: Run, i: int, row: Row, numbers: Mapping[str, float]
+    ) -> None:
+        """Save the parameters that acted if their score is the best so far."""
+        if run.best is None or self._keep_best not in numbers:
+            return
+        score = numbers[self._keep_best]
+        # All processes take part in saving, so they must agree on whether to save.
+        if parallel.agreed(run.best.is_beaten_by(score)):
+            run.best.save(row.iteration, row.params()[i], self._normalizer, score=score)
+
+    def _save(self, run: Run, iteration: int, state: Any) -> None:
+        params = self._algorithm.params(state)
+        run.checkpoints.save(iteration, state, params, self._normalizer)
 
     def _stops(self, rows: list[dict[str, float]]) -> bool:
         """Return the first process's result of `stop`, so that all processes end in the
