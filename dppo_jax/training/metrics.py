@@ -3,11 +3,14 @@
 import csv
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from dppo_jax.errors import SettingsError
 
@@ -36,12 +39,10 @@ class MetricsWriter:
             if resume_at > 1 and row["iteration"] < resume_at
         ]
         self._names = list(dict.fromkeys(name for row in self._rows for name in row))
-        self._events = None
+        self._events: _Events | None = None
         if writes:
             self._rewrite()
-            self._events = SummaryWriter(
-                str(run_dir), purge_step=resume_at if resume_at > 1 else 0
-            )
+            self._events = _Events(run_dir, resume_at=resume_at)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -60,7 +61,11 @@ class MetricsWriter:
         return list(self._rows)
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Add one row, and one TensorBoard event per metric."""
+        """Add one row to `metrics.csv` and to TensorBoard's file.
+
+        Raises:
+            OSError: a file cannot be written, for example because the disk is full.
+        """
         # First, and last so that a task's metric of this name does not replace it.
         first = {"iteration": float(iteration)}
         row = first | {k: float(v) for k, v in metrics.items()} | first
@@ -74,9 +79,7 @@ class MetricsWriter:
         else:
             with self._path.open("a", newline="") as file:
                 csv.DictWriter(file, self._names).writerow(_printable(row))
-        for name, value in row.items():
-            if name != "iteration" and math.isfinite(value):
-                self._events.add_scalar(name, value, iteration)
+        self._events.write(iteration, row)
 
     def _rewrite(self) -> None:
         temporary = self._path.with_suffix(".tmp")
@@ -86,6 +89,40 @@ class MetricsWriter:
                 writer.writeheader()
             writer.writerows(_printable(row) for row in self._rows)
         temporary.replace(self._path)
+
+
+class _Events:
+    """One TensorBoard file, written in the calling thread.
+
+    A `SummaryWriter` writes in a thread of its own. If that fails, because the disk is
+    full, the thread ends, and the program waits for it forever.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike, *, resume_at: int) -> None:
+        # The name has the time in seconds, which two runs of a test may share.
+        self._file = EventsWriter(str(Path(run_dir) / "events"), f".{resume_at}")
+        # TensorBoard hides what earlier files hold of this iteration and later ones.
+        start = SessionLog(status=SessionLog.START)
+        step = resume_at if resume_at > 1 else 0
+        self._add(Event(step=step, session_log=start))
+
+    def write(self, iteration: int, row: Mapping[str, float]) -> None:
+        """Add the finite numbers of a row."""
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name != "iteration" and math.isfinite(value)
+        ]
+        self._add(Event(step=iteration, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+        self._file.flush()
 
 
 def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, float]]:

@@ -1,4 +1,5 @@
 import math
+import resource
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -110,6 +111,33 @@ def scalars(run_dir):
 def test_tensorboard_sees_every_finite_number_at_its_iteration(tmp_path):
     write(tmp_path, [(1, {"loss": 0.5, "success": math.nan}), (7, {"loss": -2.0})])
     assert scalars(tmp_path) == [(1, "loss", 0.5), (7, "loss", -2.0)]
+
+
+def test_a_resumed_run_tells_tensorboard_where_it_goes_on(tmp_path):
+    write(tmp_path, [(i, {"loss": float(i)}) for i in (1, 2, 3)])
+    write(tmp_path, [(3, {"loss": 30.0})], resume_at=3)
+    older, newer = sorted(tmp_path.glob("events.out.tfevents.*.[13]"))
+    assert older.name.endswith(".1") and newer.name.endswith(".3")
+    size = int.from_bytes(newer.read_bytes()[:8], "little")
+    rest = newer.read_bytes()[size + 16 :]
+    event = event_pb2.Event.FromString(rest[12 : 12 + rest[0]])
+    assert event.step == 3 and event.session_log.status == event.session_log.START
+
+
+def test_a_full_disk_is_an_error_at_once(tmp_path):
+    """The limit of a file's size stands for it; both are errors of `write`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 1.0})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(OSError):
+                for iteration in range(2, 1000):
+                    writer.write(iteration, {"loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert iteration < 400
+    assert len(read_metrics(tmp_path)) >= iteration - 1
 
 
 def recent(rows, num_rows=9):
