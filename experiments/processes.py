@@ -32,8 +32,8 @@ def errors_in_one_line() -> Iterator[None]:
     program itself pass through with their traceback. After Ctrl-C exit with status
     130, after SIGTERM with 143.
     """
-    # Libraries log progress here; failures raise exceptions.
-    logging.set_verbosity(logging.ERROR)
+    # Libraries log here; failures raise exceptions too, and Orbax logs each many times.
+    logging.set_verbosity(logging.FATAL)
     try:
         yield
     except KeyboardInterrupt as stop:

@@ -8,6 +8,7 @@ resuming). A policy that was trained elsewhere has no `state`, but may have a `c
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,8 +59,18 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Wait until everything is written."""
-        self._manager.close()
+        """Wait until everything is written.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with _writing(self._manager):
+            self._manager.close()
+
+    def wait(self) -> None:
+        """Wait until everything is written; raises OSError as `save`."""
+        with _writing(self._manager):
+            self._manager.wait_until_finished()
 
     @property
     def all(self) -> list[int]:
@@ -82,16 +93,19 @@ class Checkpoints:
 
         Args:
             params: the parameters that act, any pytree.
+
+        Raises:
+            OSError: this checkpoint or the one before it cannot be written, for example
+                because the disk is full. Those before stay valid.
         """
         if iteration == self.latest:
             return
-        self._manager.save(
-            iteration,
-            args=ocp.args.Composite(
-                policy=_policy_item(params, normalizer),
-                state=ocp.args.StandardSave(storable(state)),
-            ),
+        items = ocp.args.Composite(
+            policy=_policy_item(params, normalizer),
+            state=ocp.args.StandardSave(storable(state)),
         )
+        with _writing(self._manager):
+            self._manager.save(iteration, args=items)
 
     def save_policy(
         self,
@@ -108,7 +122,8 @@ class Checkpoints:
         items = {"policy": _policy_item(params, normalizer)}
         if critic is not None:
             items["critic"] = ocp.args.StandardSave(jax.tree.map(np.asarray, critic))
-        self._manager.save(iteration, args=ocp.args.Composite(**items))
+        with _writing(self._manager):
+            self._manager.save(iteration, args=ocp.args.Composite(**items))
 
     def forget(self, iterations: Iterable[int]) -> None:
         """Remove the checkpoints of these iterations."""
@@ -179,8 +194,13 @@ class Best:
                 self._score = float(item["policy"]["score"])
 
     def close(self) -> None:
-        """Wait until everything is written."""
-        self._manager.close()
+        """Wait until everything is written.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with _writing(self._manager):
+            self._manager.close()
 
     def clear(self) -> None:
         """Remove what is saved."""
@@ -200,19 +220,14 @@ class Best:
         # A run that resumed from an earlier checkpoint repeats iterations.
         if iteration in self._manager.all_steps():
             self._manager.delete(iteration)
-        self._manager.save(
-            iteration,
-            args=ocp.args.Composite(
-                policy=_policy_item(
-                    params,
-                    normalizer,
-                    score=np.asarray(score),
-                    score_name=self._name,
-                )
-            ),
-            # Save even if the replaced policy has a later iteration.
-            force=True,
+        item = _policy_item(
+            params, normalizer, score=np.asarray(score), score_name=self._name
         )
+        with _writing(self._manager):
+            # Save even if the replaced policy has a later iteration.
+            self._manager.save(
+                iteration, args=ocp.args.Composite(policy=item), force=True
+            )
 
 
 def read_policy(
@@ -323,6 +338,27 @@ def _on_one_device(tree: PyTree) -> PyTree:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
     )
+
+
+@contextlib.contextmanager
+def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Turn an error of Orbax that came from the file system into an OSError.
+
+    Orbax writes in threads, and reports their errors in a later call, as ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        number = int(code[1])
+        raise OSError(
+            number,
+            f"a checkpoint could not be written ({os.strerror(number)}); earlier ones "
+            "are complete. Make room, and start the same command again",
+            str(manager.directory),
+        ) from error
 
 
 @contextlib.contextmanager

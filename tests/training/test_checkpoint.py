@@ -1,4 +1,6 @@
+import errno
 import json
+import resource
 import shutil
 
 import jax
@@ -12,6 +14,7 @@ from dppo_jax.training.checkpoint import (
     Checkpoints,
     has_checkpoint,
     load_critic,
+    newest_checkpoint,
     read_policy,
 )
 from dppo_jax.training.config_file import load_config, save_config
@@ -196,6 +199,27 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp-0")
     assert read_policy(tmp_path).iteration == 1
+
+
+def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints(tmp_path, caplog):
+    """The limit of a file's size stands for it; threads of Orbax run into it."""
+    size = {"w": jax.random.normal(jax.random.key(0), (40_000,))}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, size, size, tiny.NORMALIZER)
+    checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
+    try:
+        with pytest.raises(OSError, match="earlier ones are complete") as raised:
+            checkpoints.save(2, size, size, tiny.NORMALIZER)
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.filename == str(tmp_path / "checkpoints")
+    assert raised.value.errno == errno.EFBIG
+    assert newest_checkpoint(tmp_path) == 1
+    with Checkpoints(tmp_path) as again:
+        assert tiny.same(again.restore(size), size)
 
 
 def test_config_reads_back_and_is_replaced_whole(tmp_path):
