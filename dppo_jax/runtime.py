@@ -28,10 +28,16 @@ def num_cores() -> int:
 def configure(*, cache_dir: str | os.PathLike | None = None) -> None:
     """Keep compiled programs on disk and multiply float32 matrices in float32.
 
+    Programs compute in float32 also where JAX_ENABLE_X64 is set, which prints a note.
+
     Args:
         cache_dir: folder of the compilation cache. None: the environment variable
             JAX_COMPILATION_CACHE_DIR, or else `~/.cache/dppo_jax`.
     """
+    if jax.config.values["jax_enable_x64"]:
+        # Constants of NumPy would turn parts of every computation into float64.
+        print("note: dppo_jax computes in float32; JAX_ENABLE_X64 is ignored")
+        jax.config.update("jax_enable_x64", False)
     # Some accelerators multiply float32 matrices in fewer bits by default, which
     # biases probability ratios; the denoising chain multiplies that error by K.
     jax.config.update("jax_default_matmul_precision", "float32")

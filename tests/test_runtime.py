@@ -39,6 +39,19 @@ def test_a_program_on_one_core_has_a_thread_for_callbacks(given, expected):
     assert done.stdout.strip() == expected
 
 
+def test_programs_compute_in_float32_also_where_float64_is_switched_on():
+    done = run(
+        "import jax.numpy as jnp, numpy as np\n"
+        "from dppo_jax import runtime\n"
+        "runtime.configure()\n"
+        "print((jnp.ones(2) * np.ones(2)).dtype)",
+        JAX_ENABLE_X64="1",
+    )
+    assert done.returncode == 0, done.stderr
+    note, result = done.stdout.splitlines()
+    assert "JAX_ENABLE_X64 is ignored" in note and result == "float32"
+
+
 def test_an_interrupt_ends_a_program_in_one_line():
     done = run(
         "from experiments import processes\n"
