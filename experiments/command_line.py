@@ -1,11 +1,13 @@
 """Parses the command line of a stage."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from dppo_jax import runtime
 from dppo_jax.errors import SettingsError
@@ -112,7 +114,7 @@ def _parse(
         config = config_of_run(given.pop())
         override(config, changes, "--config.")
         runtime.configure()
-        return [config]
+        return [_expand_home(config)]
     if given and not words:
         word = (stray or given)[0]
         raise SettingsError(f"{word!r} is not a flag; write --config.KEY=VALUE.")
@@ -126,4 +128,11 @@ def _parse(
     config = load_config_file(_CONFIG.value) if _CONFIG.value else default_config()
     override(config, changes, "--config.")
     runtime.configure()
-    return [*given, config]
+    return [*given, _expand_home(config)]
+
+
+def _expand_home(config: ConfigDict) -> ConfigDict:
+    """Replace a leading "~" of paths, which shells keep in the middle of a word."""
+    for name in ("data", "policy", "run_dir"):
+        config[name] = os.path.expanduser(config[name])
+    return config

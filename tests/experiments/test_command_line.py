@@ -58,6 +58,20 @@ def test_help_tells_what_a_program_does(monkeypatch, capsys):
     assert "--config.KEY=VALUE sets a setting" in told
 
 
+def test_paths_may_begin_with_the_home_directory(monkeypatch):
+    """A shell passes --config.data=~/data as it is."""
+    home = os.path.expanduser("~")
+    paths = {"data": "~/d.npz", "policy": "runs/~p", "run_dir": "~"}
+    words = [f"--config.{name}={path}" for name, path in paths.items()]
+    monkeypatch.setattr(sys, "argv", ["stage", *words])
+    found = []
+    command_line.run_stage(
+        lambda config: found.append([config[name] for name in paths]),
+        needs_config=False,
+    )
+    assert found == [[f"{home}/d.npz", "runs/~p", home]]
+
+
 @pytest.mark.parametrize(
     "error",
     [
