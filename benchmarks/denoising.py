@@ -5,8 +5,8 @@
 
 As in a roll-out, one call draws a chunk for each of `batch` environments: all denoising
 steps of the frozen and the tuned network, with the log-probabilities of the latter. A
-timed program makes `calls` such calls one after another. The other columns are those of
-`benchmarks.train_step`.
+timed program makes `calls` such calls one after another, each for observations of its
+own. The other columns are those of `benchmarks.train_step`.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Images as sequences of patches, by convolutions that are matrix products.
 
-Convolutions are products of windows and kernel. Those keep the rate of matrix products
-in gradients, where a convolution with a stride is many times slower on a CPU, and under
-`vmap` over parameters (many seeds).
+A convolution is a product of windows and kernel. Products keep their rate in gradients
+inside of loops, where XLA on a CPU computes a convolution by its slow routine, and
+under `vmap` over parameters (many seeds).
 """
 
 import flax.linen as nn
@@ -94,7 +94,7 @@ def windows(x: Array, *, size: int, stride: int) -> Array:
     """
     batch, *lengths, channels = x.shape
     rows, columns = ((length - size) // stride + 1 for length in lengths)
-    # Cells of stride x stride places; a window covers `covered` cells in each direction.
+    # Cells of stride x stride places. A window covers `covered` of them each way.
     covered = -(-size // stride)
     wanted = [(n - 1 + covered) * stride for n in (rows, columns)]
     x = x[:, : wanted[0], : wanted[1]]
