@@ -48,10 +48,10 @@ def test_denoising_counts_the_encoder_once_per_chain(tiny_pixels):
     assert np.any(obs["rgb"][0] != obs["rgb"][1])
 
     def repeats(function, *args):
-        """How often the products run that read pixels, and those that read actions."""
+        """How often the products run that read pixels, and those that make actions."""
         found = floors.products(function, *args)
         pixels = [n for product, n in found if product.rhs.shape == (8 * 8 * 3, 8)]
-        actions = [n for product, n in found if product.rhs.shape[-1] == 4 * 2]
+        actions = [n for product, n in found if product.rhs.shape == (16, 4 * 2)]
         return pixels, actions
 
     assert repeats(part.call.function, *part.call.args) == ([2], [2 * 5])
