@@ -5,8 +5,8 @@
 
 As in a roll-out, one call draws a chunk for each of `batch` environments: all denoising
 steps of the frozen and the tuned network, with the log-probabilities of the latter. A
-timed program makes `calls` such calls one after another. The other columns are those of
-`benchmarks.train_step`.
+timed program makes `calls` such calls one after another, each for observations of its
+own. The other columns are those of `benchmarks.train_step`.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,6 @@ from benchmarks.setups import (
     jitted,
     make_setup,
     measure_alone,
-    random_moves,
     random_obs,
 )
 from dppo_jax.types import Array
@@ -45,22 +44,26 @@ def denoising_part(
     policy = setup.policy
     num_rows = num_rows or setup.env.num_envs
     num_calls = num_calls or setup.config.rollout.num_chunks
-    obs, x, next_x, step = random_moves(setup, num_rows)
+    obs = random_obs(setup, num_calls * num_rows)
+    # Of its own for every call; the compiler would encode shared ones only once.
+    obs = jax.tree.map(lambda x: x.reshape(num_calls, num_rows, *x.shape[1:]), obs)
     params = policy.init(jax.random.key(1), random_obs(setup, 1))
 
+    def sample(params: Any, key: Array, obs: Any) -> Array:
+        keys = jax.random.split(key, num_rows)
+        chain, log_prob = policy.sample(params, keys, obs)
+        return log_prob.sum() + chain.sum()
+
     def run(params: Any, obs: Any, key: Array) -> Array:
-        def sample(total: Array, key: Array) -> tuple[Array, None]:
-            keys = jax.random.split(key, num_rows)
-            chain, log_prob = policy.sample(params, keys, obs)
-            return total + log_prob.sum() + chain.sum(), None
+        def add(total: Array, inputs: tuple[Array, Any]) -> tuple[Array, None]:
+            return total + sample(params, *inputs), None
 
-        return jax.lax.scan(sample, jnp.zeros(()), jax.random.split(key, num_calls))[0]
+        inputs = jax.random.split(key, num_calls), obs
+        return jax.lax.scan(add, jnp.zeros(()), inputs)[0]
 
-    call = jitted(run, params, obs, jax.random.key(2))
-    # A log-probability is one evaluation of the network, like every step of a chain.
-    return Part(
-        "denoising", call, (policy.log_prob, params.tuned, x, next_x, obs, step)
-    )
+    key = jax.random.key(2)
+    one = (sample, params, key, jax.tree.map(lambda x: x[0], obs))
+    return Part("denoising", jitted(run, params, obs, key), one)
 
 
 def measure_batch(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from benchmarks import timing
 from dppo_jax.errors import SettingsError
@@ -57,12 +58,14 @@ def products(function: Callable[..., Any], *args: Any) -> list[tuple[Product, in
     """The matrix products of `function(*args)`, each with the number of times it runs.
 
     The body of a loop of known length counts once per iteration. Of several branches
-    only the one with the most operations counts.
+    only the one with the most operations counts. A product whose result nothing uses
+    does not count, because the compiler removes it.
 
     Raises:
         SettingsError: products inside a loop whose length depends on data.
     """
-    return _products(jax.make_jaxpr(function)(*args).jaxpr)
+    jaxpr, _ = dce_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, used_outputs=True)
+    return _products(jaxpr)
 
 
 def flops(function: Callable[..., Any], *args: Any) -> int:
@@ -73,8 +76,8 @@ def flops(function: Callable[..., Any], *args: Any) -> int:
 def cost_flops(function: Callable[..., Any], *args: Any) -> float | None:
     """XLA's count of operations for `function(*args)`; None if XLA gives none.
 
-    It includes elementwise arithmetic. The body of a loop counts only once, so pass a
-    function that makes one evaluation, not a loop over many.
+    It includes elementwise arithmetic. The body of a loop counts only once, as in
+    `Replay.flops_without_loops`.
     """
     cost: Any = jax.jit(function).lower(*args).compile().cost_analysis()
     if isinstance(cost, Sequence):
@@ -84,6 +87,8 @@ def cost_flops(function: Callable[..., Any], *args: Any) -> float | None:
 
 class Replay:
     """Programs that run the products of `function(*args)` and nothing else.
+
+    If all run a multiple of n times, in loops, the programs run an n-th of them.
 
     Which arrangement of them is fastest depends on device and size, so there are three,
     and the fastest gives the floor:
@@ -99,7 +104,10 @@ class Replay:
         self.products = products(function, *args)
         if not self.products:
             raise SettingsError("the function has no matrix product to set a floor.")
+        common = math.gcd(*(count for _, count in self.products))
+        self.products = [(p, count // common) for p, count in self.products]
         self.flops = _total(self.products)
+        self.flops_without_loops = sum(p.flops for p, _ in self.products)
         self._repeated = [p for p, count in self.products for _ in range(count)]
         self.count = 1
         seconds = timing.measure(

@@ -47,8 +47,9 @@ class Part(NamedTuple):
     """Something to time, and the work that sets its floor.
 
     call: the part itself, jitted.
-    unit: one evaluation or gradient of a network, as a function and its arguments. The
-        part repeats its matrix products. None: no products.
+    unit: one evaluation or gradient of a network, or one chain of evaluations, as a
+        function and its arguments. The part repeats its matrix products. None: no
+        products.
     num_bytes: bytes that the part must move in addition, for example in an optimizer.
     stream: arrays of the sizes that are moved.
     floor: seconds, if none of the above gives the floor.
@@ -181,7 +182,7 @@ def measure_part(
         row["in turn GFLOP/s"] = rates["in turn"] / 1e9
         counted = floors.cost_flops(*part.unit)
         if counted is not None:
-            row["XLA GFLOP"] = counted / replay.flops * total / 1e9
+            row["XLA GFLOP"] = counted / replay.flops_without_loops * total / 1e9
     if row["floor s"] is not None:
         row["utilisation"] = row["floor s"] / timed.median
     return row

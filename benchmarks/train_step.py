@@ -203,7 +203,8 @@ def critic_update_part(setup: Setup) -> Part:
 
     def loss(params: PyTree, obs: Any) -> Array:
         apply: Callable[..., Any] = critic.apply
-        return apply(params, obs).mean()
+        # Not linear, so that the gradient needs the values, as PPO's does.
+        return (apply(params, obs) ** 2).mean()
 
     size = micro_batch_size(min(num_items, num_rows))
     unit = (jax.grad(loss), params, jax.tree.map(lambda x: x[:size], obs))

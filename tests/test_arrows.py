@@ -51,7 +51,7 @@ PLAIN = (
     "learning.advantage_regression",
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),
     *("networks.unet", "networks.std", "networks.dropout", "networks.gmm"),
-    *("networks.transformer", "networks.vision"),
+    *("networks.transformer", "networks.vision", "networks.patches"),
     *("envs.core", "envs.physics", "envs.wrappers", "training", "deploy"),
 )
 

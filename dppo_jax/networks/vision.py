@@ -17,10 +17,10 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks.mlp import Linear, check_compute_dtype
+from dppo_jax.networks.patches import PatchEmbedding
 from dppo_jax.types import Array, Obs
 
 COLORS = 3  # channels of one camera
@@ -209,55 +209,6 @@ class ViT(nn.Module):
             )
             x = layer(x)
         return _layer_norm("norm")(x)
-
-
-class PatchEmbedding(nn.Module):
-    """Images as sequences of patches, row by row: [B, H, W, C] -> [B, P, E].
-
-    One layer is a convolution with a stride of the patch size. Two are a convolution
-    with half that stride, ReLU, and one of 3 x 3 with stride 2, so that a patch
-    overlaps its neighbours. What does not fill a patch at the right and lower edge is
-    left out.
-
-    layers: 1 or 2, `embed1` and `embed2` in the published code, whose patch size is 8.
-    norm: normalise every channel of every image between the two.
-    """
-
-    layers: int
-    size: int
-    norm: bool
-    embed_dim: int
-    compute_dtype: str
-
-    @nn.compact
-    def __call__(self, images: Array) -> Array:
-        stride = self.size if self.layers == 1 else self.size // 2
-        x = self._convolution(images, size=self.size, stride=stride, name="conv_1")
-        if self.layers == 2:
-            if self.norm:
-                x = nn.InstanceNorm(
-                    epsilon=1e-5, use_fast_variance=False, name="norm_1"
-                )(x)
-            x = self._convolution(jax.nn.relu(x), size=3, stride=2, name="conv_2")
-        return x.reshape(x.shape[0], -1, self.embed_dim)
-
-    def _convolution(self, x: Array, *, size: int, stride: int, name: str) -> Array:
-        # Kernel and bias start as those of PyTorch, uniform in +-1 / sqrt(inputs).
-        bound = 1 / np.sqrt(size * size * x.shape[-1])
-
-        def uniform(key, shape, dtype=jnp.float32):
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-        return nn.Conv(
-            self.embed_dim,
-            (size, size),
-            strides=stride,
-            padding="VALID",
-            dtype=self.compute_dtype,
-            kernel_init=uniform,
-            bias_init=uniform,
-            name=name,
-        )(x)
 
 
 class TransformerLayer(nn.Module):

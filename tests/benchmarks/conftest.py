@@ -19,6 +19,17 @@ def tiny(monkeypatch):
 
 
 @pytest.fixture
+def tiny_pixels():
+    """Avoid seen by a camera, with networks of 16, and 8 numbers per patch."""
+    config = load_config("experiments/configs/avoid.py:m1_pixels")
+    for network in (config.model.network, config.critic):
+        network.hidden_sizes = (16, 16, 16)
+        network.encoder.vit.update(embed_dim=8, num_heads=2, features=7)
+    config.rollout.update(num_envs=4, num_chunks=2)
+    return config
+
+
+@pytest.fixture
 def tiny_sac(monkeypatch):
     """Hopper with networks of 16, four environments and two chunks, eight updates."""
     monkeypatch.setattr(floors, "CALL_SECONDS", 1e-4)

@@ -54,6 +54,21 @@ def test_loops_count_every_iteration_and_branches_once():
         floors.flops(endless, weight)
 
 
+def test_products_that_nothing_uses_do_not_count():
+    """The compiler removes them, in a loop as well."""
+    weight = jnp.ones((5, 5))
+    one = 2 * 5**3
+
+    def loop(x):
+        def both(carry, _):
+            return (carry[0] @ weight, carry[1] @ weight @ weight), None
+
+        return jax.lax.scan(both, (x, x), length=6)[0]
+
+    assert floors.flops(loop, weight) == 18 * one
+    assert floors.flops(jax.jit(lambda x: loop(x)[0]), weight) == 6 * one
+
+
 def test_a_network_costs_two_operations_per_weight_and_row():
     apply, params, x = network()
     weights = sum(w.size for w in jax.tree.leaves(params) if w.ndim == 2)
@@ -63,7 +78,7 @@ def test_a_network_costs_two_operations_per_weight_and_row():
 def test_a_gradient_costs_three_products_per_layer_except_the_first():
     apply, params, x = network()
     forward = floors.flops(apply, params, x)
-    backward = floors.flops(jax.grad(lambda *a: apply(*a).sum()), params, x)
+    backward = floors.flops(jax.grad(lambda *a: (apply(*a) ** 2).sum()), params, x)
     # The sinusoids of the time embedding need no gradient.
     spared = 2 * ROWS * params["params"]["time_embedding"]["linear_1"]["kernel"].size
     assert backward == 3 * forward - spared
@@ -92,6 +107,23 @@ def test_replays_run_exactly_the_products_of_the_function():
         assert compiled.count(" dot(") == len(replay.products), name
         # The loop has few copies, which would take time.
         assert compiled.count(" copy(") < len(replay.products) / 2, name
+
+
+def test_replays_repeat_products_in_the_proportions_of_loops(monkeypatch):
+    """Of 2 + 4 and 6 runs, a replay makes 3 and 3."""
+    monkeypatch.setattr(floors, "CALL_SECONDS", 1e-4)
+    x, weight = jnp.ones((3, 5)), jnp.ones((5, 5))
+
+    def function(x):
+        for length in (2, 4):
+            x = jax.lax.scan(lambda x, _: (x @ weight, None), x, length=length)[0]
+        return jax.lax.scan(lambda y, _: (y @ y, None), weight, length=6)[0], x
+
+    replay = floors.Replay(function, x)
+    small, large = 2 * 3 * 5**2, 2 * 5**3
+    assert floors.flops(function, x) == 6 * (small + large)
+    assert replay.flops == 3 * (small + large)
+    assert replay.flops_without_loops == 2 * small + large
 
 
 def test_weights_stay_apart_where_activations_share_an_array():

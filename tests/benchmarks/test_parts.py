@@ -40,6 +40,24 @@ def test_denoising_evaluates_the_network_at_every_step_of_a_chain(tiny):
     assert row["floor s"] > 0
 
 
+def test_denoising_counts_the_encoder_once_per_chain(tiny_pixels):
+    """Only that of the tuned network, which runs all five steps; each of the two calls
+    has observations of its own, so that the compiler cannot encode once for both."""
+    part = denoising.denoising_part(setups.make_setup(tiny_pixels), 3, 2)
+    _, obs, _ = part.call.args
+    assert np.any(obs["rgb"][0] != obs["rgb"][1])
+
+    def repeats(function, *args):
+        """How often the products run that read pixels, and those that make actions."""
+        found = floors.products(function, *args)
+        pixels = [n for product, n in found if product.rhs.shape == (8 * 8 * 3, 8)]
+        actions = [n for product, n in found if product.rhs.shape == (16, 4 * 2)]
+        return pixels, actions
+
+    assert repeats(part.call.function, *part.call.args) == ([2], [2 * 5])
+    assert repeats(*part.unit) == ([1], [5])
+
+
 @pytest.mark.slow
 def test_the_split_of_an_iteration_adds_up(tiny):
     rows = train_step.measure_all(tiny, max_seconds=0.1)

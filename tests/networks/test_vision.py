@@ -20,7 +20,6 @@ from dppo_jax.networks import (
     random_shifts,
 )
 from dppo_jax.networks.vision import (
-    PatchEmbedding,
     SpatialEmbedding,
     TransformerLayer,
     ViT,
@@ -162,44 +161,6 @@ def test_the_number_of_patches(size, layers, patch_size, num_patches):
     params = jax.eval_shape(encoder.init, KEY, {"state": state, "rgb": rgb})["params"]
     assert params["vit"]["position"].shape == (num_patches, 128)
     assert params["camera_0"]["linear"]["kernel"].shape == (num_patches + 4, 128)
-
-
-def patch_embedding(**options):
-    defaults = dict(layers=1, size=4, norm=False, embed_dim=5, compute_dtype="float32")
-    return PatchEmbedding(**{**defaults, **options})
-
-
-def test_one_layer_of_patches_is_a_linear_map_of_each_row_by_row():
-    x, module = normal(2, 8, 12, 3), patch_embedding()
-    params = tiny.random_params(module, x)
-    kernel, bias = (params["params"]["conv_1"][name] for name in ("kernel", "bias"))
-    patches = x.reshape(2, 2, 4, 3, 4, 3).swapaxes(2, 3).reshape(2, 6, -1)
-    expected = patches @ kernel.reshape(-1, 5) + bias
-    np.testing.assert_allclose(apply(module, params, x), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_convolutions_start_uniform_within_one_over_root_of_inputs():
-    x = jnp.zeros((1, 16, 16, 6))
-    module = patch_embedding(layers=2, embed_dim=64)
-    params = jax.jit(module.init)(KEY, x)["params"]
-    for name, inputs in (("conv_1", 4 * 4 * 6), ("conv_2", 3 * 3 * 64)):
-        bound = 1 / np.sqrt(inputs)
-        for values in params[name].values():
-            assert np.abs(values).max() <= bound
-            np.testing.assert_allclose(np.std(values), bound / np.sqrt(3), rtol=0.2)
-
-
-def test_the_norm_of_patches_makes_their_contrast_and_brightness_irrelevant():
-    """Every channel of every image is normalised by itself."""
-    x, module = 20 * normal(2, 16, 16, 3), patch_embedding(layers=2, norm=True)
-    params = tiny.random_params(module, x)
-    scale = np.array([2.0, 3.0], np.float32)[:, None, None, None]
-    found, other = (apply(module, params, y) for y in (x, scale * x + 9))
-    np.testing.assert_allclose(other, found, rtol=1e-3, atol=1e-3)
-    del params["params"]["norm_1"]
-    plain = patch_embedding(layers=2)
-    found, other = (apply(plain, params, y) for y in (x, scale * x + 9))
-    assert np.abs(other - found).max() > 1
 
 
 def test_the_position_code_alone_tells_places_apart():
@@ -346,8 +307,8 @@ def primitives(jaxpr, in_loop=False):
 
 @pytest.mark.parametrize("num_tuned", [2, 4])
 def test_a_chain_encodes_its_observation_once(num_tuned):
-    """Each of the two networks has its own encoder, of two convolutions, which run
-    before the K steps and not in them."""
+    """Each of the two networks has its own encoder, which runs before the K steps and
+    not in them."""
     network = DiffusionMLP(
         tiny.ACTION_DIM,
         tiny.CHUNK,
@@ -364,14 +325,22 @@ def test_a_chain_encodes_its_observation_once(num_tuned):
     )
     obs = observe(images(1))
     params = jax.eval_shape(policy.init, KEY, obs)
-    found = list(
-        primitives(
-            jax.make_jaxpr(policy.sample)(params, jax.random.split(KEY, 3), obs).jaxpr
-        )
+
+    def count(function, *args):
+        """Products before loops, and inside of them."""
+        found = list(primitives(jax.make_jaxpr(function)(*args).jaxpr))
+        return [found.count(("dot_general", in_loop)) for in_loop in (False, True)]
+
+    encode, denoise = (
+        functools.partial(network.apply, method=name) for name in ("encode", "denoise")
     )
-    assert found.count(("conv_general_dilated", False)) == 2 * 2
-    assert ("conv_general_dilated", True) not in found
-    assert ("dot_general", True) in found  # The steps themselves are a loop.
+    condition = jax.eval_shape(encode, params.base, obs)
+    x, time = np.zeros((3, tiny.CHUNK, tiny.ACTION_DIM)), np.zeros(1)
+    encoding, _ = count(encode, params.base, obs)
+    step, _ = count(denoise, params.base, x, time, condition)
+    num_loops = 1 if num_tuned == 4 else 2
+    found = count(policy.sample, params, jax.random.split(KEY, 3), obs)
+    assert found == [2 * encoding, num_loops * step]
 
 
 @pytest.mark.parametrize("action", [None, np.ones((3, 2, 1), np.float32)])
