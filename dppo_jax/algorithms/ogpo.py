@@ -1,8 +1,7 @@
 """OGPO: PPO over denoising chains, from off-policy critics (arXiv 2605.03065).
 
-Patil et al. (2026) end the bi-level decision process of DPPO at the action: critics
-learn Q(s, a) from a replay buffer, and PPO's clipped objective tunes all moves of the
-chain by Q of the chunk, so no roll-out is needed for an update of the policy.
+Critics learn Q(s, a) from a replay buffer, and PPO's clipped objective tunes all moves
+of a chain by Q of its chunk, so an update of the policy needs no roll-out.
 
 - Critics: an ensemble learns r + discount (1 - terminated) mean_m Q'_m(s', a') of target
   critics and one chunk a' of the target actor.
@@ -12,11 +11,11 @@ chain by Q of the chunk, so no roll-out is needed for an update of the policy.
 - Acting: exploring is by the best of `num_samples` chunks, by the least of `judges`
   critics; deterministic actions are those of the target actor alone.
 
-Different from the paper, as in all off-policy algorithms here: a transition is a whole
-chunk from one decision to the next, with the sum of its rewards, and `discount` applies
-per chunk. The paper stores single steps and learns from chunks at every offset. Moves
-keep the noise of the policy; the paper has K = 10 Euler steps with a standard deviation
-of 0.05 sqrt(1 - t) and corrects their drift for it.
+Different from the paper: as in all off-policy algorithms here, a transition is a chunk
+from one decision to the next, and `discount` applies to its summed rewards. The paper
+stores single steps and learns from chunks at every offset. Moves keep the noise of the
+policy; the paper has Euler steps with a standard deviation of 0.05 sqrt(1 - t) and
+corrects their drift for it.
 
 `reference_quirks` reproduces what the published code does otherwise:
 
@@ -41,7 +40,11 @@ from dppo_jax.learning.diffusion_q import (
     sampled_target,
     whole,
 )
-from dppo_jax.learning.group_surrogate import ADVANTAGES, surrogate_update
+from dppo_jax.learning.group_surrogate import (
+    ADVANTAGES,
+    spreads_evenly,
+    surrogate_update,
+)
 from dppo_jax.learning.off_policy import Learner
 from dppo_jax.learning.quirks import check_quirks
 from dppo_jax.learning.soft_actor_critic import COMBINE
@@ -52,6 +55,8 @@ from dppo_jax.types import Algorithm, VecEnv
 
 NAME = "ogpo"
 QUIRKS = ("actor_first", "own_judges")
+# Settings of `surrogate_update`.
+_SURROGATE = ("group_size", "clip", "advantage", "clone_coef", "clone_return")
 
 
 def default_config() -> ConfigDict:
@@ -152,31 +157,24 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
         use_target_actor=True,
         combine=lambda value: COMBINE[settings.target_value](value, axis=0),
     )
+    learn_critics = critic_update(
+        parts.critic, parts.critic_trainer, target, target_rate=settings.target_rate
+    )
+    learn_actor = surrogate_update(
+        policy,
+        parts.critic,
+        parts.actor_trainer,
+        num_states=settings.actor_states,
+        target_rate=settings.actor_target_rate,
+        **{name: settings[name] for name in _SURROGATE},
+    )
     return diffusion_q(
         policy,
         parts.critic,
         actor_trainer=parts.actor_trainer,
         critic_trainer=parts.critic_trainer,
-        critic_updates=(
-            critic_update(
-                parts.critic,
-                parts.critic_trainer,
-                target,
-                target_rate=settings.target_rate,
-            ),
-        ),
-        update_actor=surrogate_update(
-            policy,
-            parts.critic,
-            parts.actor_trainer,
-            group_size=settings.group_size,
-            num_states=settings.actor_states,
-            clip=settings.clip,
-            advantage=settings.advantage,
-            target_rate=settings.actor_target_rate,
-            clone_coef=settings.clone_coef,
-            clone_return=settings.clone_return,
-        ),
+        critic_updates=(learn_critics,),
+        update_actor=learn_actor,
         action_shape=env.action_shape,
         critic_warmup=parts.critic_warmup,
         has_target_actor=True,
@@ -192,31 +190,24 @@ def acting_params(state: DiffusionQState) -> BestOfParams:
 
 
 def _check_config(settings: ConfigDict) -> None:
-    per_group = settings.replay.batch_size // max(settings.replay.num_groups, 1)
-    states, rows = settings.actor_states, settings.replay.batch_size
-    every = rows // states if 1 <= states <= rows else 0
+    rows, groups = settings.replay.batch_size, settings.replay.num_groups
+    rate, least = settings.actor_target_rate, settings.clone_return
     diffusion_q_settings.check(
         NAME,
         settings,
         actor_states=(
-            every > 0 and rows % states == 0 and per_group % every == 0,
+            spreads_evenly(settings.actor_states, rows, groups),
             f"a divisor of replay.batch_size={rows}, with as many rows from every "
             "group of replay.num_groups",
         ),
         group_size=(settings.group_size >= 2, "at least 2"),
         clip=(settings.clip > 0, "positive"),
-        actor_target_rate=(
-            0 < settings.actor_target_rate <= 1,
-            "between 0 and 1, not 0",
-        ),
-        advantage=(
-            settings.advantage in ADVANTAGES,
-            f"one of {', '.join(ADVANTAGES)}",
-        ),
-        target_value=(settings.target_value in COMBINE, "one of min, mean"),
+        actor_target_rate=(0 < rate <= 1, "between 0 and 1, not 0"),
+        advantage=(settings.advantage in ADVANTAGES, f"one of {', '.join(ADVANTAGES)}"),
+        target_value=(settings.target_value in COMBINE, f"one of {', '.join(COMBINE)}"),
         clone_coef=(settings.clone_coef >= 0, "at least 0"),
         clone_return=(
-            settings.clone_return is None or settings.clone_coef > 0,
+            least is None or settings.clone_coef > 0,
             "None without a clone_coef",
         ),
     )

@@ -63,6 +63,15 @@ ADVANTAGES: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def spreads_evenly(num_states: int, batch_size: int, num_groups: int) -> bool:
+    """Whether equally many of the observations come from each group of the replay."""
+    every = batch_size // max(num_states, 1)
+    return (
+        every * num_states == batch_size > 0
+        and batch_size // max(num_groups, 1) % every == 0
+    )
+
+
 def surrogate_update(
     policy: ChainPolicy,
     critic: StateActionCritic,

@@ -59,7 +59,7 @@ def make_config(name, run_dir, num_iterations):
     settings.update(critic_warmup=0, num_samples=3)
     if name == "ogpo":
         config.model.sampling.ddim_steps = None
-        settings.replay.min_fill = 0
+        settings.replay.update(min_fill=0, updates_per_round=2)
         settings.update(actor_states=4, group_size=2)
     config.run_dir = str(run_dir)
     config.loop.finetune.num_iterations = num_iterations
