@@ -3,8 +3,8 @@
 Critics learn Q(s, a) from a replay buffer, and PPO's clipped objective tunes all moves
 of a chain by Q of its chunk, so an update of the policy needs no roll-out.
 
-- Critics: an ensemble learns r + discount (1 - terminated) mean_m Q'_m(s', a') of target
-  critics and one chunk a' of the target actor.
+- Critics: an ensemble learns r + discount (1 - terminated) mean_m Q'_m(s', a') of its
+  target network and one chunk a' of the target actor.
 - Actor: see `learning/group_surrogate.py`. With `advantage = "consensus"` critics must
   agree on the sign (OGPO+CA); `clone_coef` and `clone_return` clone chunks of good
   episodes (OGPO+).

@@ -99,8 +99,8 @@ def surrogate_update(
         advantage: a name in `ADVANTAGES`.
         target_rate: see `optimizers.polyak`.
         clone_coef: weight of the cloning loss of stored chunks.
-        clone_return: only chunks with at least this `extras["return_to_go"]` are cloned,
-            see `returns_to_go`; None: all.
+        clone_return: only chunks with at least this `extras["return_to_go"]` are
+            cloned, see `returns_to_go`; None: all.
     """
     value_of: Callable[..., Any] = critic.apply
     advantage_of = ADVANTAGES[advantage]

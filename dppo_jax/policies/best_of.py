@@ -1,6 +1,7 @@
-"""Exploring by the best of several chunks that a policy proposes, by some of its critics.
+"""Exploring by the best of several chunks, as a few of many critics judge them.
 
-OGPO (arXiv 2605.03065) explores so; deterministic actions are those of the policy alone.
+OGPO (arXiv 2605.03065) explores so. Deterministic actions are those of the policy that
+proposes the chunks.
 """
 
 from collections.abc import Callable

@@ -93,8 +93,8 @@ def use_ogpo(config: ConfigDict) -> None:
     # Short iterations, so that the data follow the policy: 200 chunks.
     config.rollout.update(num_envs=8, num_chunks=25)
     ogpo = config.algorithm.ogpo
-    # Twenty updates of the actor for 400 chunks; the paper has 1600. With its target rate
-    # of Adroit's hand, ten times the usual one, the sampling actor follows all the same.
+    # Twenty updates of the actor for 400 chunks; the paper has 1600. With ten times its
+    # usual target rate, which it has for Adroit's hand, the sampling actor still moves.
     ogpo.replay.update(updates_per_transition=0.5, updates_per_round=10)
     ogpo.actor_target_rate = 0.05
     ogpo.replay.update(capacity=50_000, batch_size=128, min_fill=2000)
