@@ -212,8 +212,8 @@ def _use_ogpo(config: ConfigDict) -> None:
     config.critic.update(activation="gelu", layer_norm=True, residual=False)
     config.rollout.update(num_envs=10, num_chunks=5, reset_at_iteration=False)
     ogpo = config.algorithm.ogpo
-    # The paper makes many more updates, of the actor above all. With ten times its usual
-    # target rate, which it has for Adroit's hand, the sampling actor still moves.
+    # The paper makes many more updates, of the actor above all. With ten times its
+    # usual target rate, which it has for Adroit's hand, the sampling actor still moves.
     ogpo.replay.update(updates_per_transition=1.0, updates_per_round=10)
     ogpo.actor_target_rate = 0.05
     ogpo.replay.update(capacity=50_000, batch_size=128)
