@@ -54,6 +54,7 @@ MODULES = {
     "learning/regression": ("tests/learning/test_regression.py",),
     "learning/advantage_regression": ("tests/learning/test_advantage_regression.py",),
     "learning/steering": ("tests/learning/test_steering.py",),
+    "learning/group_surrogate": ("tests/learning/test_group_surrogate.py",),
     "diffusion/denoising": ("tests/diffusion/test_denoising.py",),
     "diffusion/chain": ("tests/diffusion/test_denoising.py",),
     "diffusion/few_steps": ("tests/diffusion/test_few_steps.py",),

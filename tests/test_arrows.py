@@ -47,6 +47,7 @@ PLAIN = (
     *("learning.returns_to_go", "policies.proposals"),
     *("learning.diffusion_q", "learning.diffusion_q_losses", "policies.candidates"),
     *("learning.soft_actor_critic", "learning.steering", "learning.quirks"),
+    *("learning.group_surrogate", "policies.best_of"),
     *("learning.regression", "learning.regression_iteration"),
     "learning.advantage_regression",
     *("networks.encoders", "networks.mlp", "networks.gaussian", "networks.critics"),

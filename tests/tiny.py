@@ -306,7 +306,7 @@ def make_tiny_sac(env: VecEnv | None = None, *, num_chunks: int = 4, **changes: 
 
 
 # Off-policy algorithms for diffusion policies.
-DIFFUSION_Q = ("idql", "dql", "qsm", "dipo")
+DIFFUSION_Q = ("idql", "dql", "qsm", "dipo", "ogpo")
 
 
 def diffusion_q_config(name: str, *, num_chunks: int = 4, **changes: Any):
@@ -326,6 +326,9 @@ def diffusion_q_config(name: str, *, num_chunks: int = 4, **changes: Any):
         part.learning_rate = 1e-2
     if name == "idql":
         settings.num_samples = 3
+    if name == "ogpo":
+        settings.replay.min_fill = 0
+        settings.update(num_critics=2, group_size=4, actor_states=8, num_samples=3)
     settings.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in changes.items()}
     )

@@ -15,6 +15,7 @@ from dppo_jax.algorithms import (
     fpo,
     ibrl,
     idql,
+    ogpo,
     ppo,
     ppo_exact,
     qsm,
@@ -22,7 +23,12 @@ from dppo_jax.algorithms import (
     sac,
 )
 from dppo_jax.errors import SettingsError
-from dppo_jax.policies import CandidateParams, ProposalParams, SteeredParams
+from dppo_jax.policies import (
+    BestOfParams,
+    CandidateParams,
+    ProposalParams,
+    SteeredParams,
+)
 from dppo_jax.types import Algorithm, PyTree, VecEnv
 
 
@@ -77,6 +83,11 @@ ALGORITHMS = {
     "dql": Entry(dql.default_config, dql.make),
     "qsm": Entry(qsm.default_config, qsm.make),
     "dipo": Entry(dipo.default_config, dipo.make),
+    "ogpo": Entry(
+        ogpo.default_config,
+        ogpo.make,
+        acting=Acting(BestOfParams._fields, ogpo.make_acting, alone=lambda x: x.policy),
+    ),
     "rlpd": Entry(rlpd.default_config, rlpd.make, uses_data=True),
     "calql": Entry(calql.default_config, calql.make, uses_data=True),
     "ibrl": Entry(

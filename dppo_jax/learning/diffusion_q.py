@@ -1,9 +1,9 @@
-"""What off-policy algorithms for diffusion policies share: IDQL, DQL, QSM and DIPO.
+"""What off-policy algorithms for diffusion policies share.
 
-Each learns Q(s, a) of whole chunks from a replay buffer, and the denoising network of a
-cloned policy by that Q. A round is one batch: first the critics, then the actor. An
-update is a function (state, batch, key) -> (state, metrics), with batch leaves [N, ...]
-(in a sharded step, this device's part).
+IDQL, DQL, QSM, DIPO and OGPO learn Q(s, a) of whole chunks from a replay buffer, and
+the denoising network of a cloned policy by that Q. In a round first the critics learn,
+then the actor. An update is a function (state, batch, key) -> (state, metrics), with
+batch leaves [N, ...] (in a sharded step, this device's part).
 """
 
 from collections.abc import Callable, Sequence
@@ -60,15 +60,17 @@ def sampled_target(
     discount: float,
     reward_scale: float,
     use_target_actor: bool,
+    combine: Callable[[Array], Array] = lambda value: value.min(0),
 ) -> TargetOf:
     """Target reward + discount (1 - terminated) min Q'(s', a'), with a' ~ pi(s').
 
-    Clipped double Q-learning (Fujimoto et al. 2018). The policy explores as in
-    roll-outs.
+    Clipped double Q-learning (Fujimoto et al. 2018). The policy samples a' as its `act`
+    explores.
 
     Args:
         discount: per chunk.
         use_target_actor: whether a' is sampled by `state.target_actor`.
+        combine: values of all critics [num_critics, N] -> [N], in place of the minimum.
     """
     value_of: Callable[..., Any] = critic.apply
 
@@ -78,7 +80,7 @@ def sampled_target(
         action, _ = policy.act(whole(network), keys, batch.next_obs)
         return q_losses.td_target(
             reward_scale * batch.reward,
-            value_of(state.target, batch.next_obs, action).min(0),
+            combine(value_of(state.target, batch.next_obs, action)),
             batch.terminated,
             discount=discount,
         )
@@ -167,11 +169,13 @@ def diffusion_q(
     params: Callable[[DiffusionQState], PyTree] | None = None,
     improve: Callable[[DiffusionQState, Transition], PyTree] | None = None,
     learn_improved: bool = False,
+    actor_first: bool = False,
 ) -> Learner:
-    """Make a Learner whose rounds are one batch each.
+    """Make a Learner; in a round the critics learn from each batch, then the actor.
 
     Args:
-        critic_updates: run in this order, before `update_actor`.
+        critic_updates: run in this order on every batch.
+        update_actor: runs on the last batch of a round.
         action_shape: [Ta, Da] that the environment executes.
         critic_warmup: rounds in which only the critics learn; until then the metrics of
             the actor are zero.
@@ -179,8 +183,10 @@ def diffusion_q(
         act, params: how the algorithm acts, and its parameters; None: by the actor.
         improve: (state, batch) -> better actions for the batch's observations, which
             are stored beside the executed ones and improved again when they are drawn.
-            The actor clones them. None: the actor learns from the executed ones.
+            The actor clones them, and a round must be one batch. None: the actor learns
+            from the executed ones.
         learn_improved: whether the critics learn from the stored improved actions too.
+        actor_first: whether the actor learns before the critics of its round.
 
     Returns:
         A Learner; `init(key, obs, params=None)` starts from given parameters of the
@@ -229,15 +235,37 @@ def diffusion_q(
             lambda: (state, zeros, batch.extras),
         )
 
+    def learn_critics(
+        state: DiffusionQState, batches: Transition, keys: Array
+    ) -> tuple[DiffusionQState, Metrics]:
+        """Update the critics on each of n batches; keys are [n, number of updates]."""
+
+        def learn(state: DiffusionQState, inputs: Any) -> tuple[Any, Metrics]:
+            batch, keys = inputs
+            if learn_improved:
+                batch = batch._replace(action=batch.extras)
+            metrics: Metrics = {}
+            for one, key in zip(critic_updates, keys):
+                state, more = one(state, batch, key)
+                metrics |= more
+            return state, metrics
+
+        if len(keys) == 1:
+            return learn(state, jax.tree.map(lambda x: x[0], (batches, keys)))
+        state, metrics = jax.lax.scan(learn, state, (batches, keys))
+        return state, jax.tree.map(jnp.mean, metrics)
+
     def update(state: DiffusionQState, batches: Transition, key: Array) -> tuple:
-        batch = jax.tree.map(lambda x: x[0], batches)
-        actor_key, *critic_keys = jax.random.split(key, 1 + len(critic_updates))
-        scored = batch._replace(action=batch.extras) if learn_improved else batch
-        metrics: Metrics = {}
-        for one, critic_key in zip(critic_updates, critic_keys):
-            state, more = one(state, scored, critic_key)
-            metrics |= more
-        state, more, kept = learn_warm_actor(state, batch, actor_key)
+        num_batches, num_updates = len(batches.reward), len(critic_updates)
+        actor_key, *keys = jax.random.split(key, 1 + num_batches * num_updates)
+        critic_keys = jnp.stack(keys).reshape(num_batches, num_updates)
+        batch = jax.tree.map(lambda x: x[-1], batches)
+        if actor_first:
+            state, more, kept = learn_warm_actor(state, batch, actor_key)
+            state, metrics = learn_critics(state, batches, critic_keys)
+        else:
+            state, metrics = learn_critics(state, batches, critic_keys)
+            state, more, kept = learn_warm_actor(state, batch, actor_key)
         state = state._replace(updates=state.updates + 1)
         if improve is None:
             return state, metrics | more

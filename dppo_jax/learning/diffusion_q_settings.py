@@ -1,6 +1,6 @@
-"""Settings that IDQL, DQL, QSM and DIPO share, and what is made of them."""
+"""Settings that IDQL, DQL, QSM, DIPO and OGPO share, and what is made of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ class Parts(NamedTuple):
 
 
 def default_config(*, updates_per_transition: float, target_rate: float) -> ConfigDict:
-    """The reference's settings for Gym, which are the same for all four in the rest.
+    """The reference's settings for Gym, the same for IDQL, DQL, QSM and DIPO.
 
     Args:
         updates_per_transition: the reference's replay ratio over its batch size.
@@ -49,19 +49,22 @@ def default_config(*, updates_per_transition: float, target_rate: float) -> Conf
     return config
 
 
-def make_parts(env: VecEnv, config: ConfigDict, name: str) -> Parts:
+def make_parts(
+    env: VecEnv, config: ConfigDict, name: str, *, kinds: Sequence[str] = ("diffusion",)
+) -> Parts:
     """Check the shared settings and make what they describe.
 
     Args:
         config: the whole configuration.
         name: of the algorithm.
+        kinds: of policies that it can train, "diffusion" or "flow".
 
     Raises:
-        SettingsError: an invalid setting, or a policy that is not a diffusion policy
-            tuned in all of its denoising steps.
+        SettingsError: an invalid setting, or a policy of another kind, or one that is
+            not tuned in all of its denoising steps.
     """
     settings = config.algorithm[name]
-    _check_model(config.model, name)
+    _check_model(config.model, name, kinds)
     check(
         name,
         settings,
@@ -71,7 +74,8 @@ def make_parts(env: VecEnv, config: ConfigDict, name: str) -> Parts:
         critic_warmup=(settings.critic_warmup >= 0, "at least 0"),
     )
     transitions = env.num_envs * config.rollout.num_chunks
-    rounds = round(settings.replay.updates_per_transition * transitions)
+    updates = settings.replay.updates_per_transition * transitions
+    rounds = round(updates / settings.replay.get("updates_per_round", 1))
     return Parts(
         critic=make_state_action_critic(
             config.critic, num_critics=settings.num_critics
@@ -89,7 +93,7 @@ def make_algorithm(
     policy: ChainPolicy,
     config: ConfigDict,
 ) -> Algorithm:
-    """Make one of the four algorithms from a whole configuration.
+    """Make one of these algorithms from a whole configuration.
 
     Args:
         name: of the algorithm.
@@ -138,14 +142,17 @@ def check_pair(name: str, settings: ConfigDict) -> None:
     check(name, settings, num_critics=(settings.num_critics == 2, "2"))
 
 
-def _check_model(model: ConfigDict, name: str) -> None:
-    if model.kind != "diffusion":
+def _check_model(model: ConfigDict, name: str, kinds: Sequence[str]) -> None:
+    if model.kind not in kinds:
+        known = " or ".join(repr(kind) for kind in kinds)
         raise SettingsError(
-            f"{name} needs a diffusion policy, not {model.kind!r}; set "
-            "model.kind='diffusion'."
+            f"{name} needs a {' or '.join(kinds)} policy, not {model.kind!r}; set "
+            f"model.kind={known}."
         )
     sampling = model.sampling
     steps = sampling.ddim_steps or model.diffusion.num_denoising_steps
+    if model.kind == "flow":
+        steps = sampling.flow_steps
     if sampling.num_tuned_steps != steps:
         raise SettingsError(
             f"model.sampling.num_tuned_steps={sampling.num_tuned_steps} freezes some "

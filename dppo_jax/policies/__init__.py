@@ -1,5 +1,6 @@
 """Policies: acting, log-probabilities of actions, and loss of behaviour cloning."""
 
+from dppo_jax.policies.best_of import BestOfParams, BestOfPolicy, best_of_policy
 from dppo_jax.policies.build import (
     default_config,
     defaults_of,

@@ -119,10 +119,13 @@ def candidate_policy(
                 params.policy, keys, obs, deterministic=deterministic
             )
             return action, {}
-        each = jax.vmap(lambda key: jax.random.split(key, num_samples + 1))(keys)
-        many = jax.tree.map(lambda x: jnp.repeat(x, num_samples, axis=0), obs)
-        action, _ = policy.act(
-            params.policy, each[:, 1:].reshape(-1), many, deterministic=deterministic
+        choice_keys, many, action = propose(
+            policy,
+            params.policy,
+            keys,
+            obs,
+            num_samples=num_samples,
+            deterministic=deterministic,
         )
         score = value_of(params.critic, many, action).min(0).reshape(-1, num_samples)
         advantage = score - baseline_of(params.value, obs)[:, None]
@@ -130,11 +133,38 @@ def candidate_policy(
             lambda key, advantage: choose(
                 kind, key, advantage, expectile=expectile, temperature=temperature
             )
-        )(each[:, 0], advantage)
+        )(choice_keys, advantage)
         candidates = action.reshape(-1, num_samples, *action.shape[1:])
         return candidates[jnp.arange(len(chosen)), chosen], {}
 
     return CandidatePolicy(init, act)
+
+
+def propose(
+    policy: ChainPolicy,
+    params: PolicyParams,
+    keys: Array,
+    obs: Obs,
+    *,
+    num_samples: int,
+    deterministic: bool = False,
+) -> tuple[Array, Obs, Array]:
+    """Let a policy propose S chunks for every observation.
+
+    Args:
+        keys: [B].
+        num_samples: S.
+
+    Returns:
+        A key [B] for the choice among the candidates of each observation; observations
+        [B S, ...] and chunks [B S, Ta, Da], those of one observation side by side.
+    """
+    each = jax.vmap(lambda key: jax.random.split(key, num_samples + 1))(keys)
+    many = jax.tree.map(lambda x: jnp.repeat(x, num_samples, axis=0), obs)
+    action, _ = policy.act(
+        params, each[:, 1:].reshape(-1), many, deterministic=deterministic
+    )
+    return each[:, 0], many, action
 
 
 def _rows(obs: Obs) -> int:

@@ -17,6 +17,7 @@ These variants have other policies or algorithms, and `m2` and `m3` have them to
 - `:m1_idql`, `:m1_dql`, `:m1_qsm`, `:m1_dipo`: the same policy, fine-tuned off-policy
   by these algorithms (arXiv 2304.10573, 2208.06193, 2312.11752, 2305.13122), with sizes
   for two CPU cores;
+- `:m1_ogpo`: the same policy, fine-tuned by OGPO (arXiv 2605.03065);
 - `:m1_drwr`, `:m1_dawr` and `:m1_dsrl`: the same policy, fine-tuned by regression with
   weights of returns or advantages (paper App.), or steered by its noise (arXiv
   2506.15799);
@@ -199,6 +200,32 @@ def _use_off_policy(config: ConfigDict, name: str) -> None:
         settings.num_samples = 10
 
 
+def _use_ogpo(config: ConfigDict) -> None:
+    """OGPO, with short iterations so that the data follow the actor.
+
+    The paper has no settings for this task; sizes are for two CPU cores.
+    """
+    config.algorithm.name = "ogpo"
+    # An update samples and scores hundreds of chains, so chains are short.
+    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
+    # As in the paper, but for their size.
+    config.critic.update(activation="gelu", layer_norm=True, residual=False)
+    config.rollout.update(num_envs=10, num_chunks=5, reset_at_iteration=False)
+    ogpo = config.algorithm.ogpo
+    # The paper makes many more updates, of the actor above all. With ten times its
+    # usual target rate, which it has for Adroit's hand, the sampling actor still moves.
+    ogpo.replay.update(updates_per_transition=1.0, updates_per_round=10)
+    ogpo.actor_target_rate = 0.05
+    ogpo.replay.update(capacity=50_000, batch_size=128)
+    ogpo.replay.min_fill = 1000  # 40 episodes
+    ogpo.update(num_critics=5, actor_states=32, group_size=8)
+    ogpo.discount = 0.99  # as in DPPO
+    ogpo.reward_scale = 0.1  # of at most 8 for a chunk
+    loop = config.loop.finetune
+    loop.num_iterations = 320  # 640 episodes
+    loop.log_every, loop.evaluate_every, loop.checkpoint_every = 10, 40, 80
+
+
 def _use_regression(config: ConfigDict, name: str) -> None:
     """DRWR or DAWR; the reference has no settings for this task."""
     config.algorithm.name = name
@@ -272,6 +299,7 @@ _KINDS: dict[str, Callable[[ConfigDict], None]] = {
     "gmm": lambda config: _use_head(config, "gmm"),
     "pixels": _use_pixels,
     **{name: functools.partial(_use_off_policy, name=name) for name in OFF_POLICY},
+    "ogpo": _use_ogpo,
     "drwr": lambda config: _use_regression(config, "drwr"),
     "dawr": lambda config: _use_regression(config, "dawr"),
     "dsrl": _use_steering,

@@ -27,6 +27,8 @@ The other variants are:
 - `idql`, `dql`, `qsm`, `dipo`: these off-policy algorithms instead of DPPO (arXiv
   2304.10573, 2208.06193, 2312.11752, 2305.13122), with the networks of `cpu` and sizes
   for two CPU cores;
+- `ogpo`: OGPO (arXiv 2605.03065) on the policy of `v0_8`, with chains of five steps of
+  DDIM and sizes for two CPU cores;
 - `sac`: soft actor-critic with new networks and without data (docs/results/sac.md);
 - `gaussian`: PPO of a Gaussian policy with new networks and without data, as in release
   0.8 (501 iterations for HalfCheetah);
@@ -295,6 +297,7 @@ VARIANTS: dict[str, Callable[[ConfigDict, str], None]] = {
     "dql": lambda config, task: others.use_off_policy(config, "dql"),
     "qsm": lambda config, task: others.use_off_policy(config, "qsm"),
     "dipo": lambda config, task: others.use_off_policy(config, "dipo"),
+    "ogpo": lambda config, task: others.use_ogpo(config),
     "drwr": lambda config, task: others.use_regression(config, "drwr"),
     "dawr": lambda config, task: others.use_regression(config, "dawr"),
     "dsrl": lambda config, task: others.use_steering(config, task),

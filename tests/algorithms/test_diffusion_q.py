@@ -1,18 +1,19 @@
-"""What IDQL, DQL, QSM and DIPO have in common."""
+"""What IDQL, DQL, QSM, DIPO and OGPO have in common."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.algorithms import ALGORITHMS, dipo, dql, idql, qsm
+from dppo_jax.algorithms import ALGORITHMS, dipo, dql, idql, ogpo, qsm
+from dppo_jax.diffusion.chain import Sample
 from dppo_jax.networks import StateActionCritic, StateCritic
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.training.loop import train
 from dppo_jax.types import Transition
 from tests import tiny
 
-MODULES = {"idql": idql, "dql": dql, "qsm": qsm, "dipo": dipo}
+MODULES = {"idql": idql, "dql": dql, "qsm": qsm, "dipo": dipo, "ogpo": ogpo}
 CRITIC = StateActionCritic((32,), activation="relu")
 VALUE = StateCritic((32,), activation="relu")
 
@@ -28,16 +29,26 @@ def constant_policy() -> ChainPolicy:
     def clone_loss(params, keys, obs, action, **options):
         return ((params - action) ** 2).mean((1, 2))
 
+    def sample(params, keys, obs):
+        shape = (len(keys), 2, tiny.CHUNK, tiny.ACTION_DIM)
+        return Sample(jnp.full(shape, params.tuned), jnp.zeros(shape)[:, 1:])
+
     return tiny.tiny_diffusion_policy(tiny.NUM_STEPS)._replace(
         init=lambda key, obs: PolicyParams(jnp.float32(0.3), jnp.float32(0.3)),
         act=act,
+        sample=sample,
+        chain_log_prob=lambda params, chain, obs: params
+        * (chain[:, 1:] - chain[:, 1:]),
         clone_loss=clone_loss,
+        num_tuned_steps=1,
     )
 
 
 def learner(name, policy=None, **changes):
     """With learning rates of zero: Adam's moments show the gradients."""
     rates = {"actor__learning_rate": 0.0, "critic__learning_rate": 0.0}
+    if name == "ogpo":
+        rates |= {"actor_states": 3, "replay__batch_size": 3}
     config = tiny.diffusion_q_config(name, **(rates | changes))
     policy = constant_policy() if policy is None else policy
     return MODULES[name].make_learner(tiny.point_env(4), policy, config)
@@ -82,6 +93,8 @@ def kept(name, rows):
         ("dql", {"reference_quirks": ("online_target",)}, 0.3),
         ("qsm", {}, 0.3),
         ("dipo", {}, 1.5 * 0.3 + 0.1),
+        ("ogpo", {}, 1.5 * 0.3 + 0.1),
+        ("ogpo", {"target_value": "min"}, 1.5 * 0.3 + 0.1),
     ],
 )
 @pytest.mark.parametrize("discount", [0.5, 0.9])
@@ -99,7 +112,9 @@ def test_targets_bootstrap_after_a_time_limit_but_not_after_a_termination(
         next_value = VALUE.apply(state.value.params, row.next_obs)
     else:
         action = jnp.full((3, 2, 1), next_action)
-        next_value = CRITIC.apply(state.target, row.next_obs, action).min(0)
+        next_value = CRITIC.apply(state.target, row.next_obs, action)
+        takes_mean = name == "ogpo" and not changes
+        next_value = next_value.mean(0) if takes_mean else next_value.min(0)
     target = np.array([3.0, 6.0, 9.0]) + discount * next_value * np.array([0, 1, 1])
     value = CRITIC.apply(state.critic.params, row.obs, row.action)
     expected = 0.5 * ((value - target) ** 2).mean(1).sum()
@@ -133,7 +148,7 @@ def test_the_actor_waits_for_the_critics_and_then_learns(name):
 def test_it_starts_from_the_cloned_policy_and_acts_as_it_does(name):
     policy = tiny.tiny_diffusion_policy(tiny.NUM_STEPS)
     params = policy.init(jax.random.key(7), tiny.OBS)
-    changes = {"num_samples": 1} if name == "idql" else {}
+    changes = {"num_samples": 1} if name in ("idql", "ogpo") else {}
     algorithm = tiny.make_tiny_diffusion_q(name, **changes)
     acting = algorithm.params(algorithm.init(jax.random.key(0), params))
     keys = jax.random.split(jax.random.key(1), 3)
@@ -196,6 +211,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
         ("dipo", {"action__num_steps": 0}, "dipo.action.num_steps=0 must be at least"),
         ("dipo", {"action__learning_rate": -1.0}, "dipo.action.learning_rate=-1.0"),
         ("dipo", {"action__max_norm_per_entry": 0.0}, "max_norm_per_entry=0.0"),
+        ("ogpo", {"group_size": 1}, "ogpo.group_size=1 must be at least 2"),
+        ("ogpo", {"clip": 0.0}, "ogpo.clip=0.0 must be positive"),
+        ("ogpo", {"advantage": "x"}, "ogpo.advantage='x' must be one of mean, cons"),
+        ("ogpo", {"target_value": "x"}, "ogpo.target_value='x' must be one of min"),
+        ("ogpo", {"actor_target_rate": 0.0}, "ogpo.actor_target_rate=0.0"),
+        ("ogpo", {"actor_states": 3}, "actor_states=3 must be a divisor of .*=32"),
+        ("ogpo", {"actor_states": 0}, "actor_states=0 must be a divisor"),
+        (
+            "ogpo",
+            {"actor_states": 8, "replay__num_groups": 32},
+            "actor_states=8 must be .* every group of replay.num_groups",
+        ),
+        ("ogpo", {"clone_return": 1.0}, "clone_return=1.0 must be None without a"),
+        ("ogpo", {"clone_coef": -1.0}, "ogpo.clone_coef=-1.0"),
+        ("ogpo", {"judges": 3}, "judges=3 must be between 1 and num_critics=2"),
+        ("ogpo", {"num_samples": 0}, "num_samples=0 must be at least 1"),
+        ("ogpo", {"reference_quirks": ("x",)}, "has 'x', .* actor_first, own_judges"),
+        (
+            "ogpo",
+            {"replay__updates_per_round": 3},
+            "must be a whole number of rounds of updates_per_round=3",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(name, changes, message):
@@ -213,8 +250,11 @@ def test_policies_of_another_kind_or_chunk_are_refused(name):
     config.model.sampling.num_tuned_steps = 3
     with pytest.raises(ValueError, match=f"all of which {name} trains; set it to 4"):
         make(env, policy, config)
-    config.model.kind = "flow"
-    with pytest.raises(ValueError, match=f"{name} needs a diffusion policy, not 'flow"):
+    kind, known = ("flow", "diffusion")
+    if name == "ogpo":
+        kind, known = ("gaussian", "diffusion or flow")
+    config.model.kind = kind
+    with pytest.raises(ValueError, match=f"{name} needs a {known} policy, not '{kind}"):
         make(env, policy, config)
     shorter = env._replace(action_shape=(1, tiny.ACTION_DIM))
     algorithm = make(shorter, policy, tiny.diffusion_q_config(name))

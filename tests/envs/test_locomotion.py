@@ -27,6 +27,7 @@ TASKS = tuple(CLASSES)
 # Variants that train new networks, or that count updates in another way.
 OTHERS = (
     *("sac", "gaussian", "gmm", "drwr", "dawr", "dsrl", "rlpd", "calql", "ibrl"),
+    "ogpo",
     *locomotion.OFF_POLICY,
 )
 SPEC = mujoco.mjtState.mjSTATE_INTEGRATION

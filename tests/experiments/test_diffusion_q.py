@@ -1,4 +1,4 @@
-"""The variants of IDQL, DQL, QSM and DIPO, and IDQL through the stages."""
+"""The variants of IDQL, DQL, QSM, DIPO and OGPO; IDQL and OGPO through the stages."""
 
 import jax
 import numpy as np
@@ -12,10 +12,9 @@ from experiments.settings import load_config
 from tests import tiny
 from tests.stages import check_algorithm
 
-VARIANTS = [(avoid, f"{m}_{x}") for m in ("m1", "m2", "m3") for x in avoid.OFF_POLICY]
-VARIANTS += [
-    (task, x) for task in (hopper, walker2d, halfcheetah) for x in avoid.OFF_POLICY
-]
+NAMES = (*avoid.OFF_POLICY, "ogpo")
+VARIANTS = [(avoid, f"{m}_{x}") for m in ("m1", "m2", "m3") for x in NAMES]
+VARIANTS += [(task, x) for task in (hopper, walker2d, halfcheetah) for x in NAMES]
 # Stages in seconds: a time limit of 20 control steps, networks of 8 units.
 TINY = {
     "policy": "none",
@@ -29,11 +28,6 @@ TINY = {
     "rollout.num_envs": 4,
     "rollout.num_chunks": 6,
     "rollout.random_steps": 60,
-    "algorithm.idql.replay.capacity": 400,
-    "algorithm.idql.replay.batch_size": 8,
-    "algorithm.idql.replay.updates_per_transition": 0.5,
-    "algorithm.idql.critic_warmup": 0,
-    "algorithm.idql.num_samples": 3,
     "loop.finetune.log_every": 1,
     "loop.finetune.evaluate_every": 1,
     "evaluate.num_episodes": 4,
@@ -46,7 +40,8 @@ def test_variants_train_all_steps_of_the_cloned_policy(task, variant):
     config = task.get_config(variant)
     name = variant.rpartition("_")[2]
     assert config.name.endswith(f"_{name}") and config.algorithm.name == name
-    of_dppo = task.get_config("cpu" if variant == name else variant[:2])
+    runner = "v0_8" if name == "ogpo" else "cpu"
+    of_dppo = task.get_config(runner if variant == name else variant[:2])
     assert config.model.network == of_dppo.model.network
     assert config.model.diffusion == of_dppo.model.diffusion
     rollout, replay = config.rollout, config.algorithm[name].replay
@@ -56,18 +51,26 @@ def test_variants_train_all_steps_of_the_cloned_policy(task, variant):
     check_algorithm(config)
 
 
-def make_config(run_dir, num_iterations):
-    config = load_config("experiments/configs/hopper.py:idql")
+def make_config(name, run_dir, num_iterations):
+    config = load_config(f"experiments/configs/hopper.py:{name}")
     config.update_from_flattened_dict(TINY)
+    settings = config.algorithm[name]
+    settings.replay.update(capacity=400, batch_size=8, updates_per_transition=0.5)
+    settings.update(critic_warmup=0, num_samples=3)
+    if name == "ogpo":
+        config.model.sampling.ddim_steps = None
+        settings.replay.update(min_fill=0, updates_per_round=2)
+        settings.update(actor_states=4, group_size=2)
     config.run_dir = str(run_dir)
     config.loop.finetune.num_iterations = num_iterations
     return config
 
 
-def test_a_run_is_resumed_evaluated_and_tuned_further(tmp_path):
-    (whole,) = finetune.main(make_config(tmp_path / "whole", 2))
+@pytest.mark.parametrize("name", ["idql", "ogpo"])
+def test_a_run_is_resumed_evaluated_and_tuned_further(name, tmp_path):
+    (whole,) = finetune.main(make_config(name, tmp_path / "whole", 2))
     for num_iterations in (1, 2):
-        (parts,) = finetune.main(make_config(tmp_path / "parts", num_iterations))
+        (parts,) = finetune.main(make_config(name, tmp_path / "parts", num_iterations))
     loaded = load_policy(whole)
     assert tiny.same(load_policy(parts).params, loaded.params)
     rows = read_metrics(whole)
@@ -75,11 +78,13 @@ def test_a_run_is_resumed_evaluated_and_tuned_further(tmp_path):
     scored = evaluate.main(config)
     expected = rows[-1]["eval/episode_return"]
     np.testing.assert_allclose(scored["episode_return"], expected, rtol=1e-5)
-    # The policy alone, without a choice among its chunks.
-    config.algorithm.idql.num_samples = 1
+    # The policy alone, without a choice among its chunks; OGPO only explores by one.
+    config.evaluate.deterministic = name == "idql"
+    scored = evaluate.main(config)
+    config.algorithm[name].num_samples = 1
     assert evaluate.main(config)["episode_return"] != scored["episode_return"]
     # Another algorithm starts from the policy without its critics.
-    config = make_config(tmp_path / "more", 1)
+    config = make_config(name, tmp_path / "more", 1)
     config.policy = whole
     config.algorithm.name = "ppo"
     config.algorithm.ppo.batch_size = 48

@@ -67,7 +67,7 @@ def child(*words):
 
 
 KINDS = ("pair", "chain", "annealed", "gaussian", "cloned", "fpo", "exact")
-KINDS += ("idql", "dql", "qsm", "dipo")
+KINDS += ("idql", "dql", "qsm", "dipo", "ogpo")
 CASES = [
     "weighted",
     "sac",
