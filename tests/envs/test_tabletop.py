@@ -1,0 +1,209 @@
+"""Lift, Can and Square on C MuJoCo; those of MJX are slow, because it compiles long."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dppo_jax.demonstrations.scripts import hands
+from dppo_jax.demonstrations.scripts.tabletop import SCRIPTS, reach_of
+from dppo_jax.envs import make_task
+from dppo_jax.envs.tasks import can, lift, square, tabletop
+from dppo_jax.envs.tasks.tabletop import Body, Hand, Scene
+from dppo_jax.errors import SettingsError
+
+MODULES = {"lift": lift, "can": can, "square": square}
+SIZES = {"lift": 19, "can": 23, "square": 23}
+DOWN = np.array([0.0, 1.0, 0.0, 0.0], np.float32)
+UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0], np.float32)
+RESETS = 64
+
+
+@pytest.fixture(scope="module", params=sorted(MODULES))
+def task(request):
+    """Name, environment, and its jitted reset of many keys."""
+    env = make_task(request.param, engine="mujoco")
+    return request.param, env, jax.jit(jax.vmap(env.reset))
+
+
+def test_sizes_are_those_of_robomimic(task):
+    name, env, reset = task
+    assert env.obs_shape == {"state": (SIZES[name],)} and env.action_shape == (7,)
+    state = reset(jax.random.split(jax.random.key(0), RESETS))
+    assert state.obs["state"].shape == (RESETS, SIZES[name])
+
+
+def test_starts_fill_the_ranges_and_depend_on_the_key_alone(task):
+    name, _, reset = task
+    keys = jax.random.split(jax.random.key(0), RESETS)
+    obs = np.asarray(reset(keys).obs["state"])
+    ranges = {
+        "lift": ((-0.03, -0.03), (0.03, 0.03)),
+        "can": ((-0.045, -0.445), (0.245, -0.055)),
+        "square": ((-0.115, 0.11), (-0.11, 0.225)),
+    }
+    low, high = np.float32(ranges[name])
+    place = obs[:, 9:11]
+    assert (place >= low).all() and (place <= high).all()
+    assert (np.ptp(place, axis=0) > 0.9 * (high - low)).all()
+    yaw = 2 * np.arctan2(obs[:, 14], obs[:, 15])
+    assert yaw.min() < -2.8 and yaw.max() > 2.8
+    # The hand points down near the home position, with open fingers.
+    np.testing.assert_allclose(obs[:, 3], 1.0, atol=0.01)
+    np.testing.assert_allclose(obs[:, 7:9], [[0.04, -0.04]] * RESETS, atol=1e-6)
+    assert 0.003 < obs[:, :3].std(axis=0).max() < 0.03
+    again = np.asarray(reset(keys[::-1]).obs["state"])
+    np.testing.assert_array_equal(again[::-1], obs)
+
+
+def test_an_untouched_scene_stays_as_it_is(task):
+    """Without actions the hand and the object move by less than a millimetre."""
+    name, env, reset = task
+    state = reset(jax.random.split(jax.random.key(1), 4))
+    first = np.asarray(state.obs["state"])
+    hold = jnp.tile(jnp.array([0.0] * 6 + [-1.0]), (4, 1))
+    play = jax.jit(
+        lambda state: jax.lax.scan(
+            lambda s, _: jax.vmap(env.step)(s, hold), state, length=20
+        )
+    )
+    _, steps = play(state)
+    last = np.asarray(steps.obs["state"])[-1]
+    np.testing.assert_allclose(last[:, :3], first[:, :3], atol=1e-3)
+    np.testing.assert_allclose(last[:, 9:16], first[:, 9:16], atol=2e-3)
+    assert not np.asarray(steps.reward).any()
+    assert not np.asarray(steps.metrics["success"]).any()
+
+
+@functools.cache
+def shown(name, **options):
+    """Play 4 episodes of the script for 160 control steps; outcomes [T, 4]."""
+    env = make_task(name, engine="mujoco", **options)
+    act = functools.partial(
+        hands.act, SCRIPTS[name], noise=0.0, reach=reach_of(options)
+    )
+
+    def step(carry, key):
+        state, memory = carry
+        keys = jax.random.split(key, 4)
+        action, memory = jax.vmap(act)(memory, keys, state.obs["state"])
+        state, outcome = jax.vmap(env.step)(state, action)
+        return (state, memory), outcome
+
+    @jax.jit
+    def play(key):
+        keys = jax.random.split(key, 4)
+        memory = jax.vmap(functools.partial(hands.start, SCRIPTS[name]))(keys)
+        state = jax.vmap(env.reset)(keys)
+        return jax.lax.scan(step, (state, memory), jax.random.split(key, 160))[1]
+
+    return jax.tree.map(np.asarray, play(jax.random.key(2)))
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_the_script_solves_the_task_and_earns_one_per_solved_step(name):
+    outcome = shown(name)
+    assert (outcome.metrics["success"][-1] == 1).all()
+    np.testing.assert_array_equal(outcome.reward, outcome.metrics["solved"])
+    np.testing.assert_array_equal(
+        outcome.metrics["success"], np.maximum.accumulate(outcome.reward)
+    )
+    assert set(np.unique(outcome.reward)) == {0.0, 1.0}
+    assert not outcome.terminated.any()
+
+
+def test_an_episode_may_end_at_its_success():
+    outcome = shown("lift", end_on_success=True)
+    np.testing.assert_array_equal(outcome.terminated, outcome.reward)
+    assert outcome.terminated.any(axis=0).all()
+
+
+def body(x, y, z):
+    return Body(jnp.array([x, y, z]), jnp.asarray(UPRIGHT))
+
+
+def hand(x, y, z):
+    return Hand(jnp.array([x, y, z]), jnp.asarray(DOWN), jnp.zeros(2))
+
+
+def test_lift_is_solved_four_centimetres_above_the_table():
+    def solved(z):
+        return bool(lift.solved(Scene((hand(0, 0, z),), {"cube": body(0, 0, z)})))
+
+    assert not solved(0.8399) and solved(0.8401)
+
+
+def test_can_is_solved_in_its_compartment_once_let_go():
+    def solved(x, y, z=0.85, distance=0.05):
+        bodies = {"can": body(x, y, z)}
+        return bool(can.solved(Scene((hand(x, y, z + distance),), bodies)))
+
+    assert solved(0.2, 0.4)
+    assert not solved(0.2, 0.4, distance=0.04)
+    assert not solved(0.2, 0.4, z=0.91)
+    # The other compartments, and beyond the walls.
+    for x, y in ((0.05, 0.4), (0.2, 0.2), (0.3, 0.4), (0.2, 0.53), (0.1, -0.25)):
+        assert not solved(x, y)
+
+
+def test_square_is_solved_low_around_the_peg():
+    def solved(x, y, z=0.84, distance=0.05):
+        bodies = {"nut": body(x, y, z)}
+        return bool(square.solved(Scene((hand(x, y, z + distance),), bodies)))
+
+    assert solved(0.25, 0.08)
+    assert not solved(0.25, 0.08, z=0.871)
+    assert not solved(0.25, 0.08, distance=0.04)
+    assert not solved(0.261, 0.1) and not solved(0.23, 0.131)
+
+
+def test_observations_of_the_object_are_in_the_frames_of_robosuite():
+    """A hand that points down sees +y at -y and what is below at +z."""
+    scene = Scene((hand(0.1, 0.0, 1.0),), {"can": body(0.2, 0.3, 0.85)})
+    seen = np.asarray(can.observe(scene))
+    np.testing.assert_allclose(seen[:7], [0.2, 0.3, 0.85, 0, 0, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(seen[7:10], [0.1, -0.3, 0.15], atol=1e-6)
+    # Half a turn about x, scalar last.
+    np.testing.assert_allclose(np.abs(seen[10:]), [1, 0, 0, 0], atol=1e-6)
+    cube = Scene((hand(0.1, 0.0, 1.0),), {"cube": body(0.2, 0.3, 0.85)})
+    np.testing.assert_allclose(lift.observe(cube)[7:], [-0.1, -0.3, 0.15], atol=1e-6)
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(SettingsError, match=r"action_scale=\(0.05, 0\)"):
+        make_task("lift", action_scale=(0.05, 0))
+    with pytest.raises(SettingsError, match="response=0"):
+        make_task("lift", response=0)
+    with pytest.raises(SettingsError, match="env.options.speed.*action_scale"):
+        make_task("lift", speed=1)
+
+
+def test_only_listed_pairs_touch():
+    """A pair for every two geoms would need hundreds of contacts on MJX."""
+    for module in MODULES.values():
+        model = tabletop.build_model(module.TASK)
+        assert not model.geom_contype.any() and not model.geom_conaffinity.any()
+        assert 0 < model.npair <= 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_engines_agree_without_contacts_of_the_hand(name):
+    """The same actions move the hand alike on MJX and C MuJoCo."""
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (10, 2, 7)) * [1, 1, 0.2, 1, 1, 1, 1]
+    actions[..., 2] += 0.3
+
+    def play(engine):
+        env = make_task(name, engine=engine)
+
+        @jax.jit
+        def run(actions):
+            state = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2))
+            return jax.lax.scan(jax.vmap(env.step), state, actions)[1].obs["state"]
+
+        return np.asarray(run(jnp.float32(actions)))
+
+    np.testing.assert_allclose(play("mjx"), play("mujoco"), atol=2e-3)
