@@ -6,7 +6,7 @@ The styles differ in the yaw with which the hand takes the can.
 import jax.numpy as jnp
 
 from dppo_jax.demonstrations.scripts import hands
-from dppo_jax.demonstrations.scripts.hands import Decision, Memory, Script, View
+from dppo_jax.demonstrations.scripts.hands import Decision, Memory, View
 from dppo_jax.envs.robots.kinematics import Pose
 from dppo_jax.envs.tasks.can import HALF_HEIGHT, TABLE, TARGET
 
@@ -19,7 +19,7 @@ _APPROACH, _CARRIED = 0.10, 0.24
 
 
 def decide(memory: Memory, view: View) -> Decision:
-    """See `hands.Script`."""
+    """Where the hand goes next, see `hands.Decision`."""
     phase, since = memory.phase, memory.since
     hand, can = view
     # Along the can the grip is between 5 mm below and 25 mm above its middle.
@@ -66,4 +66,4 @@ def decide(memory: Memory, view: View) -> Decision:
     )
 
 
-SCRIPT = Script(num_styles=len(_YAWS), decide=decide)
+SCRIPT = hands.one_arm_script(decide, num_styles=len(_YAWS))

@@ -6,8 +6,9 @@ condition that ends it. Because the goals follow the object, it corrects what no
 slips change; if the object is lost, it starts again.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,24 +70,39 @@ class Decision(NamedTuple):
     yaw: Array
 
 
+Decide = Callable[[Memory, View], Decision]
+
+
 class Script(NamedTuple):
     """A scripted demonstrator of one task.
 
     num_styles: ways to solve the task.
-    decide: (memory, view) -> Decision.
+    start: key -> memory, which has a field `style`; draws how an episode is shown.
+    act: (memory, key, obs [Do], noise=, reach=) -> (action [Da], memory); `act` below
+        explains the arguments.
     """
 
     num_styles: int
-    decide: Callable[[Memory, View], Decision]
+    start: Callable[[Array], Any]
+    act: Callable[..., tuple[Array, Any]]
 
 
-def start(script: Script, key: Array) -> Memory:
+def one_arm_script(decide: Decide, *, num_styles: int) -> Script:
+    """Make the script of an arm that `decide` tells where to go."""
+    return Script(
+        num_styles=num_styles,
+        start=functools.partial(start, num_styles),
+        act=functools.partial(act, decide),
+    )
+
+
+def start(num_styles: int, key: Array) -> Memory:
     """Draw how an episode is shown."""
     style_key, speed_key, jitter_key = jax.random.split(key, 3)
     return Memory(
         phase=jnp.int32(0),
         since=jnp.int32(0),
-        style=jax.random.randint(style_key, (), 0, script.num_styles),
+        style=jax.random.randint(style_key, (), 0, num_styles),
         speed=jax.random.uniform(speed_key, minval=MIN_SPEED, maxval=1.0),
         jitter=jax.random.uniform(jitter_key, (3,), minval=-1.0, maxval=1.0),
         yaw=jnp.float32(0),
@@ -95,7 +111,7 @@ def start(script: Script, key: Array) -> Memory:
 
 
 def act(
-    script: Script,
+    decide: Decide,
     memory: Memory,
     key: Array,
     obs: Array,
@@ -105,22 +121,19 @@ def act(
 ) -> tuple[Array, Memory]:
     """The next action [7] and memory.
 
-    Noise follows a first-order autoregression, so that it drives the hand away for a
-    while and the script has to come back.
-
     Args:
         obs: [Do] of the task, in task units.
-        noise: standard deviation of the innovation, as a share of the greatest action.
+        noise: see `shaken`.
         reach: metres and radians that the hand moves for an action of 1.
     """
     seen = view(obs)
-    decision = script.decide(memory, seen)
+    decision = decide(memory, seen)
     move = towards(seen.hand, decision.goal, reach) * memory.speed
     move *= jnp.concatenate([decision.slow, jnp.ones(3)])
-    drift = MEMORY_OF_NOISE * memory.noise + noise * jax.random.normal(key, (6,))
-    share = jnp.array([1.0] * 3 + [NOISE_OF_ROTATION] * 3)
-    move += decision.shake * share * drift
-    action = jnp.concatenate([jnp.clip(move, -1.0, 1.0), decision.grip[None]])
+    drift = drifted(memory.noise, key, noise)
+    action = jnp.concatenate(
+        [shaken(move, decision.shake * drift), decision.grip[None]]
+    )
     stays = decision.phase == memory.phase
     return action, memory._replace(
         phase=decision.phase,
@@ -130,6 +143,24 @@ def act(
     )
 
 
+def drifted(last: Array, key: Array, noise: float) -> Array:
+    """The next noise, a first-order autoregression.
+
+    It drives the hand away for a while, so that the script has to come back.
+
+    Args:
+        last: noise of the last control step, of any shape.
+        noise: standard deviation of what is added, as a share of the greatest action.
+    """
+    return MEMORY_OF_NOISE * last + noise * jax.random.normal(key, last.shape)
+
+
+def shaken(move: Array, drift: Array) -> Array:
+    """A move [6] with noise, which for its rotation is smaller, within [-1, 1]."""
+    share = jnp.array([1.0] * 3 + [NOISE_OF_ROTATION] * 3)
+    return jnp.clip(move + share * drift, -1.0, 1.0)
+
+
 def view(obs: Array) -> View:
     """Read the poses from an observation, which starts with those of hand and object.
 
@@ -137,10 +168,12 @@ def view(obs: Array) -> View:
     [3], quaternion xyzw [4].
     """
 
-    def pose(position: Array, quaternion: Array) -> Pose:
-        return Pose(position, rotations.to_matrix(jnp.roll(quaternion, 1)))
+    return View(read_pose(obs[0:7]), read_pose(obs[9:16]))
 
-    return View(pose(obs[0:3], obs[3:7]), pose(obs[9:12], obs[12:16]))
+
+def read_pose(part: Array) -> Pose:
+    """The pose of a position [3] and a quaternion xyzw [4] in an observation."""
+    return Pose(part[:3], rotations.to_matrix(jnp.roll(part[3:], 1)))
 
 
 def towards(hand: Pose, goal: Pose, reach: tuple[float, float]) -> Array:
@@ -157,7 +190,7 @@ def distances(hand: Pose, goal: Pose) -> tuple[Array, Array]:
 
 
 def pointing_down(yaw: Array) -> Array:
-    """The rotation [3, 3] of a hand that points down; the fingers move along -y at 0."""
+    """The rotation [3, 3] of a hand that points down; its x axis has this yaw."""
     c, s, zero = jnp.cos(yaw), jnp.sin(yaw), jnp.zeros_like(yaw)
     return jnp.array([[c, s, zero], [s, -c, zero], [zero, zero, zero - 1.0]])
 

@@ -1,13 +1,13 @@
 """Scripted demonstrations of Lift.
 
-The styles differ in the faces of the cube that the fingers take: the pair that needs the
-smaller turn of the hand, or the other one.
+The styles differ in the faces of the cube that the fingers take: the pair that needs
+the smaller turn of the hand, or the other one.
 """
 
 import jax.numpy as jnp
 
 from dppo_jax.demonstrations.scripts import hands
-from dppo_jax.demonstrations.scripts.hands import Decision, Memory, Script, View
+from dppo_jax.demonstrations.scripts.hands import Decision, Memory, View
 from dppo_jax.envs.robots import rotations
 from dppo_jax.envs.robots.kinematics import Pose
 from dppo_jax.envs.tasks.lift import TABLE
@@ -20,7 +20,7 @@ _GRASP = 0.008  # greatest distance of the grip from the centre of the cube, alo
 
 
 def decide(memory: Memory, view: View) -> Decision:
-    """See `hands.Script`."""
+    """Where the hand goes next, see `hands.Decision`."""
     phase, since = memory.phase, memory.since
     hand, cube = view
     near = rotations.wrap(rotations.yaw(cube.rotation), jnp.pi / 2)
@@ -56,4 +56,4 @@ def decide(memory: Memory, view: View) -> Decision:
     )
 
 
-SCRIPT = Script(num_styles=2, decide=decide)
+SCRIPT = hands.one_arm_script(decide, num_styles=2)

@@ -7,7 +7,7 @@ allow both. The nut goes onto the peg with the nearest multiple of a quarter tur
 import jax.numpy as jnp
 
 from dppo_jax.demonstrations.scripts import hands
-from dppo_jax.demonstrations.scripts.hands import Decision, Memory, Script, View
+from dppo_jax.demonstrations.scripts.hands import Decision, Memory, View
 from dppo_jax.envs.robots import rotations
 from dppo_jax.envs.robots.kinematics import Pose
 from dppo_jax.envs.tasks.square import HANDLE, PEG, PEG_HEIGHT, TABLE
@@ -26,13 +26,13 @@ _SLOW = 0.35
 
 
 def decide(memory: Memory, view: View) -> Decision:
-    """See `hands.Script`."""
+    """Where the hand goes next, see `hands.Decision`."""
     phase, since = memory.phase, memory.since
     hand, nut = view
     yaw = rotations.yaw(nut.rotation)
     handle = nut.position + HANDLE * nut.rotation[:, 0]
     grasp = hands.above(handle, 0.001 + 0.003 * memory.jitter[0])
-    # Before the grasp the hand follows the handle, afterwards it is turned with the nut.
+    # Before the grasp the hand follows the handle; then it is turned with the nut.
     side = rotations.wrap(yaw, jnp.pi)
     other = side - jnp.where(side > 0, 1.0, -1.0) * jnp.pi
     takes_other = (memory.style == 1) & (jnp.abs(other) < _MAX_YAW)
@@ -97,4 +97,4 @@ def _about_z(angle: Array) -> Array:
     return rotations.to_matrix(rotations.about_z(angle))
 
 
-SCRIPT = Script(num_styles=2, decide=decide)
+SCRIPT = hands.one_arm_script(decide, num_styles=2)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppo_jax.demonstrations.dataset import Episodes
-from dppo_jax.demonstrations.scripts import can, hands, lift, square
-from dppo_jax.demonstrations.scripts.hands import Memory, Script
+from dppo_jax.demonstrations.scripts import can, lift, square
+from dppo_jax.demonstrations.scripts.hands import Script
 from dppo_jax.envs.robots import control
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, Env
@@ -82,7 +82,7 @@ def scripted_episodes(
     Args:
         env: the task of the script, in task units.
         script: one of `SCRIPTS`.
-        noise: see `hands.act`.
+        noise: see `hands.drifted`.
         success_only: whether to leave out episodes in which the task is not solved.
         steps_after_success: shows policies how to hold what they have achieved.
         reach: see `reach_of`.
@@ -142,15 +142,13 @@ def make_play(
     Returns:
         key -> (rows [T, N, ...], style [N], length of each episode [N]).
     """
-    act = functools.partial(hands.act, script, noise=noise, reach=reach)
+    act = functools.partial(script.act, noise=noise, reach=reach)
 
     @jax.jit
-    def begin(key: Array) -> tuple[Any, Memory, Array]:
+    def begin(key: Array) -> tuple[Any, Any, Array]:
         env_key, script_key, noise_key = jax.random.split(key, 3)
         state = jax.vmap(env.reset)(jax.random.split(env_key, num_envs))
-        memory = jax.vmap(functools.partial(hands.start, script))(
-            jax.random.split(script_key, num_envs)
-        )
+        memory = jax.vmap(script.start)(jax.random.split(script_key, num_envs))
         return state, memory, jax.random.split(noise_key, num_envs)
 
     def step(carry: Any, time: Array) -> tuple[Any, Rows]:

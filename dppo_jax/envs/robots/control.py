@@ -1,10 +1,10 @@
 """Control of a hand by changes of its pose, as robosuite's controller OSC_POSE.
 
 In robosuite an action of 1 sets a goal 0.05 m or 0.5 rad away from the *measured* pose.
-Its controller pulls the hand there by a critically damped spring (kp = 150), which after
-the start covers sqrt(150) / 2 * 0.05 s = 0.31 of the way within a control step of 20 Hz.
-Here stiff servos hold the joints. They get the joint angles, from differential inverse
-kinematics, of the pose that is `response` of the way to the goal.
+Its controller pulls the hand there by a critically damped spring (kp = 150), which
+after the start covers sqrt(150) / 2 * 0.05 s = 0.31 of the way within a control step of
+20 Hz. Here stiff servos hold the joints. They get the joint angles, from differential
+inverse kinematics, of the pose that is `response` of the way to the goal.
 """
 
 import jax.numpy as jnp

@@ -1,7 +1,8 @@
 """Forward and differential inverse kinematics of the Panda, in JAX.
 
-All functions are for one arm; use `vmap` for more. Products are computed in full float32
-precision, because the fast formats of accelerators would move the hand by millimetres.
+All functions are for one arm; use `vmap` for more. Products are computed in full
+float32 precision, because the fast formats of accelerators would move the hand by
+millimetres.
 """
 
 from typing import NamedTuple
@@ -96,10 +97,10 @@ def inverse(
 ) -> Array:
     """Joint angles [7] that bring the grip to `target`, near the present ones.
 
-    Damped least squares (Wampler 1986): dq = J^T (J J^T + damping^2 I)^-1 e, with a pull
-    towards `HOME` in the null space of J. Far targets are approached only: the change is
-    shortened as a whole until no joint changes by more than `max_change`, so that the
-    grip keeps its direction.
+    Damped least squares (Wampler 1986): dq = J^T (J J^T + damping^2 I)^-1 e, with a
+    pull towards `HOME` in the null space of J. Far targets are approached only: the
+    change is shortened as a whole until no joint changes by more than `max_change`, so
+    that the grip keeps its direction.
 
     Args:
         joints: [7] present angles.
@@ -125,8 +126,9 @@ def inverse(
 def solve(matrix: Array, right: Array) -> Array:
     """Solve `matrix` x = `right` for a positive definite matrix [N, N].
 
-    Gauss-Jordan elimination, which needs no pivots for such a matrix. Under `vmap` it is
-    a few operations for the whole batch, in place of a call of LAPACK for each matrix.
+    Gauss-Jordan elimination, which needs no pivots for such a matrix. Under `vmap` it
+    is a few operations for the whole batch, in place of a call of LAPACK for each
+    matrix.
     """
     size = len(right)
     rows = jnp.concatenate([matrix, right[:, None]], axis=1)

@@ -1,12 +1,13 @@
 """A Franka Emika Panda with a parallel gripper, as a MuJoCo model of primitives.
 
 Kinematics and limits are those of Franka's data sheet (modified Denavit-Hartenberg
-parameters), masses and inertias those identified by Gaz et al. (RA-L 2019). There are no
-meshes: capsules are for pictures alone, and of the hand only the two pads touch things.
+parameters), masses and inertias those identified by Gaz et al. (RA-L 2019). There are
+no meshes: capsules are for pictures alone, and of the hand only the two pads touch
+things.
 
 Position servos hold the joints. Their natural frequency is 60 rad/s at the home
-position, far above the control rate, and they are critically damped. The damping is that
-of the joints and not of the actuators, because MuJoCo's Euler integrator treats it
+position, far above the control rate, and they are critically damped. The damping is
+that of the joints and not of the actuators, because MuJoCo's Euler integrator treats it
 implicitly; with explicit damping the arm oscillates by centimetres.
 """
 
@@ -83,7 +84,8 @@ LINKS = (
         *((-2.8973, 2.8973), 12.0, 0.107, (0, 0, 0, 0, 0, 0.08, 0.045)),
     ),
 )
-# The hand in the last link, and the grip, the point between the fingertips, in the hand.
+# The hand in the last link, and the grip, the point between the fingertips, in the
+# hand.
 HAND_POSITION = (0.0, 0.0, 0.107)
 HAND_QUATERNION = (float(np.cos(np.pi / 8)), 0.0, 0.0, -float(np.sin(np.pi / 8)))
 GRIP = (0.0, 0.0, 0.1034)

@@ -45,7 +45,7 @@ def about_z(angle: Array) -> Array:
 
 
 def yaw(rotation: Array) -> Array:
-    """The angle in (-pi, pi] from the world's x axis to that of a body, seen from above.
+    """The angle in (-pi, pi] from the world's x axis to that of a body, from above.
 
     Args:
         rotation: matrix [3, 3].

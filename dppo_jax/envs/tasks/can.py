@@ -1,8 +1,8 @@
 """robosuite's PickPlaceCan: carry a can from one bin to its compartment of another.
 
 The arm stands nearer to the bins than robosuite's and in the middle between them, so
-that a hand that points down reaches every place of the can. The fingers pass through the
-walls of the bins, because pairs of boxes are the slowest contacts.
+that a hand that points down reaches every place of the can. The fingers pass through
+the walls of the bins, because pairs of boxes are the slowest contacts.
 """
 
 import jax.numpy as jnp

@@ -30,7 +30,7 @@ _FINGER_CONTACT = 'solref="0.01 1" solimp="0.95 0.99 0.001 0.5 2"'
 
 
 class Hand(NamedTuple):
-    """position [3] of the grip, quaternion [4] wxyz, fingers [2] from closed to open."""
+    """position [3] of the grip, quaternion [4] wxyz, fingers [2], 0 where closed."""
 
     position: Array
     quaternion: Array
@@ -103,10 +103,13 @@ def make_table_env(
     """Make a task; its time limit is set by `time_limit`.
 
     Action [7 per arm] in [-1, 1], at 20 Hz: see `robots.control`.
+
     Observation `{"state": [Do]}`: of each arm the position of its grip [3], the
     quaternion of its hand [4] and the positions of its fingers [2], then the objects.
     Quaternions are (x, y, z, w) as in robosuite, unlike MuJoCo's.
-    Reward: 1 in every control step in which the task is solved, else 0, as in the paper.
+
+    Reward: 1 in every control step in which the task is solved, as in the paper.
+
     Metrics: `solved` in this control step, and `success`, solved so far.
 
     Args:
