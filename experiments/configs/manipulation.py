@@ -1,8 +1,9 @@
-"""Settings that Lift, Can and Square share; their own files name the task.
+"""Settings that Lift, Can, Square and Transport share; their own files name the task.
 
 `paper`, the default, has the settings of the reference implementation for state
 policies (v0.8, and the paper's appendix), with scripted demonstrations in the place of
-its 300 human ones. One iteration is 60,000 environment steps, 80,000 for Square.
+its 300 human ones. An iteration is four episodes in each of 50 environments, 60,000
+environment steps for Lift and Can, 80,000 for Square and 160,000 for Transport.
 
 `fast` is for two CPU cores: an iteration takes a sixth of the steps and of the updates.
 """
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from dppo_jax.envs.tasks import can, lift, square
+from dppo_jax.envs.tasks import can, lift, square, transport
 from dppo_jax.errors import SettingsError
 from experiments.defaults import default_config
 
@@ -21,20 +22,25 @@ VARIANTS = ("paper", "fast")
 class _Task(NamedTuple):
     """What differs between the tasks in the reference implementation.
 
-    max_steps: of an episode; also chunks of an iteration, so it has four episodes.
+    max_steps: of an episode.
     num_iterations: of fine-tuning.
     width: of the policy's three hidden layers.
+    chunk: actions of a chunk.
+    epochs: of the updates of an iteration.
     """
 
     max_steps: int
     num_iterations: int
     width: int
+    chunk: int = 4
+    epochs: int = 10
 
 
 _TASKS = {
     "lift": _Task(lift.MAX_STEPS, 81, 512),
     "can": _Task(can.MAX_STEPS, 151, 512),
     "square": _Task(square.MAX_STEPS, 201, 1024),
+    "transport": _Task(transport.MAX_STEPS, 201, 1024, chunk=8, epochs=5),
 }
 
 
@@ -55,11 +61,13 @@ def make_config(task: str, variant: str) -> ConfigDict:
     config.collect.success_only = True
     config.collect.steps_after_success = 20
 
+    config.model.chunk = own.chunk
     network = config.model.network
     network.hidden_sizes = (own.width,) * 3
     network.activation = "mish"
-    if task == "square":
+    if own.width == 1024:
         network.time_dim = 32
+    if task == "square":
         network.condition_sizes = (512, 64)
 
     config.loop.pretrain.num_epochs = config.pretrain.cycle_epochs = 3000
@@ -70,12 +78,12 @@ def make_config(task: str, variant: str) -> ConfigDict:
 
     config.loop.finetune.num_iterations = own.num_iterations
     config.rollout.num_envs = 50
-    config.rollout.num_chunks = own.max_steps
+    config.rollout.num_chunks = num_chunks = 4 * own.max_steps // own.chunk
     ppo = config.algorithm.ppo
     # The reward is 1 for every step in which the task is solved, so it comes late.
     ppo.discount = 0.999
-    ppo.batch_size = 50 * own.max_steps // 2  # a twentieth of the pairs
-    ppo.epochs = 10
+    ppo.batch_size = 50 * num_chunks // 2  # a twentieth of the pairs
+    ppo.epochs = own.epochs
     ppo.target_kl = 1.0
     ppo.critic_warmup = 2
     for settings in (ppo.actor, ppo.critic):
@@ -99,12 +107,12 @@ def _hasten(config: ConfigDict, own: _Task) -> None:
     config.pretrain.warmup_epochs = 5
     # One episode per environment. How much an iteration improves the policy depends
     # more on its number of updates than on its number of steps.
-    config.rollout.num_chunks = own.max_steps // 4
+    config.rollout.num_chunks = num_chunks = own.max_steps // own.chunk
     config.loop.finetune.num_iterations = 50
     ppo = config.algorithm.ppo
     # The critic and the encoder then run once for all moves of a chain.
     ppo.minibatch = "chain"
-    ppo.batch_size = 50 * own.max_steps // 4  # a tenth of the pairs
+    ppo.batch_size = 50 * num_chunks  # a tenth of the pairs
     ppo.epochs = 4
     # The policy is far from converged, so the critic may follow at once.
     ppo.critic_warmup = 1

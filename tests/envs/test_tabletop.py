@@ -1,4 +1,4 @@
-"""Lift, Can and Square on C MuJoCo; those of MJX are slow, because it compiles long."""
+"""The manipulation tasks on C MuJoCo; tests of MJX are slow, it compiles for long."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import pytest
 
 from dppo_jax.demonstrations.scripts.tabletop import SCRIPTS, reach_of
 from dppo_jax.envs import make_task
-from dppo_jax.envs.tasks import can, lift, square, tabletop
+from dppo_jax.envs.tasks import can, lift, square, tabletop, transport
 from dppo_jax.envs.tasks.tabletop import Body, Hand, Scene
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Env
@@ -150,6 +150,46 @@ def test_square_is_solved_low_around_the_peg():
     assert not solved(0.25, 0.08, z=0.871)
     assert not solved(0.25, 0.08, distance=0.04)
     assert not solved(0.261, 0.1) and not solved(0.23, 0.131)
+
+
+def test_transport_has_two_arms_and_the_sizes_of_robomimic():
+    env = make_task("transport", engine="mujoco")
+    assert env.obs_shape == {"state": (59,)} and env.action_shape == (14,)
+    model = tabletop.build_model(transport.TASK)
+    assert model.nu == 18 and model.nq == 18 + 3 * 7
+
+
+def test_objects_of_transport_start_in_and_on_their_bins():
+    placed = jax.jit(jax.vmap(transport.place))(jax.random.split(jax.random.key(0), 64))
+    for name, centre in (("payload", (0.18, -0.47)), ("trash", transport.TARGET)):
+        away = np.asarray(placed[name].position)[:, :2] - np.float32(centre)
+        assert 0.0045 < np.abs(away).max() <= 0.00501
+        assert (np.asarray(placed[name].position)[:, 2] < 0.8 + transport.LOW).all()
+    turn = 2 * np.arcsin(np.asarray(placed["trash"].quaternion)[:, 3])
+    assert 0.8 < np.abs(turn).max() <= 0.3 * np.pi + 1e-5
+    # The lid rests on the walls.
+    height = np.asarray(placed["lid"].position)[:, 2]
+    np.testing.assert_allclose(height, 0.8 + transport.BIN_HEIGHT + 0.006, atol=1e-6)
+
+
+def test_transport_is_solved_with_both_objects_in_their_bins():
+    def solved(payload, trash):
+        hands = (hand(0, 0, 1), hand(0, 0, 1))
+        bodies = {"payload": body(*payload), "trash": body(*trash)}
+        bodies["lid"] = body(0.2, -0.45, 0.9)
+        scene = Scene(hands, bodies)
+        seen = np.asarray(transport.observe(scene))
+        assert seen.shape == (41,)
+        # Whether each is where it belongs is observed too.
+        assert bool(seen[27:29].all()) == bool(transport.solved(scene))
+        np.testing.assert_allclose(seen[14:17], [0.2, -0.45, 0.93], atol=1e-6)
+        return bool(transport.solved(scene))
+
+    target, trash = (-0.2, 0.45, 0.82), (0.2, 0.45, 0.82)
+    assert solved(target, trash)
+    assert not solved(target, target) and not solved(trash, trash)
+    assert not solved((-0.2, 0.45, 0.86), trash)
+    assert not solved((-0.2, 0.57, 0.82), trash)
 
 
 def test_observations_of_the_object_are_in_the_frames_of_robosuite():

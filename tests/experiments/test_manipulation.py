@@ -13,7 +13,8 @@ from experiments import collect, evaluate, finetune, pretrain
 from experiments.configs.manipulation import VARIANTS
 from experiments.settings import load_config
 
-TASKS = {"lift": 19, "can": 23, "square": 23}
+# Sizes of observations and actions.
+TASKS = {"lift": (19, 7), "can": (23, 7), "square": (23, 7), "transport": (59, 14)}
 
 # Stages in seconds; the other entries of the configuration stay as they are.
 TINY = {
@@ -52,40 +53,43 @@ def tiny(folder, stage):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_variant_makes_its_algorithm(task, variant):
     config = load_config(f"experiments/configs/{task}.py:{variant}")
+    num_observations, num_actions = TASKS[task]
     env = VecEnv(
         reset=lambda keys: None,
         step=lambda state, action: (state, None),
-        obs_shape={"state": (1, TASKS[task])},
-        action_shape=(config.model.chunk, 7),
+        obs_shape={"state": (1, num_observations)},
+        action_shape=(config.model.chunk, num_actions),
         max_steps=None,
         num_envs=config.rollout.num_envs,
     )
-    make_algorithm(env, make_policy(config.model, action_dim=7), config)
+    make_algorithm(env, make_policy(config.model, action_dim=num_actions), config)
     # Whole episodes, so that every iteration sees their ends.
     steps = config.rollout.num_chunks * config.model.chunk
     assert steps % config.env.max_steps == 0
 
 
 @pytest.mark.parametrize(
-    "task, steps, iterations, sizes, batch",
+    "task, steps, chunk, iterations, sizes, batch, epochs",
     [
-        ("lift", 300, 81, (512,) * 3, 7500),
-        ("can", 300, 151, (512,) * 3, 7500),
-        ("square", 400, 201, (1024,) * 3, 10_000),
+        ("lift", 300, 4, 81, (512,) * 3, 7500, 10),
+        ("can", 300, 4, 151, (512,) * 3, 7500, 10),
+        ("square", 400, 4, 201, (1024,) * 3, 10_000, 10),
+        ("transport", 800, 8, 201, (1024,) * 3, 10_000, 5),
     ],
 )
 def test_the_default_variant_has_the_settings_of_the_paper(
-    task, steps, iterations, sizes, batch
+    task, steps, chunk, iterations, sizes, batch, epochs
 ):
     config = load_config(f"experiments/configs/{task}.py")
-    assert config.env.max_steps == config.rollout.num_chunks == steps
-    assert config.rollout.num_envs == 50 and config.model.chunk == 4
+    assert (config.env.max_steps, config.model.chunk) == (steps, chunk)
+    assert config.rollout.num_envs == 50
+    assert config.rollout.num_chunks == 4 * steps // chunk
     assert config.loop.finetune.num_iterations == iterations
     assert config.model.network.hidden_sizes == sizes
     assert config.model.diffusion.num_denoising_steps == 20
     assert config.model.sampling.num_tuned_steps == 10
     ppo = config.algorithm.ppo
-    assert (ppo.batch_size, ppo.epochs, ppo.minibatch) == (batch, 10, "pair")
+    assert (ppo.batch_size, ppo.epochs, ppo.minibatch) == (batch, epochs, "pair")
     assert (ppo.discount, ppo.denoising_discount, ppo.gae_lambda) == (0.999, 0.99, 0.95)
     assert (ppo.clip_top, ppo.clip_base, ppo.clip_rate) == (0.01, 0.001, 3.0)
     assert (ppo.actor.learning_rate, ppo.critic.learning_rate) == (1e-4, 1e-3)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dppo_jax.envs.robots import rotations
 from dppo_jax.envs.robots.kinematics import Pose, error
@@ -191,8 +192,10 @@ def distances(hand: Pose, goal: Pose) -> tuple[Array, Array]:
 
 def pointing_down(yaw: Array) -> Array:
     """The rotation [3, 3] of a hand that points down; its x axis has this yaw."""
-    c, s, zero = jnp.cos(yaw), jnp.sin(yaw), jnp.zeros_like(yaw)
-    return jnp.array([[c, s, zero], [s, -c, zero], [zero, zero, zero - 1.0]])
+    cosine = np.diag([1.0, -1.0, 0.0]).astype(np.float32)
+    sine = np.eye(3, dtype=np.float32)[[1, 0, 2]] * np.array([1, 1, 0], np.float32)
+    down = np.diag([0.0, 0.0, -1.0]).astype(np.float32)
+    return jnp.cos(yaw) * cosine + jnp.sin(yaw) * sine + down
 
 
 def above(position: Array, height: float | Array) -> Array:

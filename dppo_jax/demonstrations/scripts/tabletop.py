@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppo_jax.demonstrations.dataset import Episodes
-from dppo_jax.demonstrations.scripts import can, lift, square
+from dppo_jax.demonstrations.scripts import can, lift, square, transport
 from dppo_jax.demonstrations.scripts.hands import Script
 from dppo_jax.envs.robots import control
 from dppo_jax.errors import SettingsError
@@ -19,6 +19,7 @@ SCRIPTS: dict[str, Script] = {
     "lift": lift.SCRIPT,
     "can": can.SCRIPT,
     "square": square.SCRIPT,
+    "transport": transport.SCRIPT,
 }
 # Episodes that run at once, and control steps between two looks whether all have ended.
 MAX_ENVS = 128

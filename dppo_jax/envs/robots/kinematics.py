@@ -19,6 +19,7 @@ from dppo_jax.envs.robots.panda import (
     HOME,
     LINKS,
 )
+from dppo_jax.envs.robots.rotations import CROSS
 from dppo_jax.types import Array
 
 # Inverse kinematics stays this far from the limits of the joints, in radians.
@@ -30,6 +31,14 @@ class Pose(NamedTuple):
 
     position: Array | np.ndarray
     rotation: Array | np.ndarray
+
+
+class Frame(NamedTuple):
+    """position [3], rotation [3, 3] and the same as a quaternion [4], in the world."""
+
+    position: Array
+    rotation: Array
+    quaternion: Array
 
 
 class HandState(NamedTuple):
@@ -56,27 +65,39 @@ def base_pose(position: tuple[float, float, float], yaw: float = 0.0) -> Pose:
 
 def forward(joints: Array, base: Pose) -> HandState:
     """Where the grip is, for joint angles [7]."""
-    position, rotation = base
-    # All links at once: this is compiled in a fraction of the time of one by one.
-    places = jnp.array([link.position for link in LINKS], jnp.float32)
-    resting = jnp.array([link.quaternion for link in LINKS], jnp.float32)
-    turns = jax.vmap(rotations.multiply)(resting, jax.vmap(rotations.about_z)(joints))
-    quaternion = rotations.about_z(rotations.yaw(rotation))
-    origins, axes = [], []
-    for place, turn, matrix in zip(places, turns, jax.vmap(rotations.to_matrix)(turns)):
-        position = position + _dot(rotation, place)
-        rotation = _dot(rotation, matrix)
-        quaternion = rotations.multiply(quaternion, turn)
-        origins.append(position)
-        axes.append(rotation[:, 2])
-    grip = np.add(HAND_POSITION, GRIP)  # The hand turns about this line.
-    position = position + _dot(rotation, jnp.array(grip, jnp.float32))
-    hand = jnp.array(HAND_QUATERNION, jnp.float32)
-    rotation = _dot(rotation, rotations.to_matrix(hand))
-    quaternion = rotations.multiply(quaternion, hand)
-    arms, lines = position - jnp.stack(origins), jnp.stack(axes)
-    jacobian = jnp.concatenate([jnp.cross(lines, arms), lines], axis=1).T
-    return HandState(Pose(position, rotation), quaternion, jacobian)
+
+    def onward(last: Frame, link: tuple[Array, Array, Array]) -> tuple[Frame, Frame]:
+        """From the frame of a link to that of the next one."""
+        place, rest, angle = link
+        turn = rotations.multiply(rest, rotations.about_z(angle))
+        now = Frame(
+            last.position + _dot(last.rotation, place),
+            _dot(last.rotation, rotations.to_matrix(turn)),
+            rotations.multiply(last.quaternion, turn),
+        )
+        return now, now
+
+    start = Frame(
+        jnp.asarray(base.position),
+        jnp.asarray(base.rotation),
+        rotations.about_z(rotations.yaw(base.rotation)),
+    )
+    places = np.array([link.position for link in LINKS], np.float32)
+    rests = np.array([link.quaternion for link in LINKS], np.float32)
+    last, frames = jax.lax.scan(onward, start, (places, rests, joints))
+    # The hand turns about the line to the grip, so both have one place in the link.
+    grip = np.add(HAND_POSITION, GRIP).astype(np.float32)
+    hand, _ = onward(
+        last, (grip, np.array(HAND_QUATERNION, np.float32), jnp.float32(0))
+    )
+    axes = frames.rotation[:, :, 2]
+    arms = hand.position - frames.position
+    moved = jnp.einsum("na,nb,abc->cn", axes, arms, CROSS, precision="highest")
+    return HandState(
+        Pose(hand.position, hand.rotation),
+        hand.quaternion,
+        jnp.concatenate([moved, axes.T]),
+    )
 
 
 def error(target: Pose, pose: Pose) -> Array:
@@ -109,14 +130,17 @@ def inverse(
         home_gain: share of the way to `HOME` per step.
         max_change: radians.
     """
-    start = joints
-    for _ in range(num_steps):
+
+    def approach(joints: Array, _: None) -> tuple[Array, None]:
         hand = forward(joints, base)
         jacobian = hand.jacobian
-        pull = home_gain * (jnp.array(HOME, jnp.float32) - joints)
+        pull = home_gain * (np.array(HOME, np.float32) - joints)
         wanted = error(target, hand.pose) - _dot(jacobian, pull)
         squared = _dot(jacobian, jacobian.T) + damping**2 * jnp.eye(6)
-        joints = joints + _dot(jacobian.T, solve(squared, wanted)) + pull
+        return joints + _dot(jacobian.T, solve(squared, wanted)) + pull, None
+
+    start = joints
+    joints, _ = jax.lax.scan(approach, joints, length=num_steps)
     change = joints - start
     change *= jnp.minimum(1.0, max_change / jnp.maximum(jnp.abs(change).max(), 1e-6))
     low, high = np.array([link.limits for link in LINKS], np.float32).T
@@ -131,12 +155,15 @@ def solve(matrix: Array, right: Array) -> Array:
     matrix.
     """
     size = len(right)
-    rows = jnp.concatenate([matrix, right[:, None]], axis=1)
-    for index, unit in enumerate(np.eye(size, dtype=np.float32)):
+
+    def eliminate(index: Array, rows: Array) -> Array:
+        unit = jnp.arange(size) == index
         pivot = rows[index] / rows[index, index]
         # Row `index` becomes `pivot`, the others get a zero in column `index`.
-        rows = rows - (rows[:, index] - unit)[:, None] * pivot
-    return rows[:, -1]
+        return rows - (rows[:, index] - unit)[:, None] * pivot
+
+    rows = jnp.concatenate([matrix, right[:, None]], axis=1)
+    return jax.lax.fori_loop(0, size, eliminate, rows)[:, -1]
 
 
 def _dot(first: Array, second: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dppo_jax.envs.adapters import PURE, is_library, make_adapted
 from dppo_jax.envs.outside import make_outside
-from dppo_jax.envs.tasks import can, lift, square
+from dppo_jax.envs.tasks import can, lift, square, transport
 from dppo_jax.envs.tasks.avoid import make_avoid
 from dppo_jax.envs.tasks.locomotion import RUNNERS, make_runner
 from dppo_jax.envs.tasks.tabletop import make_table_env
@@ -21,6 +21,7 @@ TASKS: dict[str, Callable[..., Env]] = {
     "lift": functools.partial(make_table_env, lift.TASK),
     "can": functools.partial(make_table_env, can.TASK),
     "square": functools.partial(make_table_env, square.TASK),
+    "transport": functools.partial(make_table_env, transport.TASK),
 }
 
 
