@@ -203,6 +203,6 @@ def above(position: Array, height: float | Array) -> Array:
     return position + jnp.array([0.0, 0.0, 1.0]) * height
 
 
-def at_height(position: Array, z: float) -> Array:
+def at_height(position: Array, z: float | Array) -> Array:
     """The place [3] with the x and y of another one, and z in metres."""
     return position.at[2].set(z)

@@ -29,8 +29,8 @@ _MARGIN = 0.02
 class Pose(NamedTuple):
     """position: [3] metres; rotation: [3, 3] matrix; both in the world."""
 
-    position: Array | np.ndarray
-    rotation: Array | np.ndarray
+    position: Array
+    rotation: Array
 
 
 class Frame(NamedTuple):
@@ -60,7 +60,7 @@ def base_pose(position: tuple[float, float, float], yaw: float = 0.0) -> Pose:
     """The pose of the base of an arm that stands upright."""
     c, s = np.cos(yaw), np.sin(yaw)
     rotation = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32)
-    return Pose(np.array(position, np.float32), rotation)
+    return Pose(jnp.array(position, jnp.float32), jnp.asarray(rotation))
 
 
 def forward(joints: Array, base: Pose) -> HandState:
@@ -78,18 +78,17 @@ def forward(joints: Array, base: Pose) -> HandState:
         return now, now
 
     start = Frame(
-        jnp.asarray(base.position),
-        jnp.asarray(base.rotation),
+        base.position,
+        base.rotation,
         rotations.about_z(rotations.yaw(base.rotation)),
     )
-    places = np.array([link.position for link in LINKS], np.float32)
-    rests = np.array([link.quaternion for link in LINKS], np.float32)
+    places = jnp.array([link.position for link in LINKS], jnp.float32)
+    rests = jnp.array([link.quaternion for link in LINKS], jnp.float32)
     last, frames = jax.lax.scan(onward, start, (places, rests, joints))
     # The hand turns about the line to the grip, so both have one place in the link.
-    grip = np.add(HAND_POSITION, GRIP).astype(np.float32)
-    hand, _ = onward(
-        last, (grip, np.array(HAND_QUATERNION, np.float32), jnp.float32(0))
-    )
+    grip = jnp.array(np.add(HAND_POSITION, GRIP), jnp.float32)
+    turn = jnp.array(HAND_QUATERNION, jnp.float32)
+    hand, _ = onward(last, (grip, turn, jnp.float32(0)))
     axes = frames.rotation[:, :, 2]
     arms = hand.position - frames.position
     moved = jnp.einsum("na,nb,abc->cn", axes, arms, CROSS, precision="highest")
@@ -134,7 +133,7 @@ def inverse(
     def approach(joints: Array, _: None) -> tuple[Array, None]:
         hand = forward(joints, base)
         jacobian = hand.jacobian
-        pull = home_gain * (np.array(HOME, np.float32) - joints)
+        pull = home_gain * (jnp.array(HOME, jnp.float32) - joints)
         wanted = error(target, hand.pose) - _dot(jacobian, pull)
         squared = _dot(jacobian, jacobian.T) + damping**2 * jnp.eye(6)
         return joints + _dot(jacobian.T, solve(squared, wanted)) + pull, None
