@@ -13,7 +13,9 @@ from dppo_jax.demonstrations.formats.dppo_npz import (
     load_dppo_npz,
     save_dppo_npz,
 )
+from dppo_jax.demonstrations.scripts import tabletop
 from dppo_jax.demonstrations.scripts.avoid import scripted_episodes
+from dppo_jax.envs.build import make_single
 from dppo_jax.envs.tasks import avoid_camera
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks.build_encoder import image_shape
@@ -47,6 +49,27 @@ def collect_avoid(config: ConfigDict) -> Episodes:
     )
 
 
+def collect_tabletop(config: ConfigDict) -> Episodes:
+    """Scripted episodes of a manipulation task, in task units."""
+    settings = config.collect
+    played = tabletop.scripted_episodes(
+        make_single(config.env),
+        tabletop.SCRIPTS[config.env.task],
+        settings.num_episodes,
+        config.seed,
+        max_steps=config.env.max_steps,
+        noise=settings.noise,
+        success_only=settings.success_only,
+        steps_after_success=settings.steps_after_success,
+        reach=tabletop.reach_of(config.env.options),
+    )
+    print(
+        f"{played.num_solved} of {played.num_tried} scripted episodes succeeded",
+        flush=True,
+    )
+    return played.episodes
+
+
 def main(config: ConfigDict) -> str:
     """Run the stage; returns the folder with train.npz and normalization.npz."""
     processes.stay_on_one_device(config, "collect")
@@ -70,6 +93,8 @@ def _demonstrator(config: ConfigDict) -> Callable[[ConfigDict], Episodes]:
     """The function that collects what `config.collect` describes."""
     if config.env.task == "avoid" and "modes" in config.collect:
         return collect_avoid
+    if config.env.task in tabletop.SCRIPTS and "num_episodes" in config.collect:
+        return collect_tabletop
     if "target_return" in config.collect:
         return demonstrator.trained_episodes
     raise SettingsError(

@@ -7,8 +7,10 @@ from typing import Any
 
 from dppo_jax.envs.adapters import PURE, is_library, make_adapted
 from dppo_jax.envs.outside import make_outside
+from dppo_jax.envs.tasks import can, lift, square, transport
 from dppo_jax.envs.tasks.avoid import make_avoid
 from dppo_jax.envs.tasks.locomotion import RUNNERS, make_runner
+from dppo_jax.envs.tasks.tabletop import make_table_env
 from dppo_jax.errors import SettingsError
 from dppo_jax.objects import is_reference
 from dppo_jax.types import Env
@@ -16,6 +18,10 @@ from dppo_jax.types import Env
 TASKS: dict[str, Callable[..., Env]] = {
     "avoid": make_avoid,
     **{name: functools.partial(make_runner, name) for name in RUNNERS},
+    "lift": functools.partial(make_table_env, lift.TASK),
+    "can": functools.partial(make_table_env, can.TASK),
+    "square": functools.partial(make_table_env, square.TASK),
+    "transport": functools.partial(make_table_env, transport.TASK),
 }
 
 

@@ -1,0 +1,1 @@
+"""Models of robots, their kinematics in JAX, and the control of their hands."""

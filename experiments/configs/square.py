@@ -1,0 +1,12 @@
+"""Square, a manipulation task of robosuite; `square.py:fast` is for two CPU cores.
+
+`manipulation.py` has the settings.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.manipulation import make_config
+
+
+def get_config(variant: str = "paper") -> ConfigDict:
+    return make_config("square", variant)
