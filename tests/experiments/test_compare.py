@@ -95,7 +95,9 @@ def rows_of_scores():
         return list(csv.DictReader(file))
 
 
-def test_two_entries_run_two_seeds_each_and_resume(tmp_path, monkeypatch, capsys):
+def test_two_entries_run_two_seeds_each_and_resume(
+    compiled_once, tmp_path, monkeypatch, capsys
+):
     """The programs themselves, from demonstrations to the table."""
     programs = prepare(tmp_path, monkeypatch, Programs())
     words = ["--output=out", "--seeds=2", "a=tiny.py", "b=tiny.py"]

@@ -64,7 +64,7 @@ def make_config(run_dir, num_iterations):
     return config
 
 
-def test_a_run_is_resumed_evaluated_and_tuned_further(tmp_path):
+def test_a_run_is_resumed_evaluated_and_tuned_further(compiled_once, tmp_path):
     (whole,) = finetune.main(make_config(tmp_path / "whole", 2))
     for num_iterations in (1, 2):
         (parts,) = finetune.main(make_config(tmp_path / "parts", num_iterations))

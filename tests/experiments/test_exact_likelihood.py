@@ -53,7 +53,7 @@ def make_config(run_dir, num_iterations):
     return config
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(compiled_once, tmp_path):
     (whole,) = finetune.main(make_config(tmp_path / "whole", 3))
     for num_iterations in (1, 3):
         (parts,) = finetune.main(make_config(tmp_path / "parts", num_iterations))

@@ -52,7 +52,9 @@ def steer(folder, run_dir, num_iterations, **changes):
     return config
 
 
-def test_a_steered_policy_is_resumed_loaded_and_evaluated(world, tmp_path):
+def test_a_steered_policy_is_resumed_loaded_and_evaluated(
+    world, compiled_once, tmp_path
+):
     (whole,) = finetune.main(steer(world, tmp_path / "whole", 2))
     for num_iterations in (1, 2):
         (parts,) = finetune.main(steer(world, tmp_path / "parts", num_iterations))
