@@ -1,6 +1,7 @@
 """Programs for `test_parallel` on eight devices: python -m tests.sharded CASE ...
 
-It prints one line of JSON, the results by case. The number of devices must be set before JAX starts.
+It prints one line of JSON, the results by case. The number of devices must be set
+before JAX starts.
 """
 
 import json

@@ -29,8 +29,8 @@ def test_it_steers_a_frozen_flow_to_the_goal(variant, num_iterations):
         replay__updates_per_transition=2.0,
     )
     frozen = policy.init(jax.random.key(5), tiny.OBS)
-    state, programs = algorithm.init(jax.random.key(0), frozen), tiny.compiled(algorithm)
-    returns = []
+    state, returns = algorithm.init(jax.random.key(0), frozen), []
+    programs = tiny.compiled(algorithm)
     for _ in range(num_iterations):
         state, metrics = tiny.iterate(programs, state)
         returns.append(float(metrics["episode_return"]))

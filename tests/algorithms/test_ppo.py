@@ -200,9 +200,11 @@ def test_a_nan_in_one_update_shows_in_the_metrics(algorithm):
     """After a step of an endless size the loss of the second update is not finite."""
     state = algorithm.init(jax.random.key(0))
     endless = (
-        x._replace(mu=jax.tree.map(lambda m: m + jnp.inf, x.mu))
-        if hasattr(x, "mu")
-        else x
+        (
+            x._replace(mu=jax.tree.map(lambda m: m + jnp.inf, x.mu))
+            if hasattr(x, "mu")
+            else x
+        )
         for x in state.actor_optimizer
     )
     _, metrics = algorithm.step(state._replace(actor_optimizer=tuple(endless)))

@@ -45,6 +45,7 @@ def compiled_once(monkeypatch):
     The algorithm and the evaluation of the first time serve again, so JAX finds the
     programs that it compiled of them. Both are pure functions.
     """
+
     def settings(config):
         values = json.loads(config.to_json_best_effort())
         return json.dumps({x: values[x] for x in values if x not in NOT_THESE})

@@ -72,9 +72,7 @@ def cloned(world, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_run_is_resumed_and_evaluated(
-    name, world, cloned, compiled_once, tmp_path
-):
+def test_a_run_is_resumed_and_evaluated(name, world, cloned, compiled_once, tmp_path):
     def go(folder, num_iterations):
         config = make_config(name, world, tmp_path / folder, num_iterations)
         return finetune.main(cloned(config))[0]
