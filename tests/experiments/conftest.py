@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from dppo_jax.training import seeds
-from experiments import collect, directories, finetune, pretrain
+from experiments import collect, directories, finetune, plots, pretrain
 from tests.stages import make_config
 
 # Sections that neither an algorithm nor an evaluation depends on.
@@ -65,3 +65,21 @@ def compiled_once(monkeypatch):
     monkeypatch.setattr(finetune, "_make_algorithm", make_algorithm)
     monkeypatch.setattr(finetune, "make_score", make_score)
     monkeypatch.setattr(seeds, "many", functools.cache(seeds.many))
+
+
+@pytest.fixture
+def drawn_once(monkeypatch):
+    """Only the first run of a test draws its pictures, each of which takes a moment."""
+
+    def first(draw):
+        drawn = []
+
+        def once(*args):
+            if not drawn:
+                drawn.append(args)
+                draw(*args)
+
+        return once
+
+    for name in ("save_trajectories", "save_curve"):
+        monkeypatch.setattr(plots, name, first(getattr(plots, name)))

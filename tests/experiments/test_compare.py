@@ -14,6 +14,8 @@ from experiments import compare, entries, scores
 from experiments.settings import load_config, override
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 AVOID = f"{REPOSITORY}/experiments/configs/avoid.py"
 HOPPER = f"{REPOSITORY}/experiments/configs/hopper.py"
 TINY = """

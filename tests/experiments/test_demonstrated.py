@@ -15,6 +15,8 @@ from tests import tiny
 from tests.demonstrated import MODULES
 from tests.stages import TINY
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 VARIANTS = [(avoid, f"{subset}_{x}") for subset in ("m1", "m2", "m3") for x in MODULES]
 VARIANTS += [(task, x) for task in (hopper, walker2d, halfcheetah) for x in MODULES]
 # Settings of `TINY` that are those of other policies.

@@ -12,6 +12,8 @@ from experiments.settings import load_config
 from tests import tiny
 from tests.stages import check_algorithm
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 VARIANTS = [(avoid, f"{m}_{x}") for m in ("m1", "m2", "m3") for x in avoid.OFF_POLICY]
 VARIANTS += [
     (task, x) for task in (hopper, walker2d, halfcheetah) for x in avoid.OFF_POLICY

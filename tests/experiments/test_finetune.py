@@ -9,6 +9,8 @@ from experiments import directories, evaluate, finetune
 from tests import tiny
 from tests.stages import evaluations, make_config
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 
 def test_fine_tuning_starts_where_cloning_ended(world):
     before = evaluations(world / "finetune")[0]

@@ -13,6 +13,8 @@ from experiments.settings import load_config
 from tests import tiny
 from tests.stages import check_algorithm
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 VARIANTS = [(avoid, v) for v in avoid.VARIANTS if v.endswith("_fpo")]
 VARIANTS += [(task, "fpo") for task in (hopper, walker2d, halfcheetah)]
 # Stages in seconds: a time limit of 20 control steps, networks of 8 units.

@@ -13,6 +13,8 @@ from experiments.configs import avoid, halfcheetah, hopper, walker2d
 from tests import tiny
 from tests.stages import check_algorithm, make_config
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 NAMES = ("drwr", "dawr", "dsrl")
 VARIANTS = [(avoid, v) for v in avoid.VARIANTS if v.endswith(NAMES)]
 VARIANTS += [(task, name) for task in (hopper, walker2d, halfcheetah) for name in NAMES]

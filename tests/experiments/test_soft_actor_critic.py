@@ -12,6 +12,8 @@ from experiments import directories, evaluate, finetune, inputs
 from experiments.settings import load_config
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 # Stages in seconds: a time limit of 20 control steps, networks of 8 units.
 TINY = {
     "env.max_steps": 20,
