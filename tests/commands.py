@@ -119,6 +119,23 @@ def mistake(words: list[str]) -> str:
     return ""
 
 
+def end(name: str, arguments: list[str]) -> tuple[Any, str]:
+    """Exit status and errors of `python -m name arguments`, run in this process."""
+    module, said = importlib.import_module(name), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", [str(module.__file__), *arguments]),
+        mock.patch.object(command_line.runtime, "configure"),
+        contextlib.redirect_stderr(said),
+    ):
+        try:
+            exec(_main_block(module), vars(module))
+        except SystemExit as error:
+            return error.code, said.getvalue()
+        finally:
+            flags.FLAGS.unparse_flags()
+    return 0, said.getvalue()
+
+
 def _mistake_of_make(words: list[str]) -> str:
     targets = re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE)
     for word in words:

@@ -97,9 +97,9 @@ def start(name: str, algorithm, *, seed: int = 0):
 
 
 def run(name: str, algorithm, num_iterations: int):
-    """The final state, the metrics of every iteration, and the compiled step."""
-    state, step, rows = start(name, algorithm), jax.jit(algorithm.step), []
+    """The final state, the metrics of every iteration, and the compiled phases."""
+    state, programs, rows = start(name, algorithm), tiny.compiled(algorithm), []
     for _ in range(num_iterations):
-        state, metrics = step(state)
+        state, metrics = tiny.iterate(programs, state)
         rows.append({key: float(value) for key, value in metrics.items()})
-    return state, rows, step
+    return state, rows, programs

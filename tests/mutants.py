@@ -11,6 +11,7 @@ diffs and kept in `build/mutants/MODULE.json`.
 import argparse
 import contextlib
 import difflib
+import gc
 import importlib.util
 import json
 import os
@@ -256,7 +257,9 @@ def run_together(folder: Path, tests: Sequence[str]) -> int:
     flags = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
     with open(folder / "mutant.log", "w") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            return int(pytest.main([*flags, *tests]))
+            status = int(pytest.main([*flags, *tests]))
+    gc.unfreeze()  # `conftest.py` froze the modules, which the next mutant replaces.
+    return status
 
 
 def measure(

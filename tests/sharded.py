@@ -1,12 +1,14 @@
-"""Programs for `test_parallel` on eight devices: python -m tests.sharded CASE.
+"""Programs for `test_parallel` on eight devices: python -m tests.sharded CASE ...
 
-It prints one line of JSON. The number of devices must be set before JAX starts.
+It prints one line of JSON, the results by case. The number of devices must be set
+before JAX starts.
 """
 
 import json
 import os
 import re
 import sys
+from unittest import mock
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -142,33 +144,35 @@ def c_physics():
     return tiny.make_tiny_ppo(tiny.gaussian_policy(network), env, shuffle_groups=8)
 
 
-def evaluations():
-    """First returns of policies trained on one and on four devices, by environments."""
+def annealed_start():
+    """An iteration from a policy with annealed K', on one and on eight devices.
+
+    The parameters of such a policy hold K', unlike those of a new run.
+
+    Returns:
+        By number of devices: K' afterwards, whether the iteration changed parameters,
+        and the first returns of the policy by number of environments.
+    """
+    params = tiny.tiny_diffusion_policy().init(jax.random.key(1), tiny.OBS)
+    params = params._replace(num_active=jax.numpy.int32(1))
     found = {}
-    for devices in (1, 4):
-        algorithm = make("pair", shuffle_groups=4)
-        algorithm = parallel.shard(algorithm, parallel.make_mesh(devices))
-        state, _, _ = run(algorithm, 1)
-        params = parallel.on_one_device(algorithm.params(state))
+    for devices in (1, DEVICES):
+        algorithm = parallel.shard(make("pair"), parallel.make_mesh(devices))
+        state = algorithm.init(jax.random.key(0), params)
+        state, metrics = jax.jit(algorithm.step)(state)
+        trained = parallel.on_one_device(algorithm.params(state))
+        first = {}
         for num_envs in (4, 7, 50):
             env = tiny.point_env(num_envs, lengths=(3, 99), max_steps=16)
             score = make_evaluate(env, algorithm.act, num_episodes=50)
-            returns = score(params, jax.random.key(5)).metrics["episode_return"]
-            found[f"{devices} devices, {num_envs}"] = returns[:4].tolist()
+            returns = score(trained, jax.random.key(5)).metrics["episode_return"]
+            first[num_envs] = returns[:4].tolist()
+        found[devices] = dict(
+            num_active=int(state.params.num_active),
+            moved=bool(metrics["params_change"] > 0),
+            returns=first,
+        )
     return found
-
-
-def annealed_start():
-    """K' after an iteration on 8 devices that starts from a policy with annealed K'.
-
-    The parameters of such a policy hold K', unlike those of a new run.
-    """
-    algorithm = make("pair")
-    params = tiny.tiny_diffusion_policy().init(jax.random.key(1), tiny.OBS)
-    params = params._replace(num_active=jax.numpy.int32(1))
-    sharded = parallel.shard(algorithm, parallel.make_mesh(DEVICES))
-    state, metrics = sharded.step(sharded.init(jax.random.key(0), params))
-    return [int(state.params.num_active), bool(metrics["params_change"] > 0)]
 
 
 def refusals():
@@ -191,20 +195,25 @@ def refusals():
 def own_device():
     """Devices of MJX's initial state if the first device belongs to another process."""
     local = jax.devices()[3:]
-    jax.local_devices = lambda: local
     xml = """<mujoco><worldbody><body><joint type="slide"/><geom size="0.1"/></body>
     </worldbody></mujoco>"""
-    physics = make_physics(compile_model(xml), 1, "mjx")
-    raw = physics.reset(jax.numpy.zeros(1), jax.numpy.zeros(1)).raw
+    with mock.patch.object(jax, "local_devices", lambda: local):
+        physics = make_physics(compile_model(xml), 1, "mjx")
+        raw = physics.reset(jax.numpy.zeros(1), jax.numpy.zeros(1)).raw
     return sorted({d.id for leaf in jax.tree.leaves(raw) for d in leaf.devices()})
 
 
 if __name__ == "__main__":
-    case = sys.argv[1]
     others = {
         "refusals": refusals,
         "own device": own_device,
-        "evaluations": evaluations,
         "annealed start": annealed_start,
     }
-    print(json.dumps(others[case]() if case in others else compare(case)))
+    print(
+        json.dumps(
+            {
+                case: others[case]() if case in others else compare(case)
+                for case in sys.argv[1:]
+            }
+        )
+    )

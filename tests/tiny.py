@@ -1,5 +1,11 @@
-"""Small environments, policies and settings that the tests of training share."""
+"""Small environments, policies and settings that the tests of training share.
 
+Those of the same arguments are the same object, so that JAX traces what is compiled of
+them once.
+"""
+
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +79,7 @@ def point_task(lengths: tuple[int, ...] = (1,)) -> Env:
     return Env(reset, step, {"state": (2,)}, (ACTION_DIM,), None)
 
 
+@functools.cache
 def point_env(
     num_envs: int = 4,
     *,
@@ -82,7 +89,8 @@ def point_env(
 ) -> VecEnv:
     """`point_task` with the wrappers of a real task."""
     env = stack_observations(time_limit(point_task(lengths), max_steps), 1)
-    return vectorize(chunk_actions(env, CHUNK, trace), num_envs)
+    env = vectorize(chunk_actions(env, CHUNK, trace), num_envs)
+    return env._replace(reset=jax.jit(env.reset))
 
 
 def start(env: VecEnv, key: Array) -> Any:
@@ -90,6 +98,19 @@ def start(env: VecEnv, key: Array) -> Any:
     return env.reset(env_keys(key, env.num_envs))
 
 
+def _shared(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a policy only once for the same arguments, and compile how it starts."""
+
+    @functools.cache
+    @functools.wraps(make)
+    def made(*args: Any, **settings: Any) -> Any:
+        policy = make(*args, **settings)
+        return policy._replace(init=jax.jit(policy.init))
+
+    return made
+
+
+@_shared
 def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> ChainPolicy:
     """K = 4 steps of a network with one hidden layer of 16."""
     bounds = {
@@ -114,12 +135,28 @@ def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> ChainP
     )
 
 
+def shared(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an algorithm only once for the same arguments, if these can be compared."""
+    made = functools.cache(make)
+
+    @functools.wraps(make)
+    def once(*args: Any, **settings: Any) -> Any:
+        try:
+            hash((args, tuple(settings.values())))
+        except TypeError:
+            return make(*args, **settings)
+        return made(*args, **settings)
+
+    return once
+
+
 # Changes of `tiny_ppo_config` that fine-tune a flow as ReinFlow does.
 FLOW_PPO = dict(
     minibatch="chain", ratio="chain", denoising_discount=1.0, clip_base=0.01
 )
 
 
+@_shared
 def tiny_flow_policy(
     num_steps: int = 2,
     num_tuned: int | None = None,
@@ -147,6 +184,7 @@ def tiny_flow_policy(
     )
 
 
+@_shared
 def tiny_gaussian_policy(
     fixed_std: float = 0.2, *, learn_fixed_std: bool = False
 ) -> ChainPolicy:
@@ -161,6 +199,7 @@ def tiny_gaussian_policy(
     return gaussian_policy(network)
 
 
+@_shared
 def tiny_gmm_policy(fixed_std: float = 0.5) -> ChainPolicy:
     """Three modes, from perceptrons with one hidden layer of 16."""
     network = MixtureMLP(
@@ -188,6 +227,7 @@ def tiny_ppo_config(**changes: Any):
     return config
 
 
+@shared
 def make_tiny_ppo(
     policy: ChainPolicy | None = None,
     env: VecEnv | None = None,
@@ -215,6 +255,7 @@ def make_tiny_ppo(
     )
 
 
+@shared
 def make_tiny_fpo(
     policy: ChainPolicy | None = None,
     env: VecEnv | None = None,
@@ -235,6 +276,7 @@ def make_tiny_fpo(
     )
 
 
+@shared
 def make_tiny_exact(
     policy: ChainPolicy | None = None,
     env: VecEnv | None = None,
@@ -274,6 +316,7 @@ def noiseless_flow_policy(num_steps: int = 4, **bounds: Any) -> ChainPolicy:
     return tiny_flow_policy(num_steps, has_noise_network=False, **bounds)
 
 
+@_shared
 def tiny_squashed_policy() -> SquashedPolicy:
     """Mean and standard deviation of one hidden layer of 32."""
     network = GaussianMLP(
@@ -288,6 +331,7 @@ def tiny_squashed_policy() -> SquashedPolicy:
     return squashed_policy(network)
 
 
+@shared
 def make_tiny_sac(env: VecEnv | None = None, *, num_chunks: int = 4, **changes: Any):
     """SAC on `point_env`: 16 transitions and 16 updates of 32 rows per iteration."""
     config = ConfigDict()
@@ -335,6 +379,7 @@ def diffusion_q_config(name: str, *, num_chunks: int = 4, **changes: Any):
     return config
 
 
+@shared
 def make_tiny_diffusion_q(
     name: str, env: VecEnv | None = None, *, num_chunks: int = 4, **changes: Any
 ):
@@ -355,12 +400,29 @@ def silent(init, step, params, **more: Any) -> Algorithm:
     )
 
 
+def compiled(algorithm: Algorithm) -> list[Any]:
+    """The programs of an iteration, phase by phase as training runs them on a CPU.
+
+    Algorithms that differ in their updates alone share the program of the roll-out.
+    """
+    return [jax.jit(phase) for phase in algorithm.phases or (algorithm.step,)]
+
+
+def iterate(programs: list[Any], state: Any) -> tuple[Any, Any]:
+    """Run the programs of an iteration; return the state and the metrics."""
+    result: tuple = (state,)
+    for program in programs:
+        result = program(*result)
+    state, metrics = result
+    return state, metrics
+
+
 def run(algorithm, num_iterations: int, *, seed: int = 0):
     """The final state and the metrics of every iteration, as numbers."""
-    step = jax.jit(algorithm.step)
-    state, rows = jax.jit(algorithm.init)(jax.random.key(seed)), []
+    programs = compiled(algorithm)
+    state, rows = algorithm.init(jax.random.key(seed)), []
     for _ in range(num_iterations):
-        state, metrics = step(state)
+        state, metrics = iterate(programs, state)
         rows.append({name: float(value) for name, value in metrics.items()})
     return state, rows
 

@@ -10,6 +10,7 @@ from dppo_jax.types import Algorithm, VecEnv
 from tests import tiny
 
 
+@tiny.shared
 def make_tiny_drwr(
     policy: ChainPolicy | None = None, env: VecEnv | None = None, **changes: Any
 ) -> Algorithm:
@@ -20,6 +21,7 @@ def make_tiny_drwr(
     return _make(drwr, "drwr", settings, policy, env, changes)
 
 
+@tiny.shared
 def make_tiny_dawr(
     policy: ChainPolicy | None = None, env: VecEnv | None = None, **changes: Any
 ) -> Algorithm:
@@ -32,6 +34,7 @@ def make_tiny_dawr(
     return _make(dawr, "dawr", settings, policy, env, changes)
 
 
+@tiny.shared
 def make_tiny_dsrl(
     policy: ChainPolicy | None = None, env: VecEnv | None = None, **changes: Any
 ) -> Algorithm:

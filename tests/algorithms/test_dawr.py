@@ -15,12 +15,12 @@ def test_it_solves_the_point_task_and_compiles_once():
     algorithm = make_tiny_dawr(
         env=env, batch_size=64, replay_ratio=8, beta=3.0, capacity=128
     )
-    step = jax.jit(algorithm.step)
+    programs = tiny.compiled(algorithm)
     state, rows = algorithm.init(jax.random.key(0)), []
     for _ in range(30):
-        state, metrics = step(state)
+        state, metrics = tiny.iterate(programs, state)
         rows.append(metrics)
-    assert step._cache_size() == 1
+    assert [program._cache_size() for program in programs] == [1, 1]
     returns = [float(row["episode_return"]) for row in rows]
     assert np.mean(returns[-5:]) > 0.4 * np.mean(returns[:3])
     assert all(np.isfinite(row[name]) for row in rows for name in algorithm.finite)

@@ -123,14 +123,14 @@ def test_targets_bootstrap_after_a_time_limit_but_not_after_a_termination(
 
 @pytest.mark.parametrize("name", tiny.DIFFUSION_Q)
 def test_the_actor_waits_for_the_critics_and_then_learns(name):
-    """After one iteration only the critics have moved; the program is the same."""
+    """After one iteration only the critics have moved; the programs are the same."""
     algorithm = tiny.make_tiny_diffusion_q(name, critic_warmup=1)
-    step = jax.jit(algorithm.step)
+    programs = tiny.compiled(algorithm)
     states = [algorithm.init(jax.random.key(0))]
     for _ in range(3):
-        state, metrics = step(states[-1])
+        state, metrics = tiny.iterate(programs, states[-1])
         states.append(state)
-    assert step._cache_size() == 1
+    assert [program._cache_size() for program in programs] == [1, 1]
     actors = [state.learner.actor.params for state in states]
     assert tiny.same(actors[0], actors[1]) and not tiny.same(actors[1], actors[2])
     first, after = (state.learner for state in states[:2])

@@ -70,8 +70,8 @@ def test_the_buffer_keeps_executed_actions_beside_the_improved_ones():
         action__learning_rate=0.01,
         actor__learning_rate=0.0,
     )
-    step = jax.jit(algorithm.step)
-    state, _ = step(algorithm.init(jax.random.key(0)))
+    programs = tiny.compiled(algorithm)
+    state, _ = tiny.iterate(programs, algorithm.init(jax.random.key(0)))
     items = jax.tree.map(lambda x: np.asarray(x[:, :16]), state.replay.items)
     # Four rounds of 8 of 64 items leave more than half as they were.
     assert 0.25 < (items.extras != items.action).any((-2, -1)).mean() < 0.5
@@ -82,7 +82,7 @@ def test_the_buffer_keeps_executed_actions_beside_the_improved_ones():
     assert (np.abs(moved - 0.1) < 0.02).any() and (np.abs(moved - 0.2) < 0.02).any()
     assert moved.max() < 0.45
     before = state.replay.items.action[:, :16]
-    state, _ = step(state)
+    state, _ = tiny.iterate(programs, state)
     np.testing.assert_array_equal(state.replay.items.action[:, :16], before)
     kept = np.asarray(state.replay.items.extras)[:, :16]
     again = np.abs(kept - items.extras).max((-2, -1))
@@ -92,7 +92,7 @@ def test_the_buffer_keeps_executed_actions_beside_the_improved_ones():
 
 def test_before_the_actor_learns_nothing_is_improved():
     algorithm = tiny.make_tiny_diffusion_q("dipo", critic_warmup=1)
-    state, metrics = jax.jit(algorithm.step)(algorithm.init(jax.random.key(0)))
+    state, (metrics,) = tiny.run(algorithm, 1)
     items = state.replay.items
     np.testing.assert_array_equal(items.extras, items.action)
     assert metrics["actor_loss"] == 0

@@ -16,13 +16,13 @@ def test_every_epoch_cuts_the_finished_rows_into_minibatches(batch_size, num_upd
     to episodes that the roll-out cuts. If no row counts, nothing changes."""
     env = tiny.point_env(4, lengths=(6,), max_steps=60)
     algorithm = make_tiny_drwr(env=env, num_chunks=5, batch_size=batch_size)
-    state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
-    after, metrics = step(state)
+    state, programs = algorithm.init(jax.random.key(0)), tiny.compiled(algorithm)
+    after, metrics = tiny.iterate(programs, state)
     np.testing.assert_allclose(metrics["finished_share"], 12 / 20)
     assert metrics["num_updates"] == after.actor.optimizer[0].count == num_updates
     assert metrics["policy_loss"] > 0 and metrics["params_change"] > 0
     endless = state._replace(env=lengthened(state.env))
-    after, metrics = step(endless)
+    after, metrics = tiny.iterate(programs, endless)
     assert tiny.same(after.actor, state.actor)
     for name in ("num_updates", "finished_share", "policy_loss", "params_change"):
         assert metrics[name] == 0
@@ -52,12 +52,12 @@ def test_it_solves_the_point_task_and_compiles_once():
     """Reward -(a - 0.5)^2 for two steps; the network makes all moves."""
     env = tiny.point_env(16, lengths=(2,))
     algorithm = make_tiny_drwr(env=env, batch_size=64, epochs=8, beta=3.0)
-    step = jax.jit(algorithm.step)
+    programs = tiny.compiled(algorithm)
     state, rows = algorithm.init(jax.random.key(0)), []
     for _ in range(30):
-        state, metrics = step(state)
+        state, metrics = tiny.iterate(programs, state)
         rows.append(float(metrics["episode_return"]))
-    assert step._cache_size() == 1
+    assert [program._cache_size() for program in programs] == [1, 1]
     assert np.mean(rows[-5:]) > 0.4 * np.mean(rows[:3])
     params = algorithm.params(state)
     assert tiny.same(params.base, params.tuned)

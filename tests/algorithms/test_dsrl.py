@@ -29,13 +29,13 @@ def test_it_steers_a_frozen_flow_to_the_goal(variant, num_iterations):
         replay__updates_per_transition=2.0,
     )
     frozen = policy.init(jax.random.key(5), tiny.OBS)
-    state, step = algorithm.init(jax.random.key(0), frozen), jax.jit(algorithm.step)
-    returns = []
+    state, returns = algorithm.init(jax.random.key(0), frozen), []
+    programs = tiny.compiled(algorithm)
     for _ in range(num_iterations):
-        state, metrics = step(state)
+        state, metrics = tiny.iterate(programs, state)
         returns.append(float(metrics["episode_return"]))
         assert all(np.isfinite(metrics[name]) for name in algorithm.finite)
-    assert step._cache_size() == 1
+    assert [program._cache_size() for program in programs] == [1, 1]
     if num_iterations > 10:
         assert np.mean(returns[-5:]) > 0.1 * returns[0]
     params = algorithm.params(state)

@@ -197,21 +197,21 @@ def test_a_flow_learns_where_the_reward_is(kind):
     assert after > 0.5 * before and after > before + 0.05
 
 
-def test_a_step_compiles_once():
+def test_an_iteration_compiles_once():
     algorithm = tiny.make_tiny_fpo()
-    step = jax.jit(algorithm.step)
+    programs = tiny.compiled(algorithm)
     state = algorithm.init(jax.random.key(0))
     for _ in range(3):
-        state, _ = step(state)
-    assert step._cache_size() == 1
+        state, _ = tiny.iterate(programs, state)
+    assert [program._cache_size() for program in programs] == [1, 1]
 
 
 def test_two_phases_are_the_step():
     algorithm = tiny.make_tiny_fpo()
     state = algorithm.init(jax.random.key(0))
-    collect, learn = algorithm.phases
+    assert len(algorithm.phases) == 2
     one, _ = jax.jit(algorithm.step)(state)
-    two, _ = jax.jit(learn)(*jax.jit(collect)(state))
+    two, _ = tiny.iterate(tiny.compiled(algorithm), state)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

@@ -43,7 +43,7 @@ def test_what_acts_is_what_was_trained():
     """The critics that choose are the target networks of the trained ones."""
     algorithm = tiny.make_tiny_diffusion_q("idql", target_rate=0.5)
     first = algorithm.init(jax.random.key(0))
-    state, _ = jax.jit(algorithm.step)(first)
+    state, _ = tiny.iterate(tiny.compiled(algorithm), first)
     before, after = algorithm.params(first), algorithm.params(state)
     assert tiny.same(after.critic, state.learner.target)
     assert tiny.same(after.value, state.learner.value.params)

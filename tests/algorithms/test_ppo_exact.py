@@ -179,9 +179,9 @@ def test_where_fewer_steps_are_still_tuned_the_frozen_network_runs_the_others(
 
 def test_an_iteration_changes_the_tuned_network_and_the_critic_alone():
     algorithm = tiny.make_tiny_exact()
-    step = jax.jit(algorithm.step)
+    programs = tiny.compiled(algorithm)
     start = algorithm.init(jax.random.key(0))
-    state, row = step(start)
+    state, row = tiny.iterate(programs, start)
     assert state.iteration == 1 and row["num_updates"] == 4
     assert row["env_steps"] == 4 * 4 * tiny.CHUNK
     assert tiny.same(state.params.base, start.params.base)
@@ -191,8 +191,8 @@ def test_an_iteration_changes_the_tuned_network_and_the_critic_alone():
         assert (a != b).any()
     assert all(np.isfinite(float(x)) for x in row.values())
     for _ in range(2):
-        state, _ = step(state)
-    assert step._cache_size() == 1
+        state, _ = tiny.iterate(programs, state)
+    assert [program._cache_size() for program in programs] == [1, 1]
 
 
 def test_parts_of_a_minibatch_change_nothing_but_rounding():

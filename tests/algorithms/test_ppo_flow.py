@@ -36,7 +36,7 @@ def test_the_first_update_finds_the_policy_that_sampled(num_steps, ratio):
 
 def test_velocity_and_noise_are_trained_and_the_cloned_velocity_stays():
     algorithm = make(entropy_coef=0.03)
-    start = jax.jit(algorithm.init)(jax.random.key(0))
+    start = algorithm.init(jax.random.key(0))
     state, (row,) = tiny.run(algorithm, 1)
     assert tiny.same(state.params.base, start.params.base)
     for before, after in zip(start.params.tuned, state.params.tuned):
@@ -54,7 +54,7 @@ def test_a_learning_rate_of_zero_changes_no_parameter():
         for rate in ("learning_rate", "min_learning_rate")
     }
     algorithm = make(entropy_coef=0.03, distance_coef=0.1, **still)
-    start = jax.jit(algorithm.init)(jax.random.key(0))
+    start = algorithm.init(jax.random.key(0))
     state, (row,) = tiny.run(algorithm, 1)
     assert tiny.same(state.params, start.params)
     assert tiny.same(state.critic_params, start.critic_params)

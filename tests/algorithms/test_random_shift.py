@@ -75,7 +75,7 @@ def collect(random_shift):
         minibatch="chain",
         chain_kl__coef=1.0,
     )
-    state = jax.jit(algorithm.init)(jax.random.key(0))
+    state = algorithm.init(jax.random.key(0))
     _, steps, _ = jax.jit(algorithm.phases[0])(state)
     return policy, critic, state, steps
 

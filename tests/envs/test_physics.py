@@ -1,5 +1,7 @@
 """A jointed arm with a contact and sensors, stepped by every engine of this machine."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -46,21 +48,34 @@ def controls(num_steps, num_envs):
     return rng.uniform(-1, 1, (num_steps, num_envs, 2)).astype(np.float32)
 
 
-def roll(physics, ctrl):
-    """All states [T, B] after starting at rest, the arms spread out."""
-    num_envs = ctrl.shape[1]
-    qpos = jnp.stack([jnp.linspace(-1, 1, num_envs), jnp.full(num_envs, 0.1)], 1)
+@functools.cache
+def program(reset, step):
+    """Steps from rest by controls [T, B, nu]; compiled once for an engine and model."""
 
-    def step(state, ctrl):
-        state = jax.vmap(physics.step)(state, ctrl)
+    def step_all(state, ctrl):
+        state = jax.vmap(step)(state, ctrl)
         return state, state
 
     @jax.jit
     def run(qpos, ctrl):
-        start = jax.vmap(physics.reset)(qpos, jnp.zeros_like(qpos))
-        return jax.lax.scan(step, start, ctrl)[1]
+        start = jax.vmap(reset)(qpos, jnp.zeros_like(qpos))
+        return jax.lax.scan(step_all, start, ctrl)[1]
 
+    return run
+
+
+def roll(physics, ctrl):
+    """All states [T, B] after starting at rest, the arms spread out."""
+    num_envs = ctrl.shape[1]
+    qpos = jnp.stack([jnp.linspace(-1, 1, num_envs), jnp.full(num_envs, 0.1)], 1)
+    run = program(physics.reset, physics.step)
     return jax.tree.map(np.asarray, run(qpos, jnp.asarray(ctrl)))
+
+
+@functools.cache
+def two_substeps(engine):
+    """The arm with sensors; tests share it, because MJX takes seconds to compile."""
+    return make_physics(arm(), 2, engine)
 
 
 def test_c_rows_survive_bit_for_bit():
@@ -84,7 +99,7 @@ def test_c_rows_survive_bit_for_bit():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_sensors_are_read_at_the_new_state(engine):
     model = arm()
-    states = roll(make_physics(model, 2, engine), controls(5, 2))
+    states = roll(two_substeps(engine), controls(20, 3))
     data = mujoco.MjData(model)
     for time in range(5):
         data.qpos[:], data.qvel[:] = states.qpos[time, 1], states.qvel[time, 1]
@@ -95,8 +110,7 @@ def test_sensors_are_read_at_the_new_state(engine):
 
 
 def test_engines_agree():
-    model, ctrl = arm(), controls(20, 3)
-    mjx, c = (roll(make_physics(model, 2, engine), ctrl) for engine in ENGINES)
+    mjx, c = (roll(two_substeps(engine), controls(20, 3)) for engine in ENGINES)
     np.testing.assert_allclose(mjx.qpos, c.qpos, atol=2e-3)
     np.testing.assert_allclose(
         mjx.sensordata[:, :, :3], c.sensordata[:, :, :3], atol=1e-3
@@ -105,9 +119,9 @@ def test_engines_agree():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_displacement_is_the_change_of_positions(engine):
-    states = roll(make_physics(arm(), 2, engine), controls(5, 2))
-    changed = np.diff(states.qpos, axis=0)
-    np.testing.assert_allclose(states.displacement[1:], changed, atol=1e-6)
+    states = roll(two_substeps(engine), controls(20, 3))
+    changed = np.diff(states.qpos[:5], axis=0)
+    np.testing.assert_allclose(states.displacement[1:5], changed, atol=1e-6)
 
 
 def test_displacement_is_exact_far_from_the_origin():
@@ -127,11 +141,11 @@ def test_displacement_is_exact_far_from_the_origin():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_control_steps_are_one_with_twice_the_substeps(engine):
     """The state that is carried between steps suffices to continue."""
-    model, ctrl = arm(""), controls(4, 2)
-    short = roll(make_physics(model, 2, engine), np.repeat(ctrl, 2, axis=0))
-    long = roll(make_physics(model, 4, engine), ctrl)
-    np.testing.assert_allclose(short.qpos[1::2], long.qpos, atol=1e-6)
-    assert short.sensordata.shape == (8, 2, 0)
+    ctrl = controls(10, 3)
+    short = roll(two_substeps(engine), np.repeat(ctrl, 2, axis=0))
+    long = roll(make_physics(arm(""), 4, engine), ctrl)
+    np.testing.assert_allclose(short.qpos[1:8:2], long.qpos[:4], atol=1e-6)
+    assert long.sensordata.shape == (10, 3, 0)
     if engine == "mujoco":
         np.testing.assert_array_equal(short.raw[1::2], long.raw)
 
@@ -206,7 +220,10 @@ def test_falling_is_semi_implicit_euler(engine, num_envs):
     np.testing.assert_allclose(qvel, speed - 0.1 * count, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+# MJX compiles RK4, four evaluations of a substep, for longer than all else here.
+@pytest.mark.parametrize(
+    "engine", [pytest.param("mjx", marks=pytest.mark.slow), "mujoco"]
+)
 def test_a_frictionless_arm_keeps_its_energy(engine):
     """With RK4. C MuJoCo computes the energy for the states of either engine."""
     xml = ARM.format(sensors="").replace('damping="0.1"', "")

@@ -1,13 +1,20 @@
 """A folder with runs of all stages, for the tests of several files."""
 
 import fcntl
+import functools
+import json
 import os
 import shutil
 
 import pytest
 
-from experiments import collect, finetune, pretrain
+from dppo_jax.training import seeds
+from experiments import collect, directories, finetune, plots, pretrain
 from tests.stages import make_config
+
+# Sections that neither an algorithm nor an evaluation depends on.
+NOT_THESE = ("run_dir", "policy", "data", "name", "seed", "loop", "collect", "pretrain")
+MADE: dict[tuple[str, ...], object] = {}
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +36,50 @@ def world(tmp_path_factory):
                 stage.main(make_config(folder, stage.__name__.split(".")[1]))
             complete.touch()
     return folder
+
+
+@pytest.fixture
+def compiled_once(monkeypatch):
+    """Fine-tuning twice with the same settings compiles once.
+
+    The algorithm and the evaluation of the first time serve again, so JAX finds the
+    programs that it compiled of them. Both are pure functions.
+    """
+
+    def settings(config):
+        values = json.loads(config.to_json_best_effort())
+        return json.dumps({x: values[x] for x in values if x not in NOT_THESE})
+
+    def make_algorithm(config, normalizer, data=None, make=finetune._make_algorithm):
+        key = settings(config), directories.digest((normalizer, data))
+        if key not in MADE:
+            MADE[key] = make(config, normalizer, data)
+        return MADE[key]
+
+    def make_score(config, act, normalizer, make=finetune.make_score):
+        key = settings(config), directories.digest(normalizer), act
+        if key not in MADE:
+            MADE[key] = make(config, act, normalizer)
+        return MADE[key]
+
+    monkeypatch.setattr(finetune, "_make_algorithm", make_algorithm)
+    monkeypatch.setattr(finetune, "make_score", make_score)
+    monkeypatch.setattr(seeds, "many", functools.cache(seeds.many))
+
+
+@pytest.fixture
+def drawn_once(monkeypatch):
+    """Only the first run of a test draws its pictures, each of which takes a moment."""
+
+    def first(draw):
+        drawn = []
+
+        def once(*args):
+            if not drawn:
+                drawn.append(args)
+                draw(*args)
+
+        return once
+
+    for name in ("save_trajectories", "save_curve"):
+        monkeypatch.setattr(plots, name, first(getattr(plots, name)))

@@ -1,8 +1,6 @@
 """A wrong command or setting ends a program in one line."""
 
-import os
 import re
-import subprocess
 import sys
 
 import jax
@@ -12,6 +10,7 @@ from jax.experimental import io_callback
 
 from dppo_jax.errors import SettingsError
 from experiments import command_line, evaluate, processes
+from tests import commands
 from tests.conftest import REPOSITORY
 
 
@@ -30,23 +29,14 @@ from tests.conftest import REPOSITORY
     ],
 )
 def test_a_wrong_command_ends_in_one_line_and_writes_nothing(
-    tmp_path, arguments, message
+    tmp_path, monkeypatch, arguments, message
 ):
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "experiments.collect"),
-            f"--config={REPOSITORY}/experiments/configs/avoid.py:m1",
-            *arguments,
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
-    errors = [line for line in result.stderr.splitlines() if "error:" in line]
-    assert result.returncode == 2, result.stderr
-    assert len(errors) == 1 and errors[0].startswith("error: ")
-    assert message in errors[0] and "Traceback" not in result.stderr
+    """`test_wheel.py` starts a process for one more."""
+    monkeypatch.chdir(tmp_path)
+    config = f"--config={REPOSITORY}/experiments/configs/avoid.py:m1"
+    status, errors = commands.end("experiments.collect", [config, *arguments])
+    assert status == 2 and errors.startswith("error: ")
+    assert message in errors and errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

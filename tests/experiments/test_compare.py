@@ -14,6 +14,8 @@ from experiments import compare, entries, scores
 from experiments.settings import load_config, override
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 AVOID = f"{REPOSITORY}/experiments/configs/avoid.py"
 HOPPER = f"{REPOSITORY}/experiments/configs/hopper.py"
 TINY = """
@@ -95,7 +97,9 @@ def rows_of_scores():
         return list(csv.DictReader(file))
 
 
-def test_two_entries_run_two_seeds_each_and_resume(tmp_path, monkeypatch, capsys):
+def test_two_entries_run_two_seeds_each_and_resume(
+    compiled_once, tmp_path, monkeypatch, capsys
+):
     """The programs themselves, from demonstrations to the table."""
     programs = prepare(tmp_path, monkeypatch, Programs())
     words = ["--output=out", "--seeds=2", "a=tiny.py", "b=tiny.py"]

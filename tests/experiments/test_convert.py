@@ -1,9 +1,5 @@
 """The command that converts demonstrations."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -14,7 +10,7 @@ from dppo_jax.demonstrations import (
     save_dppo_npz,
 )
 from experiments import convert, pretrain
-from tests.conftest import REPOSITORY
+from tests import commands
 from tests.demonstrations.raw import RAW, assert_same
 from tests.stages import make_config
 
@@ -67,14 +63,9 @@ def test_mistakes_are_named_and_nothing_is_written(
 
 
 def test_a_mistake_ends_the_program_in_one_line_with_status_2(source):
-    command = [sys.executable, "-m", "experiments.convert", source, source]
-    result = subprocess.run(
-        command, cwd=REPOSITORY, env=os.environ, capture_output=True, text=True
-    )
-    assert result.returncode == 2 and result.stdout == ""
-    assert (
-        result.stderr == f"error: {source} exists; remove it, or give another name.\n"
-    )
+    status, errors = commands.end("experiments.convert", [source, source])
+    assert status == 2
+    assert errors == f"error: {source} exists; remove it, or give another name.\n"
 
 
 def test_cloning_needs_no_conversion(tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ from tests import tiny
 from tests.demonstrated import MODULES
 from tests.stages import TINY
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 VARIANTS = [(avoid, f"{subset}_{x}") for subset in ("m1", "m2", "m3") for x in MODULES]
 VARIANTS += [(task, x) for task in (hopper, walker2d, halfcheetah) for x in MODULES]
 # Settings of `TINY` that are those of other policies.
@@ -72,7 +74,7 @@ def cloned(world, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_run_is_resumed_and_evaluated(name, world, cloned, tmp_path):
+def test_a_run_is_resumed_and_evaluated(name, world, cloned, compiled_once, tmp_path):
     def go(folder, num_iterations):
         config = make_config(name, world, tmp_path / folder, num_iterations)
         return finetune.main(cloned(config))[0]

@@ -12,6 +12,8 @@ from experiments.settings import load_config
 from tests import tiny
 from tests.stages import check_algorithm
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 NAMES = (*avoid.OFF_POLICY, "ogpo")
 VARIANTS = [(avoid, f"{m}_{x}") for m in ("m1", "m2", "m3") for x in NAMES]
 VARIANTS += [(task, x) for task in (hopper, walker2d, halfcheetah) for x in NAMES]
@@ -67,7 +69,7 @@ def make_config(name, run_dir, num_iterations):
 
 
 @pytest.mark.parametrize("name", ["idql", "ogpo"])
-def test_a_run_is_resumed_evaluated_and_tuned_further(name, tmp_path):
+def test_a_run_is_resumed_evaluated_and_tuned_further(name, compiled_once, tmp_path):
     (whole,) = finetune.main(make_config(name, tmp_path / "whole", 2))
     for num_iterations in (1, 2):
         (parts,) = finetune.main(make_config(name, tmp_path / "parts", num_iterations))

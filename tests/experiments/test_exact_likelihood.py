@@ -10,6 +10,8 @@ from experiments.settings import load_config
 from tests import tiny
 from tests.stages import check_algorithm
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 VARIANTS = [(avoid, v) for v in avoid.VARIANTS if v.endswith("_exact")]
 VARIANTS += [(task, "exact") for task in (hopper, walker2d, halfcheetah)]
 # Stages in seconds: a time limit of 20 control steps, networks of 8 units.
@@ -53,7 +55,7 @@ def make_config(run_dir, num_iterations):
     return config
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(compiled_once, tmp_path):
     (whole,) = finetune.main(make_config(tmp_path / "whole", 3))
     for num_iterations in (1, 3):
         (parts,) = finetune.main(make_config(tmp_path / "parts", num_iterations))

@@ -9,6 +9,8 @@ from experiments import directories, evaluate, finetune
 from tests import tiny
 from tests.stages import evaluations, make_config
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 
 def test_fine_tuning_starts_where_cloning_ended(world):
     before = evaluations(world / "finetune")[0]
@@ -39,7 +41,9 @@ def test_fine_tuning_continues_from_a_fine_tuned_policy_and_its_critic(world, tm
         )
 
 
-def test_fine_tuning_stops_at_a_return_that_is_good_enough(world, tmp_path):
+def test_fine_tuning_stops_at_a_return_that_is_good_enough(
+    world, compiled_once, tmp_path
+):
     """The cloned policy already has the low return; no policy reaches the high one."""
 
     def go(name, target):
@@ -108,7 +112,9 @@ def test_the_tuned_steps_of_a_cloned_policy_may_be_annealed(world, tmp_path):
     evaluate.main(directories.config_of_run(run_dir))
 
 
-def test_fine_tuning_may_start_from_new_networks(world, tmp_path, capsys):
+def test_fine_tuning_may_start_from_new_networks(
+    world, compiled_once, tmp_path, capsys
+):
     """New networks get the bounds of the data; a resumed run keeps its own bounds."""
     changes = dict(policy="none", run_dir=str(tmp_path / "new"))
     for num_iterations in (1, 2):

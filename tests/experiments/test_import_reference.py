@@ -1,9 +1,6 @@
 """Import of the reference's checkpoints as runs, and export of runs."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +23,7 @@ from experiments import (
 )
 from experiments.configs import avoid
 from experiments.settings import use_network
-from tests import tiny
-from tests.conftest import REPOSITORY
+from tests import commands, tiny
 
 TINY = {
     "env.engine": "mujoco",
@@ -284,17 +280,11 @@ def test_checkpoints_of_the_reference_itself_are_imported(golden_dir, tmp_path, 
 
 
 @pytest.mark.parametrize("program", ["import_reference", "export_reference"])
-def test_wrong_arguments_end_in_one_line(tmp_path, program):
-    result = subprocess.run(
-        [sys.executable, "-m", f"experiments.{program}", "a.pt"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.startswith("error: ['a.pt'] given; write ")
-    assert result.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+def test_wrong_arguments_end_in_one_line(tmp_path, monkeypatch, program):
+    monkeypatch.chdir(tmp_path)
+    status, errors = commands.end(f"experiments.{program}", ["a.pt"])
+    assert status == 2 and errors.startswith("error: ['a.pt'] given; write ")
+    assert errors.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_the_config_of_an_import_is_plain_json(exported, tmp_path):

@@ -16,7 +16,7 @@ def rows_of(run_dir):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def test_many_seeds_have_runs_like_single_seeds(world, tmp_path, capsys):
+def test_many_seeds_have_runs_like_single_seeds(world, compiled_once, tmp_path, capsys):
     """Seed 0 equals the run of `world`. Both seeds resume together, or one alone."""
     changes = dict(num_seeds=2, run_dir=str(tmp_path))
     run_dirs = finetune.main(make_config(world, "finetune", **changes))

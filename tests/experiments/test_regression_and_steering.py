@@ -13,6 +13,8 @@ from experiments.configs import avoid, halfcheetah, hopper, walker2d
 from tests import tiny
 from tests.stages import check_algorithm, make_config
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 NAMES = ("drwr", "dawr", "dsrl")
 VARIANTS = [(avoid, v) for v in avoid.VARIANTS if v.endswith(NAMES)]
 VARIANTS += [(task, name) for task in (hopper, walker2d, halfcheetah) for name in NAMES]
@@ -52,7 +54,9 @@ def steer(folder, run_dir, num_iterations, **changes):
     return config
 
 
-def test_a_steered_policy_is_resumed_loaded_and_evaluated(world, tmp_path):
+def test_a_steered_policy_is_resumed_loaded_and_evaluated(
+    world, compiled_once, tmp_path
+):
     (whole,) = finetune.main(steer(world, tmp_path / "whole", 2))
     for num_iterations in (1, 2):
         (parts,) = finetune.main(steer(world, tmp_path / "parts", num_iterations))

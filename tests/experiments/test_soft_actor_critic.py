@@ -12,6 +12,8 @@ from experiments import directories, evaluate, finetune, inputs
 from experiments.settings import load_config
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 # Stages in seconds: a time limit of 20 control steps, networks of 8 units.
 TINY = {
     "env.max_steps": 20,
@@ -39,7 +41,7 @@ def make_config(run_dir, num_iterations):
     return config
 
 
-def test_a_run_with_new_networks_is_resumed_and_evaluated(tmp_path):
+def test_a_run_with_new_networks_is_resumed_and_evaluated(compiled_once, tmp_path):
     (whole,) = finetune.main(make_config(tmp_path / "whole", 3))
     for num_iterations in (1, 3):
         (parts,) = finetune.main(make_config(tmp_path / "parts", num_iterations))

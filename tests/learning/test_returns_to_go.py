@@ -61,9 +61,9 @@ def test_stored_returns_stay_aligned_over_iterations_wraps_and_resets(rollout):
         rollout=rollout,
     )
     evaluation = tiny.point_env(3, lengths=(5,))
-    state, step = demonstrated.start("calql", algorithm), jax.jit(algorithm.step)
+    state, programs = demonstrated.start("calql", algorithm), tiny.compiled(algorithm)
     for iteration in range(8):
-        state, _ = step(state)
+        state, _ = tiny.iterate(programs, state)
         # An evaluation between two iterations has an environment of its own.
         evaluation.step(
             tiny.start(evaluation, jax.random.key(iteration)), jnp.zeros((3, 2, 1))

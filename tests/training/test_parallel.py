@@ -50,7 +50,7 @@ def start(*words, **environment):
     )
 
 
-def finish(*programs, timeout=240):
+def finish(*programs, timeout=600):
     """Wait for programs and return their output; one that hangs or fails ends all."""
     try:
         results = [program.communicate(timeout=timeout) for program in programs]
@@ -62,10 +62,19 @@ def finish(*programs, timeout=240):
     return [printed for printed, _ in results]
 
 
-def child(*words):
-    return finish(start(*words))[0]
+def sharded(*cases):
+    """Results of programs on eight devices, by case."""
+    return json.loads(finish(start("tests.sharded", *cases))[0])
 
 
+@pytest.fixture(scope="module")
+def results():
+    """Those of `TOGETHER`."""
+    return sharded(*TOGETHER)
+
+
+# Cases of `sharded.py` that share one process, which takes seconds to start.
+TOGETHER = ("weighted", "sac", "refusals", "annealed start", "own device")
 KINDS = ("pair", "chain", "annealed", "gaussian", "cloned", "fpo", "exact")
 KINDS += ("idql", "dql", "qsm", "dipo", "ogpo")
 CASES = [
@@ -76,9 +85,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_eight_devices_train_as_one_and_gather_nothing(case):
+def test_eight_devices_train_as_one_and_gather_nothing(case, results):
     """Compares losses, parameters and environments after four iterations."""
-    one, many = json.loads(child("tests.sharded", case))
+    one, many = results[case] if case in TOGETHER else sharded(case)[case]
     # Devices exchange only sums, none with more numbers than there are parameters.
     assert not one["moved"] and many["moved"].keys() == {"all-reduce"}
     learned = [x for name, x in many["state"].items() if "params" in name]
@@ -145,8 +154,8 @@ def test_only_environments_are_split():
         assert not any(jax.tree.leaves(getattr(split, name)))
 
 
-def test_what_cannot_be_shared_is_refused_before_anything_runs():
-    said = json.loads(child("tests.sharded", "refusals"))
+def test_what_cannot_be_shared_is_refused_before_anything_runs(results):
+    said = results["refusals"]
     assert "shuffle_groups=1 must be a multiple of the 8 devices" in said["one group"]
     assert "engine='mujoco' works with one CPU device" in said["C physics"]
     assert "this algorithm runs on one device" in said["no split"]
@@ -174,9 +183,13 @@ def test_an_impossible_mesh_is_refused(changes, message):
         processes.join_mesh(config)
 
 
-def test_an_evaluation_depends_on_neither_devices_nor_environments():
-    """The first four returns with 4, 7 and 50 environments on one and four devices."""
-    found = json.loads(child("tests.sharded", "evaluations"))
+def test_an_evaluation_depends_on_neither_devices_nor_environments(results):
+    """The first four returns with 4, 7 and 50 environments on one and eight devices."""
+    found = {
+        f"{devices} devices, {num_envs}": returns
+        for devices, after in results["annealed start"].items()
+        for num_envs, returns in after["returns"].items()
+    }
     assert len(found) == 6
     expected = found["1 devices, 4"]
     assert len(set(expected)) == 4
@@ -184,13 +197,14 @@ def test_an_evaluation_depends_on_neither_devices_nor_environments():
         np.testing.assert_allclose(returns, expected, rtol=1e-4, err_msg=name)
 
 
-def test_many_devices_continue_from_a_policy_with_annealed_steps():
-    assert json.loads(child("tests.sharded", "annealed start")) == [1, True]
+def test_many_devices_continue_from_a_policy_with_annealed_steps(results):
+    for after in results["annealed start"].values():
+        assert after["num_active"] == 1 and after["moved"]
 
 
-def test_mjx_uses_only_devices_of_its_process():
+def test_mjx_uses_only_devices_of_its_process(results):
     """The first of all devices belongs to another process, except in the first one."""
-    assert json.loads(child("tests.sharded", "own device")) == [3]
+    assert results["own device"] == [3]
 
 
 def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch, capsys):

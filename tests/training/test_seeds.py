@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from dppo_jax.training import seeds
 from dppo_jax.training.checkpoint import read_policy
 from dppo_jax.training.config_file import save_config
-from dppo_jax.training.loop import train
+from dppo_jax.training.loop import compiled_step, train
 from dppo_jax.training.metrics import read_metrics
 from dppo_jax.training.trees import with_types
 from dppo_jax.types import Algorithm
@@ -14,6 +16,8 @@ from tests import tiny
 
 N = 3
 CPU = jax.default_backend() == "cpu"
+# The same object for the same arguments, so that each program compiles once.
+many = functools.cache(seeds.many)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +32,9 @@ def keys(num: int = N):
 
 
 def run_many(algorithm, num_iterations, **settings):
-    """Final states and rows of N seeds, each a list, and the compiled step."""
-    together = seeds.many(algorithm, N, **settings)
-    step, state, rows = jax.jit(together.step), together.init(keys()), []
+    """Final states and rows of N seeds, each a list, and their algorithm."""
+    together = many(algorithm, N, **settings)
+    step, state, rows = compiled_step(together), together.init(keys()), []
     for _ in range(num_iterations):
         state, metrics = step(state)
         rows.append(metrics)
@@ -38,16 +42,13 @@ def run_many(algorithm, num_iterations, **settings):
         [{name: float(x[i]) for name, x in row.items()} for row in rows]
         for i in range(N)
     ]
-    return seeds.split(state, N), each, step
+    return seeds.split(state, N), each, together
 
 
 def alone(algorithm, seed, num_iterations):
-    """As `tiny.run`, but without compiling `init`, as in a stage."""
-    step, state, rows = (
-        jax.jit(algorithm.step),
-        algorithm.init(jax.random.key(seed)),
-        [],
-    )
+    """As `tiny.run`, with the programs of a stage."""
+    step, state = compiled_step(algorithm), algorithm.init(jax.random.key(seed))
+    rows = []
     for _ in range(num_iterations):
         state, metrics = step(state)
         rows.append({name: float(x) for name, x in metrics.items()})
@@ -57,8 +58,9 @@ def alone(algorithm, seed, num_iterations):
 @pytest.mark.parametrize("vectorize", [False, True])
 def test_every_seed_of_one_program_equals_a_single_run(algorithm, vectorize):
     """One after another they are equal to rounding; a batch adds in another order."""
-    states, rows, step = run_many(algorithm, 2, vectorize=vectorize)
-    assert step._cache_size() == 1
+    states, rows, together = run_many(algorithm, 2, vectorize=vectorize)
+    for phase in together.phases:
+        assert jax.jit(phase, donate_argnums=0)._cache_size() == 1
     for i in range(N):
         state, row = alone(algorithm, i, 2)
         if not vectorize and CPU:
@@ -106,7 +108,7 @@ def go(folder, num_iterations, algorithm, which=range(N), **settings):
     if len(dirs) == 1:
         state, dirs = algorithm.init(jax.random.key(which[0])), dirs[0]
     else:
-        algorithm = seeds.many(algorithm, len(dirs))
+        algorithm = many(algorithm, len(dirs), vectorize=not CPU)
         state = algorithm.init(keys(len(dirs)))
     return train(
         algorithm,

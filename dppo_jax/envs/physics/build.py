@@ -25,7 +25,6 @@ import mujoco
 import numpy as np
 
 from dppo_jax.envs.physics.c_engine import make_c_mujoco
-from dppo_jax.envs.physics.mjx_engine import make_mjx
 from dppo_jax.envs.physics.state import (
     LASTING,
     PhysicsState,
@@ -137,6 +136,9 @@ def make_physics(
     if engine == "mujoco":
         engine_reset, engine_step = make_c_mujoco(model, num_substeps)
     else:
+        # Importing MJX takes longer than all other imports of a program together.
+        from dppo_jax.envs.physics.mjx_engine import make_mjx
+
         engine_reset, engine_step = make_mjx(
             model,
             num_substeps,

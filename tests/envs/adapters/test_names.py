@@ -65,6 +65,7 @@ def test_the_libraries_are_not_imported_before_they_are_needed():
     run = [sys.executable, "-c", source]
     loaded = set(subprocess.check_output(run, text=True).split())
     libraries = {"brax", "mujoco_playground", "gymnasium", "robosuite"}
+    libraries |= {"mujoco.mjx"}
     assert importlib.util.find_spec("gymnasium") and not loaded & libraries
 
 
