@@ -37,15 +37,16 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        saved = isinstance(stop, Interrupted)
-        where = f"iteration {stop.iteration}" if saved else "the last checkpoint"
+        where, number = "the last checkpoint", int(signal.SIGINT)
+        if isinstance(stop, Interrupted):
+            where, number = f"iteration {stop.iteration}", stop.number
         print(f"interrupted; the same command resumes from {where}")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         # Files are closed by now. XLA may still be computing, and to tear down the
         # interpreter during one of its callbacks would crash. Shells, too, add 128 to
         # the number of a signal.
-        os._exit(128 + (stop.number if saved else signal.SIGINT))
+        os._exit(128 + number)
     except (
         *(SettingsError, OSError, FloatingPointError, ImportError),
         jax.errors.JaxRuntimeError,

@@ -33,7 +33,7 @@ of the predicted noise is multiplied by 400, and fixed steps diverge for some ac
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -194,7 +194,7 @@ def _tsitouras(
     """
     import diffrax
 
-    def derivative(angle: Array, solution: Solution, _: None) -> Solution:
+    def derivative(angle: Any, solution: Solution, _: None) -> Solution:
         # Denoising steps fall by one from each level to the next.
         step = jnp.interp(angle, levels.angle, levels.step.astype(jnp.float32))
         level = Levels(

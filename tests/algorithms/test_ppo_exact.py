@@ -131,7 +131,7 @@ def test_only_the_tuned_network_has_a_gradient_and_both_count(collected):
 
 
 def test_the_solver_of_diffrax_agrees(collected):
-    """Where the tuned network takes over, the equation jumps, which needs small steps."""
+    """Where the tuned network takes over, the equation jumps; small steps help."""
     pytest.importorskip("diffrax")
     expected = likelihood_objective(
         collected.policy,

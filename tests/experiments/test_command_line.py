@@ -1,5 +1,6 @@
 """A wrong command or setting ends a program in one line."""
 
+import os
 import re
 import sys
 
