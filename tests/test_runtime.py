@@ -44,11 +44,12 @@ def test_a_program_on_one_core_has_a_thread_for_callbacks():
 
 def test_programs_compute_in_float32_also_where_float64_is_switched_on():
     done = run(
+        "import os\n"
+        "os.environ['JAX_ENABLE_X64'] = '1'\n"
         "import jax.numpy as jnp, numpy as np\n"
         "from dppo_jax import runtime\n"
         "runtime.configure()\n"
-        "print((jnp.ones(2) * np.ones(2)).dtype)",
-        JAX_ENABLE_X64="1",
+        "print((jnp.ones(2) * np.ones(2)).dtype)"
     )
     assert done.returncode == 0, done.stderr
     note, result = done.stdout.splitlines()

@@ -89,6 +89,7 @@ def test_ratios_are_those_of_densities(collected):
             collected.policy,
             num_probes=2,
             ode_steps=None,
+            ode_tolerance=None,
             reduction=reduction,
             clip=CLIP,
         )
