@@ -28,7 +28,9 @@ class StopRequest:
     """Notes SIGINT and SIGTERM while it is entered, instead of ending the program.
 
     The second SIGINT raises KeyboardInterrupt at once, for iterations that take long.
-    Outside of the main thread, which alone may handle signals, it notes nothing.
+    Outside of the main thread, which alone may handle signals, it notes nothing. Of
+    several processes it changes no handler, because JAX's own one for SIGTERM makes
+    them agree on the last iteration; a SIGINT ends a process at once.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,8 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and jax.process_count() == 1:
             self._before = {x: signal.signal(x, self._note) for x in _SIGNALS}
         return self
 
@@ -52,8 +55,7 @@ class StopRequest:
     def is_due(self, iteration: int) -> bool:
         """Whether to end after this iteration; all processes get the same answer.
 
-        Several processes learn of SIGTERM from JAX, which agrees with them on the
-        iteration; a SIGINT to one of them does not reach the others.
+        Several processes must ask after every iteration.
         """
         if jax.process_count() > 1:
             if not multihost_utils.reached_preemption_sync_point(iteration):
@@ -63,9 +65,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if number == signal.SIGINT and (
-            self.number is not None or jax.process_count() > 1
-        ):
+        if number == signal.SIGINT and self.number is not None:
             raise KeyboardInterrupt
         self.number = number
         again = "; press Ctrl-C again to end at once" * (number == signal.SIGINT)

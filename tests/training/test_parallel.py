@@ -1,8 +1,10 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from dppo_jax.deploy import load_policy
 from dppo_jax.errors import SettingsError
 from dppo_jax.training import parallel
-from dppo_jax.training.checkpoint import load_critic
+from dppo_jax.training.checkpoint import load_critic, newest_checkpoint
 from dppo_jax.training.metrics import read_metrics
 from experiments import collect, finetune, pretrain, processes
 from experiments.configs import avoid
@@ -289,34 +291,52 @@ def check_same_run(one, other):
             np.testing.assert_allclose(x, y, rtol=1e-2, atol=1e-4)
 
 
+def start_two(folder, name, **settings):
+    """Start fine-tuning in two processes that share the run."""
+    mesh = {"distributed": True, "devices": 0, "num_processes": 2}
+    mesh["coordinator"] = f"localhost:{free_port()}"
+    settings |= {f"mesh.{key}": value for key, value in mesh.items()}
+    return [
+        start(*command(folder, name, **settings, **{"mesh.process_id": i}))
+        for i in range(2)
+    ]
+
+
+@SLOW
+def test_sigterm_to_one_process_ends_both_after_the_same_iteration(world):
+    """JAX tells the other one, and both save the same iteration."""
+    run_dir = world / "terminated"
+    settings = {"loop.finetune.num_iterations": 100_000}
+    running = start_two(world, "terminated", **settings)
+    until = time.monotonic() + 300
+    try:
+        while len(read_metrics(run_dir)) < 4 and time.monotonic() < until:
+            assert all(process.poll() is None for process in running)
+            time.sleep(0.2)
+        running[1].send_signal(signal.SIGTERM)
+        printed = [process.communicate(timeout=300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [143, 143], printed
+    last = newest_checkpoint(run_dir)
+    assert last == read_metrics(run_dir)[-1]["iteration"]
+    assert f"resumes from iteration {last}" in printed[0][0]
+
+
 @SLOW
 def test_two_processes_train_save_and_resume_as_one(world):
     """Interrupted after three iterations; only one process writes the directory."""
     finetune.main(make_config(world, "one_process"))
 
-    def both(num_iterations, port):
-        mesh = {"distributed": True, "devices": 0, "num_processes": 2}
-        mesh["coordinator"] = f"localhost:{port}"
-        settings = {"loop.finetune.num_iterations": num_iterations}
+    def both(num_iterations):
         # The target is never reached, and the processes must agree on that.
-        settings["loop.finetune.stop_at_return"] = 1000.0
-        return finish(
-            *(
-                start(
-                    *command(
-                        world,
-                        "two_processes",
-                        **settings,
-                        **{f"mesh.{k}": v for k, v in mesh.items()},
-                        **{"mesh.process_id": i},
-                    )
-                )
-                for i in range(2)
-            )
-        )
+        settings = {"loop.finetune.stop_at_return": 1000.0}
+        settings["loop.finetune.num_iterations"] = num_iterations
+        return finish(*start_two(world, "two_processes", **settings))
 
-    both(3, free_port())
-    printed = both(5, free_port())
+    both(3)
+    printed = both(5)
     assert "resuming at iteration 3 of 5" in printed[0]
     assert "resuming" not in printed[1] and "writing" not in printed[1]
     check_same_run(world / "one_process", world / "two_processes")
