@@ -67,11 +67,6 @@ class Checkpoints:
         with _writing(self._manager):
             self._manager.close()
 
-    def wait(self) -> None:
-        """Wait until everything is written; raises OSError as `save`."""
-        with _writing(self._manager):
-            self._manager.wait_until_finished()
-
     @property
     def all(self) -> list[int]:
         """Iterations of all complete checkpoints, the newest last."""

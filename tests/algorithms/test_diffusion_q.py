@@ -9,9 +9,9 @@ from dppo_jax.algorithms import ALGORITHMS, dipo, dql, idql, ogpo, qsm
 from dppo_jax.diffusion.chain import Sample
 from dppo_jax.networks import StateActionCritic, StateCritic
 from dppo_jax.policies import ChainPolicy, PolicyParams
-from dppo_jax.training.loop import train
 from dppo_jax.types import Transition
 from tests import tiny
+from tests.resuming import resumed
 
 MODULES = {"idql": idql, "dql": dql, "qsm": qsm, "dipo": dipo, "ogpo": ogpo}
 CRITIC = StateActionCritic((32,), activation="relu")
@@ -166,18 +166,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     env = tiny.point_env(4, lengths=(3, 99), max_steps=16)
     algorithm = tiny.make_tiny_diffusion_q("dipo", env)
 
-    def go(name, num_iterations):
-        return train(
-            algorithm,
-            algorithm.init(jax.random.key(0)),
-            run_dir=tmp_path / name,
-            num_iterations=num_iterations,
-            normalizer=tiny.NORMALIZER,
-        )
-
-    whole = go("whole", 3)
-    go("parts", 1)
-    assert tiny.same(whole, go("parts", 3))
+    whole = resumed(algorithm, tmp_path)
     items = whole.replay.items
     assert (items.extras != items.action).any()
 

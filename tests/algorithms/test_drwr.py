@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.training.loop import train
 from tests import tiny
+from tests.resuming import resumed
 from tests.tiny_regression import make_tiny_drwr
 
 
@@ -67,18 +67,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     env = tiny.point_env(4, lengths=(3, 99), max_steps=6)
     algorithm = make_tiny_drwr(env=env)
 
-    def go(name, num_iterations):
-        return train(
-            algorithm,
-            algorithm.init(jax.random.key(0)),
-            run_dir=tmp_path / name,
-            num_iterations=num_iterations,
-            normalizer=tiny.NORMALIZER,
-        )
-
-    whole = go("whole", 3)
-    go("parts", 1)
-    assert tiny.same(whole, go("parts", 3))
+    resumed(algorithm, tmp_path)
 
 
 def test_it_starts_from_the_tuned_network():

@@ -6,8 +6,8 @@ import pytest
 
 from dppo_jax.policies import SteeredParams
 from dppo_jax.training.checkpoint import read_policy
-from dppo_jax.training.loop import train
 from tests import tiny
+from tests.resuming import resumed
 from tests.tiny_regression import make_tiny_dsrl
 
 
@@ -48,18 +48,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     """What acts, the actor and the frozen policy, is saved as the policy."""
     algorithm = make_tiny_dsrl()
 
-    def go(name, num_iterations):
-        return train(
-            algorithm,
-            algorithm.init(jax.random.key(0)),
-            run_dir=tmp_path / name,
-            num_iterations=num_iterations,
-            normalizer=tiny.NORMALIZER,
-        )
-
-    whole = go("whole", 3)
-    go("parts", 1)
-    assert tiny.same(whole, go("parts", 3))
+    whole = resumed(algorithm, tmp_path)
     saved = read_policy(tmp_path / "parts").params
     assert set(saved) == set(SteeredParams._fields)
     assert tiny.same(saved["actor"], whole.learner.soft.actor.params)

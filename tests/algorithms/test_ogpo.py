@@ -8,9 +8,9 @@ import pytest
 from dppo_jax.algorithms import ogpo
 from dppo_jax.learning.group_surrogate import surrogate_update
 from dppo_jax.learning.optimizers import trainer
-from dppo_jax.training.loop import train
 from tests import tiny
 from tests.algorithms.test_diffusion_q import CRITIC, batch
+from tests.resuming import resumed
 
 KEY = jax.random.key(1)
 
@@ -106,17 +106,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
         "ogpo", env, clone_coef=0.5, clone_return=-1.0
     )
 
-    def go(name, num_iterations):
-        return train(
-            algorithm,
-            algorithm.init(jax.random.key(0)),
-            run_dir=tmp_path / name,
-            num_iterations=num_iterations,
-            normalizer=tiny.NORMALIZER,
-        )
-
-    whole = go("whole", 3)
-    go("parts", 1)
-    assert tiny.same(whole, go("parts", 3))
+    whole = resumed(algorithm, tmp_path)
     returns = whole.replay.items.extras["return_to_go"]
     assert ((returns > -1.0) & (returns < 0)).any()

@@ -11,9 +11,9 @@ from dppo_jax.learning.soft_actor_critic import COMBINE
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.squashed import SquashedPolicy
 from dppo_jax.training.checkpoint import read_policy
-from dppo_jax.training.loop import train
 from dppo_jax.types import Transition
 from tests import tiny
+from tests.resuming import resumed
 
 CRITIC = StateActionCritic((8,), activation="tanh")
 ENTROPY = 0.7  # of the policy below, at its initial parameter
@@ -172,18 +172,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     env = tiny.point_env(4, lengths=(3, 99), max_steps=16)
     algorithm = tiny.make_tiny_sac(env, replay__random_steps=40)
 
-    def go(name, num_iterations):
-        return train(
-            algorithm,
-            algorithm.init(jax.random.key(0)),
-            run_dir=tmp_path / name,
-            num_iterations=num_iterations,
-            normalizer=tiny.NORMALIZER,
-        )
-
-    whole = go("whole", 4)
-    go("parts", 2)
-    assert tiny.same(whole, go("parts", 4))
+    whole = resumed(algorithm, tmp_path, num_iterations=4, first=2)
     assert (whole.replay.size == 16).all() and whole.replay.items.action.any()
     saved = read_policy(tmp_path / "parts").params
     assert tiny.same(saved, whole.learner.actor.params)

@@ -201,18 +201,18 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path):
     assert read_policy(tmp_path).iteration == 1
 
 
-def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints(tmp_path, caplog):
+def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints(tmp_path):
     """The limit of a file's size stands for it; threads of Orbax run into it."""
     size = {"w": jax.random.normal(jax.random.key(0), (40_000,))}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, size, size, tiny.NORMALIZER)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, size, size, tiny.NORMALIZER)
-    checkpoints.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
     try:
         with pytest.raises(OSError, match="earlier ones are complete") as raised:
             checkpoints.save(2, size, size, tiny.NORMALIZER)
-            checkpoints.wait()
+            checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert raised.value.filename == str(tmp_path / "checkpoints")

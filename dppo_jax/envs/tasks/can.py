@@ -47,13 +47,7 @@ def mjcf() -> str:
     On the table the can is a cylinder. To fingers and walls it is a capsule, because
     MJX has no contacts of cylinders with boxes; its round ends are out of their reach.
     """
-    half = WALL_HEIGHT / 2
-    boxes = "".join(
-        f"""
-        <geom name="{name}" type="box" pos="{x} {y} {TABLE + half}"
-          size="{width} {depth} {half}" rgba="0.5 0.5 0.8 1"/>"""
-        for name, ((x, y), (width, depth)) in walls().items()
-    )
+    boxes = tabletop.walls_mjcf(walls(), floor=TABLE, height=WALL_HEIGHT)
     world = f"""{boxes}
     <body name="can" pos="{SOURCE[0]} {SOURCE[1]} {TABLE + HALF_HEIGHT}">
       <freejoint/>

@@ -336,6 +336,28 @@ def scene_mjcf(
     </mujoco>"""
 
 
+def walls_mjcf(
+    walls: dict[str, tuple[tuple[float, float], tuple[float, float]]],
+    *,
+    floor: float,
+    height: float,
+) -> str:
+    """Boxes that stand on a floor, as MJCF.
+
+    Args:
+        walls: name -> (x, y) of the middle and half sizes along x and y, metres.
+        floor: z of the floor, metres.
+        height: metres.
+    """
+    half = height / 2
+    return "".join(
+        f"""
+        <geom name="{name}" type="box" pos="{x} {y} {floor + half}"
+          size="{width} {depth} {half}" rgba="0.5 0.5 0.8 1"/>"""
+        for name, ((x, y), (width, depth)) in walls.items()
+    )
+
+
 def pair(first: str, second: str, friction: float, *, torsion: float = 0.0) -> str:
     """A pair of geoms that touch, as MJCF.
 

@@ -45,12 +45,7 @@ def mjcf() -> str:
     are the slowest contacts. The lid rests on a block that fills the start bin.
     """
     half = BIN_HEIGHT / 2
-    boxes = "".join(
-        f"""
-        <geom name="{name}" type="box" pos="{x} {y} {TABLE + half}"
-          size="{width} {depth} {half}" rgba="0.5 0.5 0.8 1"/>"""
-        for name, ((x, y), (width, depth)) in walls().items()
-    )
+    boxes = tabletop.walls_mjcf(walls(), floor=TABLE, height=BIN_HEIGHT)
     world = f"""{boxes}
     <geom name="block" type="box" pos="{START[0]} {START[1]} {TABLE + half}"
       size="{HALF_BIN} {HALF_BIN} {half}" rgba="0 0 0 0" group="3"/>
