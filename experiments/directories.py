@@ -18,7 +18,7 @@ from dppo_jax.objects import file_digest
 from dppo_jax.training import parallel
 from dppo_jax.training.config_file import load_config, runs_inside, save_config
 from dppo_jax.training.old_settings import flatten, nested
-from dppo_jax.training.runs import check_run_dir
+from dppo_jax.training.run_directory import check_run_dir
 from experiments.defaults import default_config
 from experiments.settings import FREE, as_flag, override, settings_of
 

@@ -13,7 +13,7 @@ from dppo_jax.demonstrations.formats.dppo_npz import NORMALIZER_FILE
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.old_settings import flatten
-from dppo_jax.training.runs import check_folder
+from dppo_jax.training.run_directory import check_folder
 from experiments import directories, inputs
 from experiments.seeds import check_seed
 from experiments.settings import as_flag, load_config, override, settings_of

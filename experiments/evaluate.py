@@ -19,7 +19,7 @@ from dppo_jax.evaluate import Evaluation, make_evaluate, summarize
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel
 from dppo_jax.training.config_file import write_atomically
-from dppo_jax.training.runs import check_folder
+from dppo_jax.training.run_directory import check_folder
 from dppo_jax.types import Act, PyTree
 from experiments import command_line, inputs, plots, processes
 from experiments.seeds import check_seed

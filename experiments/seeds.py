@@ -14,7 +14,7 @@ from dppo_jax.training import seeds
 from dppo_jax.training.config_file import load_config
 from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import has_reached
-from dppo_jax.training.runs import check_run_dir
+from dppo_jax.training.run_directory import check_run_dir
 from dppo_jax.types import Algorithm
 from experiments import directories
 

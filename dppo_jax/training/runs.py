@@ -1,12 +1,10 @@
-"""Write and resume run directories, of one run or of many seeds at once."""
+"""Write and resume the runs of `train`, one or those of many seeds at once."""
 
 import contextlib
-import fcntl
 import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +13,9 @@ import numpy as np
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel, seeds
-from dppo_jax.training.checkpoint import BEST, CHECKPOINTS, Best, Checkpoints
-from dppo_jax.training.config_file import CONFIG_FILE, load_config, save_config
-from dppo_jax.training.metrics import CSV_FILE, MetricsWriter, read_metrics
+from dppo_jax.training.config_file import load_config, save_config
+from dppo_jax.training.metrics import MetricsWriter, read_metrics
+from dppo_jax.training.run_directory import Run, check_run_dir
 from dppo_jax.types import OF_ENVIRONMENT, Algorithm, Metrics, PyTree
 
 Numbers = Mapping[str, float]
@@ -42,82 +40,6 @@ class Row(NamedTuple):
     params: Callable[[], list[PyTree]]
     scores: Sequence[Callable[[], Numbers]]
     save: bool
-
-
-class Run:
-    """One run directory: its checkpoints, its rows, and whether `stop` ended it."""
-
-    def __init__(self, run_dir: str, keep: int | None, keep_best: str) -> None:
-        self.run_dir = run_dir
-        self._lock = _lock(run_dir) if parallel.is_first_process() else None
-        self.checkpoints = Checkpoints(run_dir, keep=keep)
-        self.best = Best(run_dir, keep_best) if keep_best else None
-        self.writer: MetricsWriter | None = None
-        self.final: Any = None  # The last state, once `stop` has ended the run.
-
-    def close(self) -> None:
-        """Wait until everything is written."""
-        self.checkpoints.close()
-        if self.best is not None:
-            self.best.close()
-        if self.writer is not None:
-            self.writer.close()
-        if self._lock is not None:
-            os.close(self._lock)
-
-
-def check_folder(folder: str | os.PathLike) -> None:
-    """Raise SettingsError if nothing can be written to this folder, made or not."""
-    path = Path(folder).absolute()
-    found = next(x for x in (path, *path.parents) if x.exists())
-    if not found.is_dir() or not os.access(found, os.W_OK):
-        reason = "is write-protected" if found.is_dir() else "is a file"
-        raise SettingsError(
-            f"nothing can be written to {folder}, because {found} {reason}; pass "
-            "another --config.run_dir."
-        )
-
-
-def check_run_dir(run_dir: str | os.PathLike) -> None:
-    """Refuse to train where something else than a run has left results.
-
-    A run writes its `config.json` first, so results without it are not of a run.
-
-    Raises:
-        SettingsError: the results of something else, or a file in place of a folder.
-    """
-    check_folder(run_dir)
-    results = [Path(run_dir) / name for name in (CSV_FILE, CHECKPOINTS, BEST)]
-    found = [
-        x.name for x in results if x.is_file() or (x.is_dir() and any(x.iterdir()))
-    ]
-    if found and not (Path(run_dir) / CONFIG_FILE).is_file():
-        raise SettingsError(
-            f"{run_dir} holds {' and '.join(found)} but no {CONFIG_FILE}, so they are "
-            "not of a run that could resume, and would be overwritten; pass another "
-            "--config.run_dir."
-        )
-
-
-def _lock(run_dir: str) -> int:
-    """Lock a run directory until the returned descriptor is closed or the process ends.
-
-    Raises:
-        SettingsError: another process trains in it.
-    """
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SettingsError(
-            f"another process is training in {run_dir}; wait for it, stop it, or pass "
-            "another --config.run_dir."
-        ) from None
-    except OSError:
-        pass  # Some network file systems have no locks.
-    return descriptor
 
 
 class Runs:
