@@ -1,8 +1,6 @@
 import fcntl
 import os
 import shutil
-import signal
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -13,43 +11,11 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.training.checkpoint import read_policy
 from dppo_jax.training.config_file import save_config
 from dppo_jax.training.loop import train
-from dppo_jax.training.metrics import MetricsWriter, has_reached, read_metrics
-from dppo_jax.training.signals import Interrupted
+from dppo_jax.training.metrics import has_reached, read_metrics
 from dppo_jax.training.trees import with_types
-from dppo_jax.types import OF_ENVIRONMENT, Algorithm
+from dppo_jax.types import OF_ENVIRONMENT
 from tests import tiny
-
-
-def counter(*, fails_at=None) -> Algorithm:
-    """Its state is a number that doubles; its loss may become NaN."""
-
-    def init(key):
-        return {"x": jnp.ones(()), "iteration": jnp.zeros((), jnp.int32)}
-
-    def step(state):
-        iteration = state["iteration"] + 1
-        loss = jnp.where(iteration == fails_at, jnp.nan, 1.0) if fails_at else 1.0
-        new = {"x": 2 * state["x"], "iteration": iteration}
-        return new, {"loss": jnp.asarray(loss), "x": new["x"]}
-
-    return tiny.silent(init, step, params=lambda state: {"w": state["x"]})
-
-
-def count(run_dir, num_iterations, algorithm=None, **settings):
-    algorithm = counter() if algorithm is None else algorithm
-    save_config(run_dir, {})
-    return train(
-        algorithm,
-        algorithm.init(None),
-        run_dir=run_dir,
-        num_iterations=num_iterations,
-        normalizer=tiny.NORMALIZER,
-        **settings,
-    )
-
-
-def iterations(run_dir, name="iteration"):
-    return [row["iteration"] for row in read_metrics(run_dir) if name in row]
+from tests.counting import count, counter, iterations, watch
 
 
 def test_a_resumed_ppo_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
@@ -306,35 +272,6 @@ def test_a_policy_that_is_good_enough_from_the_start_is_saved(tmp_path):
         assert iterations(tmp_path) == [0]
 
 
-def watch(monkeypatch, *, backend="gpu", interrupt_at=None) -> list[str]:
-    """Events of `train` in order: "step 1" is a dispatch, "row 1" a written row."""
-    events, jit, write = [], jax.jit, MetricsWriter.write
-
-    def watched_jit(function, **options):
-        compiled = jit(function, **options)
-        if "donate_argnums" not in options:
-            return compiled
-        calls = iter(range(1, 100))
-
-        def step(state):
-            call = next(calls)
-            if call == interrupt_at:
-                raise KeyboardInterrupt
-            events.append(f"step {call}")
-            return compiled(state)
-
-        return step
-
-    def watched_write(self, iteration, metrics):
-        events.append(f"row {iteration}")
-        write(self, iteration, metrics)
-
-    monkeypatch.setattr(jax, "jit", watched_jit)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(MetricsWriter, "write", watched_write)
-    return events
-
-
 def scoring(events):
     """The call dispatches the evaluation; the function it returns gives the number."""
 
@@ -385,81 +322,6 @@ def test_an_interrupt_loses_no_row_and_no_checkpoint(tmp_path, monkeypatch):
     assert iterations(tmp_path) == [1, 2, 3]
     assert read_policy(tmp_path).iteration == 3
     assert count(tmp_path, 5)["x"] == 2.0**5
-
-
-def signal_in(iteration, *numbers):
-    """A counter during whose given iteration the process gets signals."""
-
-    def send(i):
-        for number in numbers if i == iteration else ():
-            os.kill(os.getpid(), number)
-        return i
-
-    def step(state):
-        shape = jax.ShapeDtypeStruct((), jnp.int32)
-        state = state | {"iteration": state["iteration"] + 1, "x": 2 * state["x"]}
-        sent = jax.pure_callback(send, shape, state["iteration"])
-        return state | {"iteration": sent}, {"x": state["x"], "loss": jnp.ones(())}
-
-    return counter()._replace(step=step)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(
-    "settings, rows",
-    [
-        (dict(), [1, 2, 3]),
-        (dict(log_every=10), [1, 3]),
-        (dict(checkpoint_every=3), [1, 2, 3]),
-    ],
-)
-def test_a_signal_ends_a_run_after_its_iteration_with_a_checkpoint(
-    tmp_path, capsys, number, settings, rows
-):
-    before = signal.getsignal(number)
-    with pytest.raises(Interrupted) as stop:
-        count(tmp_path, 9, signal_in(3, number), **settings)
-    assert (stop.value.iteration, stop.value.number) == (3, number)
-    assert signal.getsignal(number) is before
-    assert f"{number.name}: saving after this iteration" in capsys.readouterr().out
-    assert iterations(tmp_path) == rows
-    assert read_policy(tmp_path).iteration == 3
-    assert count(tmp_path, 9)["x"] == 2.0**9
-    assert iterations(tmp_path) == sorted({*rows, *range(4, 10)})
-
-
-def test_a_row_that_waits_is_saved_after_a_signal(tmp_path, monkeypatch):
-    """On an accelerator the row of iteration 3 is not yet written then."""
-    events = watch(monkeypatch)
-    with pytest.raises(Interrupted):
-        count(tmp_path, 9, signal_in(3, signal.SIGTERM))
-    assert events == ["step 1", "step 2", "row 1", "step 3", "row 2", "row 3"]
-    assert read_policy(tmp_path).iteration == 3
-
-
-def test_the_second_interrupt_ends_a_run_at_once(tmp_path):
-    def ask(params, run_dir, iteration):
-        for _ in range(2 if iteration == 2 else 0):
-            os.kill(os.getpid(), signal.SIGINT)
-        return {"score": 1.0}
-
-    with pytest.raises(KeyboardInterrupt) as stop:
-        count(tmp_path, 9, evaluate=ask, evaluate_every=1, checkpoint_every=1)
-    assert not isinstance(stop.value, Interrupted)
-    assert iterations(tmp_path) == [0, 1]
-    assert read_policy(tmp_path).iteration == 1
-
-
-def test_a_signal_in_the_last_iteration_changes_nothing(tmp_path):
-    assert count(tmp_path, 3, signal_in(3, signal.SIGTERM))["x"] == 8.0
-
-
-def test_a_run_outside_the_main_thread_leaves_signals_alone(tmp_path):
-    results = []
-    thread = threading.Thread(target=lambda: results.append(count(tmp_path, 3)["x"]))
-    thread.start()
-    thread.join()
-    assert results == [8.0]
 
 
 def test_an_iteration_that_fails_keeps_all_rows_before_it(tmp_path):
