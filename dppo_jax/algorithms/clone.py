@@ -10,7 +10,7 @@ from dppo_jax.demonstrations.dataset import Windows, gather
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import optimizers
 from dppo_jax.learning.minibatch import covering_batches
-from dppo_jax.networks.vision import random_shifts
+from dppo_jax.networks.augmentation import random_shifts
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.types import Algorithm, Array, Metrics, Obs, PyTree
 

@@ -1,5 +1,6 @@
 """Encoders, perceptrons, critics and Gaussian networks, as flax modules."""
 
+from dppo_jax.networks.augmentation import random_shifts
 from dppo_jax.networks.critics import StateActionCritic, StateCritic, random_members
 from dppo_jax.networks.encoders import StateEncoder
 from dppo_jax.networks.gaussian import GaussianMLP
@@ -7,7 +8,7 @@ from dppo_jax.networks.gmm import MixtureMLP
 from dppo_jax.networks.mlp import MLP, DiffusionMLP, ResidualMLP, SinusoidalEmbedding
 from dppo_jax.networks.transformer import GaussianTransformer, MixtureTransformer
 from dppo_jax.networks.unet import DiffusionUNet
-from dppo_jax.networks.vision import ViTEncoder, random_shifts
+from dppo_jax.networks.vision import ViTEncoder
 
 __all__ = [
     "DiffusionMLP",

@@ -11,7 +11,7 @@ from dppo_jax.algorithms.ppo.gradients import Steps
 from dppo_jax.diffusion.chain import Moments
 from dppo_jax.learning import on_policy, optimizers
 from dppo_jax.learning.on_policy import Collected, OnPolicyState
-from dppo_jax.networks.vision import random_shifts
+from dppo_jax.networks.augmentation import random_shifts
 from dppo_jax.policies import ChainPolicy
 from dppo_jax.rollout import env_keys
 from dppo_jax.types import Array, Metrics, Obs, PyTree, VecEnv
