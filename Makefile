@@ -59,7 +59,7 @@ format: $(INSTALLED)  ## Let black and isort rewrite the sources
 KEEP := $(if $(JSON),--json)
 HOPPER := --config experiments/configs/hopper.py:v0_8
 
-bench: $(BASE)  ## Measure this machine, about 15 minutes (JSON=1 keeps the rows)
+bench: $(BASE)  ## Measure this machine, about 25 minutes (JSON=1 keeps the rows)
 	@echo "== physics"
 	@$(BIN)/python -m benchmarks.physics --batch 512 $(KEEP)
 	@echo "== denoising"
@@ -73,6 +73,8 @@ bench: $(BASE)  ## Measure this machine, about 15 minutes (JSON=1 keeps the rows
 	@$(BIN)/python -m benchmarks.train_step $(HOPPER:v0_8=fast) $(KEEP)
 	@echo "== an iteration of soft actor-critic"
 	@$(BIN)/python -m benchmarks.off_policy $(KEEP)
+	@echo "== iterations of all algorithms"
+	@$(BIN)/python -m benchmarks.algorithms --task avoid $(KEEP)
 	@echo "== pre-training"
 	@$(BIN)/python -m benchmarks.pretrain $(KEEP)
 	@echo "== 64 to 4096 environments"

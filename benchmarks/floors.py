@@ -54,23 +54,65 @@ class Product(NamedTuple):
         return 2 * math.prod(self.lhs.shape) * math.prod(free)
 
 
-def products(function: Callable[..., Any], *args: Any) -> list[tuple[Product, int]]:
+def products(
+    function: Callable[..., Any], *args: Any, unknown: int | None = None
+) -> list[tuple[Product, int]]:
     """The matrix products of `function(*args)`, each with the number of times it runs.
 
     The body of a loop of known length counts once per iteration. Of several branches
     only the one with the most operations counts. A product whose result nothing uses
     does not count, because the compiler removes it.
 
+    Args:
+        unknown: how often loops run whose length depends on data.
+
     Raises:
-        SettingsError: products inside a loop whose length depends on data.
+        SettingsError: products inside such a loop, and `unknown` is None.
     """
     jaxpr, _ = dce_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, used_outputs=True)
-    return _products(jaxpr)
+    return _products(jaxpr, unknown)
 
 
 def flops(function: Callable[..., Any], *args: Any) -> int:
     """Multiplications and additions of all matrix products of `function(*args)`."""
     return _total(products(function, *args))
+
+
+def alone_seconds(
+    found: Sequence[tuple[Product, int]], *, share: float = 0.99
+) -> float:
+    """Seconds that products take if each runs by itself, at its fastest.
+
+    Args:
+        found: as `products` returns them.
+        share: of the operations that is measured, the largest products first. The rest
+            counts with the mean rate of these.
+    """
+    counts: dict[str, int] = {}
+    firsts: dict[str, Product] = {}
+    for product, count in found:
+        name = f"{product.lhs} {product.rhs} {product.params}"
+        firsts.setdefault(name, product)
+        counts[name] = counts.get(name, 0) + count
+    work = {name: firsts[name].flops * count for name, count in counts.items()}
+    total, seconds, measured = sum(work.values()), 0.0, 0
+    for name in sorted(work, key=work.__getitem__, reverse=True):
+        if measured >= share * total:
+            break
+        seconds += counts[name] * _product_seconds(firsts[name])
+        measured += work[name]
+    return seconds * total / measured if measured else 0.0
+
+
+def _product_seconds(product: Product) -> float:
+    def run(lhs: Array, rhs: Array) -> Array:
+        return jax.lax.dot_general_p.bind(lhs, rhs, **product.params)
+
+    operands = (jnp.zeros(x.shape, x.dtype) for x in (product.lhs, product.rhs))
+    replay = Replay(run, *operands)
+    calls = replay.calls()
+    timings = timing.measure_together(list(calls.values()), repeats=3, max_seconds=1.0)
+    return product.flops / max(replay.rates(dict(zip(calls, timings))).values())
 
 
 def cost_flops(function: Callable[..., Any], *args: Any) -> float | None:
@@ -248,7 +290,7 @@ def _total(found: Iterable[tuple[Product, int]]) -> int:
     return sum(product.flops * count for product, count in found)
 
 
-def _products(jaxpr: Any) -> list[tuple[Product, int]]:
+def _products(jaxpr: Any, unknown: int | None = None) -> list[tuple[Product, int]]:
     found: list[tuple[Product, int]] = []
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -262,17 +304,21 @@ def _products(jaxpr: Any) -> list[tuple[Product, int]]:
             given = operands[0] in arguments, operands[1] in arguments
             found.append((Product(lhs, rhs, operands, given, dict(params)), 1))
         elif name == "cond":
-            branches = [_products(branch.jaxpr) for branch in params["branches"]]
+            branches = [
+                _products(branch.jaxpr, unknown) for branch in params["branches"]
+            ]
             found += max(branches, key=_total)
         else:
             inner = [x for p in params.values() for x in _jaxprs(p)]
-            inside = [pair for x in inner for pair in _products(x)]
-            if name == "while" and inside:
+            inside = [pair for x in inner for pair in _products(x, unknown)]
+            if name == "while" and inside and unknown is None:
                 raise SettingsError(
                     "matrix products inside a loop of unknown length cannot be "
                     "counted; give the function a loop of fixed length."
                 )
             times = params["length"] if name == "scan" else 1
+            if name == "while" and unknown is not None:
+                times = unknown
             found += [(product, count * times) for product, count in inside]
     return found
 

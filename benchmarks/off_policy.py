@@ -33,6 +33,7 @@ from benchmarks.setups import (
 from benchmarks.train_step import MAX_SECONDS, physics_part, split
 from dppo_jax import replay as buffers
 from dppo_jax.algorithms import make_algorithm, sac
+from dppo_jax.learning import soft_settings
 from dppo_jax.learning.off_policy import OffPolicyState, row_keys
 from dppo_jax.learning.soft_actor_critic import SACState, Updates
 from dppo_jax.replay import Replay
@@ -157,7 +158,9 @@ def _updates_part(
     """All updates of one kind, on the same batch, because all batches have its size."""
     settings = setup.config.algorithm.sac
     learner = sac.make_learner(setup.env, setup.policy, setup.critic, settings)
-    _, updates = sac.make_updates(setup.env, setup.policy, setup.critic, settings)
+    _, updates = soft_settings.make_updates(
+        setup.env, setup.policy, setup.critic, settings
+    )
     update = choose(updates)
     state = learner.init(jax.random.key(0), random_obs(setup, 1))
     batch = _transitions(setup, settings.replay.batch_size)

@@ -25,6 +25,13 @@ HOPPER = "experiments/configs/hopper.py:v0_8"
 HOPPER_SAC = "experiments/configs/hopper.py:sac"
 
 
+class EnvSetup(NamedTuple):
+    """The environment alone."""
+
+    config: ConfigDict
+    env: VecEnv
+
+
 class Setup(NamedTuple):
     """Environment and networks of fine-tuning with PPO."""
 
@@ -65,7 +72,7 @@ class Part(NamedTuple):
 
 def make_setup(config: ConfigDict) -> Setup:
     """Environment and networks of PPO."""
-    env, policy = _env_and_policy(config)
+    env, policy = env_and_policy(config)
     if not isinstance(policy, ChainPolicy):
         raise SettingsError(
             f"model.kind={config.model.kind!r}: this program measures PPO over a "
@@ -76,7 +83,7 @@ def make_setup(config: ConfigDict) -> Setup:
 
 def make_off_policy_setup(config: ConfigDict) -> OffPolicySetup:
     """Environment and networks of soft actor-critic."""
-    env, policy = _env_and_policy(config)
+    env, policy = env_and_policy(config)
     if not isinstance(policy, SquashedPolicy):
         raise SettingsError(
             f"model.kind={config.model.kind!r}: this program measures soft "
@@ -87,14 +94,19 @@ def make_off_policy_setup(config: ConfigDict) -> OffPolicySetup:
     return OffPolicySetup(config, env, policy, critic)
 
 
-def _env_and_policy(config: ConfigDict) -> tuple[VecEnv, ChainPolicy | SquashedPolicy]:
-    """Environment and policy, with bounds of +-1 in place of those of a data set."""
+def unit_normalizer(config: ConfigDict) -> Normalizer:
+    """Bounds of +-1, in place of those of a data set."""
     task = make_single(config.env)
-    (obs_size,), (action_size,) = task.obs_shape["state"], task.action_shape
-    normalizer = Normalizer(
-        *(np.full(obs_size, x, np.float32) for x in (-1, 1)),
-        *(np.full(action_size, x, np.float32) for x in (-1, 1)),
+    sizes = task.obs_shape["state"][-1], task.action_shape[-1]
+    return Normalizer(
+        *(np.full(size, x, np.float32) for size in sizes for x in (-1, 1))
     )
+
+
+def env_and_policy(config: ConfigDict) -> tuple[VecEnv, ChainPolicy | SquashedPolicy]:
+    """Environment and policy, with `unit_normalizer`."""
+    normalizer = unit_normalizer(config)
+    action_size = len(normalizer.action_min)
     env = make_env(
         config.env,
         normalizer=normalizer,

@@ -34,6 +34,7 @@ from benchmarks.command_line import measure_iteration
 from benchmarks.denoising import denoising_part
 from benchmarks.setups import (
     AVOID,
+    EnvSetup,
     OffPolicySetup,
     Part,
     Setup,
@@ -78,7 +79,7 @@ def step_part(setup: Setup) -> Part:
     return Part("step", timing.Call(compiled_step(algorithm), (state,), carry=True))
 
 
-def physics_part(setup: Setup | OffPolicySetup) -> Part:
+def physics_part(setup: EnvSetup | Setup | OffPolicySetup) -> Part:
     """All environment steps of a roll-out under random actions."""
     env, num_chunks = setup.env, setup.config.rollout.num_chunks
 
@@ -93,7 +94,7 @@ def physics_part(setup: Setup | OffPolicySetup) -> Part:
     return Part("physics", call, floor=_physics_floor(setup))
 
 
-def _physics_floor(setup: Setup | OffPolicySetup) -> float | None:
+def _physics_floor(setup: EnvSetup | Setup | OffPolicySetup) -> float | None:
     """Seconds that the engine alone takes for the control steps of a roll-out."""
     env, config = setup.env, setup.config.env
     if config.task not in TASKS:

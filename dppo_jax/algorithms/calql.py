@@ -7,16 +7,16 @@ policy's actions are pushed down, but not below the return of the stored behavio
 """
 
 import functools
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.demonstrations.transitions import transitions_of
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import offline_data, quirks, returns_to_go, soft_settings
 from dppo_jax.learning.calibrated_q import QUIRKS, calibrated_critic_update
-from dppo_jax.learning.off_policy import Learner, off_policy
-from dppo_jax.learning.soft_actor_critic import soft_actor_critic
+from dppo_jax.learning.off_policy import Learner, configured_off_policy
+from dppo_jax.learning.soft_actor_critic import Trainers, Update
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.networks.build_encoder import make_state_action_critic
 from dppo_jax.policies.squashed import SquashedPolicy
@@ -47,51 +47,33 @@ def default_config() -> ConfigDict:
 
 
 def make(
-    env: VecEnv,
-    policy: SquashedPolicy,
-    config: ConfigDict,
-    data: Episodes | None = None,
+    env: VecEnv, policy: SquashedPolicy, config: ConfigDict, data: Any = None
 ) -> Algorithm:
-    """Make Cal-QL from a whole configuration.
-
-    Args:
-        env: its action is the policy's whole chunk, [Ta, Da] in [-1, 1].
-        config: its sections `rollout`, `critic` and `algorithm.calql` are read.
-        data: demonstrations with rewards, normalised as the policy's.
-
-    Returns:
-        An Algorithm; `init(key, params=None)` starts from given parameters of the
-        actor, or from new ones.
-
-    Raises:
-        SettingsError: no data or data that cannot be used, invalid or contradictory
-            settings; the message names them.
-    """
+    """Make Cal-QL as `rlpd.make` makes RLPD, with the section `algorithm.calql`."""
     settings = config.algorithm.calql
     _check_config(settings, policy)
     given = transitions_of(env, data, algorithm="calql", discount=settings.discount)
     critic = make_state_action_critic(config.critic, num_critics=settings.num_critics)
     items = offline_data.as_items(given, with_returns=True)
-    num_chunks, replay = config.rollout.num_chunks, settings.replay
+    num_chunks, num_groups = config.rollout.num_chunks, settings.replay.num_groups
     make_iteration = functools.partial(
-        off_policy,
+        configured_off_policy,
+        "calql",
         env,
         make_learner(env, policy, critic, settings),
-        num_chunks=num_chunks,
-        reset_at_iteration=config.rollout.reset_at_iteration,
-        offline=offline_data.offline_replay(items, num_groups=replay.num_groups),
+        config,
+        offline=offline_data.offline_replay(items, num_groups=num_groups),
     )
     algorithm = returns_to_go.with_returns(
-        make_iteration(offline_share=settings.offline_share, **replay),
+        make_iteration(offline_share=settings.offline_share),
         discount=settings.discount,
         num_new=num_chunks,
         max_steps=env.max_steps,
     )
     rate = settings.offline_updates / (env.num_envs * num_chunks)
-    of_data = dict(replay, min_fill=0, updates_per_transition=rate)
     return offline_data.with_offline_phase(
         algorithm,
-        make_iteration(offline_share=1.0, **of_data),
+        make_iteration(offline_share=1.0, min_fill=0, updates_per_transition=rate),
         num_iterations=settings.offline_iterations,
     )
 
@@ -100,28 +82,23 @@ def make_learner(
     env: VecEnv, policy: SquashedPolicy, critic: StateActionCritic, config: ConfigDict
 ) -> Learner:
     """Make the learner; `config` is `default_config` with changes."""
-    settings = _all_critics(config)
-    trainers, updates = soft_settings.make_updates(env, policy, critic, settings)
-    update_critic = calibrated_critic_update(
-        policy,
-        critic,
-        trainers.critic,
-        discount=config.discount,
-        target_rate=config.target_rate,
-        backup_actions=config.backup_actions,
-        random_actions=config.random_actions,
-        weight=config.penalty_weight,
-        reward_scale=config.reward_scale,
-        quirks=tuple(config.reference_quirks),
-    )
-    return soft_actor_critic(
-        policy,
-        critic,
-        trainers,
-        updates._replace(critic=update_critic),
-        action_shape=env.action_shape,
-        actor_updates=config.actor_updates,
-        initial_temperature=config.initial_temperature,
+
+    def critic_update(trainers: Trainers) -> Update:
+        return calibrated_critic_update(
+            policy,
+            critic,
+            trainers.critic,
+            discount=config.discount,
+            target_rate=config.target_rate,
+            backup_actions=config.backup_actions,
+            random_actions=config.random_actions,
+            weight=config.penalty_weight,
+            reward_scale=config.reward_scale,
+            quirks=tuple(config.reference_quirks),
+        )
+
+    return soft_settings.make_learner(
+        env, policy, critic, _all_critics(config), critic_update=critic_update
     )
 
 

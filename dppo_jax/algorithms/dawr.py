@@ -22,7 +22,6 @@ of the buffer alone, are not reproduced.
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from dppo_jax import replay
 from dppo_jax.errors import SettingsError
@@ -50,9 +49,7 @@ def default_config() -> ConfigDict:
     config.critic_ratio = 4  # updates of the policy for each of V
     config.critic_warmup = 0  # iterations in which only V learns
     for name, rate in (("actor", 1e-4), ("critic", 1e-3)):
-        config[name] = ConfigDict(
-            dict(learning_rate=rate, weight_decay=0.0, max_grad_norm=placeholder(float))
-        )
+        config[name] = optimizers.default_config(rate)
     config.reference_quirks = ()
     return config
 
@@ -60,20 +57,7 @@ def default_config() -> ConfigDict:
 def make(
     env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
 ) -> Algorithm:
-    """Make DAWR from a whole configuration.
-
-    Args:
-        env: its action is a chunk, [Ta, Da].
-        policy: of any kind that can be cloned.
-        config: its sections `algorithm.dawr`, `rollout` and `critic` are read.
-        data: not used.
-
-    Returns:
-        See `weighted_regression`.
-
-    Raises:
-        SettingsError: invalid or contradictory settings, which the message names.
-    """
+    """Make DAWR as `drwr.make` makes DRWR, with `algorithm.dawr` and `critic`."""
     del data
     settings, rollout = config.algorithm.dawr, config.rollout
     _check_config(settings)

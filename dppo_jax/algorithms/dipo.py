@@ -25,8 +25,6 @@ from dppo_jax.learning.diffusion_q import (
     DiffusionQState,
     actor_update,
     clone_actor,
-    critic_update,
-    diffusion_q,
     sampled_target,
     whole,
 )
@@ -35,7 +33,7 @@ from dppo_jax.learning.off_policy import Learner
 from dppo_jax.learning.quirks import check_quirks
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.chain import ChainPolicy
-from dppo_jax.types import Algorithm, Array, Transition, VecEnv
+from dppo_jax.types import Array, Transition, VecEnv
 
 NAME = "dipo"
 QUIRKS = ("learn_improved", "act_by_target")
@@ -53,20 +51,6 @@ def default_config() -> ConfigDict:
     )
     config.reference_quirks = ()
     return config
-
-
-def make(
-    env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
-) -> Algorithm:
-    """Make DIPO; see `diffusion_q_settings.make_algorithm`.
-
-    The extras of its replay buffer are the improved chunks.
-
-    Args:
-        data: not used.
-    """
-    del data
-    return diffusion_q_settings.make_algorithm(NAME, make_learner, env, policy, config)
 
 
 def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:
@@ -91,19 +75,12 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
     )
     chunk, action_dim = env.action_shape
     rate = settings.target_rate
-    return diffusion_q(
+    return parts.learner(
         policy,
-        parts.critic,
-        actor_trainer=parts.actor_trainer,
-        critic_trainer=parts.critic_trainer,
-        critic_updates=(
-            critic_update(parts.critic, parts.critic_trainer, goal, target_rate=rate),
-        ),
+        critic_updates=(parts.critic_update(goal, rate),),
         update_actor=actor_update(
             parts.actor_trainer, clone_actor(policy), target_rate=rate
         ),
-        action_shape=env.action_shape,
-        critic_warmup=parts.critic_warmup,
         has_target_actor=True,
         params=target_params if "act_by_target" in quirks else None,
         improve=improver(
@@ -114,6 +91,9 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
         ),
         learn_improved="learn_improved" in quirks,
     )
+
+
+make = diffusion_q_settings.maker(NAME, make_learner)
 
 
 def target_params(state: DiffusionQState) -> Any:

@@ -25,8 +25,6 @@ from dppo_jax.learning import diffusion_q_settings
 from dppo_jax.learning.diffusion_q import (
     DiffusionQState,
     actor_update,
-    critic_update,
-    diffusion_q,
     sampled_target,
     whole,
 )
@@ -35,7 +33,7 @@ from dppo_jax.learning.off_policy import Learner, row_keys
 from dppo_jax.learning.quirks import check_quirks
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.chain import ChainPolicy
-from dppo_jax.types import Algorithm, Array, PyTree, Transition, VecEnv
+from dppo_jax.types import Array, PyTree, Transition, VecEnv
 
 NAME = "dql"
 QUIRKS = ("clone_generated", "online_target")
@@ -49,18 +47,6 @@ def default_config() -> ConfigDict:
     config.eta = 1.0  # weight of the critic in the actor's loss
     config.reference_quirks = ()
     return config
-
-
-def make(
-    env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
-) -> Algorithm:
-    """Make DQL; see `diffusion_q_settings.make_algorithm`.
-
-    Args:
-        data: not used.
-    """
-    del data
-    return diffusion_q_settings.make_algorithm(NAME, make_learner, env, policy, config)
 
 
 def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:
@@ -86,21 +72,17 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
         clone_generated="clone_generated" in quirks,
     )
     rate = settings.target_rate
-    return diffusion_q(
+    return parts.learner(
         policy,
-        parts.critic,
-        actor_trainer=parts.actor_trainer,
-        critic_trainer=parts.critic_trainer,
-        critic_updates=(
-            critic_update(parts.critic, parts.critic_trainer, goal, target_rate=rate),
-        ),
+        critic_updates=(parts.critic_update(goal, rate),),
         update_actor=actor_update(
             parts.actor_trainer, loss, target_rate=rate if has_target else None
         ),
-        action_shape=env.action_shape,
-        critic_warmup=parts.critic_warmup,
         has_target_actor=has_target,
     )
+
+
+make = diffusion_q_settings.maker(NAME, make_learner)
 
 
 def actor_loss(

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import losses, optimizers
@@ -49,9 +48,7 @@ def default_config() -> ConfigDict:
     config.max_weight = 100.0
     config.epochs = 16
     config.batch_size = 1000  # chunks; fewer make one minibatch
-    config.actor = ConfigDict(
-        dict(learning_rate=1e-4, weight_decay=0.0, max_grad_norm=placeholder(float))
-    )
+    config.actor = optimizers.default_config(1e-4)
     return config
 
 

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import off_policy, off_policy_settings, optimizers
@@ -72,9 +71,7 @@ def default_config() -> ConfigDict:
     config.target_rate = 0.005
     config.actor_value = "min"  # or "mean", over all critics
     for name in Trainers._fields:
-        config[name] = ConfigDict(
-            dict(learning_rate=3e-4, weight_decay=0.0, max_grad_norm=placeholder(float))
-        )
+        config[name] = optimizers.default_config(3e-4)
     config.initial_temperature = 1.0
     config.target_entropy = 0.0
     config.tune_temperature = True
@@ -154,13 +151,7 @@ def make(
         distillation_updates=settings.distillation_updates,
         initial_temperature=settings.initial_temperature,
     )
-    return off_policy.off_policy(
-        env,
-        learner,
-        num_chunks=config.rollout.num_chunks,
-        reset_at_iteration=config.rollout.reset_at_iteration,
-        **settings.replay,
-    )
+    return off_policy.configured_off_policy("dsrl", env, learner, config)
 
 
 def _check_config(config: ConfigDict) -> None:

@@ -23,7 +23,6 @@ from dppo_jax.learning.averages import average_actor
 from dppo_jax.learning.flow_losses import flow_objective
 from dppo_jax.learning.on_policy import OnPolicyState
 from dppo_jax.learning.on_policy_chunks import make_chunk_algorithm
-from dppo_jax.networks.build_encoder import make_state_critic
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.types import Algorithm, Array, PyTree, VecEnv
 
@@ -75,10 +74,8 @@ def make_fpo(
     Args:
         env: its action is a chunk, [Ta, Da].
         policy: a flow, all of whose steps are tuned.
-        critic: a module, `apply(params, obs) -> [B]`.
         config: `default_config` with changes.
-        num_chunks: action chunks per environment and iteration.
-        reset_at_iteration: start every iteration with new episodes.
+        critic, num_chunks, reset_at_iteration: as in `make_chunk_algorithm`.
 
     Returns:
         See `on_policy.on_policy`. A noise network is neither added nor trained.
@@ -143,14 +140,7 @@ def make(
     """
     del data
     _check_model(config.model)
-    return make_fpo(
-        env,
-        policy,
-        make_state_critic(config.critic),
-        config.algorithm.fpo,
-        num_chunks=config.rollout.num_chunks,
-        reset_at_iteration=config.rollout.reset_at_iteration,
-    )
+    return on_policy_settings.make_configured("fpo", make_fpo, env, policy, config)
 
 
 def _check_model(model: ConfigDict) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
-from ml_collections.config_dict import placeholder
 
 from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.demonstrations.transitions import transitions_of
@@ -22,7 +21,7 @@ from dppo_jax.learning import (
     soft_settings,
 )
 from dppo_jax.learning.imitation_bootstrap import bootstrap_learner, bootstrap_updates
-from dppo_jax.learning.off_policy import Learner, off_policy
+from dppo_jax.learning.off_policy import Learner, configured_off_policy
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.networks.build_encoder import make_state_action_critic
 from dppo_jax.policies.chain import ChainPolicy
@@ -53,9 +52,7 @@ def default_config() -> ConfigDict:
     # Exploring draws a proposal by softmax(beta Q); None: it takes the better one.
     config.beta = FieldReference(10.0, field_type=float)
     for name in ("actor", "critic"):
-        config[name] = ConfigDict(
-            dict(learning_rate=1e-4, weight_decay=0.0, max_grad_norm=placeholder(float))
-        )
+        config[name] = optimizers.default_config(1e-4)
     config.reference_quirks = ()  # names in QUIRKS
     return config
 
@@ -112,13 +109,8 @@ def make(
             "capacity, or lower rollout.num_envs if there are fewer transitions."
         )
     critic = make_state_action_critic(config.critic, num_critics=settings.num_critics)
-    algorithm = off_policy(
-        env,
-        make_learner(env, policy, critic, settings),
-        num_chunks=config.rollout.num_chunks,
-        reset_at_iteration=config.rollout.reset_at_iteration,
-        **settings.replay,
-    )
+    learner = make_learner(env, policy, critic, settings)
+    algorithm = configured_off_policy("ibrl", env, learner, config)
     return offline_data.preload(algorithm, items)
 
 

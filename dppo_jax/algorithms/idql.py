@@ -22,8 +22,6 @@ from dppo_jax.learning.diffusion_q import (
     Update,
     actor_update,
     clone_actor,
-    critic_update,
-    diffusion_q,
     whole,
 )
 from dppo_jax.learning.diffusion_q_losses import expectile_loss
@@ -41,7 +39,7 @@ from dppo_jax.policies.candidates import (
 )
 from dppo_jax.policies.chain import ChainPolicy
 from dppo_jax.training import parallel
-from dppo_jax.types import Algorithm, Array, Metrics, PyTree, Transition, VecEnv
+from dppo_jax.types import Array, Metrics, PyTree, Transition, VecEnv
 
 NAME = "idql"
 
@@ -89,20 +87,6 @@ def make_acting(
     )
 
 
-def make(
-    env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
-) -> Algorithm:
-    """Make IDQL; see `diffusion_q_settings.make_algorithm`.
-
-    The parameters of the Algorithm are `CandidateParams`.
-
-    Args:
-        data: not used.
-    """
-    del data
-    return diffusion_q_settings.make_algorithm(NAME, make_learner, env, policy, config)
-
-
 def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:
     """Make the learner from a whole configuration."""
     settings = config.algorithm[NAME]
@@ -113,29 +97,22 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
     goal = value_target(
         value, discount=settings.discount, reward_scale=settings.reward_scale
     )
-    return diffusion_q(
+    return parts.learner(
         policy,
-        parts.critic,
-        actor_trainer=parts.actor_trainer,
-        critic_trainer=parts.critic_trainer,
         critic_updates=(
             value_update(
                 parts.critic, value, parts.critic_trainer, expectile=settings.expectile
             ),
-            critic_update(
-                parts.critic,
-                parts.critic_trainer,
-                goal,
-                target_rate=settings.target_rate,
-            ),
+            parts.critic_update(goal, settings.target_rate),
         ),
         update_actor=actor_update(parts.actor_trainer, clone_actor(policy)),
-        action_shape=env.action_shape,
-        critic_warmup=parts.critic_warmup,
         value=(value, parts.critic_trainer),
         act=make_acting(policy, config).act,
         params=acting_params,
     )
+
+
+make = diffusion_q_settings.maker(NAME, make_learner)
 
 
 def acting_params(state: DiffusionQState) -> CandidateParams:

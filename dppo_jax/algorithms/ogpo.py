@@ -35,8 +35,6 @@ from ml_collections.config_dict import placeholder
 from dppo_jax.learning import diffusion_q_settings, returns_to_go
 from dppo_jax.learning.diffusion_q import (
     DiffusionQState,
-    critic_update,
-    diffusion_q,
     sampled_target,
     whole,
 )
@@ -93,16 +91,7 @@ def default_config() -> ConfigDict:
 def make_acting(
     policy: ChainPolicy, config: Mapping[str, Any], *, action_dim: int | None = None
 ) -> BestOfPolicy:
-    """Make the policy that explores by the best of several chunks.
-
-    Args:
-        config: a whole configuration, or what `config.json` holds; its sections
-            `algorithm.ogpo` and `critic` are read.
-        action_dim: not used.
-
-    Raises:
-        SettingsError: as `best_of_policy`, or settings of no network.
-    """
+    """Make the policy that explores by the best of several chunks, as in `idql`."""
     del action_dim
     settings = config["algorithm"][NAME]
     return best_of_policy(
@@ -157,9 +146,7 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
         use_target_actor=True,
         combine=lambda value: COMBINE[settings.target_value](value, axis=0),
     )
-    learn_critics = critic_update(
-        parts.critic, parts.critic_trainer, target, target_rate=settings.target_rate
-    )
+    learn_critics = parts.critic_update(target, settings.target_rate)
     learn_actor = surrogate_update(
         policy,
         parts.critic,
@@ -168,15 +155,10 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
         target_rate=settings.actor_target_rate,
         **{name: settings[name] for name in _SURROGATE},
     )
-    return diffusion_q(
+    return parts.learner(
         policy,
-        parts.critic,
-        actor_trainer=parts.actor_trainer,
-        critic_trainer=parts.critic_trainer,
         critic_updates=(learn_critics,),
         update_actor=learn_actor,
-        action_shape=env.action_shape,
-        critic_warmup=parts.critic_warmup,
         has_target_actor=True,
         actor_first="actor_first" in settings.reference_quirks,
         act=make_acting(policy, config).act,

@@ -23,7 +23,6 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.learning import on_policy_settings
 from dppo_jax.learning.likelihood_losses import REDUCTIONS, likelihood_objective
 from dppo_jax.learning.on_policy_chunks import make_chunk_algorithm
-from dppo_jax.networks.build_encoder import make_state_critic
 from dppo_jax.policies import ChainPolicy
 from dppo_jax.types import Algorithm, VecEnv
 
@@ -65,10 +64,8 @@ def make_ppo_exact(
     Args:
         env: its action is a chunk, [Ta, Da].
         policy: a diffusion policy with an `ode_log_prob`, any of its steps tuned.
-        critic: a module, `apply(params, obs) -> [B]`.
         config: `default_config` with changes.
-        num_chunks: action chunks per environment and iteration.
-        reset_at_iteration: start every iteration with new episodes.
+        critic, num_chunks, reset_at_iteration: as in `make_chunk_algorithm`.
 
     Returns:
         See `on_policy.on_policy`.
@@ -120,13 +117,8 @@ def make(
         SettingsError: as `make_ppo_exact`.
     """
     del data
-    return make_ppo_exact(
-        env,
-        policy,
-        make_state_critic(config.critic),
-        config.algorithm.ppo_exact,
-        num_chunks=config.rollout.num_chunks,
-        reset_at_iteration=config.rollout.reset_at_iteration,
+    return on_policy_settings.make_configured(
+        "ppo_exact", make_ppo_exact, env, policy, config
     )
 
 

@@ -16,15 +16,13 @@ from dppo_jax.learning import diffusion_q_settings
 from dppo_jax.learning.diffusion_q import (
     DiffusionQState,
     actor_update,
-    critic_update,
-    diffusion_q,
     sampled_target,
 )
 from dppo_jax.learning.diffusion_q_losses import value_gradient
 from dppo_jax.learning.off_policy import Learner, row_keys
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.chain import ChainPolicy
-from dppo_jax.types import Algorithm, Array, PyTree, Transition, VecEnv
+from dppo_jax.types import Array, PyTree, Transition, VecEnv
 
 NAME = "qsm"
 GRADIENTS = ("noisy", "clean")
@@ -41,18 +39,6 @@ def default_config() -> ConfigDict:
     # the stored one (the paper's algorithm 1).
     config.gradient_at = "noisy"
     return config
-
-
-def make(
-    env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
-) -> Algorithm:
-    """Make QSM; see `diffusion_q_settings.make_algorithm`.
-
-    Args:
-        data: not used.
-    """
-    del data
-    return diffusion_q_settings.make_algorithm(NAME, make_learner, env, policy, config)
 
 
 def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:
@@ -84,23 +70,14 @@ def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learne
         gradient_scale=settings.gradient_scale,
         gradient_at=settings.gradient_at,
     )
-    return diffusion_q(
+    return parts.learner(
         policy,
-        parts.critic,
-        actor_trainer=parts.actor_trainer,
-        critic_trainer=parts.critic_trainer,
-        critic_updates=(
-            critic_update(
-                parts.critic,
-                parts.critic_trainer,
-                goal,
-                target_rate=settings.target_rate,
-            ),
-        ),
+        critic_updates=(parts.critic_update(goal, settings.target_rate),),
         update_actor=actor_update(parts.actor_trainer, loss),
-        action_shape=env.action_shape,
-        critic_warmup=parts.critic_warmup,
     )
+
+
+make = diffusion_q_settings.maker(NAME, make_learner)
 
 
 def actor_loss(

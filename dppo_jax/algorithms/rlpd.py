@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.demonstrations.transitions import transitions_of
 from dppo_jax.learning import offline_data, quirks, soft_settings
-from dppo_jax.learning.off_policy import Learner, off_policy
-from dppo_jax.learning.soft_actor_critic import soft_actor_critic
+from dppo_jax.learning.off_policy import Learner, configured_off_policy
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.networks.build_encoder import make_state_action_critic
 from dppo_jax.policies.squashed import SquashedPolicy
@@ -43,17 +41,14 @@ def default_config() -> ConfigDict:
 
 
 def make(
-    env: VecEnv,
-    policy: SquashedPolicy,
-    config: ConfigDict,
-    data: Episodes | None = None,
+    env: VecEnv, policy: SquashedPolicy, config: ConfigDict, data: Any = None
 ) -> Algorithm:
     """Make RLPD from a whole configuration.
 
     Args:
         env: its action is the policy's whole chunk, [Ta, Da] in [-1, 1].
         config: its sections `rollout`, `critic` and `algorithm.rlpd` are read.
-        data: demonstrations with rewards, normalised as the policy's.
+        data: `Episodes` with rewards, normalised as the policy's.
 
     Returns:
         An Algorithm; `init(key, params=None)` starts from given parameters of the
@@ -68,16 +63,15 @@ def make(
     quirks.check_quirks("rlpd", settings.reference_quirks, QUIRKS)
     given = transitions_of(env, data, algorithm="rlpd", discount=settings.discount)
     critic = make_state_action_critic(config.critic, num_critics=settings.num_critics)
-    return off_policy(
+    return configured_off_policy(
+        "rlpd",
         env,
         make_learner(env, policy, critic, settings),
-        num_chunks=config.rollout.num_chunks,
-        reset_at_iteration=config.rollout.reset_at_iteration,
+        config,
         offline=offline_data.offline_replay(
             offline_data.as_items(given), num_groups=settings.replay.num_groups
         ),
         offline_share=settings.offline_share,
-        **settings.replay,
     )
 
 
@@ -88,16 +82,7 @@ def make_learner(
     settings: Any = config.copy_and_resolve_references()
     if settings.target_entropy is None:
         settings.target_entropy = -float(np.prod(env.action_shape)) / 2
-    trainers, updates = soft_settings.make_updates(env, policy, critic, settings)
-    learner = soft_actor_critic(
-        policy,
-        critic,
-        trainers,
-        updates,
-        action_shape=env.action_shape,
-        actor_updates=config.actor_updates,
-        initial_temperature=config.initial_temperature,
-    )
+    learner = soft_settings.make_learner(env, policy, critic, settings)
     if "same_initialisation" in config.reference_quirks:
         return quirks.with_equal_members(learner)
     return learner

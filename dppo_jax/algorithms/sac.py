@@ -9,14 +9,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dppo_jax.learning import off_policy, soft_settings
-from dppo_jax.learning.soft_actor_critic import soft_actor_critic
-from dppo_jax.learning.soft_settings import default_config, make_updates
-from dppo_jax.networks import StateActionCritic
+from dppo_jax.learning.soft_settings import default_config, make_learner
 from dppo_jax.networks.build_encoder import make_state_action_critic
 from dppo_jax.policies.squashed import SquashedPolicy
 from dppo_jax.types import Algorithm, VecEnv
 
-__all__ = ["default_config", "make", "make_learner", "make_updates"]
+__all__ = ["default_config", "make", "make_learner"]
 
 
 def make(
@@ -40,26 +38,5 @@ def make(
     settings = config.algorithm.sac
     soft_settings.check_config("sac", settings, policy)
     critic = make_state_action_critic(config.critic, num_critics=settings.num_critics)
-    return off_policy.off_policy(
-        env,
-        make_learner(env, policy, critic, settings),
-        num_chunks=config.rollout.num_chunks,
-        reset_at_iteration=config.rollout.reset_at_iteration,
-        **settings.replay,
-    )
-
-
-def make_learner(
-    env: VecEnv, policy: SquashedPolicy, critic: StateActionCritic, config: ConfigDict
-) -> off_policy.Learner:
-    """Make the learner; `config` is `default_config` with changes."""
-    trainers, updates = make_updates(env, policy, critic, config)
-    return soft_actor_critic(
-        policy,
-        critic,
-        trainers,
-        updates,
-        action_shape=env.action_shape,
-        actor_updates=config.actor_updates,
-        initial_temperature=config.initial_temperature,
-    )
+    learner = make_learner(env, policy, critic, settings)
+    return off_policy.configured_off_policy("sac", env, learner, config)

@@ -1,28 +1,41 @@
 """Settings that IDQL, DQL, QSM, DIPO and OGPO share, and what is made of them."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import off_policy, off_policy_settings, optimizers
+from dppo_jax.learning.diffusion_q import Update, critic_update, diffusion_q
 from dppo_jax.learning.off_policy import Learner
 from dppo_jax.learning.optimizers import Trainer
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.networks.build_encoder import make_state_action_critic
 from dppo_jax.policies.chain import ChainPolicy
-from dppo_jax.types import Algorithm, VecEnv
+from dppo_jax.types import Algorithm, Array, VecEnv
 
 
 class Parts(NamedTuple):
-    """critic: Q(s, a). critic_warmup: in rounds."""
+    """critic: Q(s, a). critic_warmup: in rounds. action_shape: [Ta, Da]."""
 
     critic: StateActionCritic
     actor_trainer: Trainer
     critic_trainer: Trainer
     critic_warmup: int
+    action_shape: tuple[int, ...]
+
+    def learner(self, policy: ChainPolicy, **settings: Any) -> Learner:
+        """`diffusion_q` of these parts; `settings` are its other arguments."""
+        return diffusion_q(policy, **self._asdict(), **settings)
+
+    def critic_update(
+        self, target_of: Callable[..., Array], target_rate: float
+    ) -> Update:
+        """`diffusion_q.critic_update` of these parts."""
+        return critic_update(
+            self.critic, self.critic_trainer, target_of, target_rate=target_rate
+        )
 
 
 def default_config(*, updates_per_transition: float, target_rate: float) -> ConfigDict:
@@ -43,9 +56,7 @@ def default_config(*, updates_per_transition: float, target_rate: float) -> Conf
     # Iterations with updates in which only the critics learn.
     config.critic_warmup = 5
     for name, rate in (("actor", 1e-4), ("critic", 1e-3)):
-        config[name] = ConfigDict(
-            dict(learning_rate=rate, weight_decay=0.0, max_grad_norm=placeholder(float))
-        )
+        config[name] = optimizers.default_config(rate)
     return config
 
 
@@ -83,7 +94,27 @@ def make_parts(
         actor_trainer=optimizers.trainer(**settings.actor),
         critic_trainer=optimizers.trainer(**settings.critic),
         critic_warmup=settings.critic_warmup * rounds,
+        action_shape=env.action_shape,
     )
+
+
+def maker(
+    name: str, make_learner: Callable[[VecEnv, ChainPolicy, ConfigDict], Learner]
+) -> Callable[..., Algorithm]:
+    """The function `make` of an algorithm that only its learner distinguishes.
+
+    Returns:
+        make(env, policy, config, data=None) -> Algorithm, see `make_algorithm`; `data`
+        are not used.
+    """
+
+    def make(
+        env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
+    ) -> Algorithm:
+        del data
+        return make_algorithm(name, make_learner, env, policy, config)
+
+    return make
 
 
 def make_algorithm(
@@ -114,12 +145,8 @@ def make_algorithm(
             f"{name} needs a diffusion policy, not this one; set "
             "model.kind='diffusion'."
         )
-    return off_policy.off_policy(
-        env,
-        make_learner(env, policy, config),
-        num_chunks=config.rollout.num_chunks,
-        reset_at_iteration=config.rollout.reset_at_iteration,
-        **config.algorithm[name].replay,
+    return off_policy.configured_off_policy(
+        name, env, make_learner(env, policy, config), config
     )
 
 

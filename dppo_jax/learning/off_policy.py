@@ -77,6 +77,25 @@ class OffPolicyState(NamedTuple):
     iteration: Array
 
 
+def configured_off_policy(
+    name: str, env: VecEnv, learner: Learner, config: Any, **others: Any
+) -> Algorithm:
+    """`off_policy` with the settings of a whole configuration.
+
+    Args:
+        name: of the algorithm, whose section has the settings `replay`.
+        config: its sections `rollout` and `algorithm.<name>.replay` are read.
+        others: further arguments of `off_policy`, which come before `replay`.
+    """
+    return off_policy(
+        env,
+        learner,
+        num_chunks=config.rollout.num_chunks,
+        reset_at_iteration=config.rollout.reset_at_iteration,
+        **{**config.algorithm[name].replay, **others},
+    )
+
+
 def off_policy(
     env: VecEnv,
     learner: Learner,

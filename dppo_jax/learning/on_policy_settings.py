@@ -1,11 +1,15 @@
 """Settings that on-policy algorithms have in common, and their checks."""
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import optimizers
-from dppo_jax.types import VecEnv
+from dppo_jax.networks.build_encoder import make_state_critic
+from dppo_jax.policies.chain import ChainPolicy
+from dppo_jax.types import Algorithm, VecEnv
 
 
 def default_config() -> ConfigDict:
@@ -81,6 +85,29 @@ def check_config(config: ConfigDict) -> None:
                 f"{name}: max_grad_norm={norm} must be positive; use None to clip "
                 "nothing."
             )
+
+
+def make_configured(
+    name: str,
+    make: Callable[..., Algorithm],
+    env: VecEnv,
+    policy: ChainPolicy,
+    config: ConfigDict,
+) -> Algorithm:
+    """Make an on-policy algorithm from a whole configuration.
+
+    Args:
+        make: (env, policy, critic, settings, *, num_chunks, reset_at_iteration) -> it.
+        config: its sections `critic`, `rollout` and `algorithm.<name>` are read.
+    """
+    return make(
+        env,
+        policy,
+        make_state_critic(config.critic),
+        config.algorithm[name],
+        num_chunks=config.rollout.num_chunks,
+        reset_at_iteration=config.rollout.reset_at_iteration,
+    )
 
 
 def check_env(env: VecEnv, num_chunks: int, *, name: str) -> None:

@@ -41,6 +41,10 @@ class Trainers(NamedTuple):
     temperature: Trainer
 
 
+# (state, batch, key) -> (state, metrics)
+Update = Callable[[Any, Transition, Array], tuple[Any, Metrics]]
+
+
 class Updates(NamedTuple):
     """The two updates of a round; both are (state, batch, key) -> (state, metrics).
 
@@ -51,8 +55,8 @@ class Updates(NamedTuple):
     part.
     """
 
-    critic: Callable[[Any, Transition, Array], tuple[Any, Metrics]]
-    actor: Callable[[Any, Transition, Array], tuple[Any, Metrics]]
+    critic: Update
+    actor: Update
 
 
 def make_round(

@@ -1,15 +1,20 @@
 """Settings that the soft actor-critic algorithms share: their checks, their updates."""
 
+from collections.abc import Callable
+
 import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import off_policy_settings, optimizers
+from dppo_jax.learning.off_policy import Learner
 from dppo_jax.learning.soft_actor_critic import (
     COMBINE,
     Trainers,
+    Update,
     Updates,
+    soft_actor_critic,
     soft_updates,
 )
 from dppo_jax.networks import StateActionCritic
@@ -31,9 +36,7 @@ def default_config() -> ConfigDict:
     config.target_rate = 0.005
     config.actor_value = "min"  # or "mean", over all critics
     for name in ("actor", "critic", "temperature"):
-        config[name] = ConfigDict(
-            dict(learning_rate=3e-4, weight_decay=0.0, max_grad_norm=placeholder(float))
-        )
+        config[name] = optimizers.default_config(3e-4)
     config.initial_temperature = 1.0
     config.target_entropy = placeholder(float)  # None: -Ta Da
     config.tune_temperature = True
@@ -63,6 +66,34 @@ def make_updates(
         tune_temperature=config.tune_temperature,
     )
     return trainers, updates
+
+
+def make_learner(
+    env: VecEnv,
+    policy: SquashedPolicy,
+    critic: StateActionCritic,
+    config: ConfigDict,
+    *,
+    critic_update: Callable[[Trainers], Update] | None = None,
+) -> Learner:
+    """Make the learner of soft actor-critic.
+
+    Args:
+        config: `default_config` with changes.
+        critic_update: makes another update of the critics. None: `soft_updates`.
+    """
+    trainers, updates = make_updates(env, policy, critic, config)
+    if critic_update is not None:
+        updates = updates._replace(critic=critic_update(trainers))
+    return soft_actor_critic(
+        policy,
+        critic,
+        trainers,
+        updates,
+        action_shape=env.action_shape,
+        actor_updates=config.actor_updates,
+        initial_temperature=config.initial_temperature,
+    )
 
 
 def check_config(name: str, config: ConfigDict, policy: SquashedPolicy) -> None:

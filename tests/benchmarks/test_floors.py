@@ -52,6 +52,28 @@ def test_loops_count_every_iteration_and_branches_once():
 
     with pytest.raises(ValueError, match="unknown length"):
         floors.flops(endless, weight)
+    ((_, count),) = floors.products(endless, weight, unknown=3)
+    assert count == 3
+
+
+def test_products_alone_take_the_time_of_each_as_often_as_it_runs(monkeypatch):
+    """The smallest products, below one percent, count with the rate of the others."""
+    seconds = {(64, 64): 0.5, (32, 64): 0.25}
+    monkeypatch.setattr(
+        floors, "_product_seconds", lambda product: seconds[product.lhs.shape]
+    )
+    weight = jnp.ones((64, 64))
+
+    def run(x, weight):
+        def one(x, _):
+            return x @ weight, (x[:32] @ weight, x[:1, :1] @ weight[:1])
+
+        return jax.lax.scan(one, x, length=3)
+
+    found = floors.products(run, jnp.ones((64, 64)), weight)
+    measured = 3 * (64 + 32) * 64 * 64
+    expected = 3 * (0.5 + 0.25) * (measured + 3 * 64) / measured
+    assert floors.alone_seconds(found) == pytest.approx(expected)
 
 
 def test_products_that_nothing_uses_do_not_count():

@@ -24,7 +24,6 @@ from dppo_jax.algorithms.ppo.update import make_updates
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import on_policy, on_policy_settings
 from dppo_jax.learning.on_policy import OnPolicyState
-from dppo_jax.networks.build_encoder import make_state_critic
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.types import Algorithm, Array, Metrics, Obs, VecEnv
 
@@ -138,11 +137,4 @@ def make(
         data: not used.
     """
     del data
-    return make_ppo(
-        env,
-        policy,
-        make_state_critic(config.critic),
-        config.algorithm.ppo,
-        num_chunks=config.rollout.num_chunks,
-        reset_at_iteration=config.rollout.reset_at_iteration,
-    )
+    return on_policy_settings.make_configured("ppo", make_ppo, env, policy, config)

@@ -49,13 +49,7 @@ def make_updates(
 ) -> Updates:
     """Make the updates on `num_chunks` chunks of `num_envs` environments.
 
-    Args:
-        critic: a module, `apply(params, obs) -> [B]`.
-        config: `default_config` with changes, already checked.
-        mean: averages the log-probabilities of a move, [..., Ta, Da] -> [...].
-
-    Raises:
-        SettingsError: the size of a micro-batch does not divide that of a minibatch.
+    The other arguments and the error are those of `make_gradients`.
     """
     moves_each, num_items, _ = minibatch_sizes(config, policy)
     gradients = make_gradients(policy, critic, config, mean=mean)
