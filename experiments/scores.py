@@ -42,9 +42,13 @@ class Run(NamedTuple):
 
 
 class Final(NamedTuple):
-    """Where a run ended: its last score, and its environment steps and speed."""
+    """Where a run ended: its last score, and its environment steps and speed.
+
+    highest: of all scores, that of the checkpoint `best` if the metric decides it.
+    """
 
     score: float
+    highest: float
     env_steps: float
     seconds: list[float]
 
@@ -83,9 +87,10 @@ def make_table(runs: Sequence[Run], metric: str) -> str:
     base = next(iter(groups))
     sure = f"{100 * statistics.CONFIDENCE:.0f} %"
     lines = [
-        f"| entry | seeds | final {metric}: IQM [{sure} interval] | environment steps "
-        f"| seconds per iteration | P(better than {base}) [{sure} interval] |",
-        "|---|---|---|---|---|---|",
+        f"| entry | seeds | final {metric}: IQM [{sure} interval] | highest: IQM "
+        "| environment steps | seconds per iteration "
+        f"| P(better than {base}) [{sure} interval] |",
+        "|---|---|---|---|---|---|---|",
     ]
     for label, ended in finals.items():
         count, total = len(ended), len(groups[label])
@@ -111,7 +116,8 @@ def _notes(runs: Sequence[Run]) -> str:
         )
     return (
         f"Final: the last evaluation of a run, {evaluation.num_episodes} episodes of "
-        f"the {mode} policy. IQM: the mean over seeds without the lowest and the "
+        f"the {mode} policy. Highest: the best evaluation of each run, which "
+        "overstates a policy that varies. IQM: the mean over seeds without the lowest and the "
         "highest quarter, rounded down, so of three seeds it drops none. Intervals: "
         "percentiles of a bootstrap over the seeds of each entry; few seeds make them "
         "too narrow, and one seed has none. P(better): the probability that a run "
@@ -123,13 +129,15 @@ def _notes(runs: Sequence[Run]) -> str:
 
 def _cells(ended: Sequence[Final], base: Sequence[Final]) -> list[str]:
     if not ended:
-        return ["-"] * 4
+        return ["-"] * 5
     values = [final.score for final in ended]
     score = float(statistics.interquartile_mean(np.array(values)))
     ends = statistics.interval(statistics.interquartile_mean, values)
+    highest = statistics.interquartile_mean(np.array([x.highest for x in ended]))
     seconds = np.median([x for final in ended for x in final.seconds] or [np.nan])
     cells = [
         _with_interval(score, ends),
+        f"{float(highest):.4g}",
         f"{np.median([final.env_steps for final in ended]):.0f}",
         f"{seconds:.3g}",
     ]
@@ -150,7 +158,12 @@ def _final(run: Run, metric: str) -> Final:
     scored = [row for row in rows if metric in row]
     steps = [row["env_steps"] for row in rows if "env_steps" in row]
     seconds = [row["seconds"] for row in rows if "seconds" in row]
-    return Final(scored[-1][metric], steps[-1] if steps else np.nan, seconds)
+    return Final(
+        scored[-1][metric],
+        max(row[metric] for row in scored),
+        steps[-1] if steps else np.nan,
+        seconds,
+    )
 
 
 def _groups(runs: Sequence[Run]) -> dict[str, list[Run]]:

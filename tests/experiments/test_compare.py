@@ -146,8 +146,8 @@ def test_the_table_has_the_statistics_of_the_last_scores(programs):
     assert header.startswith("| entry | seeds | final eval/success: IQM [95 % interval")
     # Of nine pairs, b has the higher score in six. The bootstrap of three scores that
     # differ by one reaches the lowest and the highest: 1/27 of its draws, above 2.5 %.
-    assert a == "| a | 3 | 21.1 [20.1, 22.1] | 2000 | 5.25 | - |"
-    assert b.startswith("| b | 3 | 21.6 [20.6, 22.6] | 2000 | 5.25 | 0.6667 [")
+    assert a == "| a | 3 | 21.1 [20.1, 22.1] | 21.1 | 2000 | 5.25 | - |"
+    assert b.startswith("| b | 3 | 21.6 [20.6, 22.6] | 21.6 | 2000 | 5.25 | 0.6667 [")
     last = [x["score"] for x in rows_of_scores() if x["iteration"] == "20"]
     assert last == ["20.1", "21.1", "22.1", "20.6", "21.6", "22.6"]
     words = ["--output=out", "--seeds=3", "--metric=eval/episode_return", "a=tiny.py"]
@@ -363,5 +363,5 @@ def test_help_shows_an_example_that_works(programs, capsys):
 
 
 def test_one_score_has_no_interval_and_no_time_no_median():
-    final = scores.Final(np.float64(0.5), np.nan, [])
-    assert scores._cells([final], [final]) == ["0.5", "nan", "nan", "0.5"]
+    final = scores.Final(np.float64(0.5), np.float64(0.75), np.nan, [])
+    assert scores._cells([final], [final]) == ["0.5", "0.75", "nan", "nan", "0.5"]
