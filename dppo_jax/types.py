@@ -80,6 +80,19 @@ class TimeStep(NamedTuple):
     trace: dict[str, Array]
 
 
+class View(NamedTuple):
+    """What it takes to draw an environment whose trace has `qpos`.
+
+    model: a mujoco.MjModel.
+    period: seconds from one control step to the next.
+    camera: a camera of the model; empty: one that sees the whole model.
+    """
+
+    model: Any
+    period: float
+    camera: str = ""
+
+
 class Env(NamedTuple):
     """One environment as pure functions; `vmap` gives many.
 
@@ -88,6 +101,7 @@ class Env(NamedTuple):
     obs_shape: shape of every observation entry, e.g. `{"state": (To, Do)}`.
     action_shape: (Da,), or (Ta, Da) after `chunk_actions`.
     max_steps: calls of `step` until the time limit; None: no time limit.
+    view: for videos; None: it cannot be drawn.
     """
 
     reset: Callable[[Array], Any]
@@ -95,6 +109,7 @@ class Env(NamedTuple):
     obs_shape: dict[str, tuple[int, ...]]
     action_shape: tuple[int, ...]
     max_steps: int | None
+    view: View | None = None
 
 
 class VecEnv(NamedTuple):

@@ -27,6 +27,10 @@ run list all settings; README.md has examples."""
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "latest", "which one to read: an iteration, latest or best."
 )
+VIDEO = flags.DEFINE_integer(
+    "video", 0, "how many of the episodes to draw; 4 if no number is given."
+)
+_FEW_VIDEOS = 4
 
 
 def run_stage(
@@ -35,6 +39,7 @@ def run_stage(
     *,
     takes_run: bool = False,
     takes_checkpoint: bool = False,
+    takes_video: bool = False,
     needs_config: bool = True,
 ) -> None:
     """Parse the flags and run a stage; on a wrong setting print one line, exit with 2.
@@ -49,6 +54,7 @@ def run_stage(
             then that of the run, and `config.policy` is the run.
         takes_checkpoint: whether the stage accepts --checkpoint. It is then called
             with the keyword argument `checkpoint`.
+        takes_video: likewise --video, and the keyword argument `video`.
         needs_config: False: without --config the configuration is the default one.
     """
     if not {"--help", "-h"}.isdisjoint(sys.argv[1:]):
@@ -58,15 +64,22 @@ def run_stage(
         arguments = _parse(
             sys.argv, words, takes_run=takes_run, needs_config=needs_config
         )
+        keywords: dict[str, Any] = {}
         if takes_checkpoint:
-            stage(*arguments, checkpoint=CHECKPOINT.value)
-            return
-        if CHECKPOINT.present:
+            keywords["checkpoint"] = CHECKPOINT.value
+        elif CHECKPOINT.present:
             raise SettingsError(
                 f"--checkpoint={CHECKPOINT.value}: this program reads no policy of an "
                 "earlier run; remove the flag."
             )
-        stage(*arguments)
+        if takes_video:
+            keywords["video"] = VIDEO.value
+        elif VIDEO.present:
+            raise SettingsError(
+                f"--video={VIDEO.value}: only experiments.evaluate draws episodes; "
+                "remove the flag."
+            )
+        stage(*arguments, **keywords)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -98,7 +111,9 @@ def _parse(
     """
     flag = re.compile(r"--?config\.(.*)", re.DOTALL)
     changes = [match[1] for arg in argv[1:] if (match := flag.fullmatch(arg))]
-    given = parse_flags([arg for arg in argv if not flag.fullmatch(arg)])
+    words_left = [arg for arg in argv if not flag.fullmatch(arg)]
+    alone = {"--video": f"--video={_FEW_VIDEOS}", "-video": f"--video={_FEW_VIDEOS}"}
+    given = parse_flags([alone.get(arg, arg) for arg in words_left])
     stray = [word for word in given if "=" in word]
     if takes_run and len(given) > 1 and not stray:
         raise SettingsError(

@@ -3,35 +3,40 @@
 All settings come from the run; --config.KEY=VALUE changes one. With --config=FILE
 instead of RUN_DIR it scores the policy that the configuration names. It writes
 `evaluation.json` to RUN_DIR or --config.run_dir: which policy was scored, how, and the
-mean of every metric.
+mean of every metric. With --video or --video=N it draws N of the episodes, by default
+4, half of them successes if there are any: videos/*.gif and plots/episodes.png.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
-from dppo_jax.envs.build import make_env
+from dppo_jax.envs.adapters import is_host
+from dppo_jax.envs.build import make_env, make_single
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import Evaluation, make_evaluate, summarize
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.run_directory import check_folder
-from dppo_jax.types import Act, PyTree
-from experiments import command_line, inputs, plots, processes
+from dppo_jax.types import Act, PyTree, View
+from experiments import command_line, inputs, plots, processes, videos
 from experiments.seeds import check_seed
 
 
-def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, float]:
+def main(
+    config: ConfigDict, checkpoint: int | str = "latest", video: int = 0
+) -> dict[str, float]:
     """Run the stage; returns and prints the mean of every metric."""
     processes.stay_on_one_device(config, "evaluate")
     inputs.check_task(config, "evaluate")
     run_dir = inputs.policy_path(config, "finetune")
     path = Path(config.run_dir or run_dir) / "evaluation.json"
     check_folder(path.parent)
+    view = find_view(config, video)
     policy = inputs.find_policy(config, "finetune", checkpoint)
     settings = config.evaluate
     mode = "deterministic" if settings.deterministic else "exploring"
@@ -41,8 +46,10 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
         flush=True,
     )
     assert policy.act is not None  # Its run has a configuration.
-    score = make_score(config, policy.act, policy.normalizer)
-    result = summarize(score(policy.params))
+    traces = (videos.TRACE,) if view else ()
+    score = make_score(config, policy.act, policy.normalizer, traces=traces)
+    evaluation = score(policy.params)
+    result = summarize(evaluation)
     for name, value in sorted(result.items()):
         print(f"  {name:24s} {value:10.4f}")
     about = {
@@ -55,13 +62,41 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
     text = json.dumps(about | {"metrics": result}, indent=2)
     write_atomically(path, text + "\n")
     print(f"wrote {path}")
+    if view:
+        videos.save(evaluation, view, video, path.parent)
     return result
 
 
+def find_view(config: ConfigDict, video: int) -> View | None:
+    """What is needed to draw `video` episodes; None for none.
+
+    Raises:
+        SettingsError: a negative number, or a task that cannot be drawn.
+    """
+    if video < 0:
+        raise SettingsError(f"--video={video} must not be negative.")
+    if not video:
+        return None
+    if is_host(config.env.task):
+        raise SettingsError(
+            f"--video: {config.env.task} runs in host processes, which do not report "
+            "positions; leave out --video."
+        )
+    return videos.check(make_single(config.env), config.env.task)
+
+
 def make_score(
-    config: ConfigDict, act: Act, normalizer: Normalizer
+    config: ConfigDict,
+    act: Act,
+    normalizer: Normalizer,
+    *,
+    traces: Sequence[str] = (),
 ) -> Callable[[PyTree], Evaluation]:
-    """The evaluation that `config.evaluate` describes, always from the same key."""
+    """The evaluation that `config.evaluate` describes, always from the same key.
+
+    Args:
+        traces: names of traces to keep, beside those that the task's plot needs.
+    """
     settings = config.evaluate
     check_seed("evaluate.seed", settings.seed)
     for name in ("num_envs", "num_episodes"):
@@ -72,7 +107,7 @@ def make_score(
         normalizer=normalizer,
         chunk=inputs.executable(config),
         num_envs=min(settings.num_envs, settings.num_episodes),
-        trace=plots.traced_metrics(config.env.task),
+        trace=(*plots.traced_metrics(config.env.task), *traces),
     )
     evaluate = make_evaluate(
         env,
@@ -89,4 +124,6 @@ def make_score(
 
 
 if __name__ == "__main__":
-    command_line.run_stage(main, takes_run=True, takes_checkpoint=True)
+    command_line.run_stage(
+        main, takes_run=True, takes_checkpoint=True, takes_video=True
+    )

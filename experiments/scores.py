@@ -117,13 +117,13 @@ def _notes(runs: Sequence[Run]) -> str:
     return (
         f"Final: the last evaluation of a run, {evaluation.num_episodes} episodes of "
         f"the {mode} policy. Highest: the best evaluation of each run, which "
-        "overstates a policy that varies. IQM: the mean over seeds without the lowest and the "
-        "highest quarter, rounded down, so of three seeds it drops none. Intervals: "
-        "percentiles of a bootstrap over the seeds of each entry; few seeds make them "
-        "too narrow, and one seed has none. P(better): the probability that a run "
-        "scores higher than one of the first entry, ties counted half (Agarwal et al. "
-        "2021, arXiv 2108.13264). Environment steps and seconds are medians; the "
-        f"time of the curves includes compiling.{start}\n"
+        "overstates a policy that varies. IQM: the mean over seeds without the lowest "
+        "and the highest quarter, rounded down, so of three seeds it drops none. "
+        "Intervals: percentiles of a bootstrap over the seeds of each entry; few "
+        "seeds make them too narrow, and one seed has none. P(better): the "
+        "probability that a run scores higher than one of the first entry, ties "
+        "counted half (Agarwal et al. 2021, arXiv 2108.13264). Environment steps and "
+        f"seconds are medians; the time of the curves includes compiling.{start}\n"
     )
 
 

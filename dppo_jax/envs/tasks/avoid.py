@@ -16,7 +16,7 @@ import numpy as np
 
 from dppo_jax.envs.physics import PhysicsState, make_physics, resolve_engine
 from dppo_jax.errors import SettingsError
-from dppo_jax.types import Array, Env, Obs, TimeStep
+from dppo_jax.types import Array, Env, Obs, TimeStep, View
 
 # x, y, radius of the cylinders in metres, row by row.
 CYLINDERS = np.array(
@@ -105,8 +105,8 @@ def mjcf() -> str:
       <default><geom contype="0" conaffinity="0"/></default>
       <worldbody>
         <light pos="0.5 0 2" dir="0 0 -1"/>
-        <camera name="top" pos="0.5 0.05 1.2" fovy="45"/>
-        <geom name="table" type="box" size="0.4 0.4 0.01" pos="0.5 0.05 -0.01"
+        <camera name="top" pos="0.5 0.1 1.35" fovy="45"/>
+        <geom name="table" type="box" size="0.4 0.5 0.01" pos="0.5 0.1 -0.01"
           rgba="0.9 0.9 0.9 1"/>
         <geom name="finish" type="box" size="0.3 0.004 0.001"
           pos="0.5 {FINISH_Y} 0.001" rgba="0.2 0.7 0.2 1"/>
@@ -201,10 +201,9 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
             f"rewarded_gap={rewarded_gap} is not in row 3, which has the gaps "
             f"{list(ROW_CODES[2])}."
         )
+    model = mujoco.MjModel.from_xml_string(mjcf())
     physics = make_physics(
-        mujoco.MjModel.from_xml_string(mjcf()),
-        NUM_SUBSTEPS,
-        resolve_engine(engine, cpu_engine="mujoco"),
+        model, NUM_SUBSTEPS, resolve_engine(engine, cpu_engine="mujoco")
     )
 
     def observe(desired: Array, position: Array) -> Obs:
@@ -262,7 +261,7 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
                 "gap_row2": gaps[1],
                 "gap_row3": gaps[2],
             },
-            trace={"position": position},
+            trace={"position": position, "qpos": position},
         )
 
     return Env(
@@ -271,4 +270,5 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
         obs_shape={"state": (4,)},
         action_shape=(2,),
         max_steps=None,
+        view=View(model, CONTROL_PERIOD, "top"),
     )

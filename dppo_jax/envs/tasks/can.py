@@ -62,7 +62,7 @@ def mjcf() -> str:
         "can",
         world=world,
         pairs=pairs,
-        camera='pos="1.3 0 1.7" xyaxes="0 1 0 -0.6 0 0.8" fovy="45"',
+        camera='pos="1.4 0 1.65" xyaxes="0 1 0 -0.43 0 0.9" fovy="45"',
         table_height=TABLE,
     )
 

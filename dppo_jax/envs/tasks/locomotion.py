@@ -23,7 +23,7 @@ from dppo_jax.envs.physics import (
     resolve_engine,
 )
 from dppo_jax.errors import SettingsError
-from dppo_jax.types import Array, Env, Obs, TimeStep
+from dppo_jax.types import Array, Env, Obs, TimeStep, View
 
 VERSIONS = ("v4", "v5")
 MARGINS = ("sum", "max")
@@ -254,7 +254,7 @@ def make_runner(
                 "x_position": now.qpos[0],
                 "healthy": healthy,
             },
-            trace={},
+            trace={"qpos": now.qpos},
         )
 
     return Env(
@@ -263,4 +263,5 @@ def make_runner(
         obs_shape={"state": (model.nq - 1 + model.nv,)},
         action_shape=(model.nu,),
         max_steps=None,
+        view=View(model, float(period), "track"),
     )

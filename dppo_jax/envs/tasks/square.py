@@ -66,7 +66,7 @@ def mjcf() -> str:
         "square",
         world=world,
         pairs=pairs,
-        camera='pos="1.0 0.1 1.4" xyaxes="0 1 0 -0.6 0 0.8" fovy="45"',
+        camera='pos="1.1 0.1 1.45" xyaxes="0 1 0 -0.43 0 0.9" fovy="45"',
         table_height=TABLE,
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 from dppo_jax.envs.physics import PhysicsState, make_physics, resolve_engine
 from dppo_jax.envs.robots import control, kinematics, panda, rotations
 from dppo_jax.errors import SettingsError
-from dppo_jax.types import Array, Env, Obs, TimeStep
+from dppo_jax.types import Array, Env, Obs, TimeStep, View
 
 CONTROL_FREQUENCY = 20  # Hz
 # A contact of a finger has the time constant 10 ms, and a third of it is the largest
@@ -184,7 +184,10 @@ def make_table_env(
             terminated=solved if end_on_success else jnp.float32(0),
             truncated=jnp.float32(0),
             metrics={"success": success, "solved": solved},
-            trace={"position": jnp.stack([hand.position for hand in scene.hands])},
+            trace={
+                "position": jnp.stack([hand.position for hand in scene.hands]),
+                "qpos": physics_state.qpos,
+            },
         )
 
     shape = jax.eval_shape(reset, jax.random.key(0)).obs["state"].shape
@@ -194,6 +197,7 @@ def make_table_env(
         obs_shape={"state": shape},
         action_shape=(control.NUM_ACTIONS * len(task.arms),),
         max_steps=None,
+        view=View(model, 1 / CONTROL_FREQUENCY, "front"),
     )
 
 

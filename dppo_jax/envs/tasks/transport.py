@@ -76,7 +76,7 @@ def mjcf() -> str:
         "transport",
         world=world,
         pairs=_pairs(),
-        camera='pos="1.2 0 1.7" xyaxes="0 1 0 -0.6 0 0.8" fovy="55"',
+        camera='pos="1.6 0 1.9" xyaxes="0 1 0 -0.5 0 0.866" fovy="50"',
         table_height=TABLE,
     )
 

@@ -1,0 +1,84 @@
+"""Draw recorded episodes: python -m experiments.render FOLDER
+
+`experiments.videos` writes FOLDER and starts this program, one process for each way to
+draw, because MuJoCo chooses its OpenGL library when it is imported.
+
+FOLDER holds `model.mjb`, `job.json` and `episode_<i>.npy`, qpos [S, nq] of S frames.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+from PIL import Image, ImageDraw
+
+# The exit status if MuJoCo cannot draw with this OpenGL library.
+NO_LIBRARY = 3
+# Frames of an episode on a contact sheet, and colours of a GIF.
+_COLUMNS = 6
+_COLORS = 128
+
+
+def main(folder: str) -> None:
+    """Write the GIF of every episode, and the contact sheet."""
+    job = json.loads((Path(folder) / "job.json").read_text())
+    model = mujoco.MjModel.from_binary_path(str(Path(folder) / "model.mjb"))
+    rows = []
+    try:
+        renderer = mujoco.Renderer(model, job["height"], job["width"])
+    except Exception as error:  # Each library has its own errors.
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(NO_LIBRARY)
+    with renderer:
+        for i, episode in enumerate(job["episodes"]):
+            qpos = np.load(Path(folder) / f"episode_{i}.npy")
+            frames = list(draw(model, renderer, qpos, job["camera"]))
+            save_gif(frames, Path(episode["path"]), milliseconds=job["milliseconds"])
+            rows.append(label_row(frames, episode["title"]))
+    sheet = Image.fromarray(np.concatenate([np.asarray(row) for row in rows]))
+    Path(job["sheet"]).parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(job["sheet"])
+
+
+def draw(
+    model: Any, renderer: Any, qpos: np.ndarray, camera: str
+) -> Iterator[Image.Image]:
+    """One picture for each qpos [nq]; an empty camera sees the whole model."""
+    data = mujoco.MjData(model)
+    view: Any = camera
+    if not camera:
+        view = mujoco.MjvCamera()
+        mujoco.mjv_defaultFreeCamera(model, view)
+    for position in qpos:
+        data.qpos[:] = position
+        mujoco.mj_forward(model, data)
+        renderer.update_scene(data, view)
+        yield Image.fromarray(renderer.render().copy())
+
+
+def save_gif(frames: list[Image.Image], path: Path, *, milliseconds: int) -> None:
+    """All frames have the colours of the middle one, so they do not flicker."""
+    palette = frames[len(frames) // 2].quantize(_COLORS)
+    first, *others = (
+        frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+
+
+def label_row(frames: list[Image.Image], title: str) -> Image.Image:
+    """Evenly spaced frames side by side, with the title on the first."""
+    places = np.linspace(0, len(frames) - 1, _COLUMNS).round().astype(int)
+    row = Image.fromarray(
+        np.concatenate([np.asarray(frames[place]) for place in places], axis=1)
+    )
+    ImageDraw.Draw(row).text((4, 4), title, fill="white", stroke_width=1, stroke_fill=0)
+    return row
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
