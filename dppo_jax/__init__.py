@@ -7,6 +7,7 @@ from dppo_jax import envs, runtime
 from dppo_jax.algorithms import ppo
 from dppo_jax.algorithms.clone import make_pretrain
 from dppo_jax.algorithms.ppo import make_ppo
+from dppo_jax.controller import Controller
 from dppo_jax.demonstrations import load_demonstrations
 from dppo_jax.demonstrations.dataset import Episodes, Windows, windows
 from dppo_jax.demonstrations.formats.dppo_npz import load_dppo_npz, save_dppo_npz
@@ -46,6 +47,7 @@ __all__ = [
     "Act",
     "Algorithm",
     "ChainPolicy",
+    "Controller",
     "Diffusion",
     "DiffusionMLP",
     "Env",

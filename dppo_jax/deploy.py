@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +10,14 @@ import numpy as np
 
 from dppo_jax import algorithms, policies
 from dppo_jax.errors import SettingsError
-from dppo_jax.normalize import Normalizer
+from dppo_jax.normalize import Normalizer, policy_obs, unnormalize_action
 from dppo_jax.training.checkpoint import SavedPolicy, read_policy
 from dppo_jax.training.config_file import check_types
 from dppo_jax.training.trees import check_matches, optional_as, with_types
 from dppo_jax.types import Act, Array, Obs, PyTree
+
+# An observation in the units of the task; an array is the entry `state`.
+Observation = np.ndarray | Mapping[str, np.ndarray]
 
 
 class LoadedPolicy(NamedTuple):
@@ -27,6 +30,8 @@ class LoadedPolicy(NamedTuple):
     normalizer: bounds of the observations and actions that it was trained with.
     config: the whole configuration of its run, plain dictionaries.
     iteration: the iteration that was saved.
+    reads: shape and type of every entry of an observation, [To, ...]; empty if `act` is
+        None.
     """
 
     params: PyTree
@@ -34,6 +39,115 @@ class LoadedPolicy(NamedTuple):
     normalizer: Normalizer
     config: dict[str, Any]
     iteration: int
+    reads: dict[str, jax.ShapeDtypeStruct] = {}  # noqa: RUF012
+
+    def __call__(
+        self, obs: Observation, key: Array | None = None, *, deterministic: bool = True
+    ) -> np.ndarray:
+        """The chunk of actions for one observation, all in the units of the task.
+
+        Args:
+            obs: [Do], or [To, Do] with a history, the newest last; or a mapping with
+                `state` of this shape and, for policies that see, `rgb` [H, W, C] or
+                [To, H, W, C] uint8.
+            key: of the random numbers. None: always the same, so that the same
+                observation gives the same actions. (Also deterministic chains start
+                from noise.)
+            deterministic: False explores, as the roll-outs of training do.
+
+        Returns:
+            [Ta, Da], to be executed in this order; `Controller` executes them.
+
+        Raises:
+            SettingsError: an observation of another shape, or one that is not finite.
+        """
+        entries = as_entries(obs, self.reads)
+        for name, like in self.reads.items():
+            if entries[name].ndim == len(like.shape) - 1 and like.shape[0] == 1:
+                entries[name] = entries[name][None]
+            _check_entry(name, entries[name], like.shape)
+        key = jax.random.key(0) if key is None else key
+        return self.sample(key, entries, deterministic=deterministic)
+
+    def sample(
+        self, key: Array, obs: Mapping[str, np.ndarray], *, deterministic: bool
+    ) -> np.ndarray:
+        """As a call, for entries [To, ...] that need no check."""
+        if self.act is None:
+            raise SettingsError(
+                "this run was written without a configuration; pass load_policy the "
+                "policy that was trained."
+            )
+        act: Any = self.act
+        chunk = _chunk_program(act)(
+            self.params, self.normalizer, key, obs, deterministic=deterministic
+        )
+        return np.asarray(chunk[: self.num_actions])
+
+    @property
+    def num_actions(self) -> int | None:
+        """How many actions of a chunk lie at or after the newest observation."""
+        model = self.config.get("model") or {}
+        if "chunk" not in model:
+            return None
+        past = (model.get("diffusion") or {}).get("past_actions", 0)
+        return model["chunk"] - (past if model.get("kind") == "diffusion" else 0)
+
+
+@functools.lru_cache(maxsize=8)
+def _chunk_program(act: Any) -> Callable[..., Array]:
+    """Compile (params, normalizer, key, obs [To, ...]) -> chunk in task units."""
+
+    def run(
+        params: PyTree,
+        normalizer: Normalizer,
+        key: Array,
+        obs: Obs,
+        *,
+        deterministic: bool,
+    ) -> Array:
+        obs = {**obs, "state": policy_obs(normalizer, obs["state"])}
+        batch = {name: x[None] for name, x in obs.items()}
+        action, _ = act(params, key[None], batch, deterministic=deterministic)
+        return unnormalize_action(normalizer, action[0])
+
+    return jax.jit(run, static_argnames="deterministic")
+
+
+def as_entries(
+    obs: Observation, reads: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, np.ndarray]:
+    """The entries of an observation that a policy reads, with their types.
+
+    Raises:
+        SettingsError: an entry is missing, or is not finite.
+    """
+    given = obs if isinstance(obs, Mapping) else {"state": obs}
+    missing = [name for name in reads if name not in given]
+    if missing:
+        raise SettingsError(
+            f"the observation lacks {', '.join(missing)}; this policy reads "
+            f"{', '.join(reads)}."
+        )
+    entries = {
+        name: np.asarray(given[name], like.dtype) for name, like in reads.items()
+    }
+    for name, x in entries.items():
+        if not np.isfinite(x).all():
+            raise SettingsError(
+                f"obs[{name!r}] has entries that are not finite: {x}; stop the robot, "
+                "and check its sensors."
+            )
+    return entries
+
+
+def _check_entry(name: str, x: np.ndarray, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise SettingsError(
+            f"obs[{name!r}] has shape {list(x.shape)}; this policy takes "
+            f"{list(shape)}: the observations of its history, the newest last, or one "
+            "without this axis if the history is 1. Controller keeps the history."
+        )
 
 
 def load_policy(
@@ -91,7 +205,11 @@ def load_policy(
     )
     params = with_types(saved.params, expected)
     act = _checking(policy.act, obs)
-    return LoadedPolicy(act=act, **saved._replace(params=params)._asdict())
+    reads = {
+        name: jax.ShapeDtypeStruct(like.shape[1:], like.dtype)
+        for name, like in obs.items()
+    }
+    return LoadedPolicy(act=act, reads=reads, **saved._replace(params=params)._asdict())
 
 
 def _checking(act: Act, example: Mapping[str, Any]) -> Act:

@@ -23,7 +23,7 @@ types <- diffusion, networks <- policies <- learning, algorithms, interop, deplo
 objects <- networks, envs
 runtime <- envs, learning
 types <- normalize <- envs <- rollout <- evaluate, learning, demonstrations, algorithms
-types <- replay <- learning <- algorithms <- deploy
+types <- replay <- learning <- algorithms <- deploy <- controller
 demonstrations <- algorithms, interop
 errors <- types, objects, runtime, demonstrations, training.config_file
 training.old_settings <- training.config_file <- training.checkpoint
@@ -71,6 +71,7 @@ INSTALLED_AS = {
     "jaxlib": "jax",
     "mujoco_playground": "playground",
     "orbax": "orbax-checkpoint",
+    "PIL": "pillow",
 }
 
 

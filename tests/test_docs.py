@@ -70,7 +70,8 @@ def test_the_notebook_example_runs(capsys, tmp_path, monkeypatch):
     assert len(names["scores"].metrics["success"]) == 32
     assert "episode_return" in capsys.readouterr().out
     saved, state = names["saved"], names["state"]
-    assert saved.iteration == 3 and names["action"].shape == (1, 4, 2)
+    assert saved.iteration == 3
+    assert names["actions"].shape == (4, 2) and names["action"].shape == (2,)
     assert tiny.same(saved.params, names["algorithm"].params(state))
 
 
@@ -104,8 +105,7 @@ def test_the_examples_of_own_arrays_run(tmp_path, monkeypatch):
     run(writing, "docs/data.md")
     changes = dict(data="data/robot", run_dir="runs/robot/pretrain", env__task="")
     pretrain.main(make_config(tmp_path, "pretrain", **changes))
-    actions = run(acting, "docs/data.md")["actions"]
-    assert actions.shape == (1, 4, 2)
+    assert run(acting, "docs/data.md")["action"].shape == (2,)
 
 
 def test_the_example_of_overrides_runs():

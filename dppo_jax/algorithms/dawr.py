@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from dppo_jax import replay
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import optimizers
+from dppo_jax.learning import optimizer_settings, optimizers
 from dppo_jax.learning.advantage_regression import QUIRKS, advantage_regression
 from dppo_jax.learning.quirks import check_quirks
 from dppo_jax.learning.regression_iteration import check_numbers, weighted_regression
@@ -49,7 +49,7 @@ def default_config() -> ConfigDict:
     config.critic_ratio = 4  # updates of the policy for each of V
     config.critic_warmup = 0  # iterations in which only V learns
     for name, rate in (("actor", 1e-4), ("critic", 1e-3)):
-        config[name] = optimizers.default_config(rate)
+        config[name] = optimizer_settings.default_config(rate)
     config.reference_quirks = ()
     return config
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import losses, optimizers
+from dppo_jax.learning import losses, optimizer_settings, optimizers
 from dppo_jax.learning.on_policy import flat
 from dppo_jax.learning.optimizers import Trained, Trainer
 from dppo_jax.learning.regression import (
@@ -48,7 +48,7 @@ def default_config() -> ConfigDict:
     config.max_weight = 100.0
     config.epochs = 16
     config.batch_size = 1000  # chunks; fewer make one minibatch
-    config.actor = optimizers.default_config(1e-4)
+    config.actor = optimizer_settings.default_config(1e-4)
     return config
 
 

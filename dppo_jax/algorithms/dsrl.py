@@ -20,7 +20,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import off_policy, off_policy_settings, optimizers
+from dppo_jax.learning import (
+    off_policy,
+    off_policy_settings,
+    optimizer_settings,
+    optimizers,
+)
 from dppo_jax.learning.soft_actor_critic import COMBINE, Trainers, soft_updates
 from dppo_jax.learning.steering import VARIANTS, steering
 from dppo_jax.networks import GaussianMLP
@@ -71,7 +76,7 @@ def default_config() -> ConfigDict:
     config.target_rate = 0.005
     config.actor_value = "min"  # or "mean", over all critics
     for name in Trainers._fields:
-        config[name] = optimizers.default_config(3e-4)
+        config[name] = optimizer_settings.default_config(3e-4)
     config.initial_temperature = 1.0
     config.target_entropy = 0.0
     config.tune_temperature = True

@@ -16,6 +16,7 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.learning import (
     off_policy_settings,
     offline_data,
+    optimizer_settings,
     optimizers,
     quirks,
     soft_settings,
@@ -52,7 +53,7 @@ def default_config() -> ConfigDict:
     # Exploring draws a proposal by softmax(beta Q); None: it takes the better one.
     config.beta = FieldReference(10.0, field_type=float)
     for name in ("actor", "critic"):
-        config[name] = optimizers.default_config(1e-4)
+        config[name] = optimizer_settings.default_config(1e-4)
     config.reference_quirks = ()  # names in QUIRKS
     return config
 

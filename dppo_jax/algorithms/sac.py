@@ -9,12 +9,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dppo_jax.learning import off_policy, soft_settings
-from dppo_jax.learning.soft_settings import default_config, make_learner
+from dppo_jax.learning.soft_settings import make_learner
 from dppo_jax.networks.build_encoder import make_state_action_critic
 from dppo_jax.policies.squashed import SquashedPolicy
 from dppo_jax.types import Algorithm, VecEnv
 
 __all__ = ["default_config", "make", "make_learner"]
+
+
+def default_config() -> ConfigDict:
+    """The settings that SAC shares with RLPD and Cal-QL."""
+    return soft_settings.default_config()
 
 
 def make(

@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import off_policy, off_policy_settings, optimizers
+from dppo_jax.learning import (
+    off_policy,
+    off_policy_settings,
+    optimizer_settings,
+    optimizers,
+)
 from dppo_jax.learning.diffusion_q import Update, critic_update, diffusion_q
 from dppo_jax.learning.off_policy import Learner
 from dppo_jax.learning.optimizers import Trainer
@@ -56,7 +61,7 @@ def default_config(*, updates_per_transition: float, target_rate: float) -> Conf
     # Iterations with updates in which only the critics learn.
     config.critic_warmup = 5
     for name, rate in (("actor", 1e-4), ("critic", 1e-3)):
-        config[name] = optimizers.default_config(rate)
+        config[name] = optimizer_settings.default_config(rate)
     return config
 
 

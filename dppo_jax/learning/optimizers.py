@@ -7,20 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, PyTree
-
-
-def default_config(learning_rate: float) -> ConfigDict:
-    """Settings of `trainer`, with a constant learning rate."""
-    config = ConfigDict()
-    config.learning_rate = learning_rate
-    config.weight_decay = 0.0
-    config.max_grad_norm = placeholder(float)  # None: no limit
-    return config
 
 
 def adamw(

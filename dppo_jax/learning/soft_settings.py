@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning import off_policy_settings, optimizers
+from dppo_jax.learning import off_policy_settings, optimizer_settings, optimizers
 from dppo_jax.learning.off_policy import Learner
 from dppo_jax.learning.soft_actor_critic import (
     COMBINE,
@@ -36,7 +36,7 @@ def default_config() -> ConfigDict:
     config.target_rate = 0.005
     config.actor_value = "min"  # or "mean", over all critics
     for name in ("actor", "critic", "temperature"):
-        config[name] = optimizers.default_config(3e-4)
+        config[name] = optimizer_settings.default_config(3e-4)
     config.initial_temperature = 1.0
     config.target_entropy = placeholder(float)  # None: -Ta Da
     config.tune_temperature = True
