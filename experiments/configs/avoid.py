@@ -164,7 +164,7 @@ def _use_demonstrations(config: ConfigDict, name: str) -> None:
     """Learn off-policy from demonstrations.
 
     The reference has no settings for this task. These are first guesses, for minutes on
-    two CPU cores; no curves were measured yet.
+    a CPU core (docs/results/baselines.md).
     """
     if name == "ibrl":
         _use_head(config, "gaussian")
@@ -201,6 +201,9 @@ def _use_off_policy(config: ConfigDict, name: str) -> None:
     settings.reward_scale = 0.1  # of at most 8 for a chunk
     if name == "idql":
         settings.num_samples = 10
+    if name == "dql":
+        # At the paper's weight of 1 the actor leaves its data at once.
+        settings.eta, settings.critic_warmup = 0.2, 8
 
 
 def _hasten_critics(config: ConfigDict) -> None:

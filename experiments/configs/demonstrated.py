@@ -3,7 +3,7 @@
 Networks and rates are those of the reference implementation for HalfCheetah, which acts
 by single actions from one environment. Updates take nearly all of the time, so there
 are fewer of them here for every transition. The numbers of updates and iterations are
-first guesses; no curves were measured yet.
+first guesses; docs/results/baselines.md shows what two minutes of a core give.
 """
 
 from ml_collections import ConfigDict
