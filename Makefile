@@ -75,6 +75,8 @@ bench: $(BASE)  ## Measure this machine, about 25 minutes (JSON=1 keeps the rows
 	@$(BIN)/python -m benchmarks.off_policy $(KEEP)
 	@echo "== iterations of all algorithms"
 	@$(BIN)/python -m benchmarks.algorithms --task avoid $(KEEP)
+	@echo "== a control step of a robot"
+	@$(BIN)/python -m benchmarks.latency $(KEEP)
 	@echo "== pre-training"
 	@$(BIN)/python -m benchmarks.pretrain $(KEEP)
 	@echo "== 64 to 4096 environments"
