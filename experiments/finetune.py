@@ -1,4 +1,7 @@
-"""Fine-tune a cloned policy with DPPO: python -m experiments.finetune --config=..."""
+"""Fine-tune a policy by DPPO or another algorithm:
+
+python -m experiments.finetune --config=...
+"""
 
 import collections
 from typing import Any

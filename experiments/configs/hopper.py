@@ -2,7 +2,9 @@
 
 from ml_collections import ConfigDict
 
-from experiments.configs.locomotion import make_config
+from experiments.configs.locomotion import VARIANTS, make_config
+
+__all__ = ["VARIANTS", "get_config"]
 
 
 def get_config(variant: str = "v0_8") -> ConfigDict:

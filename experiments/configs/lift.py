@@ -5,7 +5,9 @@
 
 from ml_collections import ConfigDict
 
-from experiments.configs.manipulation import make_config
+from experiments.configs.manipulation import VARIANTS, make_config
+
+__all__ = ["VARIANTS", "get_config"]
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
