@@ -2,6 +2,7 @@
 
 import functools
 import os
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ class LoadedPolicy(NamedTuple):
     normalizer: bounds of the observations and actions that it was trained with.
     config: the whole configuration of its run, plain dictionaries.
     iteration: the iteration that was saved.
+    about: what the checkpoint says of itself, see `training.provenance`; empty in
+        older ones.
     """
 
     params: PyTree
@@ -34,6 +37,7 @@ class LoadedPolicy(NamedTuple):
     normalizer: Normalizer
     config: dict[str, Any]
     iteration: int
+    about: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def load_policy(

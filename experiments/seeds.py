@@ -76,19 +76,25 @@ def train_seeds(
     """
     settings |= loop_settings(config, stage)
     configs = seed_configs(config, stage)
+    run_dirs = [directories.run_path(own, stage) for own in configs]
+
+    def prepare() -> None:
+        directories.prepare_runs(configs, stage, origin)
+        where = run_dirs[0]
+        if len(run_dirs) > 1:
+            where = f"{len(run_dirs)} seeds, {where} to {Path(run_dirs[-1]).name}"
+        print(f"writing to {where}", flush=True)
+
+    settings["prepare"] = prepare
     if config.num_seeds > 1:
         algorithm = seeds.many(algorithm, config.num_seeds)
         keys = jnp.stack([jax.random.key(own.seed) for own in configs])
         state = algorithm.init(keys, *args)
-        run_dirs = directories.prepare_runs(configs, stage, origin)
-        where = f"{len(run_dirs)} seeds, {run_dirs[0]} to {Path(run_dirs[-1]).name}"
-        print(f"writing to {where}", flush=True)
         return dict(
             zip(run_dirs, train(algorithm, state, run_dir=run_dirs, **settings))
         )
     state = algorithm.init(jax.random.key(config.seed), *args)
-    (run_dir,) = directories.prepare_runs(configs, stage, origin)
-    print(f"writing to {run_dir}", flush=True)
+    (run_dir,) = run_dirs
     return {run_dir: train(algorithm, state, run_dir=run_dir, **settings)}
 
 

@@ -31,6 +31,7 @@ def train(
     show: Sequence[str] = (),
     keep: int | None = 3,
     keep_best: str = "",
+    prepare: Callable[[], object] | None = None,
 ) -> Any:
     """Run `algorithm.step` until `num_iterations`, from the newest checkpoint if any.
 
@@ -75,6 +76,8 @@ def train(
         keep: how many checkpoints to keep; None: all.
         keep_best: name of a metric of `evaluate`; the parameters that acted when it was
             highest are kept as the checkpoint `best`. Empty: none.
+        prepare: called when the run directories are locked, before anything else is
+            read from them or written to them.
 
     Returns:
         The final state; for many seeds a list of the final state of each.
@@ -85,7 +88,8 @@ def train(
         FloatingPointError: a metric in `algorithm.finite` is not finite; the newest
             checkpoint is kept.
         Interrupted: a signal has ended the loop; its state is saved.
-        SettingsError: the checkpoints of the seeds have no iteration in common.
+        SettingsError: another process trains in a directory, or the checkpoints of the
+            seeds have no iteration in common.
     """
     step = compiled_step(algorithm)
     on_cpu = jax.default_backend() == "cpu"
@@ -97,6 +101,7 @@ def train(
         stop=stop,
         keep=keep,
         keep_best=keep_best,
+        prepare=prepare,
     )
     with runs, StopRequest() as request:
         runs.describe({"stage": "train", **(config or {})})

@@ -1,13 +1,12 @@
 """The directory of one run: who may write to it, and what is open in it."""
 
-import fcntl
 import os
 from pathlib import Path
 from typing import Any
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.training import parallel
-from dppo_jax.training.checkpoint import BEST, CHECKPOINTS, Best, Checkpoints
+from dppo_jax.training.best import Best
+from dppo_jax.training.checkpoint import BEST, CHECKPOINTS, Checkpoints
 from dppo_jax.training.config_file import CONFIG_FILE
 from dppo_jax.training.metrics import CSV_FILE, MetricsWriter
 
@@ -17,7 +16,6 @@ class Run:
 
     def __init__(self, run_dir: str, keep: int | None, keep_best: str) -> None:
         self.run_dir = run_dir
-        self._lock = _lock(run_dir) if parallel.is_first_process() else None
         self.checkpoints = Checkpoints(run_dir, keep=keep)
         self.best = Best(run_dir, keep_best) if keep_best else None
         self.writer: MetricsWriter | None = None
@@ -30,8 +28,6 @@ class Run:
             self.best.close()
         if self.writer is not None:
             self.writer.close()
-        if self._lock is not None:
-            os.close(self._lock)
 
 
 def check_folder(folder: str | os.PathLike) -> None:
@@ -65,24 +61,3 @@ def check_run_dir(run_dir: str | os.PathLike) -> None:
             "not of a run that could resume, and would be overwritten; pass another "
             "--config.run_dir."
         )
-
-
-def _lock(run_dir: str) -> int:
-    """Lock a run directory until the returned descriptor is closed or the process ends.
-
-    Raises:
-        SettingsError: another process trains in it.
-    """
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SettingsError(
-            f"another process is training in {run_dir}; wait for it, stop it, or pass "
-            "another --config.run_dir."
-        ) from None
-    except OSError:
-        pass  # Some network file systems have no locks.
-    return descriptor

@@ -16,6 +16,7 @@ from dppo_jax.training import parallel, seeds
 from dppo_jax.training.config_file import load_config, save_config
 from dppo_jax.training.metrics import MetricsWriter, read_metrics
 from dppo_jax.training.run_directory import Run, check_run_dir
+from dppo_jax.training.run_lock import locked
 from dppo_jax.types import OF_ENVIRONMENT, Algorithm, Metrics, PyTree
 
 Numbers = Mapping[str, float]
@@ -48,7 +49,7 @@ class Runs:
     Args:
         run_dir: one directory, or a sequence of N, for which states and metrics have a
             leading axis [N].
-        algorithm, normalizer, evaluate, stop, keep, keep_best: see `train`.
+        algorithm, normalizer, evaluate, stop, keep, keep_best, prepare: see `train`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Runs:
         stop: Stop | None,
         keep: int | None,
         keep_best: str,
+        prepare: Callable[[], object] | None = None,
     ) -> None:
         if isinstance(run_dir, (str, os.PathLike)):
             self._several, self._dirs = False, [str(run_dir)]
@@ -69,6 +71,7 @@ class Runs:
         self._algorithm, self._normalizer = algorithm, normalizer
         self._evaluate, self._stop = evaluate, stop
         self._keep, self._keep_best = keep, keep_best
+        self._prepare = prepare
         self._closing = contextlib.ExitStack()
         self._start = self._logged = 0
         self._began = time.perf_counter()
@@ -78,6 +81,11 @@ class Runs:
         for run_dir in self._dirs:
             check_run_dir(run_dir)
         with contextlib.ExitStack() as opened:
+            # All processes of a run share its directory; the first one writes.
+            for run_dir in self._dirs if parallel.is_first_process() else ():
+                opened.enter_context(locked(run_dir))
+            if self._prepare is not None:
+                self._prepare()
             for run_dir in self._dirs:
                 run = Run(run_dir, self._keep, self._keep_best)
                 opened.callback(run.close)
