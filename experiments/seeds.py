@@ -56,6 +56,7 @@ def train_seeds(
     algorithm: Algorithm,
     *args: Any,
     origin: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train `config.num_seeds` seeds, from `config.seed` on, in one program.
@@ -65,6 +66,7 @@ def train_seeds(
     Args:
         *args: arguments of `algorithm.init` after the key, the same for all seeds.
         origin: digests of what they start from, see `directories.prepare_run`.
+        about: what checkpoints say of what they start from, see `inputs`.
         **settings: further arguments of `training.train`.
 
     Returns:
@@ -86,6 +88,7 @@ def train_seeds(
         print(f"writing to {where}", flush=True)
 
     settings["prepare"] = prepare
+    settings["about"] = dict(about or {}) | {"evaluate": about_evaluation(config)}
     if config.num_seeds > 1:
         algorithm = seeds.many(algorithm, config.num_seeds)
         keys = jnp.stack([jax.random.key(own.seed) for own in configs])
@@ -96,6 +99,16 @@ def train_seeds(
     state = algorithm.init(jax.random.key(config.seed), *args)
     (run_dir,) = run_dirs
     return {run_dir: train(algorithm, state, run_dir=run_dir, **settings)}
+
+
+def about_evaluation(config: ConfigDict) -> dict[str, Any]:
+    """The settings that an evaluation of a policy depends on."""
+    return {
+        "task": config.env.task,
+        "num_episodes": config.evaluate.num_episodes,
+        "deterministic": config.evaluate.deterministic,
+        "seed": config.evaluate.seed,
+    }
 
 
 def seed_configs(config: ConfigDict, stage: str) -> list[ConfigDict]:

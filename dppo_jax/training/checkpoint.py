@@ -3,8 +3,8 @@
 A run directory holds `config.json` and `checkpoints/<iteration>/` with the items
 `policy` (parameters and bounds, for other stages and deployment) and `state` (for
 resuming). A policy that was trained elsewhere has no `state`, but may have a `critic`.
-`best/<iteration>/` may hold the `policy` with the highest score. Each also says of itself
-what wrote it (`provenance`), and what its run adds.
+`best/<iteration>/` may hold the `policy` with the highest score. Each also says of
+itself what wrote it (`provenance`), and what its run adds.
 """
 
 import os

@@ -32,6 +32,7 @@ def train(
     keep: int | None = 3,
     keep_best: str = "",
     prepare: Callable[[], object] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Any:
     """Run `algorithm.step` until `num_iterations`, from the newest checkpoint if any.
 
@@ -78,6 +79,9 @@ def train(
             highest are kept as the checkpoint `best`. Empty: none.
         prepare: called when the run directories are locked, before anything else is
             read from them or written to them.
+        about: what every checkpoint says of the run, values that JSON can hold, beside
+            versions and device (`provenance`) and its last evaluation, `score`. An
+            entry `evaluate`, the settings of the evaluation, becomes part of the score.
 
     Returns:
         The final state; for many seeds a list of the final state of each.
@@ -89,7 +93,7 @@ def train(
             checkpoint is kept.
         Interrupted: a signal has ended the loop; its state is saved.
         SettingsError: another process trains in a directory, or the checkpoints of the
-            seeds have no iteration in common.
+            seeds have no iteration in common, or have other bounds than `normalizer`.
     """
     step = compiled_step(algorithm)
     on_cpu = jax.default_backend() == "cpu"
@@ -102,6 +106,7 @@ def train(
         keep=keep,
         keep_best=keep_best,
         prepare=prepare,
+        about=about,
     )
     with runs, StopRequest() as request:
         runs.describe({"stage": "train", **(config or {})})
