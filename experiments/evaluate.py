@@ -2,8 +2,8 @@
 
 All settings come from the run; --config.KEY=VALUE changes one. With --config=FILE
 instead of RUN_DIR it scores the policy that the configuration names. It writes
-`evaluation.json` to RUN_DIR or --config.run_dir: which policy was scored, how, and the
-mean of every metric.
+`evaluation.json` to RUN_DIR or --config.run_dir: which policy was scored, how, the mean
+of every metric, and where the expected success and return lie (95 % intervals).
 """
 
 import json
@@ -21,7 +21,7 @@ from dppo_jax.training import parallel
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.run_directory import check_folder
 from dppo_jax.types import Act, PyTree
-from experiments import command_line, inputs, plots, processes
+from experiments import command_line, inputs, intervals, plots, processes
 from experiments.seeds import check_seed
 
 
@@ -43,8 +43,11 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
     assert policy.act is not None  # Its run has a configuration.
     score = make_score(config, policy.act, policy.normalizer)
     result = summarize(score(policy.params))
+    ends = intervals.of_score(result, settings.num_episodes)
     for name, value in sorted(result.items()):
-        print(f"  {name:24s} {value:10.4f}")
+        print(
+            f"  {name:24s} {value:10.4f}  {intervals.in_words(ends.get(name))}".rstrip()
+        )
     about = {
         "policy": str(Path(run_dir).absolute()),
         "checkpoint": policy.iteration,
@@ -52,7 +55,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
         "mode": mode,
         "seed": settings.seed,
     }
-    text = json.dumps(about | {"metrics": result}, indent=2)
+    text = json.dumps(about | {"metrics": result, "intervals": ends}, indent=2)
     write_atomically(path, text + "\n")
     print(f"wrote {path}")
     return result

@@ -19,6 +19,8 @@ def test_evaluation_alone_agrees_with_evaluation_in_training(world, tmp_path, ca
     assert result["episode_return"] == pytest.approx(last, rel=1e-4)
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved.pop("metrics") == result
+    low, high = saved.pop("intervals")["success"]
+    assert 0 <= low <= result["success"] <= high <= 1 and high - low > 0.3
     run_dir = str(world / "finetune")
     assert saved == {
         "policy": run_dir,
@@ -29,7 +31,7 @@ def test_evaluation_alone_agrees_with_evaluation_in_training(world, tmp_path, ca
     }
     said = capsys.readouterr().out
     assert f"{run_dir}, checkpoint 2: 6 episodes, deterministic mode, seed 0" in said
-    assert "episode_return" in said
+    assert "episode_return" in said and f"95 % in [{low:.4g}, {high:.4g}]" in said
 
 
 def parse(*arguments, **settings):
