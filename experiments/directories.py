@@ -85,14 +85,20 @@ def config_of_run(run_dir: str) -> ConfigDict:
     return config
 
 
+def is_read(name: str, stage: str) -> bool:
+    """Whether a stage reads a setting."""
+    if name.startswith("loop.") and not name.startswith(f"loop.{stage}."):
+        return False
+    return not f"{name}.".startswith(_UNREAD.get(stage, ()))
+
+
 def settings_read(config: ConfigDict, stage: str) -> dict[str, Any]:
     """The settings that the result of a stage depends on, by their dotted names."""
-    free = (*_UNREAD[stage], "name", "run_dir", "num_seeds", "evaluate.", "mesh.")
+    free = ("name", "run_dir", "num_seeds", "evaluate.", "mesh.")
     return {
         name: value
         for name, value in flatten(as_json(config)).items()
-        if not name.startswith(free)
-        and name.startswith(f"loop.{stage}.") == name.startswith("loop.")
+        if is_read(name, stage) and not name.startswith(free)
     }
 
 

@@ -245,6 +245,24 @@ def load_critic(
     return critic
 
 
+def saved_shapes(
+    run_dir: str | os.PathLike, iteration: int
+) -> dict[str, dict[str, Any]]:
+    """Shapes of what a checkpoint holds beside its policy, without reading it.
+
+    Returns:
+        "state" or "critic" -> its parts by name, trees whose leaves have `shape` and
+        `dtype`; empty if the folder `checkpoints` has no such iteration.
+    """
+    folder = Path(run_dir, CHECKPOINTS, str(iteration))
+    there = [name for name in ("state", "critic") if (folder / name).is_dir()]
+    if not there:
+        return {}
+    with open_folder(run_dir, CHECKPOINTS) as manager, naming(manager, iteration):
+        items = manager.item_metadata(iteration)
+        return {name: dict(items[name]) for name in there}
+
+
 def open_folder(
     run_dir: str | os.PathLike, folder: str, **options: Any
 ) -> ocp.CheckpointManager:
