@@ -130,10 +130,29 @@ def prepare_runs(
         run_dir: _check_run(run_dir, settings, stage)
         for run_dir, settings in new.items()
     }
+    changed: dict[str, None] = {}  # Those of several seeds are the same.
     for run_dir, settings in written.items():
         if parallel.is_first_process():
+            changed |= dict.fromkeys(_changes(load_config(run_dir) or {}, settings))
             save_config(run_dir, settings)
+    for change in changed:
+        print(f"resumed: {change}", flush=True)
     return list(written)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between the settings of a run and those that it resumes with."""
+    # A run may have moved, and `origin` is of what it read.
+    found = differences(old, new) if old else {}
+    return [
+        f"{name} {_in_words(before)} -> {_in_words(now)}"
+        for name, (before, now) in sorted(found.items())
+        if not name.startswith(("run_dir", "origin."))
+    ]
+
+
+def _in_words(value: Any) -> str:
+    return repr(value) if value == "" else str(value)
 
 
 def _check_run(run_dir: str, new: dict[str, Any], stage: str) -> dict[str, Any]:

@@ -67,6 +67,33 @@ def test_a_resumed_run_keeps_the_settings_that_it_does_not_read(tmp_path):
     assert load_config(run_dir) == before
 
 
+def test_a_resumed_run_says_which_settings_changed(tmp_path, capsys):
+    def said(**changes):
+        prepare(tmp_path, origin={"data": "1"}, **changes)
+        return capsys.readouterr().out.splitlines()
+
+    assert said() == said() == []
+    changes = dict(loop__pretrain__num_epochs=9, evaluate__seed=3)
+    before = make_config(tmp_path)
+    lines = [
+        "resumed: evaluate.seed 0 -> 3",
+        f"resumed: loop.pretrain.num_epochs {before.loop.pretrain.num_epochs} -> 9",
+    ]
+    assert said(**changes) == lines
+    # What the stage does not read keeps its value, so it did not change.
+    assert said(**changes, algorithm__ppo__epochs=7) == []
+    assert said(**changes, data="") == ["resumed: data data -> ''"]
+
+
+def test_several_seeds_say_once_what_changed(tmp_path, capsys):
+    for num_epochs in (5, 7):
+        changes = dict(num_seeds=3, loop__pretrain__num_epochs=num_epochs)
+        configs = seed_configs(make_config(tmp_path, **changes), "pretrain")
+        directories.prepare_runs(configs, "pretrain")
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["resumed: loop.pretrain.num_epochs 5 -> 7"]
+
+
 def test_cloning_reads_how_chains_are_sampled(tmp_path):
     """Its evaluations, and whoever loads the policy, sample with these settings."""
     prepare(tmp_path)
