@@ -225,6 +225,18 @@ def read_policy(
     )
 
 
+def read_state(
+    run_dir: str | os.PathLike, checkpoint: int | str = "latest"
+) -> PyTree | None:
+    """Read a training state as nested dictionaries, on one device; None without one.
+
+    Raises:
+        SettingsError: as `read_policy`.
+    """
+    state, *_ = _load_item(run_dir, "state", checkpoint)
+    return state
+
+
 def load_critic(
     run_dir: str | os.PathLike, checkpoint: int | str = "latest"
 ) -> PyTree | None:
@@ -238,8 +250,7 @@ def load_critic(
     """
     critic, *_ = _load_item(run_dir, "critic", checkpoint)
     if critic is None:
-        state, *_ = _load_item(run_dir, "state", checkpoint)
-        critic = (state or {}).get("critic_params")
+        critic = (read_state(run_dir, checkpoint) or {}).get("critic_params")
     if critic is not None and "q1" in critic.get("params", {}):  # V(s) in older runs.
         critic = {"params": {"value": critic["params"]["q1"]}}
     return critic
