@@ -78,7 +78,9 @@ class MetricsWriter:
             self._names += new
             self._rewrite()
         else:
-            with self._path.open("a", newline="") as file:
+            # Not "a", which would begin a file without names if this one is gone.
+            with self._path.open("r+", newline="") as file:
+                file.seek(0, os.SEEK_END)
                 csv.DictWriter(file, self._names).writerow(_printable(row))
         self._events.write(iteration, row)
 

@@ -1,6 +1,7 @@
 """Orbax's checkpoint manager: its errors, and what a checkpoint says of itself."""
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -21,15 +22,19 @@ def writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     """
     try:
         yield
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
-        if code is None:
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        reason = os.strerror(number) if number else str(error).splitlines()[0]
+        # Someone removed the folder, or part of what is being written.
+        gone = re.search("NOT_FOUND|Error writing|Save failed|not exist", str(error))
+        if number is None and not gone:
             raise
-        number = int(code[1])
         raise OSError(
-            number,
-            f"a checkpoint could not be written ({os.strerror(number)}); earlier ones "
-            "are complete. Make room, and start the same command again",
+            number or errno.ENOENT,
+            f"a checkpoint could not be written ({reason}); earlier ones that are "
+            "there are complete. Make room or restore the directory, and start the "
+            "same command again",
             str(manager.directory),
         ) from error
 

@@ -1,5 +1,6 @@
 """The directory of one run: who may write to it, and what is open in it."""
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping
@@ -76,12 +77,11 @@ class Run:
             )
 
     def close(self) -> None:
-        """Wait until everything is written."""
-        self.checkpoints.close()
-        if self.best is not None:
-            self.best.close()
-        if self.writer is not None:
-            self.writer.close()
+        """Wait until everything is written; close all, even if one of them fails."""
+        with contextlib.ExitStack() as closing:
+            for part in (self.writer, self.best, self.checkpoints):
+                if part is not None:
+                    closing.callback(part.close)
 
 
 def check_folder(folder: str | os.PathLike) -> None:
