@@ -4,6 +4,8 @@ All settings come from the run; --config.KEY=VALUE changes one. With --config=FI
 instead of RUN_DIR it scores the policy that the configuration names. It writes
 `evaluation.json` to RUN_DIR or --config.run_dir: which policy was scored, how, the mean
 of every metric, and where the expected success and return lie (95 % intervals).
+--config.evaluate.until_width=0.05 scores episodes until the interval of the success is
+so narrow.
 """
 
 import json
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dppo_jax.envs.build import make_env
@@ -20,7 +23,7 @@ from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.run_directory import check_folder
-from dppo_jax.types import Act, PyTree
+from dppo_jax.types import Act, Metrics, PyTree
 from experiments import command_line, inputs, intervals, plots, processes
 from experiments.seeds import check_seed
 
@@ -42,8 +45,8 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
     )
     assert policy.act is not None  # Its run has a configuration.
     score = make_score(config, policy.act, policy.normalizer)
-    result = summarize(score(policy.params))
-    ends = intervals.of_score(result, settings.num_episodes)
+    result, num_episodes = _score_until(lambda part: score(policy.params, part), config)
+    ends = intervals.of_score(result, num_episodes)
     for name, value in sorted(result.items()):
         print(
             f"  {name:24s} {value:10.4f}  {intervals.in_words(ends.get(name))}".rstrip()
@@ -51,7 +54,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
     about = {
         "policy": str(Path(run_dir).absolute()),
         "checkpoint": policy.iteration,
-        "num_episodes": settings.num_episodes,
+        "num_episodes": num_episodes,
         "mode": mode,
         "seed": settings.seed,
     }
@@ -61,10 +64,48 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> dict[str, floa
     return result
 
 
+def _score_until(
+    score: Callable[[int], Evaluation], config: ConfigDict
+) -> tuple[dict[str, float], int]:
+    """Score episodes, more of them for `evaluate.until_width`; means and their number.
+
+    Raises:
+        SettingsError: a width that no number of episodes reaches, or a task without a
+            success.
+    """
+    settings = config.evaluate
+    width, each = settings.until_width, settings.num_episodes
+    if width < 0:
+        raise SettingsError(f"evaluate.until_width={width} must be at least 0.")
+    parts: list[Metrics] = []
+    while True:
+        parts.append(score(len(parts)).metrics)
+        joined: Metrics = {
+            name: jnp.concatenate([x[name] for x in parts]) for name in parts[0]
+        }
+        means, count = summarize(Evaluation(joined, {})), each * len(parts)
+        if not width:
+            return means, count
+        ends = intervals.of_score(means, count).get("success")
+        if ends is None:
+            raise SettingsError(
+                f"evaluate.until_width={width} is the width of the interval of the "
+                f"success, and {config.env.task} has none; use evaluate.num_episodes."
+            )
+        if ends[1] - ends[0] <= width:
+            return means, count
+        print(f"{count} episodes: {intervals.in_words(ends)}", flush=True)
+
+
 def make_score(
     config: ConfigDict, act: Act, normalizer: Normalizer
-) -> Callable[[PyTree], Evaluation]:
-    """The evaluation that `config.evaluate` describes, always from the same key."""
+) -> Callable[..., Evaluation]:
+    """The evaluation that `config.evaluate` describes, always from the same key.
+
+    Returns:
+        (parameters, part) -> Evaluation. Part 0, the default, has the episodes of the
+        seed, every other part as many others.
+    """
     settings = config.evaluate
     check_seed("evaluate.seed", settings.seed)
     for name in ("num_envs", "num_episodes"):
@@ -84,9 +125,9 @@ def make_score(
         deterministic=settings.deterministic,
     )
 
-    def score(params: PyTree) -> Evaluation:
-        local = parallel.on_one_device(params)
-        return evaluate(local, jax.random.key(settings.seed))
+    def score(params: PyTree, part: int = 0) -> Evaluation:
+        local, key = parallel.on_one_device(params), jax.random.key(settings.seed)
+        return evaluate(local, jax.random.fold_in(key, part) if part else key)
 
     return score
 
