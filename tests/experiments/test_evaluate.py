@@ -46,12 +46,12 @@ def test_episodes_are_scored_until_the_interval_is_narrow(tmp_path, capsys):
     """At 3 of 10 it is 0.50 wide, at 7 of 20 0.39, at 12 of 30 0.33."""
     config = make_config(tmp_path, "evaluate", evaluate__num_episodes=10)
     means, count = evaluate._score_until(episodes, config)
-    assert (means["success"], count) == (0.3, 10)
+    assert (means["success"], count) == (pytest.approx(0.3), 10)
     assert capsys.readouterr().out == ""
     changes = dict(evaluate__num_episodes=10, evaluate__until_width=0.35)
     config = make_config(tmp_path, "evaluate", **changes)
     means, count = evaluate._score_until(episodes, config)
-    assert (means["success"], count) == (0.4, 30)
+    assert (means["success"], count) == (pytest.approx(0.4), 30)
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said] == ["10 episodes", "20 episodes"]
 
