@@ -32,9 +32,8 @@ def writing(manager: ocp.CheckpointManager) -> Iterator[None]:
             raise
         raise OSError(
             number or errno.ENOENT,
-            f"a checkpoint could not be written ({reason}); earlier ones that are "
-            "there are complete. Make room or restore the directory, and start the "
-            "same command again",
+            f"a checkpoint could not be written ({reason}); earlier ones are complete. "
+            "Make room or restore the directory, and start the same command again",
             str(manager.directory),
         ) from error
 
