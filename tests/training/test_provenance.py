@@ -62,7 +62,12 @@ def test_a_checkpoint_of_a_later_version_is_refused_by_its_format(
         count(tmp_path, 2)
     version = provenance()["versions"]["dppo_jax"]
     message = f"checkpoints/2 has format 2, written by dppo_jax {version}; .*up to 1"
-    for read in (read_policy, lambda run_dir: count(run_dir, 3)):
+
+    def restore(run_dir):
+        with Checkpoints(run_dir) as checkpoints:
+            checkpoints.restore({})
+
+    for read in (read_policy, restore, lambda run_dir: count(run_dir, 3)):
         with pytest.raises(SettingsError, match=message):
             read(tmp_path)
 
@@ -114,7 +119,9 @@ def test_without_git_there_is_no_revision(monkeypatch):
 
 def test_a_copy_that_git_does_not_track_has_no_revision(tmp_path, monkeypatch):
     """Such as the site-packages below the checkout of another project."""
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "a"], check=True)
     copy = tmp_path / "dppo_jax" / "training" / "provenance.py"
     copy.parent.mkdir(parents=True)
     monkeypatch.setattr(module, "__file__", str(copy))
