@@ -2,6 +2,7 @@
 
 import functools
 import os
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ class LoadedPolicy(NamedTuple):
     normalizer: bounds of the observations and actions that it was trained with.
     config: the whole configuration of its run, plain dictionaries.
     iteration: the iteration that was saved.
+    about: what the checkpoint says of itself, see `training.provenance`; empty in
+        older ones.
     reads: shape and type of every entry of an observation, [To, ...]; empty if `act` is
         None.
     """
@@ -39,7 +42,8 @@ class LoadedPolicy(NamedTuple):
     normalizer: Normalizer
     config: dict[str, Any]
     iteration: int
-    reads: dict[str, jax.ShapeDtypeStruct] = {}  # noqa: RUF012
+    about: Mapping[str, Any] = types.MappingProxyType({})
+    reads: Mapping[str, jax.ShapeDtypeStruct] = types.MappingProxyType({})
 
     def __call__(
         self, obs: Observation, key: Array | None = None, *, deterministic: bool = True

@@ -51,6 +51,9 @@ def default_config() -> ConfigDict:
     config.evaluate = ConfigDict(
         dict(num_episodes=200, num_envs=200, deterministic=True, seed=0)
     )
+    # experiments.evaluate scores further num_episodes until the 95 % interval of the
+    # success is at most this wide; 0: it scores num_episodes.
+    config.evaluate.until_width = 0.0
     config.collect = ConfigDict()  # each demonstrator has its own settings
     # Host loops: how many iterations (epochs), and how many of them between rows,
     # evaluations and checkpoints. With evaluate_every=0 there is one evaluation before

@@ -47,12 +47,13 @@ def trained_episodes(config: ConfigDict) -> Episodes:
 
     act = in_task_units(policy.act, normalizer)
     record = make_recorder(raw_env, act, num_control_steps=settings.num_control_steps)
-    run_dir = directories.prepare_run(config, "collect")
+    run_dir = directories.run_path(config, "collect")
     print(f"training a demonstrator, writing to {run_dir}", flush=True)
     state = train(
         algorithm,
         algorithm.init(train_key),
         run_dir=run_dir,
+        prepare=lambda: directories.prepare_run(config, "collect"),
         normalizer=normalizer,
         stop=lambda rows: recent_return(rows) >= settings.target_return,
         show=("episode_return", "env_steps"),

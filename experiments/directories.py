@@ -85,14 +85,20 @@ def config_of_run(run_dir: str) -> ConfigDict:
     return config
 
 
+def is_read(name: str, stage: str) -> bool:
+    """Whether a stage reads a setting."""
+    if name.startswith("loop.") and not name.startswith(f"loop.{stage}."):
+        return False
+    return not f"{name}.".startswith(_UNREAD.get(stage, ()))
+
+
 def settings_read(config: ConfigDict, stage: str) -> dict[str, Any]:
     """The settings that the result of a stage depends on, by their dotted names."""
-    free = (*_UNREAD[stage], "name", "run_dir", "num_seeds", "evaluate.", "mesh.")
+    free = ("name", "run_dir", "num_seeds", "evaluate.", "mesh.")
     return {
         name: value
         for name, value in flatten(as_json(config)).items()
-        if not name.startswith(free)
-        and name.startswith(f"loop.{stage}.") == name.startswith("loop.")
+        if is_read(name, stage) and not name.startswith(free)
     }
 
 
@@ -124,10 +130,29 @@ def prepare_runs(
         run_dir: _check_run(run_dir, settings, stage)
         for run_dir, settings in new.items()
     }
+    changed: dict[str, None] = {}  # Those of several seeds are the same.
     for run_dir, settings in written.items():
         if parallel.is_first_process():
+            changed |= dict.fromkeys(_changes(load_config(run_dir) or {}, settings))
             save_config(run_dir, settings)
+    for change in changed:
+        print(f"resumed: {change}", flush=True)
     return list(written)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between the settings of a run and those that it resumes with."""
+    # A run may have moved, and `origin` is of what it read.
+    found = differences(old, new) if old else {}
+    return [
+        f"{name} {_in_words(before)} -> {_in_words(now)}"
+        for name, (before, now) in sorted(found.items())
+        if not name.startswith(("run_dir", "origin."))
+    ]
+
+
+def _in_words(value: Any) -> str:
+    return repr(value) if value == "" else str(value)
 
 
 def _check_run(run_dir: str, new: dict[str, Any], stage: str) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 All settings come from the run; --config.KEY=VALUE changes one. With --config=FILE
 instead of RUN_DIR it scores the policy that the configuration names. It writes
-`evaluation.json` to RUN_DIR or --config.run_dir: which policy was scored, how, and the
-mean of every metric. With --video or --video=N it draws N of the episodes, by default
-4, half of them successes if there are any: videos/*.gif and plots/episodes.png.
+`evaluation.json` to RUN_DIR or --config.run_dir: which policy was scored, how, the mean
+of every metric, and where the expected success and return lie (95 % intervals).
+--config.evaluate.until_width=0.05 scores episodes until the interval of the success is
+so narrow. With --video or --video=N it draws N of the episodes, by default 4, half of
+them successes if there are any: videos/*.gif and plots/episodes.png.
 """
 
 import json
@@ -12,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dppo_jax.envs.adapters import is_host
@@ -22,9 +25,12 @@ from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.run_directory import check_folder
-from dppo_jax.types import Act, PyTree, View
-from experiments import command_line, inputs, plots, processes, videos
+from dppo_jax.types import Act, Metrics, PyTree, View
+from experiments import command_line, inputs, intervals, plots, processes, videos
 from experiments.seeds import check_seed
+
+# Higher than the number of an episode.
+_LATER_PARTS = 2**31
 
 
 def main(
@@ -48,22 +54,27 @@ def main(
     assert policy.act is not None  # Its run has a configuration.
     traces = (videos.TRACE,) if view else ()
     score = make_score(config, policy.act, policy.normalizer, traces=traces)
-    evaluation = score(policy.params)
-    result = summarize(evaluation)
+    first = score(policy.params)
+    result, num_episodes = _score_until(
+        lambda part: score(policy.params, part) if part else first, config
+    )
+    ends = intervals.of_score(result, num_episodes)
     for name, value in sorted(result.items()):
-        print(f"  {name:24s} {value:10.4f}")
+        print(
+            f"  {name:24s} {value:10.4f}  {intervals.in_words(ends.get(name))}".rstrip()
+        )
     about = {
         "policy": str(Path(run_dir).absolute()),
         "checkpoint": policy.iteration,
-        "num_episodes": settings.num_episodes,
+        "num_episodes": num_episodes,
         "mode": mode,
         "seed": settings.seed,
     }
-    text = json.dumps(about | {"metrics": result}, indent=2)
+    text = json.dumps(about | {"metrics": result, "intervals": ends}, indent=2)
     write_atomically(path, text + "\n")
     print(f"wrote {path}")
     if view:
-        videos.save(evaluation, view, video, path.parent)
+        videos.save(first, view, video, path.parent)
     return result
 
 
@@ -85,17 +96,54 @@ def find_view(config: ConfigDict, video: int) -> View | None:
     return videos.check(make_single(config.env), config.env.task)
 
 
+def _score_until(
+    score: Callable[[int], Evaluation], config: ConfigDict
+) -> tuple[dict[str, float], int]:
+    """Score episodes, more of them for `evaluate.until_width`; means and their number.
+
+    Raises:
+        SettingsError: a width that no number of episodes reaches, or a task without a
+            success.
+    """
+    settings = config.evaluate
+    width, each = settings.until_width, settings.num_episodes
+    if width < 0:
+        raise SettingsError(f"evaluate.until_width={width} must be at least 0.")
+    parts: list[Metrics] = []
+    while True:
+        parts.append(score(len(parts)).metrics)
+        joined: Metrics = {
+            name: jnp.concatenate([x[name] for x in parts]) for name in parts[0]
+        }
+        means, count = summarize(Evaluation(joined, {})), each * len(parts)
+        if not width:
+            return means, count
+        ends = intervals.of_score(means, count).get("success")
+        if ends is None:
+            raise SettingsError(
+                f"evaluate.until_width={width} is the width of the interval of the "
+                f"success, and {config.env.task} has none; use evaluate.num_episodes."
+            )
+        if ends[1] - ends[0] <= width:
+            return means, count
+        print(f"{count} episodes: {intervals.in_words(ends)}", flush=True)
+
+
 def make_score(
     config: ConfigDict,
     act: Act,
     normalizer: Normalizer,
     *,
     traces: Sequence[str] = (),
-) -> Callable[[PyTree], Evaluation]:
+) -> Callable[..., Evaluation]:
     """The evaluation that `config.evaluate` describes, always from the same key.
 
     Args:
         traces: names of traces to keep, beside those that the task's plot needs.
+
+    Returns:
+        (parameters, part) -> Evaluation. Part 0, the default, has the episodes of the
+        seed, every other part as many others.
     """
     settings = config.evaluate
     check_seed("evaluate.seed", settings.seed)
@@ -116,9 +164,11 @@ def make_score(
         deterministic=settings.deterministic,
     )
 
-    def score(params: PyTree) -> Evaluation:
-        local = parallel.on_one_device(params)
-        return evaluate(local, jax.random.key(settings.seed))
+    def score(params: PyTree, part: int = 0) -> Evaluation:
+        local, key = parallel.on_one_device(params), jax.random.key(settings.seed)
+        # Small numbers would give the keys of single episodes of part 0.
+        later = jax.random.fold_in(key, _LATER_PARTS + part)
+        return evaluate(local, later if part else key)
 
     return score
 

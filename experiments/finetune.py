@@ -36,6 +36,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     inputs.check_task(config, "finetune")
     pretrained = None
     data = None
+    about: dict[str, Any] = {}
     if find_algorithm(config.algorithm.name).uses_data:
         data = inputs.load_data(config)
     if config.policy == inputs.NO_POLICY:
@@ -53,12 +54,14 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     else:
         pretrained = inputs.find_policy(config, "pretrain", checkpoint)
         normalizer = pretrained.normalizer
+        about = inputs.about_policy(pretrained, inputs.policy_path(config, "pretrain"))
         origin = {
-            "policy": directories.digest((pretrained.params, normalizer)),
+            "policy": about["policy"]["digest"],
             "checkpoint": "best" if checkpoint == "best" else pretrained.iteration,
         }
     if data is not None:
-        origin["data"] = directories.digest(data)
+        about["data"] = inputs.about_data(config, data)
+        origin["data"] = about["data"]["digest"]
         data = inputs.as_observed(data, normalizer)
     algorithm = _make_algorithm(config, normalizer, data)
     start: tuple[PyTree, ...] = ()
@@ -84,6 +87,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
         parallel.shard(algorithm, mesh),
         *start,
         origin=origin,
+        about=about,
         normalizer=normalizer,
         evaluate=evaluate,
         show=(

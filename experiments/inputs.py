@@ -93,6 +93,28 @@ def load_data(config: ConfigDict) -> Episodes:
     return episodes
 
 
+def about_data(config: ConfigDict, data: Episodes) -> dict[str, Any]:
+    """What checkpoints say of the demonstrations of a run."""
+    return {
+        "path": str(Path(data_path(config)).absolute()),
+        "digest": digest(data),
+        "episodes": len(data.episode_lengths),
+        "steps": len(data.actions),
+    }
+
+
+def about_policy(policy: LoadedPolicy, run_dir: str) -> dict[str, Any]:
+    """What checkpoints say of the policy that a run started from, and of its data."""
+    return {
+        "policy": {
+            "path": str(Path(run_dir).absolute()),
+            "checkpoint": policy.iteration,
+            "digest": digest((policy.params, policy.normalizer)),
+        },
+        "data": policy.about.get("data"),
+    }
+
+
 def as_observed(data: Episodes, normalizer: Normalizer) -> Episodes:
     """Normalise demonstrations as the environment of a policy does, clipping included.
 

@@ -10,7 +10,7 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import summarize
 from dppo_jax.networks.build_encoder import image_shape
 from dppo_jax.types import PyTree
-from experiments import command_line, directories, inputs, processes
+from experiments import command_line, inputs, processes
 from experiments.evaluate import make_score
 from experiments.seeds import check_seeds, train_seeds
 
@@ -54,11 +54,13 @@ def main(config: ConfigDict) -> list[str]:
         evaluation = score(params)
         return lambda: summarize(evaluation, prefix="eval/")
 
+    data = inputs.about_data(config, episodes)
     final = train_seeds(
         config,
         "pretrain",
         algorithm,
-        origin={"data": directories.digest(episodes)},
+        origin={"data": data["digest"]},
+        about={"data": data},
         normalizer=episodes.normalizer,
         evaluate=evaluate if score else None,
         show=("loss", "eval/success", "eval/episode_return"),

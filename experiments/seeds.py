@@ -56,6 +56,7 @@ def train_seeds(
     algorithm: Algorithm,
     *args: Any,
     origin: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train `config.num_seeds` seeds, from `config.seed` on, in one program.
@@ -65,6 +66,7 @@ def train_seeds(
     Args:
         *args: arguments of `algorithm.init` after the key, the same for all seeds.
         origin: digests of what they start from, see `directories.prepare_run`.
+        about: what checkpoints say of what they start from, see `inputs`.
         **settings: further arguments of `training.train`.
 
     Returns:
@@ -76,20 +78,37 @@ def train_seeds(
     """
     settings |= loop_settings(config, stage)
     configs = seed_configs(config, stage)
+    run_dirs = [directories.run_path(own, stage) for own in configs]
+
+    def prepare() -> None:
+        directories.prepare_runs(configs, stage, origin)
+        where = run_dirs[0]
+        if len(run_dirs) > 1:
+            where = f"{len(run_dirs)} seeds, {where} to {Path(run_dirs[-1]).name}"
+        print(f"writing to {where}", flush=True)
+
+    settings["prepare"] = prepare
+    settings["about"] = dict(about or {}) | {"evaluate": about_evaluation(config)}
     if config.num_seeds > 1:
         algorithm = seeds.many(algorithm, config.num_seeds)
         keys = jnp.stack([jax.random.key(own.seed) for own in configs])
         state = algorithm.init(keys, *args)
-        run_dirs = directories.prepare_runs(configs, stage, origin)
-        where = f"{len(run_dirs)} seeds, {run_dirs[0]} to {Path(run_dirs[-1]).name}"
-        print(f"writing to {where}", flush=True)
         return dict(
             zip(run_dirs, train(algorithm, state, run_dir=run_dirs, **settings))
         )
     state = algorithm.init(jax.random.key(config.seed), *args)
-    (run_dir,) = directories.prepare_runs(configs, stage, origin)
-    print(f"writing to {run_dir}", flush=True)
+    (run_dir,) = run_dirs
     return {run_dir: train(algorithm, state, run_dir=run_dir, **settings)}
+
+
+def about_evaluation(config: ConfigDict) -> dict[str, Any]:
+    """The settings that an evaluation of a policy depends on."""
+    return {
+        "task": config.env.task,
+        "num_episodes": config.evaluate.num_episodes,
+        "deterministic": config.evaluate.deterministic,
+        "seed": config.evaluate.seed,
+    }
 
 
 def seed_configs(config: ConfigDict, stage: str) -> list[ConfigDict]:

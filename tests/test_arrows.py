@@ -28,6 +28,7 @@ demonstrations <- algorithms, interop
 errors <- types, objects, runtime, demonstrations, training.config_file
 training.old_settings <- training.config_file <- training.checkpoint
 types <- training.trees <- training.checkpoint
+errors <- training.provenance <- training.orbax_manager <- training.checkpoint
 normalize <- training.checkpoint <- training, interop, deploy
 """
 

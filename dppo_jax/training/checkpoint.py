@@ -3,13 +3,12 @@
 A run directory holds `config.json` and `checkpoints/<iteration>/` with the items
 `policy` (parameters and bounds, for other stages and deployment) and `state` (for
 resuming). A policy that was trained elsewhere has no `state`, but may have a `critic`.
-`best/<iteration>/` may hold the `policy` with the highest score.
+`best/<iteration>/` may hold the `policy` with the highest score. Each also says of
+itself what wrote it (`provenance`), and what its run adds.
 """
 
-import contextlib
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,13 @@ import orbax.checkpoint as ocp
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training.config_file import CONFIG_FILE, load_config, runs_inside
+from dppo_jax.training.orbax_manager import (
+    naming,
+    open_manager,
+    read_about,
+    writing,
+)
+from dppo_jax.training.provenance import provenance
 from dppo_jax.training.trees import check_matches, from_storable, plain, storable
 from dppo_jax.types import PyTree
 
@@ -34,12 +40,14 @@ class SavedPolicy(NamedTuple):
     normalizer: bounds of the observations and actions that it was trained with.
     config: the whole configuration of its run, plain dictionaries.
     iteration: the iteration that was saved.
+    about: what the checkpoint says of itself; empty in older ones.
     """
 
     params: PyTree
     normalizer: Normalizer
     config: dict[str, Any]
     iteration: int
+    about: dict[str, Any]
 
 
 class Checkpoints:
@@ -50,7 +58,7 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: str | os.PathLike, *, keep: int | None = 3) -> None:
-        self._manager = _manager(run_dir, max_to_keep=keep, create=True)
+        self._manager = open_folder(run_dir, CHECKPOINTS, max_to_keep=keep, create=True)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -64,7 +72,7 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written.
         """
-        with _writing(self._manager):
+        with writing(self._manager):
             self._manager.close()
 
     @property
@@ -83,11 +91,13 @@ class Checkpoints:
         state: PyTree,
         params: PyTree,
         normalizer: Normalizer,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """Write one checkpoint, unless `iteration` is the newest one already.
 
         Args:
             params: the parameters that act, any pytree.
+            about: what to say beside the `provenance`, values that JSON can hold.
 
         Raises:
             OSError: this checkpoint or the one before it cannot be written, for example
@@ -96,11 +106,11 @@ class Checkpoints:
         if iteration == self.latest:
             return
         items = ocp.args.Composite(
-            policy=_policy_item(params, normalizer),
+            policy=policy_item(params, normalizer),
             state=ocp.args.StandardSave(storable(state)),
         )
-        with _writing(self._manager):
-            self._manager.save(iteration, args=items)
+        with writing(self._manager):
+            self._manager.save(iteration, args=items, custom_metadata=described(about))
 
     def save_policy(
         self,
@@ -114,16 +124,32 @@ class Checkpoints:
         Args:
             critic: parameters of its critic; None: there are none.
         """
-        items = {"policy": _policy_item(params, normalizer)}
+        items = {"policy": policy_item(params, normalizer)}
         if critic is not None:
             items["critic"] = ocp.args.StandardSave(jax.tree.map(np.asarray, critic))
-        with _writing(self._manager):
-            self._manager.save(iteration, args=ocp.args.Composite(**items))
+        with writing(self._manager):
+            self._manager.save(
+                iteration,
+                args=ocp.args.Composite(**items),
+                custom_metadata=described(None),
+            )
 
     def forget(self, iterations: Iterable[int]) -> None:
         """Remove the checkpoints of these iterations."""
         for iteration in iterations:
             self._manager.delete(iteration)
+
+    def about(self, iteration: int) -> dict[str, Any]:
+        """What the checkpoint of an iteration says of itself.
+
+        Raises:
+            SettingsError: its format is newer than this package.
+        """
+        return read_about(self._manager, iteration)
+
+    def normalizer(self, iteration: int) -> Normalizer:
+        """The bounds that were saved with the policy of an iteration."""
+        return Normalizer(**read_policy_item(self._manager, iteration)["normalizer"])
 
     def restore(self, like: PyTree, iteration: int | None = None) -> PyTree:
         """Read the training state of an iteration in the structure of `like`.
@@ -138,7 +164,8 @@ class Checkpoints:
         step = self.latest if iteration is None else iteration
         if step is None:
             raise SettingsError("there is no checkpoint to restore; start a new run.")
-        with _named(self._manager, step):
+        self.about(step)  # Refuses a later format.
+        with naming(self._manager, step):
             saved = self._manager.item_metadata(step)["state"]
             if saved is None:
                 raise KeyError("no state")
@@ -149,7 +176,7 @@ class Checkpoints:
             cure="use the settings of the interrupted run, or another run directory.",
         )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, storable(like))
-        with _named(self._manager, step):
+        with naming(self._manager, step):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )
@@ -165,64 +192,6 @@ def newest_checkpoint(run_dir: str | os.PathLike) -> int | None:
     """The iteration of the newest complete checkpoint; only these are numbers."""
     names = [path.name for path in Path(run_dir, CHECKPOINTS).glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=None)
-
-
-class Best:
-    """The `best/` folder of one run: the policy whose score was highest.
-
-    Args:
-        name: name of the score. A saved policy with another name is replaced at the
-            first score.
-    """
-
-    def __init__(self, run_dir: str | os.PathLike, name: str) -> None:
-        self._name = np.frombuffer(name.encode(), np.uint8)
-        self._manager = _manager(run_dir, BEST, max_to_keep=1, create=True)
-        self._score = -np.inf
-        step = self._manager.latest_step()
-        if step is not None:
-            with _named(self._manager, step):
-                item = self._manager.restore(
-                    step, args=ocp.args.Composite(policy=ocp.args.StandardRestore())
-                )
-            if np.array_equal(item["policy"]["score_name"], self._name):
-                self._score = float(item["policy"]["score"])
-
-    def close(self) -> None:
-        """Wait until everything is written.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        with _writing(self._manager):
-            self._manager.close()
-
-    def clear(self) -> None:
-        """Remove what is saved."""
-        for step in self._manager.all_steps():
-            self._manager.delete(step)
-        self._score = -np.inf
-
-    def is_beaten_by(self, score: float) -> bool:
-        """Whether `score` is higher than all before; False for NaN."""
-        return score > self._score
-
-    def save(
-        self, iteration: int, params: PyTree, normalizer: Normalizer, *, score: float
-    ) -> None:
-        """Replace the saved parameters by these."""
-        self._score = score
-        # A run that resumed from an earlier checkpoint repeats iterations.
-        if iteration in self._manager.all_steps():
-            self._manager.delete(iteration)
-        item = _policy_item(
-            params, normalizer, score=np.asarray(score), score_name=self._name
-        )
-        with _writing(self._manager):
-            # Save even if the replaced policy has a later iteration.
-            self._manager.save(
-                iteration, args=ocp.args.Composite(policy=item), force=True
-            )
 
 
 def read_policy(
@@ -246,13 +215,26 @@ def read_policy(
         raise SettingsError(
             f"{run_dir} is not a run directory (no {CONFIG_FILE}); {cure}."
         )
-    item, step = _load_item(run_dir, "policy", checkpoint)
+    item, step, about = _load_item(run_dir, "policy", checkpoint)
     return SavedPolicy(
         params=item["params"],
         normalizer=Normalizer(**item["normalizer"]),
         config=config,
         iteration=step,
+        about=about,
     )
+
+
+def read_state(
+    run_dir: str | os.PathLike, checkpoint: int | str = "latest"
+) -> PyTree | None:
+    """Read a training state as nested dictionaries, on one device; None without one.
+
+    Raises:
+        SettingsError: as `read_policy`.
+    """
+    state, *_ = _load_item(run_dir, "state", checkpoint)
+    return state
 
 
 def load_critic(
@@ -266,24 +248,62 @@ def load_critic(
     Raises:
         SettingsError: as `read_policy`.
     """
-    critic, _ = _load_item(run_dir, "critic", checkpoint)
+    critic, *_ = _load_item(run_dir, "critic", checkpoint)
     if critic is None:
-        state, _ = _load_item(run_dir, "state", checkpoint)
-        critic = (state or {}).get("critic_params")
+        critic = (read_state(run_dir, checkpoint) or {}).get("critic_params")
     if critic is not None and "q1" in critic.get("params", {}):  # V(s) in older runs.
         critic = {"params": {"value": critic["params"]["q1"]}}
     return critic
 
 
-def _policy_item(params: PyTree, normalizer: Normalizer, **more: Any) -> Any:
+def saved_shapes(
+    run_dir: str | os.PathLike, iteration: int
+) -> dict[str, dict[str, Any]]:
+    """Shapes of what a checkpoint holds beside its policy, without reading it.
+
+    Returns:
+        "state" or "critic" -> its parts by name, trees whose leaves have `shape` and
+        `dtype`; empty if the folder `checkpoints` has no such iteration.
+    """
+    folder = Path(run_dir, CHECKPOINTS, str(iteration))
+    there = [name for name in ("state", "critic") if (folder / name).is_dir()]
+    if not there:
+        return {}
+    with open_folder(run_dir, CHECKPOINTS) as manager, naming(manager, iteration):
+        items = manager.item_metadata(iteration)
+        return {name: dict(items[name]) for name in there}
+
+
+def open_folder(
+    run_dir: str | os.PathLike, folder: str, **options: Any
+) -> ocp.CheckpointManager:
+    """The manager of the checkpoints in `CHECKPOINTS` or `BEST` of a run."""
+    return open_manager(Path(run_dir) / folder, _ITEMS, **options)
+
+
+def described(more: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a checkpoint that is written now says of itself."""
+    return provenance() | dict(more or {})
+
+
+def read_policy_item(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """The item `policy` as nested dictionaries."""
+    read_about(manager, step)  # Refuses a later format.
+    with naming(manager, step):
+        restore = ocp.args.Composite(policy=ocp.args.StandardRestore())
+        return manager.restore(step, args=restore)["policy"]
+
+
+def policy_item(params: PyTree, normalizer: Normalizer, **more: Any) -> Any:
+    """What to write as the item `policy`, with further arrays by name."""
     policy = {"params": params, "normalizer": normalizer} | more
     return ocp.args.StandardSave(plain(storable(policy)))
 
 
 def _load_item(
     run_dir: str | os.PathLike, name: str, checkpoint: int | str
-) -> tuple[Any, int]:
-    """Read an item of a checkpoint as nested dictionaries, and its iteration.
+) -> tuple[Any, int, dict[str, Any]]:
+    """Read an item of a checkpoint as nested dictionaries, its iteration, its `about`.
 
     Every checkpoint has a `policy`; another item is None if the checkpoint lacks it.
     """
@@ -296,7 +316,7 @@ def _load_item(
         )
     if not (Path(run_dir) / folder).is_dir():
         raise SettingsError(nothing)
-    with _manager(run_dir, folder) as manager:
+    with open_folder(run_dir, folder) as manager:
         steps = sorted(manager.all_steps())
         if not steps:
             raise SettingsError(nothing)
@@ -307,9 +327,10 @@ def _load_item(
                 f"{run_dir} has no checkpoint {checkpoint!r}; it has {steps}, 'latest' "
                 "and perhaps 'best'."
             )
+        about = read_about(manager, step)
         if name != "policy" and not (manager.directory / str(step) / name).exists():
-            return None, step
-        with _named(manager, step):
+            return None, step, about
+        with naming(manager, step):
             like = None
             if name == "state":  # Any number of devices may have saved it.
                 like = _on_one_device(manager.item_metadata(step)[name])
@@ -317,7 +338,7 @@ def _load_item(
                 step,
                 args=ocp.args.Composite(**{name: ocp.args.StandardRestore(like)}),
             )[name]
-    return item, step
+    return item, step, about
 
 
 def _as_int(checkpoint: int | str) -> int:
@@ -332,48 +353,4 @@ def _on_one_device(tree: PyTree) -> PyTree:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
-    )
-
-
-@contextlib.contextmanager
-def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Turn an error of Orbax that came from the file system into an OSError.
-
-    Orbax writes in threads, and reports their errors in a later call, as ValueError.
-    """
-    try:
-        yield
-    except ValueError as error:
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        if code is None:
-            raise
-        number = int(code[1])
-        raise OSError(
-            number,
-            f"a checkpoint could not be written ({os.strerror(number)}); earlier ones "
-            "are complete. Make room, and start the same command again",
-            str(manager.directory),
-        ) from error
-
-
-@contextlib.contextmanager
-def _named(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
-    """Raise errors of Orbax, which name only a file or key, with the checkpoint."""
-    try:
-        yield
-    except (KeyError, ValueError, OSError) as error:
-        raise SettingsError(
-            f"{manager.directory / str(step)} is damaged, remove it to use the "
-            f"checkpoint before it: {error}"
-        ) from error
-
-
-def _manager(
-    run_dir: str | os.PathLike, folder: str = CHECKPOINTS, **options: Any
-) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        Path(run_dir).absolute() / folder,
-        options=ocp.CheckpointManagerOptions(**options),
-        # Name the items in advance, so that a new process knows how to read them.
-        item_handlers={name: ocp.StandardCheckpointHandler() for name in _ITEMS},
     )

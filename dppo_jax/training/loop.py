@@ -31,6 +31,8 @@ def train(
     show: Sequence[str] = (),
     keep: int | None = 3,
     keep_best: str = "",
+    prepare: Callable[[], object] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Any:
     """Run `algorithm.step` until `num_iterations`, from the newest checkpoint if any.
 
@@ -75,6 +77,11 @@ def train(
         keep: how many checkpoints to keep; None: all.
         keep_best: name of a metric of `evaluate`; the parameters that acted when it was
             highest are kept as the checkpoint `best`. Empty: none.
+        prepare: called when the run directories are locked, before anything else is
+            read from them or written to them.
+        about: what every checkpoint says of the run, values that JSON can hold, beside
+            versions and device (`provenance`) and its last evaluation, `score`. An
+            entry `evaluate`, the settings of the evaluation, becomes part of the score.
 
     Returns:
         The final state; for many seeds a list of the final state of each.
@@ -85,7 +92,8 @@ def train(
         FloatingPointError: a metric in `algorithm.finite` is not finite; the newest
             checkpoint is kept.
         Interrupted: a signal has ended the loop; its state is saved.
-        SettingsError: the checkpoints of the seeds have no iteration in common.
+        SettingsError: another process trains in a directory, or the checkpoints of the
+            seeds have no iteration in common, or have other bounds than `normalizer`.
     """
     step = compiled_step(algorithm)
     on_cpu = jax.default_backend() == "cpu"
@@ -97,6 +105,8 @@ def train(
         stop=stop,
         keep=keep,
         keep_best=keep_best,
+        prepare=prepare,
+        about=about,
     )
     with runs, StopRequest() as request:
         runs.describe({"stage": "train", **(config or {})})

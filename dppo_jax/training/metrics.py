@@ -33,10 +33,11 @@ class MetricsWriter:
         self, run_dir: str | os.PathLike, *, resume_at: int = 1, writes: bool = True
     ) -> None:
         self._path = Path(run_dir) / CSV_FILE
+        rows, cut = _read(self._path)
+        if cut is not None and resume_at > 1 and writes:
+            print(f"note: line {cut} of {self._path} was cut off and is left out")
         self._rows = [
-            row
-            for row in read_metrics(run_dir)
-            if resume_at > 1 and row["iteration"] < resume_at
+            row for row in rows if resume_at > 1 and row["iteration"] < resume_at
         ]
         self._names = list(dict.fromkeys(name for row in self._rows for name in row))
         self._events: _Events | None = None
@@ -77,7 +78,9 @@ class MetricsWriter:
             self._names += new
             self._rewrite()
         else:
-            with self._path.open("a", newline="") as file:
+            # Not "a", which would begin a file without names if this one is gone.
+            with self._path.open("r+", newline="") as file:
+                file.seek(0, os.SEEK_END)
                 csv.DictWriter(file, self._names).writerow(_printable(row))
         self._events.write(iteration, row)
 
@@ -133,27 +136,36 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, float]]:
     Raises:
         SettingsError: another line that is no row of numbers.
     """
-    path = Path(run_dir) / CSV_FILE
+    return _read(Path(run_dir) / CSV_FILE)[0]
+
+
+def _read(path: Path) -> tuple[list[dict[str, float]], int | None]:
+    """All rows of a file, and the number of a last line that was cut off, or None."""
     if not path.is_file():
-        return []
-    lines = path.read_text(errors="replace").splitlines()
+        return [], None
+    text = path.read_bytes().decode(errors="replace")
+    lines = text.splitlines()
+    # A number that was cut off is a number too, so a line counts once it has ended.
+    is_whole = text.endswith(("\n", "\r"))
     reader = csv.DictReader(lines)
     rows: list[dict[str, float]] = []
     for cells in reader:
+        is_last = reader.line_num >= len(lines)
+        if is_last and not is_whole:
+            return rows, reader.line_num
         if not cells.get("iteration"):
             continue
         try:
             row = {name: float(value) for name, value in cells.items() if value}
         except (TypeError, ValueError):
-            if reader.line_num >= len(lines):
-                break
+            if is_last:
+                return rows, reader.line_num
             raise SettingsError(
                 f"{path}, line {reader.line_num}, is no row of numbers; remove it."
             ) from None
-        # A number that was cut off would be an earlier iteration.
         if not rows or row["iteration"] > rows[-1]["iteration"]:
             rows.append(row)
-    return rows
+    return rows, None
 
 
 def recent_mean(

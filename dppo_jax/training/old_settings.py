@@ -108,6 +108,7 @@ ADDED = {
             "critic.encoder": _STATE_ENCODER,
         }.items()
     },
+    "evaluate.until_width": 0.0,
     "pretrain.random_shift": 0,
     "algorithm.name": "ppo",
     "algorithm.fpo.average_decay": 0.0,

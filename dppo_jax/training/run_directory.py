@@ -1,37 +1,87 @@
 """The directory of one run: who may write to it, and what is open in it."""
 
-import fcntl
+import contextlib
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dppo_jax.errors import SettingsError
-from dppo_jax.training import parallel
-from dppo_jax.training.checkpoint import BEST, CHECKPOINTS, Best, Checkpoints
+from dppo_jax.normalize import Normalizer
+from dppo_jax.training.best import Best
+from dppo_jax.training.checkpoint import BEST, CHECKPOINTS, Checkpoints
 from dppo_jax.training.config_file import CONFIG_FILE
 from dppo_jax.training.metrics import CSV_FILE, MetricsWriter
 
 
 class Run:
-    """One run directory: its checkpoints, its rows, and whether `stop` ended it."""
+    """One run directory: its checkpoints, its rows, and whether `stop` ended it.
 
-    def __init__(self, run_dir: str, keep: int | None, keep_best: str) -> None:
+    Args:
+        about: what its checkpoints say of it, values that JSON can hold.
+    """
+
+    def __init__(
+        self,
+        run_dir: str,
+        keep: int | None,
+        keep_best: str,
+        about: Mapping[str, Any],
+    ) -> None:
         self.run_dir = run_dir
-        self._lock = _lock(run_dir) if parallel.is_first_process() else None
+        self._about = about
+        self._score: dict[str, Any] | None = None
         self.checkpoints = Checkpoints(run_dir, keep=keep)
         self.best = Best(run_dir, keep_best) if keep_best else None
         self.writer: MetricsWriter | None = None
         self.final: Any = None  # The last state, once `stop` has ended the run.
 
+    def note_score(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Let checkpoints from now on state this evaluation as their score."""
+        how = self._about.get("evaluate", {})
+        # JSON has no NaN; a metric without a value is left out.
+        known = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+        self._score = {"iteration": iteration, **how, "metrics": known}
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint that is written now says of the run."""
+        return {**self._about, "score": self._score}
+
+    def continue_from(self, iteration: int) -> None:
+        """State the score of the checkpoint of an iteration until the next one."""
+        self._score = self.checkpoints.about(iteration).get("score")
+
+    def check_bounds(self, iteration: int, normalizer: Normalizer) -> None:
+        """Refuse a checkpoint whose policy was trained with other bounds.
+
+        Raises:
+            SettingsError: they differ; the message names the first that does.
+        """
+        saved = self.checkpoints.normalizer(iteration)
+        for name, before, now in zip(saved._fields, saved, normalizer):
+            before, now = (np.asarray(x, np.float32) for x in (before, now))
+            if before.shape == now.shape and (before == now).all():
+                continue
+            where = "their sizes differ"
+            if before.shape == now.shape:
+                i = int(np.argmax(before != now))
+                where = f"{name}[{i}] is {before.flat[i]:g} there, {now.flat[i]:g} now"
+            raise SettingsError(
+                f"the checkpoints of {self.run_dir} hold other bounds of observations "
+                f"and actions ({where}), and their parameters work with those alone; "
+                "resume with the policy or data that the run started from, or pass "
+                "another --config.run_dir to start a new run."
+            )
+
     def close(self) -> None:
-        """Wait until everything is written."""
-        self.checkpoints.close()
-        if self.best is not None:
-            self.best.close()
-        if self.writer is not None:
-            self.writer.close()
-        if self._lock is not None:
-            os.close(self._lock)
+        """Wait until everything is written; close all, even if one of them fails."""
+        with contextlib.ExitStack() as closing:
+            for part in (self.writer, self.best, self.checkpoints):
+                if part is not None:
+                    closing.callback(part.close)
 
 
 def check_folder(folder: str | os.PathLike) -> None:
@@ -65,24 +115,3 @@ def check_run_dir(run_dir: str | os.PathLike) -> None:
             "not of a run that could resume, and would be overwritten; pass another "
             "--config.run_dir."
         )
-
-
-def _lock(run_dir: str) -> int:
-    """Lock a run directory until the returned descriptor is closed or the process ends.
-
-    Raises:
-        SettingsError: another process trains in it.
-    """
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SettingsError(
-            f"another process is training in {run_dir}; wait for it, stop it, or pass "
-            "another --config.run_dir."
-        ) from None
-    except OSError:
-        pass  # Some network file systems have no locks.
-    return descriptor

@@ -16,6 +16,7 @@ from dppo_jax.training import parallel, seeds
 from dppo_jax.training.config_file import load_config, save_config
 from dppo_jax.training.metrics import MetricsWriter, read_metrics
 from dppo_jax.training.run_directory import Run, check_run_dir
+from dppo_jax.training.run_lock import locked
 from dppo_jax.types import OF_ENVIRONMENT, Algorithm, Metrics, PyTree
 
 Numbers = Mapping[str, float]
@@ -48,7 +49,8 @@ class Runs:
     Args:
         run_dir: one directory, or a sequence of N, for which states and metrics have a
             leading axis [N].
-        algorithm, normalizer, evaluate, stop, keep, keep_best: see `train`.
+        algorithm, normalizer, evaluate, stop, keep, keep_best, prepare, about: see
+            `train`.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Runs:
         stop: Stop | None,
         keep: int | None,
         keep_best: str,
+        prepare: Callable[[], object] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(run_dir, (str, os.PathLike)):
             self._several, self._dirs = False, [str(run_dir)]
@@ -69,6 +73,7 @@ class Runs:
         self._algorithm, self._normalizer = algorithm, normalizer
         self._evaluate, self._stop = evaluate, stop
         self._keep, self._keep_best = keep, keep_best
+        self._prepare, self._about = prepare, about or {}
         self._closing = contextlib.ExitStack()
         self._start = self._logged = 0
         self._began = time.perf_counter()
@@ -78,8 +83,13 @@ class Runs:
         for run_dir in self._dirs:
             check_run_dir(run_dir)
         with contextlib.ExitStack() as opened:
+            # All processes of a run share its directory; the first one writes.
+            for run_dir in self._dirs if parallel.is_first_process() else ():
+                opened.enter_context(locked(run_dir))
+            if self._prepare is not None:
+                self._prepare()
             for run_dir in self._dirs:
-                run = Run(run_dir, self._keep, self._keep_best)
+                run = Run(run_dir, self._keep, self._keep_best, self._about)
                 opened.callback(run.close)
                 self._runs.append(run)
             self._closing = opened.pop_all()
@@ -107,12 +117,14 @@ class Runs:
 
         Raises:
             SettingsError: the seeds have no checkpoint in common, or one of them has
-                several newer checkpoints.
+                several newer checkpoints. Or one was trained with other bounds.
         """
         states = self._split(state)
         starts = []
         for run, like in zip(self._runs, states):
             newest = run.checkpoints.latest or 0
+            if newest:
+                run.check_bounds(newest, self._normalizer)
             rows = [x for x in read_metrics(run.run_dir) if x["iteration"] <= newest]
             ended = bool(newest) and self._stops(rows)
             run.final = run.checkpoints.restore(like) if ended else None
@@ -125,6 +137,7 @@ class Runs:
             if run.final is not None:
                 states[i] = run.final
             elif start:
+                run.continue_from(start)
                 states[i] = run.checkpoints.restore(states[i], start)
                 starts[i] = start
             if run.best is not None and not starts[i]:
@@ -199,7 +212,7 @@ class Runs:
             for numbers in each:
                 numbers["seconds"] = passed / max(row.iteration - self._logged, 1)
         for i in going if row.scores else ():
-            each[i] |= row.scores[i]()
+            each[i] |= self._scored(i, row, row.scores[i]())
         # The next iteration has been dispatched by now, or will be next.
         self._began, self._logged = time.perf_counter(), row.iteration
         for i in going:
@@ -225,7 +238,8 @@ class Runs:
         if not rows or rows[-1]["iteration"] < row.iteration:
             ends = self._stops([*rows, numbers])
             if ends and self._evaluate and not row.scores:
-                numbers |= self._score(i, row.params()[i], row.iteration)()
+                score = self._score(i, row.params()[i], row.iteration)()
+                numbers |= self._scored(i, row, score)
             if run.best is not None and row.scores and self._keep_best not in numbers:
                 raise SettingsError(
                     f"keep_best={self._keep_best!r} is no metric of an evaluation; use "
@@ -248,11 +262,17 @@ class Runs:
         score = numbers[self._keep_best]
         # All processes take part in saving, so they must agree on whether to save.
         if parallel.agreed(run.best.is_beaten_by(score)):
-            run.best.save(row.iteration, row.params()[i], self._normalizer, score=score)
+            run.best.save(
+                row.iteration,
+                row.params()[i],
+                self._normalizer,
+                score=score,
+                about=run.about(),
+            )
 
     def _save(self, run: Run, iteration: int, state: Any) -> None:
         params = self._algorithm.params(state)
-        run.checkpoints.save(iteration, state, params, self._normalizer)
+        run.checkpoints.save(iteration, state, params, self._normalizer, run.about())
 
     def _stops(self, rows: list[dict[str, float]]) -> bool:
         """Return the first process's result of `stop`, so that all processes end in the
@@ -264,6 +284,11 @@ class Runs:
         run_dir = self._runs[i].run_dir
         numbers = self._evaluate(parallel.on_one_device(params), run_dir, iteration)
         return numbers if callable(numbers) else lambda: numbers
+
+    def _scored(self, i: int, row: Row, score: Numbers) -> Numbers:
+        """Let later checkpoints of a seed state a score; returns it."""
+        self._runs[i].note_score(row.iteration, score)
+        return score
 
     def _shared_start(self, num_iterations: int) -> int:
         """The newest iteration of which all seeds that continue have a checkpoint."""

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -19,6 +21,8 @@ def test_evaluation_alone_agrees_with_evaluation_in_training(world, tmp_path, ca
     assert result["episode_return"] == pytest.approx(last, rel=1e-4)
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved.pop("metrics") == result
+    low, high = saved.pop("intervals")["success"]
+    assert 0 <= low <= result["success"] <= high <= 1 and high - low > 0.3
     run_dir = str(world / "finetune")
     assert saved == {
         "policy": run_dir,
@@ -29,7 +33,50 @@ def test_evaluation_alone_agrees_with_evaluation_in_training(world, tmp_path, ca
     }
     said = capsys.readouterr().out
     assert f"{run_dir}, checkpoint 2: 6 episodes, deterministic mode, seed 0" in said
-    assert "episode_return" in said
+    assert "episode_return" in said and f"95 % in [{low:.4g}, {high:.4g}]" in said
+
+
+def episodes(part):
+    """Ten episodes of a part, of which 3 + part succeed."""
+    success = (np.arange(10) < 3 + part).astype(float)
+    return evaluate.Evaluation({"success": success, "episode_return": success}, {})
+
+
+def test_episodes_are_scored_until_the_interval_is_narrow(tmp_path, capsys):
+    """At 3 of 10 it is 0.50 wide, at 7 of 20 0.39, at 12 of 30 0.33."""
+    config = make_config(tmp_path, "evaluate", evaluate__num_episodes=10)
+    means, count = evaluate._score_until(episodes, config)
+    assert (means["success"], count) == (pytest.approx(0.3), 10)
+    assert capsys.readouterr().out == ""
+    changes = dict(evaluate__num_episodes=10, evaluate__until_width=0.35)
+    config = make_config(tmp_path, "evaluate", **changes)
+    means, count = evaluate._score_until(episodes, config)
+    assert (means["success"], count) == (pytest.approx(0.4), 30)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == ["10 episodes", "20 episodes"]
+
+
+def test_a_width_that_cannot_be_reached_is_refused(tmp_path):
+    def returns(part):
+        return evaluate.Evaluation({"episode_return": np.ones(10)}, {})
+
+    for width, message in ((-0.1, "must be at least 0"), (0.1, "avoid has none; use")):
+        config = make_config(tmp_path, "evaluate", evaluate__until_width=width)
+        with pytest.raises(SettingsError, match=f"until_width={width}.*{message}"):
+            evaluate._score_until(returns, config)
+
+
+def test_further_episodes_are_others(monkeypatch):
+    """Those of part 0 are the ones that training scores."""
+    config = make_config(Path(""), "evaluate", evaluate__seed=3)
+    monkeypatch.setattr(evaluate, "make_env", lambda *_, **__: None)
+    monkeypatch.setattr(
+        evaluate, "make_evaluate", lambda *_, **__: lambda params, key: key
+    )
+    score = evaluate.make_score(config, None, None)
+    keys = [score({}), score({}, 0), score({}, 1), score({}, 2)]
+    assert keys[0] == keys[1] == jax.random.key(3)
+    assert keys[1] != keys[2] and keys[2] != keys[3]
 
 
 def parse(*arguments, **settings):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from dppo_jax.errors import SettingsError
@@ -67,6 +68,33 @@ def test_a_resumed_run_keeps_the_settings_that_it_does_not_read(tmp_path):
     assert load_config(run_dir) == before
 
 
+def test_a_resumed_run_says_which_settings_changed(tmp_path, capsys):
+    def said(**changes):
+        prepare(tmp_path, origin={"data": "1"}, **changes)
+        return capsys.readouterr().out.splitlines()
+
+    assert said() == said() == []
+    changes = dict(loop__pretrain__num_epochs=9, evaluate__seed=3)
+    before = make_config(tmp_path)
+    lines = [
+        "resumed: evaluate.seed 0 -> 3",
+        f"resumed: loop.pretrain.num_epochs {before.loop.pretrain.num_epochs} -> 9",
+    ]
+    assert said(**changes) == lines
+    # What the stage does not read keeps its value, so it did not change.
+    assert said(**changes, algorithm__ppo__epochs=7) == []
+    assert said(**changes, data="") == ["resumed: data data -> ''"]
+
+
+def test_several_seeds_say_once_what_changed(tmp_path, capsys):
+    for num_epochs in (5, 7):
+        changes = dict(num_seeds=3, loop__pretrain__num_epochs=num_epochs)
+        configs = seed_configs(make_config(tmp_path, **changes), "pretrain")
+        directories.prepare_runs(configs, "pretrain")
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["resumed: loop.pretrain.num_epochs 5 -> 7"]
+
+
 def test_cloning_reads_how_chains_are_sampled(tmp_path):
     """Its evaluations, and whoever loads the policy, sample with these settings."""
     prepare(tmp_path)
@@ -117,7 +145,8 @@ def test_an_evaluation_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     old.write_text("{}")
     policy = inputs.LoadedPolicy(None, lambda: None, None, {}, 3)
     monkeypatch.setattr(inputs, "find_policy", lambda *_: policy)
-    monkeypatch.setattr(evaluate, "make_score", lambda *_: lambda params: None)
+    found = evaluate.Evaluation({"success": np.ones(1)}, {})
+    monkeypatch.setattr(evaluate, "make_score", lambda *_: lambda *_: found)
     monkeypatch.setattr(evaluate, "summarize", lambda result: {"success": 1.0})
     config = make_config(tmp_path, policy="cloned")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

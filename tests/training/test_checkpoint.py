@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dppo_jax.policies import PolicyParams
+from dppo_jax.training.best import Best
 from dppo_jax.training.checkpoint import (
-    Best,
     Checkpoints,
     has_checkpoint,
     load_critic,

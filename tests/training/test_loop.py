@@ -1,5 +1,3 @@
-import fcntl
-import os
 import shutil
 
 import jax
@@ -77,18 +75,6 @@ def test_a_finished_run_is_not_changed_and_a_longer_one_resumes(tmp_path):
     assert (tmp_path / "metrics.csv").read_text() == before
     assert count(tmp_path, 5)["x"] == 32.0
     assert iterations(tmp_path) == [1, 2, 3, 4, 5]
-
-
-def test_a_run_directory_is_written_by_one_process_at_a_time(tmp_path):
-    other = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with pytest.raises(ValueError, match="another process is training in .*run_dir"):
-        count(tmp_path, 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    os.close(other)
-    count(tmp_path, 2)
-    count(tmp_path, 3)  # Whoever has ended has released it.
-    assert iterations(tmp_path)[-1] == 3
 
 
 def test_keep_best_must_name_a_metric_of_the_evaluation(tmp_path):

@@ -55,12 +55,28 @@ def test_a_metric_of_a_task_does_not_replace_the_iteration(tmp_path):
     assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
-@pytest.mark.parametrize("tail", ["3,ab", "3,1.0,2.0", "\0\0", "1", "1,0.5"])
-def test_a_last_line_that_was_cut_off_is_left_out(tmp_path, tail):
+@pytest.mark.parametrize(
+    "tail", ["3,ab", "3,1.0,2.0", "\0\0", "1", "1,0.5", "3,0.5", "3,", "3,0.5\n4,0."]
+)
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path, capsys, tail):
+    """Even if what is left of it is a row, because its last number may be cut."""
     write(tmp_path, [(i, {"loss": float(i)}) for i in (1, 2)])
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write(tail)
-    assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2]
+    complete = [1, 2, 3] if "\n" in tail else [1, 2]
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == complete
+    assert capsys.readouterr().out == ""
+    write(tmp_path, [(5, {"loss": 5.0})], resume_at=5)
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [*complete, 5]
+    line = len(complete) + 2
+    note = f"note: line {line} of {tmp_path}/metrics.csv was cut off and is left out"
+    assert capsys.readouterr().out.strip() == note
+
+
+def test_a_file_that_ends_with_its_last_line_has_nothing_to_note(tmp_path, capsys):
+    write(tmp_path, [(1, {"loss": 1.0})])
+    write(tmp_path, [(2, {"loss": 2.0})], resume_at=2)
+    assert capsys.readouterr().out == ""
 
 
 def test_an_unreadable_line_before_others_is_named(tmp_path):

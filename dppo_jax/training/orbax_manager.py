@@ -1,0 +1,79 @@
+"""Orbax's checkpoint manager: its errors, and what a checkpoint says of itself."""
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from dppo_jax.errors import SettingsError
+from dppo_jax.training.provenance import check_format
+
+
+@contextlib.contextmanager
+def writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Turn an error of Orbax that came from the file system into an OSError.
+
+    Orbax writes in threads, and reports their errors in a later call, as ValueError.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        reason = os.strerror(number) if number else str(error).splitlines()[0]
+        # Someone removed the folder, or part of what is being written.
+        gone = re.search("NOT_FOUND|Error writing|Save failed|not exist", str(error))
+        if number is None and not gone:
+            raise
+        raise OSError(
+            number or errno.ENOENT,
+            f"a checkpoint could not be written ({reason}); earlier ones are complete. "
+            "Make room or restore the directory, and start the same command again",
+            str(manager.directory),
+        ) from error
+
+
+@contextlib.contextmanager
+def naming(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    """Raise errors of Orbax, which name only a file or key, with the checkpoint."""
+    try:
+        yield
+    except (KeyError, ValueError, OSError) as error:
+        raise SettingsError(
+            f"{manager.directory / str(step)} is damaged, remove it to use the "
+            f"checkpoint before it: {error}"
+        ) from error
+
+
+def open_manager(
+    folder: str | os.PathLike, items: Sequence[str], **options: Any
+) -> ocp.CheckpointManager:
+    """The manager of a folder of checkpoints.
+
+    Args:
+        items: names of what a checkpoint may hold, in advance, so that a new process
+            knows how to read it.
+        **options: of `CheckpointManagerOptions`.
+    """
+    return ocp.CheckpointManager(
+        Path(folder).absolute(),
+        options=ocp.CheckpointManagerOptions(**options),
+        item_handlers={name: ocp.StandardCheckpointHandler() for name in items},
+    )
+
+
+def read_about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """What a checkpoint says of itself; empty if it is older than that.
+
+    Raises:
+        SettingsError: a later format, see `provenance.check_format`.
+    """
+    with naming(manager, step):
+        about = dict(manager.metadata(step).custom_metadata or {})
+    check_format(about, str(manager.directory / str(step)))
+    return about

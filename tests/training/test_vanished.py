@@ -1,0 +1,57 @@
+"""A directory that vanishes while a run writes to it ends the run, not its past."""
+
+import os
+import shutil
+
+import pytest
+
+from dppo_jax.training.checkpoint import read_policy
+from tests.counting import count, iterations
+
+EVERY = dict(evaluate_every=1, checkpoint_every=1, keep_best="score")
+
+
+def moving(source, target, *, at):
+    """An evaluation that moves a folder away while the loop runs, as an admin may."""
+
+    def evaluate(params, run_dir, iteration):
+        if iteration == at:
+            os.rename(source, target)
+        return {"score": float(iteration)}
+
+    return evaluate
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints", "metrics.csv"])
+def test_a_run_whose_directory_vanishes_ends_and_resumes_when_it_is_back(
+    tmp_path, name
+):
+    run_dir, away = tmp_path / "run", tmp_path / "away"
+    evaluate = moving(run_dir / name, away, at=3)
+    with pytest.raises(OSError) as raised:
+        count(run_dir, 4, evaluate=evaluate, **EVERY)
+    assert str(run_dir) in str(raised.value)
+    shutil.rmtree(run_dir / name, ignore_errors=True)  # What was being written.
+    os.rename(away, run_dir / name)
+    assert read_policy(run_dir).iteration in (1, 2, 3)
+    state = count(run_dir, 4, evaluate=moving(None, None, at=None), **EVERY)
+    assert state["x"] == 2.0**4 and iterations(run_dir) == list(range(5))
+    assert read_policy(run_dir, "best").iteration == 4
+
+
+def test_a_directory_that_cannot_be_written_any_more_ends_a_run(tmp_path, monkeypatch):
+    """As on a file system that was mounted again, for reading alone."""
+
+    def evaluate(params, run_dir, iteration):
+        if iteration == 3:
+            monkeypatch.setattr("pathlib.Path.open", refuse)
+        return {"score": float(iteration)}
+
+    def refuse(path, *args, **settings):
+        raise OSError(30, os.strerror(30), str(path))
+
+    with pytest.raises(OSError, match="Read-only file system: .*metrics.csv"):
+        count(tmp_path, 4, evaluate=evaluate, **EVERY)
+    monkeypatch.undo()
+    assert read_policy(tmp_path).iteration == 2
+    assert count(tmp_path, 3)["x"] == 2.0**3
