@@ -23,7 +23,7 @@ SEEN = np.array([0.5, 1.0])
 def loaded(act, params=None, *, history=1, executed=None, chunk=tiny.CHUNK, **model):
     like = jax.ShapeDtypeStruct((history, 2), jnp.float32)
     config = {"env": {"executed": executed}, "model": {"chunk": chunk, **model}}
-    return LoadedPolicy(params, act, BOUNDS, config, 0, {"state": like})
+    return LoadedPolicy(params, act, BOUNDS, config, 0, reads={"state": like})
 
 
 def count(params, keys, obs, *, deterministic):
