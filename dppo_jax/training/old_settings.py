@@ -109,6 +109,7 @@ ADDED = {
         }.items()
     },
     "pretrain.random_shift": 0,
+    "pretrain.ema_warmup": False,
     "algorithm.name": "ppo",
     "algorithm.fpo.average_decay": 0.0,
     "algorithm.ppo_exact.ode_tolerance": None,
