@@ -125,7 +125,10 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     """Means over the episodes that ended in a roll-out; NaN if none ended.
 
     Two means are over all steps: `reward`, and `obs_magnitude`, of the absolute values
-    of the normalised state, which lie in [0, 1] within the bounds.
+    of the normalised state, which lie in [0, 1] within the bounds. If the environment
+    reports which simulations diverged (`envs.quarantine`), `diverged` is the number of
+    these steps; their episodes and rewards do not count, and if nothing else was left,
+    `reward` is NaN.
 
     Args:
         done: [T, B] 1 where an episode ended.
@@ -133,16 +136,30 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
         obs: leaves [T, B, ...].
         metrics: leaves [T, B].
     """
+    metrics = dict(metrics)
+    diverged = metrics.pop("diverged", None)
+    counts: Metrics = {}
+    mean_reward = parallel.mean(reward.mean())
+    if diverged is not None:
+        done = done * (1 - diverged)
+        counts["diverged"] = parallel.total(diverged.sum())
+        sound = parallel.mean((1 - diverged).mean())
+        mean_reward = jnp.where(sound > 0, mean_reward / sound, _nothing())
     count, sums = parallel.total(
         (done.sum(), {name: (x * done).sum() for name, x in metrics.items()})
     )
     means = {
-        name: jnp.where(count > 0, x / jnp.maximum(count, 1), jnp.nan)
+        name: jnp.where(count > 0, x / jnp.maximum(count, 1), _nothing())
         for name, x in sums.items()
     }
-    magnitude = jnp.abs(obs["state"]).mean()
-    over_steps = {"reward": reward.mean(), "obs_magnitude": magnitude}
-    return means | {"num_episodes": count} | parallel.mean(over_steps)
+    magnitude = parallel.mean(jnp.abs(obs["state"]).mean())
+    counts |= {"num_episodes": count}
+    return means | counts | {"reward": mean_reward, "obs_magnitude": magnitude}
+
+
+def _nothing() -> float:
+    """NaN; infinity while JAX looks for NaNs, which would take it for an error."""
+    return jnp.inf if jax.config.jax_debug_nans else jnp.nan
 
 
 def _one_step(

@@ -17,6 +17,7 @@ Obs = dict[str, Array]
 Metrics = dict[str, Array]
 
 # Metrics of a roll-out that the environment alone makes NaN or infinite, and with what.
+# Single steps of that kind are left out (`envs.quarantine`), unless there is no other.
 OF_ENVIRONMENT = {"obs_magnitude": "an observation", "reward": "a reward"}
 
 

@@ -19,6 +19,7 @@ from dppo_jax.deploy import LoadedPolicy, load_policy
 from dppo_jax.envs import time_limit, vectorize
 from dppo_jax.envs.adapters import is_host
 from dppo_jax.envs.build import make_single
+from dppo_jax.envs.quarantine import quarantine
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer, constant_columns, policy_obs
 from dppo_jax.policies import make_policy, obs_like
@@ -108,7 +109,7 @@ def as_observed(data: Episodes, normalizer: Normalizer) -> Episodes:
 
 def make_raw_env(config: ConfigDict) -> VecEnv:
     """The environments of `config.rollout` in task units, one action per step."""
-    env = time_limit(make_single(config.env), config.env.max_steps)
+    env = time_limit(quarantine(make_single(config.env)), config.env.max_steps)
     return vectorize(env, config.rollout.num_envs)
 
 

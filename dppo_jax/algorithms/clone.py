@@ -136,7 +136,7 @@ def make_pretrain(
         learning_rate = optimizers.cosine_restarts(state.epoch, **rate)
         batches = covering_batches(shuffle_key, dataset.size, config.batch_size)
 
-        def learn(state: PretrainState, inputs: Any) -> tuple[PretrainState, Array]:
+        def learn(state: PretrainState, inputs: Any) -> tuple[PretrainState, Any]:
             index, key = inputs
             obs, action = gather(dataset, index)
             loss, grads = jax.value_and_grad(clone_loss)(state.params, key, obs, action)
@@ -154,15 +154,22 @@ def make_pretrain(
                 optimizer=optimizer_state,
                 updates=state.updates + 1,
             )
-            return state, loss
+            made = optimizers.are_finite(grads)
+            return state, (jnp.where(made, loss, 0.0), made)
 
         keys = jax.random.split(loss_key, batches.shape[0])
-        state, loss = jax.lax.scan(learn, state, (batches, keys))
+        state, (loss, made) = jax.lax.scan(learn, state, (batches, keys))
         state = state._replace(key=key, epoch=state.epoch + 1)
         # One minibatch suffices to see whether the average lags behind.
         of_average = clone_loss(state.ema, keys[-1], *gather(dataset, batches[-1]))
-        metrics = {"loss": loss.mean(), "average_loss": of_average}
-        return state, metrics | {"learning_rate": learning_rate}
+        metrics = {
+            "loss": loss.sum() / jnp.maximum(made.sum(), 1),
+            "average_loss": of_average,
+            "learning_rate": learning_rate,
+            "num_updates": made.size,
+            "skipped_updates": made.size - made.sum(),
+        }
+        return state, jax.tree.map(jnp.asarray, metrics)
 
     def params(state: PretrainState) -> PolicyParams:
         """Use the averaged network as the base network and as the tuned network."""

@@ -9,6 +9,7 @@ from dppo_jax.envs.adapters import is_host, make_host_task
 from dppo_jax.envs.adapters.host import host_vec_env
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.outside import apply_wrapper
+from dppo_jax.envs.quarantine import quarantine
 from dppo_jax.envs.tasks import make_task
 from dppo_jax.envs.wrappers import (
     chunk_actions,
@@ -88,7 +89,7 @@ def make_env(
             normalizer=normalizer,
             trace=trace,
         )
-    env = normalize(make_single(config), normalizer)
+    env = normalize(quarantine(make_single(config)), normalizer)
     env = time_limit(env, config.max_steps)
     env = stack_observations(env, config.history)
     env = chunk_actions(env, executed, trace)

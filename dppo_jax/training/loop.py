@@ -31,6 +31,7 @@ def train(
     show: Sequence[str] = (),
     keep: int | None = 3,
     keep_best: str = "",
+    max_skipped: int = 3,
 ) -> Any:
     """Run `algorithm.step` until `num_iterations`, from the newest checkpoint if any.
 
@@ -75,6 +76,8 @@ def train(
         keep: how many checkpoints to keep; None: all.
         keep_best: name of a metric of `evaluate`; the parameters that acted when it was
             highest are kept as the checkpoint `best`. Empty: none.
+        max_skipped: rows in a row in which every update was skipped, because its
+            gradients were not finite, that end the run; 0: none do.
 
     Returns:
         The final state; for many seeds a list of the final state of each.
@@ -82,8 +85,8 @@ def train(
         `seconds`, the mean time of an iteration (of all seeds) since the last row.
 
     Raises:
-        FloatingPointError: a metric in `algorithm.finite` is not finite; the newest
-            checkpoint is kept.
+        FloatingPointError: a metric in `algorithm.finite` is not finite, or
+            `max_skipped` is reached; the newest checkpoint is kept.
         Interrupted: a signal has ended the loop; its state is saved.
         SettingsError: the checkpoints of the seeds have no iteration in common.
     """
@@ -97,6 +100,7 @@ def train(
         stop=stop,
         keep=keep,
         keep_best=keep_best,
+        max_skipped=max_skipped,
     )
     with runs, StopRequest() as request:
         runs.describe({"stage": "train", **(config or {})})

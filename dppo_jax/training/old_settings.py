@@ -115,6 +115,8 @@ ADDED = {
     "algorithm.ppo_exact.ode_tolerance": None,
     "algorithm.fpo.average_start": 500,
     "rollout.random_steps": 20_000,
+    "loop.pretrain.max_skipped": 3,
+    "loop.finetune.max_skipped": 3,
     "loop.pretrain.keep_best": "",
     "loop.finetune.keep_best": "",
     "loop.finetune.evaluate_from_return": None,

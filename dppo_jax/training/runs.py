@@ -48,7 +48,8 @@ class Runs:
     Args:
         run_dir: one directory, or a sequence of N, for which states and metrics have a
             leading axis [N].
-        algorithm, normalizer, evaluate, stop, keep, keep_best: see `train`.
+        algorithm, normalizer, evaluate, stop, keep, keep_best, max_skipped: see
+            `train`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Runs:
         stop: Stop | None,
         keep: int | None,
         keep_best: str,
+        max_skipped: int = 0,
     ) -> None:
         if isinstance(run_dir, (str, os.PathLike)):
             self._several, self._dirs = False, [str(run_dir)]
@@ -69,6 +71,7 @@ class Runs:
         self._algorithm, self._normalizer = algorithm, normalizer
         self._evaluate, self._stop = evaluate, stop
         self._keep, self._keep_best = keep, keep_best
+        self._max_skipped, self._skipped = max_skipped, [0] * len(self._dirs)
         self._closing = contextlib.ExitStack()
         self._start = self._logged = 0
         self._began = time.perf_counter()
@@ -194,6 +197,7 @@ class Runs:
         for i in going:
             where = f"{self._runs[i].run_dir}: " if self._several else ""
             self._check_finite(each[i], row.iteration, where)
+            self._check_skipped(i, each[i], row.iteration, where)
         if row.iteration > self._start:
             passed = time.perf_counter() - self._began
             for numbers in each:
@@ -337,6 +341,24 @@ class Runs:
                 )
             raise FloatingPointError(
                 f"{where}{name} became {value} in iteration {iteration}; {cure}"
+            )
+
+
+    def _check_skipped(
+        self, i: int, numbers: Numbers, iteration: int, where: str
+    ) -> None:
+        """Refuse to go on where no update has been made for several rows."""
+        skipped, total = (
+            numbers.get(name, 0.0) for name in ("skipped_updates", "num_updates")
+        )
+        self._skipped[i] = self._skipped[i] + 1 if 0 < total <= skipped else 0
+        if self._max_skipped and self._skipped[i] >= self._max_skipped:
+            raise FloatingPointError(
+                f"{where}all {total:.0f} updates of iteration {iteration} and of the "
+                f"{self._max_skipped - 1} rows before it had gradients that are NaN or "
+                "infinite, and were skipped. The parameters are those of before, and "
+                "the newest checkpoint is sound. Lower the learning rate, set "
+                "max_grad_norm, and see whether rewards or data hold huge numbers."
             )
 
 

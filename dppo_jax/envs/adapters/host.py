@@ -173,7 +173,10 @@ def host_vec_env(
         episode_return = state.episode_return + time_step.reward
         episode_length = jnp.where(begun, state.episode_length, answer["length"])
         reported = dict(
-            metrics, episode_return=episode_return, episode_length=episode_length
+            metrics,
+            episode_return=episode_return,
+            episode_length=episode_length,
+            diverged=answer["diverged"],
         )
         done = jnp.maximum(time_step.terminated, time_step.truncated) > 0
         state = HostState(
@@ -261,6 +264,7 @@ def _results(plan: Any, num_envs: int) -> dict[str, jax.ShapeDtypeStruct]:
         reward=(num_envs,),
         terminated=(num_envs,),
         truncated=(num_envs,),
+        diverged=(num_envs,),
         length=(num_envs,),
         metrics=(num_envs, len(plan.metrics)),
         trace=(num_envs, plan.chunk, len(plan.trace)),

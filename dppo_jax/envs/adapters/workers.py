@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from dppo_jax.envs.quarantine import LARGEST
 from dppo_jax.errors import SettingsError
 
 
@@ -60,6 +61,25 @@ def flat_observation(
     return flat
 
 
+def one_number(value: Any, name: str) -> float:
+    """Convert a number, or an array of one number such as [1.0], to a float.
+
+    Raises:
+        SettingsError: it is something else.
+    """
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise SettingsError(
+            f"the environment returned the {name} {value!r:.60}; it must be one number."
+        )
+    return float(array.item())
+
+
+def is_sound(x: Any) -> bool:
+    """Whether all entries are finite and not exploded."""
+    return bool((np.abs(x) <= LARGEST).all())
+
+
 def scalars(info: Mapping[str, Any]) -> dict[str, float]:
     """Return the entries of an `info` that are single numbers."""
     return {
@@ -85,7 +105,8 @@ class Episode:
     def reset(self, seed: int | None = None) -> None:
         """Start an episode; without a seed, the environment's generator continues."""
         obs, _ = self.env.reset(seed=seed)
-        self.history[:] = self._flat(obs)
+        seen = self._flat(obs)
+        self.history[:] = np.where(np.abs(seen) <= LARGEST, seen, 0)
         self.count = 0
         # Not every step reports every entry: missing ones keep their last value, or 0.
         self.metrics = dict.fromkeys(self.plan.metrics, 0.0)
@@ -96,27 +117,20 @@ class Episode:
         Returns:
             This environment's row of the results of `Group`.
         """
-        plan, space = self.plan, self.env.action_space
-        reward, terminated, truncated = 0.0, False, False
+        plan = self.plan
+        reward, terminated, truncated, diverged = 0.0, False, False, False
         trace = np.zeros((plan.chunk, len(plan.trace)), np.float32)
         for t, action in enumerate(chunk):
             if not (terminated or truncated):
-                action = action.reshape(space.shape).astype(space.dtype)
-                obs, earned, terminated, truncated, info = self.env.step(action)
-                self.count += 1
-                reward += float(earned)
-                at_limit = plan.max_steps is not None and self.count >= plan.max_steps
-                truncated = (truncated or at_limit) and not terminated
-                self.history[:-1] = self.history[1:]
-                self.history[-1] = self._flat(obs)
-                found = scalars(info)
-                self.metrics |= {k: found[k] for k in plan.metrics if k in found}
+                earned, terminated, truncated, diverged = self._control_step(action)
+                reward += earned
             trace[t] = [self.metrics[name] for name in plan.trace]
         row = dict(
             next_obs=self.history.copy(),
             reward=reward,
             terminated=terminated,
             truncated=truncated,
+            diverged=diverged,
             length=self.count,
             metrics=np.array([self.metrics[k] for k in plan.metrics], np.float32),
             trace=trace,
@@ -124,6 +138,28 @@ class Episode:
         if terminated or truncated:
             self.reset()
         return row | dict(obs=self.history.copy())
+
+    def _control_step(self, action: np.ndarray) -> tuple[float, bool, bool, bool]:
+        """Return the reward, and whether it terminated, truncated, or diverged."""
+        plan, space = self.plan, self.env.action_space
+        action = action.reshape(space.shape).astype(space.dtype)
+        obs, earned, terminated, truncated, info = self.env.step(action)
+        self.count += 1
+        seen, reward = self._flat(obs), one_number(earned, "reward")
+        found = scalars(info)
+        diverged = not (is_sound(seen) and is_sound(reward))
+        if diverged:  # As in `envs.quarantine`.
+            seen, reward = self.history[-1].copy(), 0.0
+            found = {k: x if is_sound(x) else 0.0 for k, x in found.items()}
+        self.history[:-1] = self.history[1:]
+        self.history[-1] = seen
+        self.metrics |= {k: found[k] for k in plan.metrics if k in found}
+        if diverged:
+            return reward, False, True, True
+        ended = bool(one_number(terminated, "terminated"))
+        at_limit = plan.max_steps is not None and self.count >= plan.max_steps
+        cut = bool(one_number(truncated, "truncated")) or at_limit
+        return reward, ended, cut and not ended, False
 
     def _flat(self, obs: Any) -> np.ndarray:
         return flat_observation(obs, self.plan.obs_keys, size=self.plan.obs_size)
@@ -151,6 +187,7 @@ class Group(gymnasium.Env):
             reward=(),
             terminated=(),
             truncated=(),
+            diverged=(),
             length=(),
             metrics=(len(plan.metrics),),
             trace=(plan.chunk, len(plan.trace)),

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 from dppo_jax.envs.adapters.gymnasium import make_gymnasium
 from dppo_jax.envs.adapters.host import host_vec_env
 from dppo_jax.envs.core import vectorize
+from dppo_jax.envs.quarantine import quarantine
 from dppo_jax.envs.wrappers import (
     chunk_actions,
     normalize,
@@ -38,11 +39,12 @@ def counters(num_envs=1, *, processes=0, end=1e9, random_start=False, **settings
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_a_host_environment_equals_the_same_pure_one(counter, processes):
-    """Chunks, history, normaliser, time limit, resets, metrics and traces."""
+    """Chunks, history, normaliser, time limit, resets, metrics, traces, quarantine."""
     num_envs, chunk, history, max_steps = 3, 2, 3, 5
     normalizer = Normalizer(*(np.array([x], np.float32) for x in (-2.0, 8.0, 0.0, 4.0)))
     pure = stack_observations(
-        time_limit(normalize(counter(end=10.0), normalizer), max_steps), history
+        time_limit(normalize(quarantine(counter(end=10.0)), normalizer), max_steps),
+        history,
     )
     pure = vectorize(chunk_actions(pure, chunk, ("total",)), num_envs)
     host = counters(
@@ -53,7 +55,9 @@ def test_a_host_environment_equals_the_same_pure_one(counter, processes):
     assert host.obs_shape == pure.obs_shape and host.max_steps == pure.max_steps == 3
     assert host.action_shape == pure.action_shape
     actions = jax.random.uniform(KEY, (12, num_envs, chunk, 1), minval=-1.0)
+    actions = actions.at[3, 1].set(jnp.nan).at[7, 2, 1].set(-jnp.inf)
     expected, found = (run_env(env, actions) for env in (pure, host))
+    assert expected[1].metrics["diverged"].sum() == 2
     ends = expected[1].terminated.sum(), expected[1].truncated.sum()
     assert min(ends) > 1  # Both kinds of ends occurred.
     assert jax.tree.structure(expected) == jax.tree.structure(found)
