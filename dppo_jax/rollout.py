@@ -124,8 +124,9 @@ def first_episodes(
 def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Metrics:
     """Means over the episodes that ended in a roll-out; NaN if none ended.
 
-    Two means are over all steps: `reward`, and `obs_magnitude`, of the absolute values
-    of the normalised state, which lie in [0, 1] within the bounds. If the environment
+    Over all steps are the mean and the standard deviation of `reward`, `obs_magnitude`,
+    the mean of the absolute values of the normalised state, which lie in [0, 1] within
+    the bounds, and `obs_outside`, the share of them that exceed 2. If the environment
     reports which simulations diverged (`envs.quarantine`), `diverged` is the number of
     these steps; their episodes and rewards do not count, and if nothing else was left,
     `reward` is NaN.
@@ -152,9 +153,14 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
         name: jnp.where(count > 0, x / jnp.maximum(count, 1), _nothing())
         for name, x in sums.items()
     }
-    magnitude = parallel.mean(jnp.abs(obs["state"]).mean())
-    counts |= {"num_episodes": count}
-    return means | counts | {"reward": mean_reward, "obs_magnitude": magnitude}
+    magnitude = jnp.abs(obs["state"])
+    over_steps = {
+        "reward": mean_reward,
+        "reward_std": jnp.sqrt(parallel.moments(reward)[1]),
+        "obs_magnitude": parallel.mean(magnitude.mean()),
+        "obs_outside": parallel.mean((magnitude > 2).mean()),
+    }
+    return means | counts | {"num_episodes": count} | over_steps
 
 
 def _nothing() -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel, seeds
+from dppo_jax.training.coach import Coach
 from dppo_jax.training.config_file import load_config, save_config
 from dppo_jax.training.metrics import MetricsWriter, read_metrics
 from dppo_jax.training.run_directory import Run, check_run_dir
@@ -71,7 +72,10 @@ class Runs:
         self._algorithm, self._normalizer = algorithm, normalizer
         self._evaluate, self._stop = evaluate, stop
         self._keep, self._keep_best = keep, keep_best
-        self._max_skipped, self._skipped = max_skipped, [0] * len(self._dirs)
+        self._coaches = [
+            Coach(name, names_run=self._several, max_skipped=max_skipped)
+            for name in self._dirs
+        ]
         self._closing = contextlib.ExitStack()
         self._start = self._logged = 0
         self._began = time.perf_counter()
@@ -197,7 +201,6 @@ class Runs:
         for i in going:
             where = f"{self._runs[i].run_dir}: " if self._several else ""
             self._check_finite(each[i], row.iteration, where)
-            self._check_skipped(i, each[i], row.iteration, where)
         if row.iteration > self._start:
             passed = time.perf_counter() - self._began
             for numbers in each:
@@ -236,6 +239,7 @@ class Runs:
                     f"one of {', '.join(sorted(numbers))}."
                 )
             run.writer.write(row.iteration, numbers)
+            self._coaches[i].see(run.writer.rows)
             self._keep_if_best(run, i, row, numbers)
         if ends or row.save:
             self._save(run, row.iteration, row.states()[i])
@@ -341,24 +345,6 @@ class Runs:
                 )
             raise FloatingPointError(
                 f"{where}{name} became {value} in iteration {iteration}; {cure}"
-            )
-
-
-    def _check_skipped(
-        self, i: int, numbers: Numbers, iteration: int, where: str
-    ) -> None:
-        """Refuse to go on where no update has been made for several rows."""
-        skipped, total = (
-            numbers.get(name, 0.0) for name in ("skipped_updates", "num_updates")
-        )
-        self._skipped[i] = self._skipped[i] + 1 if 0 < total <= skipped else 0
-        if self._max_skipped and self._skipped[i] >= self._max_skipped:
-            raise FloatingPointError(
-                f"{where}all {total:.0f} updates of iteration {iteration} and of the "
-                f"{self._max_skipped - 1} rows before it had gradients that are NaN or "
-                "infinite, and were skipped. The parameters are those of before, and "
-                "the newest checkpoint is sound. Lower the learning rate, set "
-                "max_grad_norm, and see whether rewards or data hold huge numbers."
             )
 
 
