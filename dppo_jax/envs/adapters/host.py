@@ -15,6 +15,7 @@ A program with such a callback is not pure, which has three consequences:
   uninterrupted one, unless `rollout.reset_at_iteration` starts new episodes anyway.
 """
 
+import math
 import secrets
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +117,7 @@ def host_vec_env(
             f"processes={processes} must not be negative; use 0 to run the simulators "
             "in this process."
         )
-    plan = _look_at(task)._replace(chunk=chunk, history=history, max_steps=max_steps)
+    plan = look_at(task)._replace(chunk=chunk, history=history, max_steps=max_steps)
     unknown = sorted(set(trace) - set(plan.metrics))
     if unknown:
         raise SettingsError(
@@ -274,31 +275,53 @@ def _results(plan: Any, num_envs: int) -> dict[str, jax.ShapeDtypeStruct]:
     return results | {"token": jax.ShapeDtypeStruct((2,), jnp.uint32)}
 
 
-def _look_at(task: HostTask) -> Any:
+def look_at(task: HostTask) -> Any:
     """Make the plan of a task from one step of its environment.
 
     Raises:
-        SettingsError: an environment that cannot be made, unsuitable spaces, or
-            observations of several sizes.
+        SettingsError: an environment that cannot be made, or as `look_into`.
     """
     import gymnasium
-
-    from dppo_jax.envs.adapters.workers import Plan, flat_observation, scalars
 
     try:
         env = task.make()
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise SettingsError(f"{task.name} cannot be made: {error}") from error
     try:
-        _check_spaces(task, env)
-        env.action_space.seed(0)
-        obs, _ = env.reset(seed=0)
-        next_obs, *_, info = env.step(env.action_space.sample())
+        return look_into(task, env)
     finally:
         env.close()
-    keys = tuple(task.obs_keys)
-    size = flat_observation(obs, keys).size
-    flat_observation(next_obs, keys, size=size)
+
+
+def look_into(task: HostTask, env: Any) -> Any:
+    """As `look_at`, with an environment of the task that is made already.
+
+    Raises:
+        SettingsError: unsuitable spaces, observations that differ in size from one
+            another or from their space, or a reward or end flag that is no number.
+    """
+    from dppo_jax.envs.adapters.workers import (
+        Plan,
+        flat_observation,
+        one_number,
+        scalars,
+    )
+
+    parts = _check_spaces(task, env)
+    env.action_space.seed(0)
+    obs, _ = env.reset(seed=0)
+    next_obs, *numbers, info = env.step(env.action_space.sample())
+    # Not the order of the entries in an observation: it may differ from that of a
+    # recording of the same environment, and nothing else would tell.
+    keys = tuple(task.obs_keys or filter(None, parts))
+    size = sum(math.prod(parts[key].shape) for key in keys or parts)
+    try:
+        for seen in (obs, next_obs):
+            flat_observation(seen, keys, size=size)
+        for name, value in zip(("reward", "terminated", "truncated"), numbers):
+            one_number(value, name)
+    except SettingsError as error:
+        raise SettingsError(f"{task.name}: {error}") from None
     found = tuple(scalars(info))
     return Plan(
         make=task.make,
@@ -313,7 +336,8 @@ def _look_at(task: HostTask) -> Any:
     )
 
 
-def _check_spaces(task: HostTask, env: Any) -> None:
+def _check_spaces(task: HostTask, env: Any) -> dict[str, Any]:
+    """The spaces of an observation by name; that of a vector is called ""."""
     from gymnasium import spaces
 
     seen = env.observation_space
@@ -338,6 +362,7 @@ def _check_spaces(task: HostTask, env: Any) -> None:
             f"{task.name} takes actions from {env.action_space}; policies here are "
             "continuous, so use an environment whose action space is a Box."
         )
+    return parts
 
 
 def _refuse_batches(name: str, num_envs: int) -> Callable[[PyTree], PyTree]:

@@ -48,15 +48,27 @@ def flat_observation(
     """Convert an observation to [Do] float32; concatenate entries of a dictionary.
 
     Raises:
-        SettingsError: Do is not `size`.
+        SettingsError: Do is not `size`, or the observation is no dictionary with
+            `keys`.
     """
-    parts = [obs[key] for key in keys or obs] if isinstance(obs, Mapping) else [obs]
-    flat = np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in parts])
+    if keys and not (isinstance(obs, Mapping) and set(keys) <= set(obs)):
+        found = sorted(obs) if isinstance(obs, Mapping) else type(obs).__name__
+        raise SettingsError(
+            f"the environment returned the observation {found}, but its "
+            f"observation_space is a dictionary with {', '.join(keys)}; return one."
+        )
+    parts = [obs[key] for key in keys] if keys else [obs]
+    try:
+        flat = np.concatenate([np.asarray(x, np.float32).reshape(-1) for x in parts])
+    except (TypeError, ValueError):
+        raise SettingsError(
+            f"the environment returned the observation {obs!r:.60}, which is no array "
+            "of numbers."
+        ) from None
     if size is not None and flat.size != size:
         raise SettingsError(
-            f"the environment returned an observation of {flat.size} numbers, but of "
-            f"{size} after its first reset; return the same number from every reset "
-            "and step."
+            f"the environment returned an observation of {flat.size} numbers, but its "
+            f"observation_space has {size}; return as many from every reset and step."
         )
     return flat
 
