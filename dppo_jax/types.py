@@ -89,6 +89,8 @@ class Env(NamedTuple):
     obs_shape: shape of every observation entry, e.g. `{"state": (To, Do)}`.
     action_shape: (Da,), or (Ta, Da) after `chunk_actions`.
     max_steps: calls of `step` until the time limit; None: no time limit.
+    action_range: lowest and highest action that the task takes, each a number or [Da],
+        in task units; None: unknown. It warns of data with other actions; nothing is clipped.
     """
 
     reset: Callable[[Array], Any]
@@ -96,6 +98,7 @@ class Env(NamedTuple):
     obs_shape: dict[str, tuple[int, ...]]
     action_shape: tuple[int, ...]
     max_steps: int | None
+    action_range: tuple[Any, Any] | None = None
 
 
 class VecEnv(NamedTuple):
@@ -105,6 +108,8 @@ class VecEnv(NamedTuple):
 
     If a step ends an episode, `state.obs` is the first observation of the next episode,
     and the returned TimeStep has the last observation of the one that ended.
+
+    notes: what a user should know about it, such as actions that it does not take.
     """
 
     reset: Callable[[Array], Any]
@@ -113,6 +118,7 @@ class VecEnv(NamedTuple):
     action_shape: tuple[int, ...]
     max_steps: int | None
     num_envs: int
+    notes: tuple[str, ...] = ()
 
 
 class Algorithm(NamedTuple):

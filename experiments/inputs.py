@@ -36,7 +36,8 @@ _MAY_DIFFER = ("model.network.compute_dtype", "model.sampling.", "model.noise.")
 # They decide which moves the frozen network makes and which the tuned one, so they must
 # not change after fine-tuning.
 _SPLIT = tuple(
-    f"model.sampling.{x}" for x in ("num_tuned_steps", "ddim_steps", "flow_steps")
+    f"model.sampling.{x}"
+    for x in ("num_tuned_steps", "ddim_steps", "ddim_spacing", "flow_steps")
 )
 # Settings of the noise network of a flow, which only fine-tuning adds.
 _TUNED_MUST_MATCH = ("model.noise.hidden_sizes", "model.noise.activation")
@@ -49,7 +50,7 @@ _WORTH_A_LINE = (
         f"model.sampling.{x}"
         for x in (
             *("ddim_steps", "eta", "draw_clip", "final_clip", "noise_clip"),
-            "rederive_noise",
+            *("rederive_noise", "ddim_spacing"),
         )
     ),
     *("model.sampling.flow_steps", "model.sampling.mean_clip"),

@@ -89,6 +89,7 @@ ADDED = {
                 "activation": "tanh",
             },
             "model.sampling.flow_steps": 4,
+            "model.sampling.ddim_spacing": "leading",
             "model.sampling.mean_clip": 1.0,
             "model.sampling.rederive_noise": True,
             "model.diffusion.beta_schedule": "cosine",

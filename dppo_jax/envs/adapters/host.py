@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from dppo_jax.envs.wrappers import check_sizes
+from dppo_jax.envs.wrappers import action_notes, check_sizes
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer, policy_obs, unnormalize_action
 from dppo_jax.runtime import num_cores
@@ -125,8 +125,10 @@ def host_vec_env(
         )
     plan = plan._replace(trace=tuple(trace))
     (action_dim,) = plan.action_shape
+    notes: tuple[str, ...] = ()
     if normalizer is not None:
         check_sizes(normalizer, plan.obs_size, action_dim)
+        notes = action_notes(task.name, normalizer, plan.action_range)
     groups = make_groups(plan, num_envs, min(processes, num_envs))
     results = _results(plan, num_envs)
     host = Host(groups, results, task.name)
@@ -196,6 +198,7 @@ def host_vec_env(
         action_shape=(chunk, action_dim),
         max_steps=None if max_steps is None else -(-max_steps // chunk),
         num_envs=num_envs,
+        notes=notes,
     )
 
 
@@ -333,6 +336,7 @@ def look_into(task: HostTask, env: Any) -> Any:
         chunk=1,
         history=1,
         max_steps=None,
+        action_range=(env.action_space.low, env.action_space.high),
     )
 
 

@@ -29,6 +29,7 @@ class Plan(NamedTuple):
     obs_size, action_shape: Do, and the shape of one action.
     chunk, history: Ta, To.
     max_steps: control steps until the time limit; None: no time limit.
+    action_range: lowest and highest action.
     """
 
     make: Callable[[], gymnasium.Env]
@@ -40,6 +41,7 @@ class Plan(NamedTuple):
     chunk: int
     history: int
     max_steps: int | None
+    action_range: tuple[np.ndarray, np.ndarray]
 
 
 def flat_observation(

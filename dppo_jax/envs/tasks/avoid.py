@@ -271,4 +271,5 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
         obs_shape={"state": (4,)},
         action_shape=(2,),
         max_steps=None,
+        action_range=(-MAX_ACTION, MAX_ACTION),
     )

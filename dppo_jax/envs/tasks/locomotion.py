@@ -263,4 +263,5 @@ def make_runner(
         obs_shape={"state": (model.nq - 1 + model.nv,)},
         action_shape=(model.nu,),
         max_steps=None,
+        action_range=tuple(model.actuator_ctrlrange.T),
     )

@@ -194,6 +194,7 @@ def make_table_env(
         obs_shape={"state": shape},
         action_shape=(control.NUM_ACTIONS * len(task.arms),),
         max_steps=None,
+        action_range=(-1.0, 1.0),
     )
 
 
