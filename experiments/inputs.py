@@ -19,8 +19,9 @@ from dppo_jax.deploy import LoadedPolicy, load_policy
 from dppo_jax.envs import time_limit, vectorize
 from dppo_jax.envs.adapters import is_host
 from dppo_jax.envs.build import make_single
-from dppo_jax.envs.quarantine import quarantine
+from dppo_jax.envs.quarantine import LARGEST, quarantine
 from dppo_jax.errors import SettingsError
+from dppo_jax.networks.build_encoder import image_shape
 from dppo_jax.normalize import Normalizer, constant_columns, policy_obs
 from dppo_jax.policies import make_policy, obs_like
 from dppo_jax.training.checkpoint import has_checkpoint, read_policy
@@ -85,6 +86,19 @@ def load_data(config: ConfigDict) -> Episodes:
             "--config.data=<file or folder>, see docs/data.md."
         )
     episodes = load_demonstrations(data)
+    encoder = config.model.network.encoder
+    if "rgb" in episodes.observations and image_shape(encoder) is None:
+        raise SettingsError(
+            f"{data} holds images, which model.network.encoder.kind={encoder.kind!r} "
+            "does not read; pass --config.model.network.encoder.kind=vit, or data "
+            "without images."
+        )
+    if episodes.rewards is not None and np.abs(episodes.rewards).max() > LARGEST:
+        print(
+            f"warning: rewards in {data} reach {np.abs(episodes.rewards).max():.4g}, "
+            "beside which all others vanish; an algorithm that learns from them will "
+            "fail. Correct them"
+        )
     if episodes.normalizer is not None:
         constant = constant_columns(episodes.normalizer)
         if constant:

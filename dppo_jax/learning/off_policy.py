@@ -367,7 +367,10 @@ def _make_learn(
             (state.learner, state.replay.items.extras),
             jax.random.split(key, num_rounds),
         )
-        made = _all_finite(metrics, learner.finite)
+        # If a loss is not finite, neither are its gradients: they were skipped.
+        made = jnp.ones(num_rounds, bool)
+        for name in sorted(set(learner.finite) & set(metrics)):
+            made &= jnp.isfinite(metrics[name])
         counts = {
             "num_updates": jnp.int32(num_rounds * updates_per_round),
             "skipped_updates": (num_rounds - made.sum()) * updates_per_round,
@@ -375,14 +378,6 @@ def _make_learn(
         return carry, _means(metrics, made) | counts
 
     return learn
-
-
-def _all_finite(metrics: Metrics, names: tuple[str, ...]) -> Array:
-    """[R] whether the named metrics of a round are finite.
-
-    If a loss is not, neither are its gradients, and `optimizers.update` skips them.
-    """
-    return jnp.stack([jnp.isfinite(metrics[name]) for name in names]).all(0)
 
 
 def _means(metrics: Metrics, made: Array) -> Metrics:

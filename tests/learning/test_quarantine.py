@@ -101,3 +101,15 @@ def test_training_survives_environments_that_break_in_every_iteration(make):
     assert all(np.isfinite(row[name]) for row in rows for name in algorithm.finite)
     assert all(row["reward"] == 2.0 for row in rows)  # Of chunks of two.
     assert is_sound(state._replace(env=()))  # The fault itself may be in there.
+
+
+def test_training_runs_while_jax_looks_for_nans():
+    """No episode ends in one chunk, so the means over episodes are empty."""
+    algorithm = tiny.make_tiny_ppo(
+        env=tiny.point_env(8, lengths=(99,), max_steps=8), num_chunks=2
+    )
+    with jax.debug_nans(True):
+        state = algorithm.init(jax.random.key(0))
+        _, metrics = jax.jit(algorithm.step)(state)
+    assert metrics["num_episodes"] == 0 and metrics["episode_return"] == np.inf
+    assert all(np.isfinite(metrics[name]) for name in algorithm.finite)
