@@ -165,7 +165,8 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
 
 def _nothing() -> float:
     """NaN; infinity while JAX looks for NaNs, which would take it for an error."""
-    return jnp.inf if jax.config.jax_debug_nans else jnp.nan
+    looks: bool = jax.config.jax_debug_nans  # type: ignore[attr-defined]
+    return jnp.inf if looks else jnp.nan
 
 
 def _one_step(

@@ -90,7 +90,8 @@ class Env(NamedTuple):
     action_shape: (Da,), or (Ta, Da) after `chunk_actions`.
     max_steps: calls of `step` until the time limit; None: no time limit.
     action_range: lowest and highest action that the task takes, each a number or [Da],
-        in task units; None: unknown. It warns of data with other actions; nothing is clipped.
+        in task units; None: unknown. Data with other actions are warned of; nothing is
+        clipped.
     """
 
     reset: Callable[[Array], Any]

@@ -60,7 +60,9 @@ def with_plain_numbers(env: Env) -> Env:
 
     def step(state: Any, action: Array) -> tuple[Any, TimeStep]:
         state, outcome = env.step(state, action)
-        plain = {name: jnp.reshape(getattr(outcome, name), ()) for name in _NUMBERS}
+        plain: dict[str, Any] = {
+            name: jnp.reshape(getattr(outcome, name), ()) for name in _NUMBERS
+        }
         metrics = {name: jnp.reshape(x, ()) for name, x in outcome.metrics.items()}
         return state, outcome._replace(metrics=metrics, **plain)
 
@@ -132,7 +134,9 @@ def _state_problems(before: Any, after: Any) -> Iterator[str]:
 
 
 def _is_number(x: Any) -> bool:
-    if getattr(x, "shape", None) not in ((), (1,)) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+    if getattr(x, "shape", None) not in ((), (1,)) or jnp.issubdtype(
+        x.dtype, jax.dtypes.extended
+    ):
         return False
     return jnp.issubdtype(jnp.promote_types(x.dtype, jnp.float32), jnp.floating)
 

@@ -80,9 +80,9 @@ def action_notes(
     i = entries[0]
     return (
         f"entry {i} of the actions of the data goes from {least[i]:.4g} to "
-        f"{most[i]:.4g}, but {name} takes {low[i]:.4g} to {high[i]:.4g} ({len(entries)} of "
-        f"{len(low)} entries differ): the data may hold actions of another convention, "
-        "such as absolute instead of relative ones, or other units",
+        f"{most[i]:.4g}, but {name} takes {low[i]:.4g} to {high[i]:.4g} "
+        f"({len(entries)} of {len(low)} entries differ): the data may hold actions of "
+        "another convention, such as absolute instead of relative ones, or other units",
     )
 
 

@@ -384,9 +384,7 @@ def _means(metrics: Metrics, made: Array) -> Metrics:
     """Means over the rounds, leaves [R], that were not skipped; 0 if all were."""
     num_made = jnp.maximum(made.sum(), 1)
     return {
-        name: jnp.where(
-            made.all(), x.mean(0), jnp.where(made, x, 0).sum(0) / num_made
-        )
+        name: jnp.where(made.all(), x.mean(0), jnp.where(made, x, 0).sum(0) / num_made)
         for name, x in metrics.items()
     }
 

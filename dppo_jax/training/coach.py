@@ -13,7 +13,7 @@ from dppo_jax.training.config_file import load_config
 
 Rows = Sequence[Mapping[str, float]]
 
-# Rows in a row for which most signs must hold, so that a single iteration alarms nobody.
+# Rows in a row for which most signs must hold: a single iteration alarms nobody.
 PATIENCE = 5
 # Rows that are looked at, so that a long run does not get slower.
 _MEMORY = 8 * PATIENCE
@@ -142,8 +142,9 @@ def _no_success(rows: Rows, settings: _Settings) -> str | None:
     std = float(settings.get("model.sampling.min_std", 0.1))
     return (
         f"none of the episodes in {PATIENCE} rows succeeded, so there is nothing to "
-        "learn from, unless the task rewards progress as well. Clone the policy for longer or from more "
-        "demonstrations until its evaluation succeeds now and then, or explore more: "
+        "learn from, unless the task rewards progress as well. Clone the policy for "
+        "longer or from more demonstrations until its evaluation succeeds now and "
+        "then, or explore more: "
         f"{settings.flag('model.sampling.min_std', 2 * std)}"
     )
 
@@ -154,8 +155,8 @@ def _equal_rewards(rows: Rows, settings: _Settings) -> str | None:
     if not spread or max(spread) > 1e-6 * max(map(abs, [*mean, 1e-30])):
         return None
     return (
-        f"all rewards are equal, {mean[-1]:g}, so no action is better than another. See "
-        "whether the task rewards anything that these episodes reach, and raise "
+        f"all rewards are equal, {mean[-1]:g}, so no action is better than another. "
+        "See whether the task rewards anything that these episodes reach, and raise "
         f"{settings.flag('env.max_steps', 2 * settings.get('env.max_steps', 100))} if "
         "the reward comes at the end"
     )
@@ -217,8 +218,8 @@ def _kl_stops_at_once(rows: Rows, settings: _Settings) -> str | None:
     if limit is None or not (updates and kl) or max(updates) > 2 or min(kl) <= limit:
         return None
     return (
-        f"target_kl={limit:g} ends every iteration after {updates[-1]:.0f} updates. Try "
-        f"{settings.scaled('actor.learning_rate', 0.3, 1e-4)}, or allow more: "
+        f"target_kl={limit:g} ends every iteration after {updates[-1]:.0f} updates. "
+        f"Try {settings.scaled('actor.learning_rate', 0.3, 1e-4)}, or allow more: "
         f"{settings.scaled('target_kl', 3, limit)}"
     )
 
@@ -243,8 +244,9 @@ def _no_episode(rows: Rows, settings: _Settings) -> str | None:
     chunks = -(-steps // executed) if steps else 2 * _chunks(settings)
     return (
         "no episode has ended in the roll-outs, so success and return stay empty. Make "
-        f"roll-outs as long as an episode, {settings.flag('rollout.num_chunks', chunks)}"
-        ", or let episodes go on in the next iteration, "
+        "roll-outs as long as an episode, "
+        f"{settings.flag('rollout.num_chunks', chunks)}, or let episodes go on in the next "
+        "iteration, "
         f"{settings.flag('rollout.reset_at_iteration', False)}"
     )
 
@@ -254,9 +256,9 @@ def _diverged(rows: Rows, settings: _Settings) -> str | None:
     if not steps or not steps[0]:
         return None
     return (
-        f"the simulation broke in {steps[0]:.0f} steps of an iteration: an observation, "
-        "a reward or a state was NaN, infinite or above 1e8. These steps are left out "
-        "and their episodes start anew. See whether the task divides by zero, and "
+        f"the simulation broke in {steps[0]:.0f} steps of an iteration: an "
+        "observation, a reward or a state was NaN, infinite or above 1e8. These steps "
+        "are left out and their episodes start anew. See whether the task divides by zero, and "
         "whether its physics needs a smaller time step"
     )
 

@@ -113,7 +113,9 @@ def test_each_warning_is_printed_once_and_names_its_run(tmp_path, capsys):
         coach.see([WELL | {"diverged": 1.0 * num}] * num)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1
-    assert printed[0].startswith(f"warning (diverged): {tmp_path}: the simulation broke")
+    assert printed[0].startswith(
+        f"warning (diverged): {tmp_path}: the simulation broke"
+    )
 
 
 def test_rows_without_a_single_update_end_the_run():
@@ -130,7 +132,10 @@ def test_a_run_that_makes_no_updates_stops_and_keeps_its_checkpoint(tmp_path, ca
     def step(state):
         state, metrics = plain.step(state)
         skipped = jnp.where(state["iteration"] > 2, 4, 0)
-        return state, metrics | {"num_updates": jnp.int32(4), "skipped_updates": skipped}
+        return state, metrics | {
+            "num_updates": jnp.int32(4),
+            "skipped_updates": skipped,
+        }
 
     with pytest.raises(FloatingPointError, match="newest checkpoint is sound"):
         count(tmp_path, 9, plain._replace(step=step), checkpoint_every=1)

@@ -228,7 +228,10 @@ def test_a_reward_in_an_array_of_one_is_taken():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(reward=np.ones(2)), r"mine: .*the reward array\(\[1., 1.\]\); it must be"),
+        (
+            dict(reward=np.ones(2)),
+            r"mine: .*the reward array\(\[1., 1.\]\); it must be",
+        ),
         (dict(reward="one"), "the reward 'one'; it must be one number"),
         (dict(observation=np.ones(2)), "of 2 numbers, but its .* has 1"),
         (dict(observation={"a": 1}, space=PAIR), r"observation \['a'\], .* with b, a"),
