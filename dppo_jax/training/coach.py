@@ -245,8 +245,8 @@ def _no_episode(rows: Rows, settings: _Settings) -> str | None:
     return (
         "no episode has ended in the roll-outs, so success and return stay empty. Make "
         "roll-outs as long as an episode, "
-        f"{settings.flag('rollout.num_chunks', chunks)}, or let episodes go on in the next "
-        "iteration, "
+        f"{settings.flag('rollout.num_chunks', chunks)}, or let episodes go on in the "
+        "next iteration, "
         f"{settings.flag('rollout.reset_at_iteration', False)}"
     )
 
@@ -258,8 +258,8 @@ def _diverged(rows: Rows, settings: _Settings) -> str | None:
     return (
         f"the simulation broke in {steps[0]:.0f} steps of an iteration: an "
         "observation, a reward or a state was NaN, infinite or above 1e8. These steps "
-        "are left out and their episodes start anew. See whether the task divides by zero, and "
-        "whether its physics needs a smaller time step"
+        "are left out and their episodes start anew. See whether the task divides by "
+        "zero, and whether its physics needs a smaller time step"
     )
 
 
