@@ -24,8 +24,11 @@ class BreakingState(NamedTuple):
     obs: Obs
 
 
-def breaking_task(fault: str, share: float = 0.3) -> Env:
-    """Observes (action, steps); reward 1. A share of the episodes break."""
+def breaking_task(fault: str, share: float = 0.3, rewards_goal: bool = False) -> Env:
+    """Observes (action, steps). A share of the episodes break.
+
+    The reward is 1, or with `rewards_goal` -(action - GOAL)^2.
+    """
 
     def reset(key: Array) -> BreakingState:
         breaks = jax.random.uniform(key) < share
@@ -37,10 +40,11 @@ def breaking_task(fault: str, share: float = 0.3) -> Env:
         bad = {"inf": jnp.inf, "huge": 1e20}.get(fault.split("_")[0], jnp.nan)
         seen = jnp.stack([action[0], count.astype(jnp.float32)])
         in_reward = fault.endswith("reward")
+        earned = -((action[0] - tiny.GOAL) ** 2) if rewards_goal else 1.0
         obs = {"state": jnp.where(broken & (not in_reward), bad, seen)}
         outcome = TimeStep(
             obs=obs,
-            reward=jnp.where(broken & in_reward, bad, 1.0),
+            reward=jnp.where(broken & in_reward, bad, earned),
             terminated=1.0 * broken * (fault == "end_as_well"),
             truncated=jnp.float32(0),
             metrics={"speed": jnp.where(broken, jnp.nan, action[0])},
@@ -52,9 +56,10 @@ def breaking_task(fault: str, share: float = 0.3) -> Env:
 
 
 @functools.cache
-def breaking_env(num_envs: int = 8, fault: str = "nan_obs", share=0.3) -> VecEnv:
+def breaking_env(num_envs: int = 8, **settings) -> VecEnv:
     """`breaking_task` with the wrappers of a real task; episodes have 4 chunks."""
-    env = time_limit(quarantine(breaking_task(fault, share)), 4 * tiny.CHUNK)
+    task = breaking_task(**{"fault": "nan_obs"} | settings)
+    env = time_limit(quarantine(task), 4 * tiny.CHUNK)
     return vectorize(chunk_actions(stack_observations(env, 1), tiny.CHUNK), num_envs)
 
 

@@ -113,3 +113,24 @@ def test_training_runs_while_jax_looks_for_nans():
         _, metrics = jax.jit(algorithm.step)(state)
     assert metrics["num_episodes"] == 0 and metrics["episode_return"] == np.inf
     assert all(np.isfinite(metrics[name]) for name in algorithm.finite)
+
+
+@pytest.mark.slow
+def test_a_broken_environment_among_64_does_not_change_what_is_learned():
+    """In every iteration about one of them returns NaN in its third step."""
+
+    def learned(share):
+        env = breaking.breaking_env(64, share=share, rewards_goal=True)
+        changes = dict(
+            batch_size=128, epochs=4, clip_top=0.2, clip_base=0.2, discount=0.0
+        )
+        algorithm = tiny.make_tiny_ppo(tiny.tiny_gaussian_policy(), env, **changes)
+        _, rows = tiny.run(algorithm, 80)
+        broken = sum(row["diverged"] for row in rows)
+        return rows[0]["reward"], np.mean([r["reward"] for r in rows[-5:]]), broken
+
+    start, whole, none = learned(0.0)
+    _, among, broken = learned(1 / 64)
+    assert none == 0 and 40 < broken < 160
+    # The spread of exploration alone costs 2 x 0.2^2.
+    assert start < -1.0 and whole > -0.2 and abs(among - whole) < 0.05, (whole, among)
