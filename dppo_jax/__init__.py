@@ -16,7 +16,7 @@ from dppo_jax.diffusion.chain import move_log_prob, sample_chain
 from dppo_jax.diffusion.denoising import Diffusion, cloning_loss, make_diffusion
 from dppo_jax.diffusion.flow import flow_cloning, make_flow
 from dppo_jax.diffusion.schedules import Schedule, ddim_schedule, ddpm_schedule
-from dppo_jax.envs import make_task, vectorize
+from dppo_jax.envs import check_env, make_task, vectorize
 from dppo_jax.evaluate import make_evaluate, summarize
 from dppo_jax.learning.chain_losses import policy_loss
 from dppo_jax.learning.returns import gae
@@ -61,6 +61,7 @@ __all__ = [
     "Transition",
     "VecEnv",
     "Windows",
+    "check_env",
     "cloning_loss",
     "ddim_schedule",
     "ddpm_schedule",

@@ -124,8 +124,12 @@ def first_episodes(
 def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Metrics:
     """Means over the episodes that ended in a roll-out; NaN if none ended.
 
-    Two means are over all steps: `reward`, and `obs_magnitude`, of the absolute values
-    of the normalised state, which lie in [0, 1] within the bounds.
+    Over all steps are the mean and the standard deviation of `reward`, `obs_magnitude`,
+    the mean of the absolute values of the normalised state, which lie in [0, 1] within
+    the bounds, and `obs_outside`, the share of them that exceed 2. If the environment
+    reports which simulations diverged (`envs.quarantine`), `diverged` is the number of
+    these steps; their episodes and rewards do not count, and if nothing else was left,
+    `reward` is NaN.
 
     Args:
         done: [T, B] 1 where an episode ended.
@@ -133,16 +137,36 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
         obs: leaves [T, B, ...].
         metrics: leaves [T, B].
     """
+    metrics = dict(metrics)
+    diverged = metrics.pop("diverged", None)
+    counts: Metrics = {}
+    mean_reward = parallel.mean(reward.mean())
+    if diverged is not None:
+        done = done * (1 - diverged)
+        counts["diverged"] = parallel.total(diverged.sum())
+        sound = parallel.mean((1 - diverged).mean())
+        mean_reward = jnp.where(sound > 0, mean_reward / sound, _nothing())
     count, sums = parallel.total(
         (done.sum(), {name: (x * done).sum() for name, x in metrics.items()})
     )
     means = {
-        name: jnp.where(count > 0, x / jnp.maximum(count, 1), jnp.nan)
+        name: jnp.where(count > 0, x / jnp.maximum(count, 1), _nothing())
         for name, x in sums.items()
     }
-    magnitude = jnp.abs(obs["state"]).mean()
-    over_steps = {"reward": reward.mean(), "obs_magnitude": magnitude}
-    return means | {"num_episodes": count} | parallel.mean(over_steps)
+    magnitude = jnp.abs(obs["state"])
+    over_steps = {
+        "reward": mean_reward,
+        "reward_std": jnp.sqrt(parallel.moments(reward)[1]),
+        "obs_magnitude": parallel.mean(magnitude.mean()),
+        "obs_outside": parallel.mean((magnitude > 2).mean()),
+    }
+    return means | counts | {"num_episodes": count} | over_steps
+
+
+def _nothing() -> float:
+    """NaN; infinity while JAX looks for NaNs, which would take it for an error."""
+    looks: bool = jax.config.jax_debug_nans  # type: ignore[attr-defined]
+    return jnp.inf if looks else jnp.nan
 
 
 def _one_step(

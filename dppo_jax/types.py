@@ -17,6 +17,7 @@ Obs = dict[str, Array]
 Metrics = dict[str, Array]
 
 # Metrics of a roll-out that the environment alone makes NaN or infinite, and with what.
+# Single steps of that kind are left out (`envs.quarantine`), unless there is no other.
 OF_ENVIRONMENT = {"obs_magnitude": "an observation", "reward": "a reward"}
 
 
@@ -102,6 +103,9 @@ class Env(NamedTuple):
     action_shape: (Da,), or (Ta, Da) after `chunk_actions`.
     max_steps: calls of `step` until the time limit; None: no time limit.
     view: for videos; None: it cannot be drawn.
+    action_range: lowest and highest action that the task takes, each a number or [Da],
+        in task units; None: unknown. Data with other actions are warned of; nothing is
+        clipped.
     """
 
     reset: Callable[[Array], Any]
@@ -110,6 +114,7 @@ class Env(NamedTuple):
     action_shape: tuple[int, ...]
     max_steps: int | None
     view: View | None = None
+    action_range: tuple[Any, Any] | None = None
 
 
 class VecEnv(NamedTuple):
@@ -119,6 +124,8 @@ class VecEnv(NamedTuple):
 
     If a step ends an episode, `state.obs` is the first observation of the next episode,
     and the returned TimeStep has the last observation of the one that ended.
+
+    notes: what a user should know about it, such as actions that it does not take.
     """
 
     reset: Callable[[Array], Any]
@@ -127,6 +134,7 @@ class VecEnv(NamedTuple):
     action_shape: tuple[int, ...]
     max_steps: int | None
     num_envs: int
+    notes: tuple[str, ...] = ()
 
 
 class Algorithm(NamedTuple):

@@ -73,6 +73,9 @@ def default_config() -> ConfigDict:
     # Evaluations are skipped after iterations whose roll-outs have a lower mean return
     # (`episode_return`), and before the first iteration; None: none is skipped.
     config.loop.finetune.evaluate_from_return = placeholder(float)
+    # Rows in a row without a single update with finite gradients that end a run.
+    for stage in ("pretrain", "finetune"):
+        config.loop[stage].max_skipped = 3
     # The metric whose highest evaluation is kept as the checkpoint `best`.
     for stage in ("pretrain", "finetune"):
         config.loop[stage].keep_best = "eval/episode_return"

@@ -22,6 +22,7 @@ from dppo_jax.envs.build import make_env, make_single
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import Evaluation, make_evaluate, summarize
 from dppo_jax.normalize import Normalizer
+from dppo_jax.policies import sampling_note
 from dppo_jax.training import parallel
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.run_directory import check_folder
@@ -157,6 +158,8 @@ def make_score(
         num_envs=min(settings.num_envs, settings.num_episodes),
         trace=(*plots.traced_metrics(config.env.task), *traces),
     )
+    for note in (*env.notes, *filter(None, [sampling_note(config.model)])):
+        print(f"warning: {note}.", flush=True)
     evaluate = make_evaluate(
         env,
         act,

@@ -19,7 +19,9 @@ from dppo_jax.deploy import LoadedPolicy, load_policy
 from dppo_jax.envs import time_limit, vectorize
 from dppo_jax.envs.adapters import is_host
 from dppo_jax.envs.build import make_single
+from dppo_jax.envs.quarantine import LARGEST, quarantine
 from dppo_jax.errors import SettingsError
+from dppo_jax.networks.build_encoder import image_shape
 from dppo_jax.normalize import Normalizer, constant_columns, policy_obs
 from dppo_jax.policies import make_policy, obs_like
 from dppo_jax.training.checkpoint import has_checkpoint, read_policy
@@ -35,7 +37,8 @@ _MAY_DIFFER = ("model.network.compute_dtype", "model.sampling.", "model.noise.")
 # They decide which moves the frozen network makes and which the tuned one, so they must
 # not change after fine-tuning.
 _SPLIT = tuple(
-    f"model.sampling.{x}" for x in ("num_tuned_steps", "ddim_steps", "flow_steps")
+    f"model.sampling.{x}"
+    for x in ("num_tuned_steps", "ddim_steps", "ddim_spacing", "flow_steps")
 )
 # Settings of the noise network of a flow, which only fine-tuning adds.
 _TUNED_MUST_MATCH = ("model.noise.hidden_sizes", "model.noise.activation")
@@ -48,7 +51,7 @@ _WORTH_A_LINE = (
         f"model.sampling.{x}"
         for x in (
             *("ddim_steps", "eta", "draw_clip", "final_clip", "noise_clip"),
-            "rederive_noise",
+            *("rederive_noise", "ddim_spacing"),
         )
     ),
     *("model.sampling.flow_steps", "model.sampling.mean_clip"),
@@ -83,6 +86,19 @@ def load_data(config: ConfigDict) -> Episodes:
             "--config.data=<file or folder>, see docs/data.md."
         )
     episodes = load_demonstrations(data)
+    encoder = config.model.network.encoder
+    if "rgb" in episodes.observations and image_shape(encoder) is None:
+        raise SettingsError(
+            f"{data} holds images, which model.network.encoder.kind={encoder.kind!r} "
+            "does not read; pass --config.model.network.encoder.kind=vit, or data "
+            "without images."
+        )
+    if episodes.rewards is not None and np.abs(episodes.rewards).max() > LARGEST:
+        print(
+            f"warning: rewards in {data} reach {np.abs(episodes.rewards).max():.4g}, "
+            "beside which all others vanish; an algorithm that learns from them will "
+            "fail. Correct them"
+        )
     if episodes.normalizer is not None:
         constant = constant_columns(episodes.normalizer)
         if constant:
@@ -130,7 +146,7 @@ def as_observed(data: Episodes, normalizer: Normalizer) -> Episodes:
 
 def make_raw_env(config: ConfigDict) -> VecEnv:
     """The environments of `config.rollout` in task units, one action per step."""
-    env = time_limit(make_single(config.env), config.env.max_steps)
+    env = time_limit(quarantine(make_single(config.env)), config.env.max_steps)
     return vectorize(env, config.rollout.num_envs)
 
 

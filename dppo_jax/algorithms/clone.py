@@ -44,6 +44,9 @@ def default_config() -> ConfigDict:
     config.ema_every = 10  # updates
     # Averaging starts in this epoch, counted from 1; before it, ema copies params.
     config.ema_start = 20
+    # The decay of average n is at most (1 + n) / (10 + n), so that few updates suffice
+    # for the average to forget where it started. False: the reference's rule.
+    config.ema_warmup = True
     config.clone_entropy_coef = 0.0  # Gaussians and mixtures only
     # Pixels that images are shifted by at most, at random; 4 in the paper, 0: none.
     config.random_shift = 0
@@ -92,6 +95,10 @@ def make_pretrain(
     optimizer = optimizers.adamw(weight_decay=config.weight_decay)
 
     obs, _ = gather(dataset, jnp.zeros(1, jnp.int32))
+    # The first update of epoch `ema_start` or after it that averages.
+    num_batches = -(-dataset.size // config.batch_size)
+    skipped = max(config.ema_start - 1, 0) * num_batches
+    first_average = -(-skipped // config.ema_every) * config.ema_every
 
     def init(key: Array) -> PretrainState:
         params_key, key = jax.random.split(key)
@@ -105,8 +112,13 @@ def make_pretrain(
             updates=jnp.zeros((), jnp.int32),
         )
 
-    def average(ema: PyTree, params: PyTree, epoch: Array) -> PyTree:
-        decay = jnp.where(epoch + 1 < config.ema_start, 0.0, config.ema_decay)
+    def average(ema: PyTree, params: PyTree, epoch: Array, updates: Array) -> PyTree:
+        """The average after update number `updates`, counted from 0, of this epoch."""
+        decay: Array | float = config.ema_decay
+        if config.ema_warmup:
+            num_averages = jnp.maximum(updates - first_average, 0) / config.ema_every
+            decay = jnp.minimum(decay, (1 + num_averages) / (10 + num_averages))
+        decay = jnp.where(epoch + 1 < config.ema_start, 0.0, decay)
         return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
     def clone_loss(params: PyTree, key: Array, obs: Obs, action: Array) -> Array:
@@ -124,7 +136,7 @@ def make_pretrain(
         learning_rate = optimizers.cosine_restarts(state.epoch, **rate)
         batches = covering_batches(shuffle_key, dataset.size, config.batch_size)
 
-        def learn(state: PretrainState, inputs: Any) -> tuple[PretrainState, Array]:
+        def learn(state: PretrainState, inputs: Any) -> tuple[PretrainState, Any]:
             index, key = inputs
             obs, action = gather(dataset, index)
             loss, grads = jax.value_and_grad(clone_loss)(state.params, key, obs, action)
@@ -133,7 +145,7 @@ def make_pretrain(
             )
             ema = jax.lax.cond(
                 state.updates % config.ema_every == 0,
-                lambda: average(state.ema, params, state.epoch),
+                lambda: average(state.ema, params, state.epoch, state.updates),
                 lambda: state.ema,
             )
             state = state._replace(
@@ -142,12 +154,22 @@ def make_pretrain(
                 optimizer=optimizer_state,
                 updates=state.updates + 1,
             )
-            return state, loss
+            made = optimizers.are_finite(grads)
+            return state, (jnp.where(made, loss, 0.0), made)
 
         keys = jax.random.split(loss_key, batches.shape[0])
-        state, loss = jax.lax.scan(learn, state, (batches, keys))
+        state, (loss, made) = jax.lax.scan(learn, state, (batches, keys))
         state = state._replace(key=key, epoch=state.epoch + 1)
-        return state, {"loss": loss.mean(), "learning_rate": learning_rate}
+        # One minibatch suffices to see whether the average lags behind.
+        of_average = clone_loss(state.ema, keys[-1], *gather(dataset, batches[-1]))
+        metrics = {
+            "loss": loss.sum() / jnp.maximum(made.sum(), 1),
+            "average_loss": of_average,
+            "learning_rate": learning_rate,
+            "num_updates": made.size,
+            "skipped_updates": made.size - made.sum(),
+        }
+        return state, jax.tree.map(jnp.asarray, metrics)
 
     def params(state: PretrainState) -> PolicyParams:
         """Use the averaged network as the base network and as the tuned network."""

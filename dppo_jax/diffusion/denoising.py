@@ -78,6 +78,7 @@ def make_diffusion(
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
     rederive_noise: bool = True,
+    ddim_spacing: str = "leading",
 ) -> Diffusion:
     """Make the schedules and bounds of a diffusion policy.
 
@@ -91,6 +92,7 @@ def make_diffusion(
         beta_schedule: noise rates of training, "cosine" or "linear".
         beta_start, beta_end: bounds of the linear ones; the cosine has none.
         rederive_noise: as the reference does; diffusers' DDIMScheduler does not.
+        ddim_spacing: see `ddim_schedule`.
 
     Raises:
         SettingsError: unknown or invalid noise rates, or a bound that is not positive.
@@ -138,6 +140,7 @@ def make_diffusion(
                 eta=e,
                 predict_noise=predict_noise,
                 betas=betas,
+                spacing=ddim_spacing,
             )
             for e in (eta, 0.0)
         )

@@ -16,6 +16,9 @@ _MIN_VARIANCE = 1e-20
 _MIN_DETERMINISTIC_STD = 1e-3
 _MIN_DDIM_STD = 1e-10
 
+# Which steps of training DDIM samples, see `ddim_schedule`.
+SPACINGS = ("leading", "trailing")
+
 
 class Schedule(NamedTuple):
     """[K] arrays of coefficients, the noisiest step first.
@@ -142,26 +145,38 @@ def ddim_schedule(
     eta: float,
     predict_noise: bool = True,
     betas: np.ndarray | None = None,
+    spacing: str = "leading",
 ) -> Schedule:
     """DDIM sampling over some steps of training (Song et al. 2021, eqs. 12 and 16).
 
     Args:
-        num_denoising_steps: K, number of sampled steps ("leading" spacing).
+        num_denoising_steps: K, number of sampled steps.
         num_training_steps: denoising steps of training.
         eta: 1 gives noise as in DDPM (exploration), 0 gives none (evaluation).
         predict_noise: whether the network predicts the noise or the clean action.
         betas: [num_training_steps] noise rates of training, cleanest first; None: those
             of `cosine_betas`.
+        spacing: which steps of training are sampled (Lin et al. 2024, table 2).
+            "leading" begins with the cleanest one, as the reference does, so chains of
+            few steps start at a level at which a sample is no pure noise. "trailing"
+            begins with the noisiest one.
 
     Raises:
-        SettingsError: more steps in sampling than in training.
+        SettingsError: more steps in sampling than in training, or an unknown spacing.
     """
+    if spacing not in SPACINGS:
+        raise SettingsError(
+            f"ddim_spacing={spacing!r} is unknown; use one of {', '.join(SPACINGS)}."
+        )
     if not 1 <= num_denoising_steps <= num_training_steps:
         raise SettingsError(
             f"ddim_steps={num_denoising_steps} must lie between 1 and the "
             f"{num_training_steps} denoising steps of training."
         )
     time = np.arange(num_denoising_steps) * (num_training_steps // num_denoising_steps)
+    if spacing == "trailing":
+        share = np.arange(1, num_denoising_steps + 1) / num_denoising_steps
+        time = np.round(share * num_training_steps).astype(int) - 1
     betas = cosine_betas(num_training_steps) if betas is None else betas
     alpha_bars = alpha_bars_of(betas)[time]
     previous = np.concatenate([np.ones(1, np.float32), alpha_bars[:-1]])

@@ -9,8 +9,10 @@ from dppo_jax.envs.adapters import is_host, make_host_task
 from dppo_jax.envs.adapters.host import host_vec_env
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.outside import apply_wrapper
+from dppo_jax.envs.quarantine import quarantine
 from dppo_jax.envs.tasks import make_task
 from dppo_jax.envs.wrappers import (
+    action_notes,
     chunk_actions,
     normalize,
     stack_observations,
@@ -88,11 +90,13 @@ def make_env(
             normalizer=normalizer,
             trace=trace,
         )
-    env = normalize(make_single(config), normalizer)
+    single = make_single(config)
+    env = normalize(quarantine(single), normalizer)
     env = time_limit(env, config.max_steps)
     env = stack_observations(env, config.history)
     env = chunk_actions(env, executed, trace)
-    return vectorize(env, num_envs)
+    notes = action_notes(config.task, normalizer, single.action_range)
+    return vectorize(env, num_envs)._replace(notes=notes)
 
 
 def _options(config: ConfigDict) -> ConfigDict:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dppo_jax.envs.core import select
 from dppo_jax.errors import SettingsError
@@ -52,6 +53,37 @@ def check_sizes(normalizer: Normalizer, obs_size: int, action_dim: int) -> None:
                 f"The normalizer has {name} size {given}, but the environment has "
                 f"{needed}; use the normalizer of a data set of this task."
             )
+
+
+def action_notes(
+    name: str, normalizer: Normalizer, action_range: tuple[Any, Any] | None
+) -> tuple[str, ...]:
+    """Say where the actions of the data leave the range that an environment takes.
+
+    Args:
+        name: of the environment.
+        action_range: as in `Env`.
+    """
+    if action_range is None:
+        return ()
+    bounds = (normalizer.action_min, normalizer.action_max)
+    least, most = (np.asarray(bound, np.float64) for bound in bounds)
+    low, high = (
+        np.broadcast_to(np.ravel(bound).astype(np.float64), least.shape)
+        for bound in action_range
+    )
+    # Demonstrators may overshoot a little, and the environment clips that.
+    slack = np.where(np.isfinite(high - low), 0.1 * (high - low), 0.0)
+    entries = np.flatnonzero((least < low - slack) | (most > high + slack))
+    if not len(entries):
+        return ()
+    i = entries[0]
+    return (
+        f"entry {i} of the actions of the data goes from {least[i]:.4g} to "
+        f"{most[i]:.4g}, but {name} takes {low[i]:.4g} to {high[i]:.4g} "
+        f"({len(entries)} of {len(low)} entries differ): the data may hold actions of "
+        "another convention, such as absolute instead of relative ones, or other units",
+    )
 
 
 def normalize(env: Env, normalizer: Normalizer) -> Env:

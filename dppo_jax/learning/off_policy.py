@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from dppo_jax import replay as buffers
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import off_policy_settings
+from dppo_jax.learning.quarantine import sound_transitions
 from dppo_jax.replay import Replay
 from dppo_jax.rollout import env_keys, episode_means, rollout
 from dppo_jax.training import parallel
@@ -136,7 +137,7 @@ def off_policy(
 
     Returns:
         An Algorithm; the metrics of `Learner.update` are averaged over the rounds of an
-        iteration.
+        iteration whose losses are finite, and `skipped_updates` counts the others.
 
     Raises:
         SettingsError: invalid or contradictory settings, which the message names.
@@ -214,13 +215,14 @@ def off_policy(
         key, reset_key, act_key = jax.random.split(state.key, 3)
         if reset_at_iteration:
             state = state._replace(env=env.reset(env_keys(reset_key, num_envs)))
-        env_state, transitions, episodes = collect(
+        env_state, transitions, metrics = collect(
             state.learner, state.env, env_keys(act_key, num_envs), state.iteration
         )
         done = jnp.maximum(transitions.terminated, transitions.truncated)
         episodes = episode_means(
-            done, transitions.reward, transitions.next_obs, episodes
+            done, transitions.reward, transitions.next_obs, metrics
         )
+        transitions = sound_transitions(transitions, metrics.get("diverged"))
         if reset_at_iteration:
             cut = transitions.truncated.at[-1].set(1 - transitions.terminated[-1])
             transitions = transitions._replace(truncated=cut)
@@ -384,11 +386,26 @@ def _make_learn(
             (state.learner, state.replay.items.extras),
             jax.random.split(key, num_rounds),
         )
-        metrics = jax.tree.map(lambda x: x.mean(0), metrics)
-        num_updates = jnp.int32(num_rounds * updates_per_round)
-        return carry, metrics | {"num_updates": num_updates}
+        # If a loss is not finite, neither are its gradients: they were skipped.
+        made = jnp.ones(num_rounds, bool)
+        for name in sorted(set(learner.finite) & set(metrics)):
+            made &= jnp.isfinite(metrics[name])
+        counts = {
+            "num_updates": jnp.int32(num_rounds * updates_per_round),
+            "skipped_updates": (num_rounds - made.sum()) * updates_per_round,
+        }
+        return carry, _means(metrics, made) | counts
 
     return learn
+
+
+def _means(metrics: Metrics, made: Array) -> Metrics:
+    """Means over the rounds, leaves [R], that were not skipped; 0 if all were."""
+    num_made = jnp.maximum(made.sum(), 1)
+    return {
+        name: jnp.where(made.all(), x.mean(0), jnp.where(made, x, 0).sum(0) / num_made)
+        for name, x in metrics.items()
+    }
 
 
 def _with_extras(replay: Replay, extras: PyTree) -> Replay:

@@ -14,6 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dppo_jax.learning import returns
+from dppo_jax.learning.quarantine import without_diverged
 from dppo_jax.policies import PolicyParams
 from dppo_jax.rollout import BoundAct, env_keys, episode_means, rollout
 from dppo_jax.training import parallel
@@ -52,6 +53,7 @@ class Collected(NamedTuple):
     extras: what the exploring policy returned besides its action.
     end_value: V of the observation that followed, in steps at which an environment
         reached a time limit; 0 in all other steps.
+    diverged: [T, B] 1 where a simulation broke; None: the environment does not tell.
     """
 
     obs: Obs
@@ -60,6 +62,7 @@ class Collected(NamedTuple):
     terminated: Array
     truncated: Array
     end_value: Array
+    diverged: Array | None = None
 
 
 class Returns(NamedTuple):
@@ -112,7 +115,8 @@ def collect(
             reward=transition.reward,
             terminated=transition.terminated,
             truncated=transition.truncated,
-            end_value=end_value * outcome.truncated,
+            end_value=jnp.where(outcome.truncated > 0, end_value, 0.0),
+            diverged=outcome.metrics.get("diverged"),
         )
 
     env_state, collected, metrics = rollout(
@@ -159,6 +163,7 @@ def evaluate_returns(
         collected.truncated,
         discount=discount,
         gae_lambda=gae_lambda,
+        diverged=collected.diverged,
     )
     state = state._replace(first=done[-1], reward_scale=scale)
     (_, variance), (_, rest) = map(parallel.moments, (target, target - value))
@@ -221,7 +226,7 @@ def make_collect(
             reward_scale=config.reward_scale,
         )
         steps = Steps(obs=collected.obs, extras=collected.extras, **values._asdict())
-        return state, flat(steps), episodes | metrics
+        return state, sound_steps(steps, collected), episodes | metrics
 
     return collect_steps
 
@@ -229,6 +234,11 @@ def make_collect(
 def flat(tree: PyTree) -> PyTree:
     """Leaves [T, B, ...] as [T * B, ...]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def sound_steps(steps: PyTree, collected: Collected) -> PyTree:
+    """Flatten the steps of a roll-out, without those in which a simulation broke."""
+    return without_diverged(flat(steps), flat(collected.diverged))
 
 
 class Learner(NamedTuple):

@@ -161,6 +161,7 @@ def make_chunk_updates(
                 value_clip=config.get("value_clip"),
             )
             state = both.descend(state, grads, critic_grads, rates)
+            metrics |= on_policy_updates.skipped(grads, critic_grads)
             return state, metrics | {"value_loss": value_loss}
 
         state, metrics = on_policy_updates.run_updates(

@@ -145,12 +145,15 @@ def run_updates(
     """Make one update after the other, until the KL estimate exceeds `target_kl`.
 
     Args:
-        learn: (state, batch) -> (state, metrics), one update; `approx_kl` is a metric.
+        learn: (state, batch) -> (state, metrics), one update; `approx_kl` is a metric,
+            and so is `skipped_updates`, 1 if its gradients were not finite.
         batches: leaves [U, ...], of U updates.
         target_kl: None: make all updates.
 
     Returns:
-        The state, and means of the metrics over the updates that ran.
+        The state, and means of the metrics over the updates that ran and were not
+        skipped; of `skipped_updates` the sum, and `first_ratio`, the ratio of the first
+        update, which is 1 if old and new log-probabilities agree.
     """
     num_batches = jax.tree.leaves(batches)[0].shape[0]
 
@@ -160,27 +163,44 @@ def run_updates(
     shapes = jax.eval_shape(learn, state, batch(0))[1]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     num_updates = jnp.zeros((), jnp.int32)
-    last_kl = zeros["approx_kl"]
+    last_kl, first_ratio = zeros["approx_kl"], zeros["ratio"]
 
     def go_on(carry: Any) -> Array:
         # The KL estimate is known only after the update that exceeds target_kl.
         # The remaining updates are then skipped, as in the reference.
-        count, _, _, last_kl = carry
+        count, _, _, last_kl, _ = carry
         left = count < num_batches
         return left if target_kl is None else left & ~(last_kl > target_kl)
 
     def one_more(carry: Any) -> Any:
-        count, state, totals, _ = carry
+        count, state, totals, _, first_ratio = carry
         state, metrics = learn(state, batch(count))
-        totals = jax.tree.map(jnp.add, totals, metrics)
-        return count + 1, state, totals, metrics["approx_kl"]
+        last_kl = metrics["approx_kl"]
+        first_ratio = jnp.where(count == 0, metrics["ratio"], first_ratio)
+        skipped = metrics["skipped_updates"]
+        counted = jax.tree.map(lambda x: jnp.where(skipped > 0, 0, x), metrics)
+        counted["skipped_updates"] = skipped
+        totals = jax.tree.map(jnp.add, totals, counted)
+        return count + 1, state, totals, last_kl, first_ratio
 
-    num_updates, state, totals, last_kl = jax.lax.while_loop(
-        go_on, one_more, (num_updates, state, zeros, last_kl)
+    num_updates, state, totals, last_kl, first_ratio = jax.lax.while_loop(
+        go_on, one_more, (num_updates, state, zeros, last_kl, first_ratio)
     )
-    # A NaN in any of the updates makes the mean NaN.
-    metrics = {name: x / num_updates for name, x in totals.items()}
-    return state, metrics | {"approx_kl_last": last_kl, "num_updates": num_updates}
+    skipped = totals.pop("skipped_updates")
+    # A NaN in any of the other updates makes the mean NaN.
+    num_made = jnp.maximum(num_updates - skipped, 1)
+    metrics = {name: x / num_made for name, x in totals.items()}
+    return state, metrics | {
+        "approx_kl_last": last_kl,
+        "first_ratio": first_ratio,
+        "num_updates": num_updates,
+        "skipped_updates": skipped,
+    }
+
+
+def skipped(*grads: PyTree) -> Metrics:
+    """The metric that `run_updates` needs, of an update with these gradients."""
+    return {"skipped_updates": 1 - optimizers.are_finite(grads).astype(jnp.int32)}
 
 
 def _rate_settings(config: ConfigDict) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """AdamW that gets its learning rate at every update, rate schedules, Polyak average."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,9 +35,24 @@ def update(
     params: PyTree,
     learning_rate: Array | float,
 ) -> tuple[PyTree, Any]:
-    """Make one update; return new parameters and optimizer state."""
-    direction, state = optimizer.update(grads, state, params)
-    return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), state
+    """Make one update; return new parameters and optimizer state.
+
+    If an entry of the gradients is NaN or infinite, nothing changes: one such update
+    would make all parameters NaN for ever.
+    """
+    direction, new_state = optimizer.update(grads, state, params)
+    new_params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
+    return jax.tree.map(
+        functools.partial(jnp.where, are_finite(grads)),
+        (new_params, new_state),
+        (params, state),
+    )
+
+
+def are_finite(grads: PyTree) -> Array:
+    """Whether all entries are finite."""
+    # A sum keeps every NaN and infinity, and costs less than to look at each entry.
+    return jnp.isfinite(sum(x.sum() for x in jax.tree.leaves(grads)))
 
 
 class Trained(NamedTuple):

@@ -45,6 +45,8 @@ def td_target(
     """
     chex.assert_rank([reward, next_value, terminated], 1)
     chex.assert_equal_shape([reward, next_value, terminated])
+    # A product with 0 alone would keep a NaN in the value of a terminal observation.
+    next_value = jnp.where(terminated > 0, 0.0, next_value)
     return reward + discount * (1 - terminated) * next_value
 
 

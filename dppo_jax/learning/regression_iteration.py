@@ -9,6 +9,7 @@ import optax
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning.optimizers import Trained, Trainer
+from dppo_jax.learning.quarantine import sound_transitions
 from dppo_jax.policies import ChainPolicy, PolicyParams
 from dppo_jax.rollout import env_keys, episode_means, rollout
 from dppo_jax.types import (
@@ -154,9 +155,10 @@ def weighted_regression(
             acting(state), env_state, env_keys(act_key, num_envs)
         )
         done = jnp.maximum(rows.terminated, rows.truncated)
-        metrics = episode_means(done, rows.reward, rows.obs, metrics)
+        episodes = episode_means(done, rows.reward, rows.obs, metrics)
+        rows = sound_transitions(rows, metrics.get("diverged"))
         memory, data = learner.store(state.memory, rows)
-        return state._replace(env=env_state, memory=memory, key=key), data, metrics
+        return state._replace(env=env_state, memory=memory, key=key), data, episodes
 
     def learn(
         state: RegressionState, data: Any, metrics: Metrics

@@ -19,6 +19,7 @@ def gae(
     *,
     discount: float,
     gae_lambda: float,
+    diverged: Array | None = None,
 ) -> tuple[Array, Array]:
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16).
 
@@ -31,12 +32,19 @@ def gae(
             bootstrapped.
         discount: per chunk, not per control step.
         gae_lambda: 0 gives one-step TD errors, 1 gives Monte-Carlo advantages.
+        diverged: [T, B] 1 where a simulation broke, which must also be `truncated`; the
+            advantage there is 0, so the step before bootstraps from its value. None:
+            nowhere.
 
     Returns:
         Advantages and value targets, both [T, B].
     """
     chex.assert_equal_shape([reward, value, next_value, terminated, truncated])
+    # A product with 0 alone would keep a NaN in the value of a terminal observation.
+    next_value = jnp.where(terminated > 0, 0.0, next_value)
     delta = reward + discount * (1 - terminated) * next_value - value
+    if diverged is not None:
+        delta = jnp.where(diverged > 0, 0.0, delta)
     decay = discount * gae_lambda * (1 - jnp.maximum(terminated, truncated))
 
     def backward(advantage: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:

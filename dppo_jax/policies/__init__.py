@@ -7,6 +7,7 @@ from dppo_jax.policies.build import (
     make_policy,
     make_saved_policy,
     obs_like,
+    sampling_note,
 )
 from dppo_jax.policies.candidates import (
     CandidateParams,

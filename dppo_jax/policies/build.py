@@ -22,6 +22,9 @@ from dppo_jax.policies.gmm import gmm_policy
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.types import Array, Obs, PyTree
 
+# The least noise level, from 0 to 1, at which a chain may start without a warning.
+_LEAST_START = 0.9
+
 
 def default_config() -> ConfigDict:
     """Settings of a policy; after training, only `sampling` may still change."""
@@ -94,6 +97,9 @@ def default_config() -> ConfigDict:
             noise_clip=placeholder(float),
             final_clip=placeholder(float),
             ddim_steps=placeholder(int),  # K of a DDIM chain; None: DDPM
+            # Which steps of training these are: "leading" as in the reference, or
+            # "trailing", which begins at the noisiest one.
+            ddim_spacing="leading",
             # The noise in a DDIM mean is that of the clipped action; False: that of the
             # output.
             rederive_noise=True,
@@ -154,6 +160,29 @@ def _role(config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
     return "denoiser", None
 
 
+def sampling_note(config: ConfigDict) -> str | None:
+    """What is wrong with how a policy samples; None: nothing.
+
+    Args:
+        config: of the model.
+    """
+    num, steps = config.sampling.ddim_steps, config.diffusion.num_denoising_steps
+    if config.kind != "diffusion" or num is None or num == steps:
+        return None
+    diffusion = {k: v for k, v in config.diffusion.items() if k != "past_actions"}
+    spacing = config.sampling.ddim_spacing
+    made = denoising.make_diffusion(**diffusion, ddim_steps=num, ddim_spacing=spacing)
+    level = float(made.explore.noise[0])
+    if level >= _LEAST_START:
+        return None
+    return (
+        f"with ddim_steps={num} of {steps}, chains start at a noise level of "
+        f"{level:.2f}, where samples of training are no pure noise, so most of the "
+        "action is that noise; use more steps, or "
+        "--config.model.sampling.ddim_spacing=trailing"
+    )
+
+
 def _make(
     config: ConfigDict, network: nn.Module, action_dim: int
 ) -> ChainPolicy | SquashedPolicy:
@@ -179,6 +208,7 @@ def _make(
             final_clip=sampling.final_clip,
             min_log_prob_std=sampling.min_log_prob_std,
             rederive_noise=sampling.rederive_noise,
+            ddim_spacing=sampling.ddim_spacing,
         ),
         chunk=config.chunk,
         action_dim=action_dim,

@@ -33,6 +33,7 @@ def train(
     keep_best: str = "",
     prepare: Callable[[], object] | None = None,
     about: Mapping[str, Any] | None = None,
+    max_skipped: int = 3,
 ) -> Any:
     """Run `algorithm.step` until `num_iterations`, from the newest checkpoint if any.
 
@@ -82,6 +83,8 @@ def train(
         about: what every checkpoint says of the run, values that JSON can hold, beside
             versions and device (`provenance`) and its last evaluation, `score`. An
             entry `evaluate`, the settings of the evaluation, becomes part of the score.
+        max_skipped: rows in a row in which every update was skipped, because its
+            gradients were not finite, that end the run; 0: none do.
 
     Returns:
         The final state; for many seeds a list of the final state of each.
@@ -89,8 +92,8 @@ def train(
         `seconds`, the mean time of an iteration (of all seeds) since the last row.
 
     Raises:
-        FloatingPointError: a metric in `algorithm.finite` is not finite; the newest
-            checkpoint is kept.
+        FloatingPointError: a metric in `algorithm.finite` is not finite, or
+            `max_skipped` is reached; the newest checkpoint is kept.
         Interrupted: a signal has ended the loop; its state is saved.
         SettingsError: another process trains in a directory, or the checkpoints of the
             seeds have no iteration in common, or have other bounds than `normalizer`.
@@ -107,6 +110,7 @@ def train(
         keep_best=keep_best,
         prepare=prepare,
         about=about,
+        max_skipped=max_skipped,
     )
     with runs, StopRequest() as request:
         runs.describe({"stage": "train", **(config or {})})

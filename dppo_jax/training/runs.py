@@ -13,6 +13,7 @@ import numpy as np
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel, seeds
+from dppo_jax.training.coach import Coach
 from dppo_jax.training.config_file import load_config, save_config
 from dppo_jax.training.metrics import MetricsWriter, read_metrics
 from dppo_jax.training.run_directory import Run, check_run_dir
@@ -49,7 +50,8 @@ class Runs:
     Args:
         run_dir: one directory, or a sequence of N, for which states and metrics have a
             leading axis [N].
-        algorithm, normalizer, evaluate, stop, keep, keep_best, prepare, about: see
+        algorithm, normalizer, evaluate, stop, keep, keep_best, prepare, about,
+        max_skipped: see
             `train`.
     """
 
@@ -65,6 +67,7 @@ class Runs:
         keep_best: str,
         prepare: Callable[[], object] | None = None,
         about: Mapping[str, Any] | None = None,
+        max_skipped: int = 0,
     ) -> None:
         if isinstance(run_dir, (str, os.PathLike)):
             self._several, self._dirs = False, [str(run_dir)]
@@ -74,6 +77,10 @@ class Runs:
         self._evaluate, self._stop = evaluate, stop
         self._keep, self._keep_best = keep, keep_best
         self._prepare, self._about = prepare, about or {}
+        self._coaches = [
+            Coach(name, names_run=self._several, max_skipped=max_skipped)
+            for name in self._dirs
+        ]
         self._closing = contextlib.ExitStack()
         self._start = self._logged = 0
         self._began = time.perf_counter()
@@ -246,6 +253,7 @@ class Runs:
                     f"one of {', '.join(sorted(numbers))}."
                 )
             run.writer.write(row.iteration, numbers)
+            self._coaches[i].see(run.writer.rows)
             self._keep_if_best(run, i, row, numbers)
         if ends or row.save:
             self._save(run, row.iteration, row.states()[i])

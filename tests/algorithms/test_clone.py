@@ -65,20 +65,42 @@ def test_an_epoch_sees_every_window_and_fills_the_last_minibatch(
     np.testing.assert_array_equal(moved, starts)
 
 
-def test_the_average_is_updated_every_ema_every_updates():
-    """e <- decay e + (1 - decay) p, after updates 1, 4, 7, ... for every = 3."""
-    algorithm = make(ema_decay=0.7, ema_every=3, batch_size=NUM_WINDOWS)
+@pytest.mark.parametrize("warmup", [False, True])
+def test_the_average_is_updated_every_ema_every_updates(warmup):
+    """e <- decay e + (1 - decay) p, after updates 4, 7, ... for every = 3.
+
+    Averaging starts in epoch 3. With a warm-up the decays are 1/10 and 2/11, without
+    one 0.15.
+    """
+    algorithm = make(
+        ema_decay=0.15,
+        ema_every=3,
+        ema_start=3,
+        ema_warmup=warmup,
+        batch_size=NUM_WINDOWS,
+    )
     step = jax.jit(algorithm.step)
     state = algorithm.init(jax.random.key(0))
+    decays = {0: 0.0, 3: 1 / 10 if warmup else 0.15, 6: 0.15}
     expected = state.ema
-    for update in range(6):
+    for update in range(8):
         state, _ = step(state)
-        if update % 3 == 0:
+        if update in decays:
+            decay = decays[update]
             expected = jax.tree.map(
-                lambda e, p: 0.7 * e + 0.3 * p, expected, state.params
+                lambda e, p: decay * e + (1 - decay) * p, expected, state.params
             )
         for a, b in zip(jax.tree.leaves(state.ema), jax.tree.leaves(expected)):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_of_the_average_is_logged_beside_that_of_the_network():
+    """Every minibatch holds each window once, so the loss is the mean of the states."""
+    algorithm = make(counting_policy(), batch_size=NUM_WINDOWS, ema_decay=0.9)
+    state, rows = tiny.run(algorithm, 3)
+    starts = np.array([0, 1, 2, 3, 4, 6, 7, 8, 9, 10])
+    np.testing.assert_allclose(rows[-1]["average_loss"], state.ema[starts].mean())
+    assert rows[-1]["average_loss"] != rows[-1]["loss"]
 
 
 def test_the_average_follows_the_network_until_it_starts():

@@ -138,6 +138,19 @@ def test_ddim_skips_steps_evenly_and_tells_the_network_their_times():
     np.testing.assert_allclose(schedule.signal**2, alpha_bars[[6, 3, 0]], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "num, of, times", [(1, 20, [19]), (3, 10, [9, 6, 2]), (4, 8, [7, 5, 3, 1])]
+)
+def test_ddim_with_trailing_steps_begins_at_the_noisiest_one(num, of, times):
+    """Rounded multiples of of / num, less one."""
+    schedule = ddim_schedule(num, num_training_steps=of, eta=0.0, spacing="trailing")
+    np.testing.assert_array_equal(schedule.time, times)
+    ends = schedule.mean_from_x0[-1], schedule.mean_from_x[-1]
+    assert ends == pytest.approx((1, 0), abs=1e-5)
+    with pytest.raises(ValueError, match="ddim_spacing='even' is unknown; use one of"):
+        ddim_schedule(1, num_training_steps=2, eta=0.0, spacing="even")
+
+
 def test_deterministic_ddpm_keeps_the_posterior_noise_but_for_the_last_move():
     explore, evaluate = ddpm_schedule(K), ddpm_schedule(K, deterministic=True)
     np.testing.assert_array_equal(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dppo_jax.envs import make_task
-from dppo_jax.envs.outside import apply_wrapper, check_env
+from dppo_jax.envs.check import check_env, with_plain_numbers
+from dppo_jax.envs.outside import apply_wrapper
 from dppo_jax.errors import SettingsError
 from tests import tiny
 
@@ -198,13 +199,24 @@ def starting(**fields):
 )
 def test_what_a_rollout_could_not_carry_is_named(env, message):
     with pytest.raises(SettingsError, match=f"mine: .*{message}"):
-        check_env("mine", env)
+        check_env(env, "mine")
 
 
 def test_numbers_that_jax_converts_are_accepted():
     """Flags that are bools, Python numbers, and a count that starts as a plain 0."""
-    check_env("mine", returning(terminated=jnp.bool_(True), truncated=False, reward=1))
-    check_env("mine", starting(step=0))
+    check_env(returning(terminated=jnp.bool_(True), truncated=False, reward=1))
+    check_env(starting(step=0))
+
+
+def test_numbers_in_arrays_of_one_are_taken():
+    one = jnp.ones(1)
+    env = returning(reward=2 * one, terminated=one, metrics={"success": 3 * one})
+    check_env(env)
+    env = with_plain_numbers(env)
+    _, outcome = env.step(env.reset(KEY), one)
+    assert outcome.reward.shape == outcome.metrics["success"].shape == ()
+    assert (outcome.reward, outcome.terminated, outcome.metrics["success"]) == (2, 1, 3)
+    assert with_plain_numbers(TASK) is TASK
 
 
 @pytest.mark.parametrize("make", ["task", "wrapper"])

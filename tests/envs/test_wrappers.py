@@ -1,9 +1,12 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dppo_jax.envs.wrappers import (
+    action_notes,
     chunk_actions,
     normalize,
     stack_observations,
@@ -105,6 +108,25 @@ def test_a_normalizer_of_another_task_is_refused(counter):
         normalize(counter(), Normalizer(two, two, one, one))
     with pytest.raises(ValueError, match="action size 2"):
         normalize(counter(), Normalizer(one, one, two, two))
+
+
+@pytest.mark.parametrize(
+    "low, high, message",
+    [
+        (-2.0, 2.0, "entry 1 .* from -10 to 10, but mine takes -2 to 2 .1 of 2 ent"),
+        (np.array([-1.0, -10.0]), np.array([1.0, 10.0]), None),
+        (-np.inf, np.inf, None),
+        (-9.5, 9.5, None),  # A demonstrator that overshoots.
+    ],
+)
+def test_actions_of_the_data_that_an_environment_does_not_take_are_noted(
+    low, high, message
+):
+    obs, action = np.ones(1), np.array([1.0, 10.0])
+    notes = action_notes("mine", Normalizer(-obs, obs, -action, action), (low, high))
+    assert len(notes) == (message is not None)
+    assert message is None or re.search(message, notes[0])
+    assert action_notes("mine", Normalizer(-obs, obs, -action, action), None) == ()
 
 
 def test_wrong_settings_are_named(counter):

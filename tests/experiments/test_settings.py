@@ -178,6 +178,7 @@ def test_old_runs_read_like_new_ones():
         "loop.collect.num_iterations",
         "loop.pretrain.keep_best",
         "loop.finetune.keep_best",
+        "pretrain.ema_warmup",
     }
 
 

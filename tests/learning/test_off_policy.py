@@ -190,3 +190,23 @@ def test_what_a_learner_keeps_is_stored_with_the_transitions_it_was_drawn_with()
     offline = buffers.init(jax.tree.map(lambda x: x[0], given), 1, 3)
     with pytest.raises(ValueError, match="given ones have none"):
         off_policy(env, learner, offline=offline, **settings)
+
+
+def test_a_round_whose_loss_is_not_finite_is_counted_and_left_out_of_the_means():
+    """Every third round has a loss of NaN; the others that of their number."""
+    plain = counter()
+
+    def update(state, batches, key):
+        state, metrics = plain.update(state, batches, key)
+        loss = jnp.where(state["rounds"] % 3 == 0, jnp.nan, 1.0 * state["rounds"])
+        return state, {"reward_seen": loss}
+
+    env = tiny.point_env(4, lengths=(3, 99), max_steps=5)
+    algorithm = off_policy(
+        env,
+        plain._replace(update=update),
+        **dict(num_chunks=3, capacity=40, batch_size=6, updates_per_round=2),
+    )
+    _, metrics = jax.jit(algorithm.step)(algorithm.init(jax.random.key(0)))
+    assert metrics["num_updates"] == 12 and metrics["skipped_updates"] == 4
+    assert metrics["reward_seen"] == np.mean([1, 2, 4, 5])

@@ -10,6 +10,8 @@ from dppo_jax import policies
 from dppo_jax.networks import build as networks
 from dppo_jax.policies import make_policy
 from dppo_jax.rollout import rollout
+from experiments.defaults import default_config
+from experiments.settings import override
 from tests import tiny
 
 KEY = jax.random.key(0)
@@ -61,3 +63,31 @@ def test_a_chunk_that_cannot_be_halved_is_refused_by_name():
     model = unet_model(**{"chunk": 6, "network.dim_mults": (1, 2, 4)})
     with pytest.raises(ValueError, match="chunk=6 actions cannot be halved 2 times"):
         make_policy(model, action_dim=1)
+
+
+@pytest.mark.parametrize(
+    "steps, spacing, level",
+    [
+        (None, "leading", None),
+        (1, "leading", "noise level of 0.09"),
+        (5, "leading", None),
+        (1, "trailing", None),
+        (20, "leading", None),
+    ],
+)
+def test_chains_that_start_without_enough_noise_are_warned_of(steps, spacing, level):
+    model = policies.default_config()
+    model.sampling.update(ddim_steps=steps, ddim_spacing=spacing)
+    note = policies.sampling_note(model)
+    assert (note is None) == (level is None)
+    assert level is None or level in note
+
+
+def test_the_advice_about_few_steps_is_a_setting_and_helps():
+    model = policies.default_config()
+    model.sampling.ddim_steps = 1
+    config = default_config()
+    config.model.sampling.ddim_steps = 1
+    flag = policies.sampling_note(model).split()[-1]
+    override(config, [flag.removeprefix("--config.")])
+    assert policies.sampling_note(config.model) is None

@@ -132,6 +132,6 @@ def make_collector(
             moments=moments,
             **values._asdict(),
         )
-        return state, on_policy.flat(steps), metrics
+        return state, on_policy.sound_steps(steps, collected), metrics
 
     return Collector(collect, evaluate_returns)

@@ -97,6 +97,7 @@ def make_updates(
             grads, metrics = gradients.actor(state.params, moves, key)
             critic_grads, value_loss = gradients.critic(state.critic_params, steps, row)
             state = optimizers.descend(state, grads, critic_grads, rates)
+            metrics |= on_policy_updates.skipped(grads, critic_grads)
             return state, metrics | {"value_loss": value_loss}
 
         state, metrics = on_policy_updates.run_updates(

@@ -25,6 +25,7 @@ from dppo_jax.demonstrations.formats.minari import (
 from dppo_jax.demonstrations.formats.robomimic import load_robomimic
 from dppo_jax.demonstrations.formats.tables import open_hdf5
 from dppo_jax.errors import SettingsError
+from dppo_jax.normalize import OBS_LIMIT
 
 # Tolerance of actions beyond [-1, 1]: rounding errors of the normalisation are far
 # smaller, actions that were not normalised usually far larger.
@@ -54,6 +55,14 @@ def _load_checked_npz(path: Path, max_episodes: int | None) -> Episodes:
         raise SettingsError(
             f"{beside} holds no normalization.npz, which a policy needs to run in the "
             f"simulator; put it into the folder of {DATA_FILE}."
+        )
+    furthest = np.abs(episodes.observations["state"]).max(axis=1)
+    rows = np.flatnonzero(furthest > OBS_LIMIT)
+    if len(rows):
+        raise SettingsError(
+            f"{path}: states reach {furthest.max():.4g} in {len(rows)} of "
+            f"{len(furthest)} rows, first {rows[:5].tolist()}, but those of the format "
+            "are normalised to [-1, 1]; write them with dppo_jax.save_dppo_npz."
         )
     largest = np.abs(episodes.actions).max(axis=1)
     rows = np.flatnonzero(largest > 1 + _ACTION_SLACK)

@@ -25,9 +25,12 @@ from dppo_jax.errors import SettingsError
 _STATE = "observation.state"
 _ACTION = "action"
 _EPISODE = "episode_index"
+_FRAME = "frame_index"
 _REWARD = "next.reward"
 _DONE = "next.done"
 _TRUNCATED = "next.truncated"
+# Our own column: where a row was read.
+_PLACE = ""
 _BATCH_ROWS = 65536
 
 
@@ -68,7 +71,8 @@ def load_lerobot(
             )
     batches: list[dict[str, np.ndarray]] = []
     seen: set[int] = set()
-    for batch in _read_batches(folder, (*keys, _ACTION)):
+    paths = _data_files(folder)
+    for batch in _read_batches(folder, paths, (*keys, _ACTION)):
         rows = np.isin(batch[_EPISODE], wanted) if wanted is not None else slice(None)
         batch = {name: column[rows] for name, column in batch.items()}
         batches.append(batch)
@@ -81,7 +85,30 @@ def load_lerobot(
         )
     common = set.intersection(*(set(batch) for batch in batches))
     columns = {k: np.concatenate([batch[k] for batch in batches]) for k in common}
+    _check_frames(columns, paths)
     return _to_episodes(columns, keys, max_episodes, folder)
+
+
+def _check_frames(columns: dict[str, np.ndarray], paths: Sequence[Path]) -> None:
+    """Refuse frames that are not numbered 0, 1, 2, ... within their episode.
+
+    Otherwise frames that are reversed, or two episodes of the same number one after the
+    other, would become one episode.
+    """
+    if _FRAME not in columns:
+        return
+    frame, episode = columns[_FRAME], columns[_EPISODE]
+    follows = np.diff(episode, prepend=episode[0] - 1) == 0
+    expected = np.where(follows, np.roll(frame, 1) + 1, 0)
+    wrong = np.flatnonzero(frame != expected)
+    if len(wrong):
+        i = wrong[0]
+        file, row = columns[_PLACE][i]
+        raise SettingsError(
+            f"{paths[file]}, row {row}: {_FRAME} of episode {episode[i]} is "
+            f"{frame[i]}, but must be {expected[i]}; sort the frames, and give every "
+            "episode a number of its own."
+        )
 
 
 def _to_episodes(
@@ -152,13 +179,8 @@ def _split(
     return np.arange(int(bounds[1]), int(bounds[2]))
 
 
-def _read_batches(
-    folder: Path, required: Sequence[str]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the columns as [N, D] float32, and the episode indices [N] int64."""
-    purpose = f"{folder} is a LeRobot data set; reading it"
-    arrow = import_extra("pyarrow", "lerobot", purpose)
-    parquet = import_extra("pyarrow.parquet", "lerobot", purpose)
+def _data_files(folder: Path) -> list[Path]:
+    """The Parquet files in the order of the numbers in their names."""
 
     def numbers(path: Path) -> list[int]:
         inside = path.relative_to(folder).as_posix()
@@ -169,7 +191,19 @@ def _read_batches(
         raise SettingsError(
             f"{folder} holds no data/chunk-*/*.parquet; download the data."
         )
-    for path in paths:
+    return paths
+
+
+def _read_batches(
+    folder: Path, paths: Sequence[Path], required: Sequence[str]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the columns as [N, D] float32, and as int64 the indices of episodes and
+    frames [N], and `_PLACE`, the index of the file and the row in it [N, 2]."""
+    purpose = f"{folder} is a LeRobot data set; reading it"
+    arrow = import_extra("pyarrow", "lerobot", purpose)
+    parquet = import_extra("pyarrow.parquet", "lerobot", purpose)
+    for index, path in enumerate(paths):
+        begin = 0
         try:
             with parquet.ParquetFile(path) as file:
                 there = file.schema_arrow.names
@@ -177,11 +211,17 @@ def _read_batches(
                     require_key(name, there, "column", str(path))
                 unique = dict.fromkeys((*required, _REWARD, _DONE, _TRUNCATED))
                 names = [name for name in unique if name in there]
-                for batch in file.iter_batches(_BATCH_ROWS, columns=[*names, _EPISODE]):
+                whole = [name for name in (_EPISODE, _FRAME) if name in there]
+                for batch in file.iter_batches(_BATCH_ROWS, columns=[*names, *whole]):
                     if batch.num_rows:
-                        episode = batch.column(_EPISODE).to_numpy(zero_copy_only=False)
                         columns = {n: _table(batch.column(n), n, path) for n in names}
-                        yield {_EPISODE: episode.astype(np.int64), **columns}
+                        for name in whole:
+                            number = batch.column(name).to_numpy(zero_copy_only=False)
+                            columns[name] = number.astype(np.int64)
+                        row = begin + np.arange(batch.num_rows)
+                        place = np.stack([np.full_like(row, index), row], axis=1)
+                        yield columns | {_PLACE: place}
+                        begin += batch.num_rows
         except (OSError, arrow.ArrowException) as error:
             raise SettingsError(
                 f"{path} is not a readable Parquet file ({error}); download it again."

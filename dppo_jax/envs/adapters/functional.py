@@ -88,6 +88,7 @@ def from_functional(env: Any, *, task: str, obs_key: str = "state") -> Env:
         obs_shape={"state": shape},
         action_shape=(env.action_size,),
         max_steps=None,
+        action_range=(-1.0, 1.0),
     )
 
 

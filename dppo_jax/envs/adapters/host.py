@@ -15,6 +15,7 @@ A program with such a callback is not pure, which has three consequences:
   uninterrupted one, unless `rollout.reset_at_iteration` starts new episodes anyway.
 """
 
+import math
 import secrets
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from dppo_jax.envs.wrappers import check_sizes
+from dppo_jax.envs.wrappers import action_notes, check_sizes
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer, policy_obs, unnormalize_action
 from dppo_jax.runtime import num_cores
@@ -116,7 +117,7 @@ def host_vec_env(
             f"processes={processes} must not be negative; use 0 to run the simulators "
             "in this process."
         )
-    plan = _look_at(task)._replace(chunk=chunk, history=history, max_steps=max_steps)
+    plan = look_at(task)._replace(chunk=chunk, history=history, max_steps=max_steps)
     unknown = sorted(set(trace) - set(plan.metrics))
     if unknown:
         raise SettingsError(
@@ -124,8 +125,10 @@ def host_vec_env(
         )
     plan = plan._replace(trace=tuple(trace))
     (action_dim,) = plan.action_shape
+    notes: tuple[str, ...] = ()
     if normalizer is not None:
         check_sizes(normalizer, plan.obs_size, action_dim)
+        notes = action_notes(task.name, normalizer, plan.action_range)
     groups = make_groups(plan, num_envs, min(processes, num_envs))
     results = _results(plan, num_envs)
     host = Host(groups, results, task.name)
@@ -173,7 +176,10 @@ def host_vec_env(
         episode_return = state.episode_return + time_step.reward
         episode_length = jnp.where(begun, state.episode_length, answer["length"])
         reported = dict(
-            metrics, episode_return=episode_return, episode_length=episode_length
+            metrics,
+            episode_return=episode_return,
+            episode_length=episode_length,
+            diverged=answer["diverged"],
         )
         done = jnp.maximum(time_step.terminated, time_step.truncated) > 0
         state = HostState(
@@ -192,6 +198,7 @@ def host_vec_env(
         action_shape=(chunk, action_dim),
         max_steps=None if max_steps is None else -(-max_steps // chunk),
         num_envs=num_envs,
+        notes=notes,
     )
 
 
@@ -261,6 +268,7 @@ def _results(plan: Any, num_envs: int) -> dict[str, jax.ShapeDtypeStruct]:
         reward=(num_envs,),
         terminated=(num_envs,),
         truncated=(num_envs,),
+        diverged=(num_envs,),
         length=(num_envs,),
         metrics=(num_envs, len(plan.metrics)),
         trace=(num_envs, plan.chunk, len(plan.trace)),
@@ -270,31 +278,53 @@ def _results(plan: Any, num_envs: int) -> dict[str, jax.ShapeDtypeStruct]:
     return results | {"token": jax.ShapeDtypeStruct((2,), jnp.uint32)}
 
 
-def _look_at(task: HostTask) -> Any:
+def look_at(task: HostTask) -> Any:
     """Make the plan of a task from one step of its environment.
 
     Raises:
-        SettingsError: an environment that cannot be made, unsuitable spaces, or
-            observations of several sizes.
+        SettingsError: an environment that cannot be made, or as `look_into`.
     """
     import gymnasium
-
-    from dppo_jax.envs.adapters.workers import Plan, flat_observation, scalars
 
     try:
         env = task.make()
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise SettingsError(f"{task.name} cannot be made: {error}") from error
     try:
-        _check_spaces(task, env)
-        env.action_space.seed(0)
-        obs, _ = env.reset(seed=0)
-        next_obs, *_, info = env.step(env.action_space.sample())
+        return look_into(task, env)
     finally:
         env.close()
-    keys = tuple(task.obs_keys)
-    size = flat_observation(obs, keys).size
-    flat_observation(next_obs, keys, size=size)
+
+
+def look_into(task: HostTask, env: Any) -> Any:
+    """As `look_at`, with an environment of the task that is made already.
+
+    Raises:
+        SettingsError: unsuitable spaces, observations that differ in size from one
+            another or from their space, or a reward or end flag that is no number.
+    """
+    from dppo_jax.envs.adapters.workers import (
+        Plan,
+        flat_observation,
+        one_number,
+        scalars,
+    )
+
+    parts = _check_spaces(task, env)
+    env.action_space.seed(0)
+    obs, _ = env.reset(seed=0)
+    next_obs, *numbers, info = env.step(env.action_space.sample())
+    # Not the order of the entries in an observation: it may differ from that of a
+    # recording of the same environment, and nothing else would tell.
+    keys = tuple(task.obs_keys or filter(None, parts))
+    size = sum(math.prod(parts[key].shape) for key in keys or parts)
+    try:
+        for seen in (obs, next_obs):
+            flat_observation(seen, keys, size=size)
+        for name, value in zip(("reward", "terminated", "truncated"), numbers):
+            one_number(value, name)
+    except SettingsError as error:
+        raise SettingsError(f"{task.name}: {error}") from None
     found = tuple(scalars(info))
     return Plan(
         make=task.make,
@@ -306,10 +336,12 @@ def _look_at(task: HostTask) -> Any:
         chunk=1,
         history=1,
         max_steps=None,
+        action_range=(env.action_space.low, env.action_space.high),
     )
 
 
-def _check_spaces(task: HostTask, env: Any) -> None:
+def _check_spaces(task: HostTask, env: Any) -> dict[str, Any]:
+    """The spaces of an observation by name; that of a vector is called ""."""
     from gymnasium import spaces
 
     seen = env.observation_space
@@ -334,6 +366,7 @@ def _check_spaces(task: HostTask, env: Any) -> None:
             f"{task.name} takes actions from {env.action_space}; policies here are "
             "continuous, so use an environment whose action space is a Box."
         )
+    return parts
 
 
 def _refuse_batches(name: str, num_envs: int) -> Callable[[PyTree], PyTree]:

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from dppo_jax.envs.quarantine import LARGEST
 from dppo_jax.errors import SettingsError
 
 
@@ -28,6 +29,7 @@ class Plan(NamedTuple):
     obs_size, action_shape: Do, and the shape of one action.
     chunk, history: Ta, To.
     max_steps: control steps until the time limit; None: no time limit.
+    action_range: lowest and highest action.
     """
 
     make: Callable[[], gymnasium.Env]
@@ -39,6 +41,7 @@ class Plan(NamedTuple):
     chunk: int
     history: int
     max_steps: int | None
+    action_range: tuple[np.ndarray, np.ndarray]
 
 
 def flat_observation(
@@ -47,17 +50,48 @@ def flat_observation(
     """Convert an observation to [Do] float32; concatenate entries of a dictionary.
 
     Raises:
-        SettingsError: Do is not `size`.
+        SettingsError: Do is not `size`, or the observation is no dictionary with
+            `keys`.
     """
-    parts = [obs[key] for key in keys or obs] if isinstance(obs, Mapping) else [obs]
-    flat = np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in parts])
+    if keys and not (isinstance(obs, Mapping) and set(keys) <= set(obs)):
+        found = sorted(obs) if isinstance(obs, Mapping) else type(obs).__name__
+        raise SettingsError(
+            f"the environment returned the observation {found}, but its "
+            f"observation_space is a dictionary with {', '.join(keys)}; return one."
+        )
+    parts = [obs[key] for key in keys] if keys else [obs]
+    try:
+        flat = np.concatenate([np.asarray(x, np.float32).reshape(-1) for x in parts])
+    except (TypeError, ValueError):
+        raise SettingsError(
+            f"the environment returned the observation {obs!r:.60}, which is no array "
+            "of numbers."
+        ) from None
     if size is not None and flat.size != size:
         raise SettingsError(
-            f"the environment returned an observation of {flat.size} numbers, but of "
-            f"{size} after its first reset; return the same number from every reset "
-            "and step."
+            f"the environment returned an observation of {flat.size} numbers, but its "
+            f"observation_space has {size}; return as many from every reset and step."
         )
     return flat
+
+
+def one_number(value: Any, name: str) -> float:
+    """Convert a number, or an array of one number such as [1.0], to a float.
+
+    Raises:
+        SettingsError: it is something else.
+    """
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise SettingsError(
+            f"the environment returned the {name} {value!r:.60}; it must be one number."
+        )
+    return float(array.item())
+
+
+def is_sound(x: Any) -> bool:
+    """Whether all entries are finite and not exploded."""
+    return bool((np.abs(x) <= LARGEST).all())
 
 
 def scalars(info: Mapping[str, Any]) -> dict[str, float]:
@@ -85,7 +119,8 @@ class Episode:
     def reset(self, seed: int | None = None) -> None:
         """Start an episode; without a seed, the environment's generator continues."""
         obs, _ = self.env.reset(seed=seed)
-        self.history[:] = self._flat(obs)
+        seen = self._flat(obs)
+        self.history[:] = np.where(np.abs(seen) <= LARGEST, seen, 0)
         self.count = 0
         # Not every step reports every entry: missing ones keep their last value, or 0.
         self.metrics = dict.fromkeys(self.plan.metrics, 0.0)
@@ -96,27 +131,20 @@ class Episode:
         Returns:
             This environment's row of the results of `Group`.
         """
-        plan, space = self.plan, self.env.action_space
-        reward, terminated, truncated = 0.0, False, False
+        plan = self.plan
+        reward, terminated, truncated, diverged = 0.0, False, False, False
         trace = np.zeros((plan.chunk, len(plan.trace)), np.float32)
         for t, action in enumerate(chunk):
             if not (terminated or truncated):
-                action = action.reshape(space.shape).astype(space.dtype)
-                obs, earned, terminated, truncated, info = self.env.step(action)
-                self.count += 1
-                reward += float(earned)
-                at_limit = plan.max_steps is not None and self.count >= plan.max_steps
-                truncated = (truncated or at_limit) and not terminated
-                self.history[:-1] = self.history[1:]
-                self.history[-1] = self._flat(obs)
-                found = scalars(info)
-                self.metrics |= {k: found[k] for k in plan.metrics if k in found}
+                earned, terminated, truncated, diverged = self._control_step(action)
+                reward += earned
             trace[t] = [self.metrics[name] for name in plan.trace]
         row = dict(
             next_obs=self.history.copy(),
             reward=reward,
             terminated=terminated,
             truncated=truncated,
+            diverged=diverged,
             length=self.count,
             metrics=np.array([self.metrics[k] for k in plan.metrics], np.float32),
             trace=trace,
@@ -124,6 +152,28 @@ class Episode:
         if terminated or truncated:
             self.reset()
         return row | dict(obs=self.history.copy())
+
+    def _control_step(self, action: np.ndarray) -> tuple[float, bool, bool, bool]:
+        """Return the reward, and whether it terminated, truncated, or diverged."""
+        plan, space = self.plan, self.env.action_space
+        action = action.reshape(space.shape).astype(space.dtype)
+        obs, earned, terminated, truncated, info = self.env.step(action)
+        self.count += 1
+        seen, reward = self._flat(obs), one_number(earned, "reward")
+        found = scalars(info)
+        diverged = not (is_sound(seen) and is_sound(reward))
+        if diverged:  # As in `envs.quarantine`.
+            seen, reward = self.history[-1].copy(), 0.0
+            found = {k: x if is_sound(x) else 0.0 for k, x in found.items()}
+        self.history[:-1] = self.history[1:]
+        self.history[-1] = seen
+        self.metrics |= {k: found[k] for k in plan.metrics if k in found}
+        if diverged:
+            return reward, False, True, True
+        ended = bool(one_number(terminated, "terminated"))
+        at_limit = plan.max_steps is not None and self.count >= plan.max_steps
+        cut = bool(one_number(truncated, "truncated")) or at_limit
+        return reward, ended, cut and not ended, False
 
     def _flat(self, obs: Any) -> np.ndarray:
         return flat_observation(obs, self.plan.obs_keys, size=self.plan.obs_size)
@@ -151,6 +201,7 @@ class Group(gymnasium.Env):
             reward=(),
             terminated=(),
             truncated=(),
+            diverged=(),
             length=(),
             metrics=(len(plan.metrics),),
             trace=(plan.chunk, len(plan.trace)),

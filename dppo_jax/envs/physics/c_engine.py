@@ -1,5 +1,6 @@
 """The engine `mujoco`: C MuJoCo on all cores, behind one batched callback."""
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterable
@@ -46,7 +47,13 @@ class _Slot(NamedTuple):
 def make_c_mujoco(
     model: mujoco.MjModel, num_substeps: int
 ) -> tuple[Callable[..., PhysicsState], Callable[..., PhysicsState]]:
-    """Make `reset` and `step` of `Physics`; here all their arguments are required."""
+    """Make `reset` and `step` of `Physics`; here all their arguments are required.
+
+    A simulation that breaks keeps its NaNs. By default MuJoCo would put it back to the
+    start in silence, in the middle of an episode.
+    """
+    model = copy.copy(model)
+    model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
     slots: dict[tuple[int, frozenset[str]], _Slot] = {}
     lock = threading.Lock()
     stage = _sensor_stage(model)

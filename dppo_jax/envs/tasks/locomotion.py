@@ -264,4 +264,5 @@ def make_runner(
         action_shape=(model.nu,),
         max_steps=None,
         view=View(model, float(period), "track"),
+        action_range=tuple(model.actuator_ctrlrange.T),
     )

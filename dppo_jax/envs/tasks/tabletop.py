@@ -198,6 +198,7 @@ def make_table_env(
         action_shape=(control.NUM_ACTIONS * len(task.arms),),
         max_steps=None,
         view=View(model, 1 / CONTROL_FREQUENCY, "front"),
+        action_range=(-1.0, 1.0),
     )
 
 

@@ -173,6 +173,22 @@ def test_actions_of_the_stitched_format_must_be_in_its_range(tmp_path):
     assert load_demonstrations(tmp_path).episode_lengths.tolist() == [3, 2]
 
 
+def test_states_of_the_stitched_format_must_be_normalised(tmp_path):
+    """To the bounds of other data they may exceed [-1, 1], but not by far."""
+    bounds = normalize.fit_normalizer(STATE, ACTIONS)
+    normalize.save_normalizer(tmp_path / "normalization.npz", bounds)
+    arrays = dict(actions=ACTIONS / 4, traj_lengths=LENGTHS)
+    states = np.zeros_like(STATE)
+    states[1, 0], states[2, 1] = 2.0, -50.0
+    np.savez(tmp_path / "train.npz", states=states, **arrays)
+    message = r"states reach 50 in 1 of 5 rows, first \[2\], but .* \[-1, 1\]"
+    with pytest.raises(ValueError, match=message):
+        load_demonstrations(tmp_path)
+    states[2, 1] = 9.0
+    np.savez(tmp_path / "train.npz", states=states, **arrays)
+    assert load_demonstrations(tmp_path).observations["state"].max() == 9.0
+
+
 def test_normalised_data_need_their_bounds(tmp_path):
     np.savez(
         tmp_path / "train.npz", states=STATE, actions=ACTIONS / 4, traj_lengths=LENGTHS

@@ -112,7 +112,10 @@ def test_columns_make_the_state_in_the_order_given(tmp_path):
     "change, message",
     [
         ({"action": None}, "no column 'action'"),
-        ({"episode_index": [0, 1, 0, 1, 1]}, "not contiguous; sort"),
+        (
+            {"episode_index": [0, 1, 0, 1, 1], "frame_index": [0, 0, 0, 0, 1]},
+            "not contiguous; sort",
+        ),
         ({"action": [[1.0], [1.0, 2.0], [3.0], [1.0], [2.0]]}, "of different sizes"),
         ({"action": [[1.0], None, [3.0], [1.0], [2.0]]}, "missing or of different"),
         ({"action": ["a"] * 5}, "action has type string; it must hold numbers"),
@@ -147,3 +150,35 @@ def test_a_missing_package_is_named_with_the_cure(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"pyarrow, .*'dppo_jax\[lerobot\]'"):
         load_lerobot(folder)
+
+
+@pytest.mark.parametrize(
+    "files, changes, message",
+    [
+        (
+            [(FIRST, slice(0, 5))],
+            {"frame_index": [2, 1, 0, 0, 1]},
+            "file-000.parquet, row 0: frame_index of episode 0 is 2, but must be 0",
+        ),
+        (
+            [(FIRST, slice(0, 3)), (SECOND, slice(3, 5))],
+            {"frame_index": [0, 1, 2, 0, 2]},
+            "file-001.parquet, row 1: frame_index of episode 1 is 2, but must be 1",
+        ),
+        (
+            # Two files that both number their episode 0.
+            [(FIRST, slice(0, 3)), (SECOND, slice(3, 5))],
+            {"episode_index": [0] * 5},
+            "file-001.parquet, row 0: frame_index of episode 0 is 0, but must be 3",
+        ),
+    ],
+)
+def test_frames_out_of_order_are_refused_by_file_and_row(
+    tmp_path, files, changes, message
+):
+    with pytest.raises(ValueError, match=message):
+        load_lerobot(write(tmp_path, files, **changes))
+
+
+def test_data_without_frame_numbers_are_in_the_order_of_their_rows(tmp_path):
+    assert_same(load_lerobot(write(tmp_path, frame_index=None)), RAW)

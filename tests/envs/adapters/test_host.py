@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium import spaces
 from jax.sharding import AxisType, PartitionSpec
 
 from dppo_jax.envs.adapters.gymnasium import make_gymnasium
 from dppo_jax.envs.adapters.host import host_vec_env
+from dppo_jax.envs.check import check_env
 from dppo_jax.envs.core import vectorize
+from dppo_jax.envs.quarantine import quarantine
 from dppo_jax.envs.wrappers import (
     chunk_actions,
     normalize,
@@ -38,11 +41,12 @@ def counters(num_envs=1, *, processes=0, end=1e9, random_start=False, **settings
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_a_host_environment_equals_the_same_pure_one(counter, processes):
-    """Chunks, history, normaliser, time limit, resets, metrics and traces."""
+    """Chunks, history, normaliser, time limit, resets, metrics, traces, quarantine."""
     num_envs, chunk, history, max_steps = 3, 2, 3, 5
     normalizer = Normalizer(*(np.array([x], np.float32) for x in (-2.0, 8.0, 0.0, 4.0)))
     pure = stack_observations(
-        time_limit(normalize(counter(end=10.0), normalizer), max_steps), history
+        time_limit(normalize(quarantine(counter(end=10.0)), normalizer), max_steps),
+        history,
     )
     pure = vectorize(chunk_actions(pure, chunk, ("total",)), num_envs)
     host = counters(
@@ -53,7 +57,9 @@ def test_a_host_environment_equals_the_same_pure_one(counter, processes):
     assert host.obs_shape == pure.obs_shape and host.max_steps == pure.max_steps == 3
     assert host.action_shape == pure.action_shape
     actions = jax.random.uniform(KEY, (12, num_envs, chunk, 1), minval=-1.0)
+    actions = actions.at[3, 1].set(jnp.nan).at[7, 2, 1].set(-jnp.inf)
     expected, found = (run_env(env, actions) for env in (pure, host))
+    assert expected[1].metrics["diverged"].sum() == 2
     ends = expected[1].terminated.sum(), expected[1].truncated.sum()
     assert min(ends) > 1  # Both kinds of ends occurred.
     assert jax.tree.structure(expected) == jax.tree.structure(found)
@@ -179,6 +185,72 @@ def test_entries_of_a_dictionary_are_concatenated_in_the_given_order():
     np.testing.assert_array_equal(state.obs["state"], [[[2.0, 2.0, 1.0, 1.0]]])
 
 
+class Returning(Counter):
+    """Returns something else in a step, and a reward in an array."""
+
+    def __init__(self, observation=None, reward=None, space=None):
+        super().__init__()
+        self.observation, self.reward = observation, reward
+        self.observation_space = space or self.observation_space
+
+    def reset(self, **settings):
+        obs, info = super().reset(**settings)
+        return obs if self.observation is None else self.observation, info
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        obs = obs if self.observation is None else self.observation
+        return obs, np.array([reward]) if self.reward is None else self.reward, *rest
+
+
+VECTOR = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+PAIR = spaces.Dict([("b", VECTOR), ("a", VECTOR)])
+
+
+def test_entries_of_a_dictionary_are_in_the_order_of_its_space():
+    """Which recordings share, whatever the order in the returned dictionary."""
+    one, two = np.ones(1), np.full(1, 2.0)
+    for observation in ({"a": one, "b": two}, {"b": two, "a": one}):
+        task = make_gymnasium(
+            Returning, processes=0, observation=observation, space=PAIR
+        )
+        state = tiny.start(host_vec_env(task, 1), KEY)
+        np.testing.assert_array_equal(state.obs["state"], [[[2.0, 1.0]]])
+
+
+def test_a_reward_in_an_array_of_one_is_taken():
+    env = host_vec_env(make_gymnasium(Returning, processes=0), 1)
+    _, step = env.step(tiny.start(env, KEY), 3 * ONE)
+    np.testing.assert_array_equal(step.reward, [3.0])
+    check_env(Returning())
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            dict(reward=np.ones(2)),
+            r"mine: .*the reward array\(\[1., 1.\]\); it must be",
+        ),
+        (dict(reward="one"), "the reward 'one'; it must be one number"),
+        (dict(observation=np.ones(2)), "of 2 numbers, but its .* has 1"),
+        (dict(observation={"a": 1}, space=PAIR), r"observation \['a'\], .* with b, a"),
+        (dict(observation=np.ones(2), space=PAIR), "observation ndarray, .* with b, a"),
+        (dict(observation=["x"]), r"observation \['x'\], which is no array of num"),
+    ],
+)
+def test_what_a_simulator_returns_is_checked_entry_by_entry(changes, message):
+    with pytest.raises(SettingsError, match=message):
+        check_env(Returning(**changes), "mine")
+    with pytest.raises(SettingsError, match=message.removeprefix("mine: ")):
+        host_vec_env(make_gymnasium(Returning, processes=0, **changes), 1)
+
+
+def test_what_is_no_environment_cannot_be_checked():
+    with pytest.raises(SettingsError, match="the environment is a int; pass a"):
+        check_env(3)
+
+
 def test_metrics_are_the_numbers_in_info_or_those_named():
     assert set(tiny.start(counters(), KEY).metrics) == {"total"}
     task = make_gymnasium(Counter, processes=0, metrics=("total", "success"))
@@ -219,7 +291,7 @@ class Growing(Counter):
 
 
 def test_observations_of_several_sizes_are_refused():
-    message = "observation of 2 numbers, but of 1 after its first reset"
+    message = "observation of 2 numbers, but its observation_space has 1"
     with pytest.raises(SettingsError, match=message):
         host_vec_env(make_gymnasium(Growing, processes=0, start=1), 1)
     env = host_vec_env(make_gymnasium(Growing, processes=0, start=2), 1, chunk=2)

@@ -1,0 +1,74 @@
+"""Ends episodes whose simulation breaks, before their numbers reach anything else."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dppo_jax.envs.physics.state import PhysicsState
+from dppo_jax.types import Array, Env, PyTree, TimeStep
+
+# Numbers of a simulation beyond this count as exploded. MuJoCo's own limit is 1e10, but
+# the squares of such numbers would drown all others in float32.
+LARGEST = 1e8
+
+
+def quarantine(env: Env) -> Env:
+    """End an episode when its simulation diverges, and report that.
+
+    A step *diverges* if an observation, the reward, or a position or velocity of the
+    physics is NaN, infinite, or larger than `LARGEST`. Its outcome is a truncation with
+    reward 0 and the observation before it, so that nothing broken leaves the
+    environment, and `vectorize` starts a new episode. The metric `diverged` is 1 in
+    such a step, else 0; whoever learns from roll-outs leaves these steps out.
+
+    It must be the first wrapper, because normalising clips what has exploded.
+    """
+
+    def step(state: Any, action: Array) -> tuple[Any, TimeStep]:
+        before = jax.tree.map(_mended, state.obs)
+        state, outcome = env.step(state, action)
+        seen = (outcome.obs, outcome.reward, _motion(state))
+        diverged = ~jnp.stack([_is_sound(x) for x in jax.tree.leaves(seen)]).all()
+
+        def instead(other: PyTree, value: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda x, y: jnp.where(diverged, x, y).astype(y.dtype), other, value
+            )
+
+        metrics, trace = (
+            instead(jax.tree.map(_mended, values), values)
+            for values in (outcome.metrics, outcome.trace)
+        )
+        return state, TimeStep(
+            obs=instead(before, outcome.obs),
+            reward=instead(0.0, outcome.reward),
+            terminated=instead(0.0, outcome.terminated),
+            truncated=instead(1.0, outcome.truncated),
+            metrics={**metrics, "diverged": diverged.astype(jnp.float32)},
+            trace=trace,
+        )
+
+    return env._replace(step=step)
+
+
+def _motion(state: Any) -> list[Array]:
+    """Positions and velocities in a state; an observation may hide that they exploded.
+
+    A task may clip them, or leave some of them out.
+    """
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, PhysicsState))
+    physics = [x for x in leaves if isinstance(x, PhysicsState)]
+    return [x for state in physics for x in (state.qpos, state.qvel)]
+
+
+def _is_sound(x: Array) -> Array:
+    return (jnp.abs(x) <= LARGEST).all() if _has_fractions(x) else jnp.bool_(True)
+
+
+def _mended(x: Array) -> Array:
+    return jnp.where(jnp.abs(x) <= LARGEST, x, 0) if _has_fractions(x) else x
+
+
+def _has_fractions(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)

@@ -1,0 +1,55 @@
+"""What the stages say about their demonstrations before they use them."""
+
+import numpy as np
+import pytest
+
+from dppo_jax.demonstrations.dataset import Episodes
+from dppo_jax.demonstrations.formats.dppo_npz import save_dppo_npz
+from dppo_jax.errors import SettingsError
+from experiments import inputs
+from experiments.defaults import default_config
+from experiments.settings import override
+
+
+def load(folder, *, images=False, constant=False, reward=1.0, changes=()):
+    """Load two episodes of three steps, written to `folder`."""
+    rng = np.random.default_rng(0)
+    observations = {"state": rng.normal(size=(6, 3)).astype(np.float32)}
+    if constant:
+        observations["state"][:, 1] = 7.0
+    if images:
+        observations["rgb"] = np.zeros((6, 8, 8, 3), np.uint8)
+    rewards = np.ones(6, np.float32)
+    rewards[4] = reward
+    episodes = Episodes(
+        observations=observations,
+        actions=rng.normal(size=(6, 2)).astype(np.float32),
+        episode_lengths=np.array([3, 3]),
+        rewards=rewards,
+    )
+    save_dppo_npz(folder / "data", episodes, overwrite=True)
+    config = default_config()
+    override(config, [f"data={folder}/data", *changes])
+    return inputs.load_data(config)
+
+
+def test_images_that_no_encoder_reads_are_refused_with_a_cure(tmp_path):
+    with pytest.raises(SettingsError, match="holds images.*kind='state'") as refused:
+        load(tmp_path, images=True)
+    (flag,) = [x for x in str(refused.value).split() if x.startswith("--config.")]
+    cure = flag.removeprefix("--config.").strip(",")
+    assert "rgb" in load(tmp_path, images=True, changes=[cure]).observations
+
+
+def test_huge_rewards_are_warned_of(tmp_path, capsys):
+    load(tmp_path)
+    assert "warning" not in capsys.readouterr().out
+    load(tmp_path, reward=-1e20)
+    assert "warning: rewards in" in (out := capsys.readouterr().out) and "1e+20" in out
+
+
+def test_constant_entries_are_named(tmp_path, capsys):
+    load(tmp_path)
+    assert "constant" not in capsys.readouterr().out
+    load(tmp_path, constant=True)
+    assert "columns [1] of the observations are constant" in capsys.readouterr().out
