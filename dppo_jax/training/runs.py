@@ -51,8 +51,7 @@ class Runs:
         run_dir: one directory, or a sequence of N, for which states and metrics have a
             leading axis [N].
         algorithm, normalizer, evaluate, stop, keep, keep_best, prepare, about,
-        max_skipped: see
-            `train`.
+        max_skipped: see `train`.
     """
 
     def __init__(
