@@ -1,6 +1,5 @@
 """AdamW that gets its learning rate at every update, rate schedules, Polyak average."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,22 +36,28 @@ def update(
 ) -> tuple[PyTree, Any]:
     """Make one update; return new parameters and optimizer state.
 
-    If an entry of the gradients is NaN or infinite, nothing changes: one such update
-    would make all parameters NaN for ever.
+    If an entry of the gradients is NaN or infinite, the parameters stay as they are,
+    and the optimizer sees gradients of zero: one such update would make all parameters
+    NaN for ever.
     """
-    direction, new_state = optimizer.update(grads, state, params)
-    new_params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
-    return jax.tree.map(
-        functools.partial(jnp.where, are_finite(grads)),
-        (new_params, new_state),
-        (params, state),
-    )
+    finite = are_finite(grads)
+    # Selecting among gradients costs nothing, among parameters a tenth of the update.
+    grads = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), grads)
+    direction, state = optimizer.update(grads, state, params)
+    rate = learning_rate * finite
+    return jax.tree.map(lambda p, d: p - rate * d, params, direction), state
 
 
 def are_finite(grads: PyTree) -> Array:
     """Whether all entries are finite."""
-    # A sum keeps every NaN and infinity, and costs less than to look at each entry.
-    return jnp.isfinite(sum(x.sum() for x in jax.tree.leaves(grads)))
+
+    def total(x: Array) -> Array:
+        # XLA's compiler for CPUs vectorises a product, but not a sum.
+        return (jnp.ones(len(x), x.dtype) @ x.reshape(len(x), -1)).sum()
+
+    leaves = jax.tree.leaves(grads)
+    # A sum keeps every NaN and infinity.
+    return jnp.isfinite(sum(total(x) if x.ndim > 1 else x.sum() for x in leaves))
 
 
 class Trained(NamedTuple):
