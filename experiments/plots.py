@@ -1,5 +1,6 @@
 """Plots of a run: trajectories before and after fine-tuning, and learning curves."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 _SUCCESS, _FAILURE = "#1f77b4", "#d62728"
 _EPISODES_SHOWN = 50
+# A legend of more curves would hide some of them.
+_LEGEND_INSIDE = 6
 
 
 def draw_avoid(ax: Axes, evaluation: Evaluation) -> None:
@@ -101,14 +104,16 @@ def plot_curves(
         over: one of `AXES`. Runs of a group are averaged iteration by iteration, and so
             are their places on the axis.
     """
-    for label, run_dirs in groups.items():
+    # The colours begin again after ten curves.
+    styles = itertools.cycle(itertools.chain(*(10 * [x] for x in ("-", "--", ":"))))
+    for (label, run_dirs), style in zip(groups.items(), styles):
         curves = [curve(read_metrics(run), metric, over) for run in run_dirs]
         shared = sorted(set.intersection(*(set(points) for points in curves)))
         points = np.array([[each[i] for i in shared] for each in curves])
         if not shared:
             continue
         places, values = points[..., 0].mean(0), points[..., 1]
-        (line,) = ax.plot(places, values.mean(axis=0), label=label)
+        (line,) = ax.plot(places, values.mean(axis=0), style, label=label)
         ax.fill_between(
             places, values.min(0), values.max(0), color=line.get_color(), alpha=0.2
         )
@@ -117,7 +122,10 @@ def plot_curves(
     if metric.endswith(("success", "solved", "collision", "outside")):
         ax.set_ylim(-0.03, 1.03)  # Rates need the same axis in all plots.
     ax.grid(alpha=0.3)
-    ax.legend()
+    if len(groups) <= _LEGEND_INSIDE:
+        ax.legend()
+    else:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
 
 
 def curve(

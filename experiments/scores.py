@@ -212,7 +212,8 @@ def _save_curves(path: Path, runs: Sequence[Run], metric: str) -> None:
     groups = {
         label: [run.run_dir for run in group] for label, group in _groups(runs).items()
     }
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
     for ax, over in zip(axes, ("env_steps", "seconds")):
         plots.plot_curves(ax, groups, metric, over)
+    axes[0].get_legend().remove()  # It is that of the other plot.
     plots.save_figure(figure, path)
