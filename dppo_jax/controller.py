@@ -93,13 +93,16 @@ class Controller:
 
     def _remember(self, obs: Observation) -> None:
         reads = self._policy.reads
-        for name, x in as_entries(obs, reads).items():
-            length, *shape = reads[name].shape
+        entries = as_entries(obs, reads)
+        for name, x in entries.items():
+            _, *shape = reads[name].shape
             if x.shape != tuple(shape):
                 raise SettingsError(
                     f"obs[{name!r}] has shape {list(x.shape)}; this policy takes "
                     f"{shape}: the newest observation, without a history."
                 )
+        for name, x in entries.items():
+            length = reads[name].shape[0]
             # The first observation of an episode fills the history, as in training.
             seen = self._history.get(name, np.repeat(x[None], length, axis=0))
             self._history[name] = np.concatenate([seen[1:], x[None]])
@@ -114,7 +117,8 @@ class Controller:
         self._plans = [plan for plan in plans if len(plan)]
         assert self._ensemble is not None
         weights = np.exp(-self._ensemble * np.arange(len(self._plans)))
-        return np.average([plan[0] for plan in self._plans], axis=0, weights=weights)
+        actions = [plan[0] for plan in self._plans]
+        return np.average(actions, axis=0, weights=weights).astype(np.float32)
 
 
 def _executed(policy: LoadedPolicy, length: int) -> int:

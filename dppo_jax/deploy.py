@@ -35,6 +35,8 @@ class LoadedPolicy(NamedTuple):
         older ones.
     reads: shape and type of every entry of an observation, [To, ...]; empty if `act` is
         None.
+    num_actions: how many actions of a chunk lie at or after the newest observation;
+        None: all.
     """
 
     params: PyTree
@@ -44,6 +46,7 @@ class LoadedPolicy(NamedTuple):
     iteration: int
     about: Mapping[str, Any] = types.MappingProxyType({})
     reads: Mapping[str, jax.ShapeDtypeStruct] = types.MappingProxyType({})
+    num_actions: int | None = None
 
     def __call__(
         self, obs: Observation, key: Array | None = None, *, deterministic: bool = True
@@ -53,7 +56,7 @@ class LoadedPolicy(NamedTuple):
         Args:
             obs: [Do], or [To, Do] with a history, the newest last; or a mapping with
                 `state` of this shape and, for policies that see, `rgb` [H, W, C] or
-                [To, H, W, C] uint8.
+                [T, H, W, C] uint8, of whose T frames the newest ones are read.
             key: of the random numbers. None: always the same, so that the same
                 observation gives the same actions. (Also deterministic chains start
                 from noise.)
@@ -69,6 +72,8 @@ class LoadedPolicy(NamedTuple):
         for name, like in self.reads.items():
             if entries[name].ndim == len(like.shape) - 1 and like.shape[0] == 1:
                 entries[name] = entries[name][None]
+            if name != "state":
+                entries[name] = entries[name][-like.shape[0] :]
             _check_entry(name, entries[name], like.shape)
         key = jax.random.key(0) if key is None else key
         return self.sample(key, entries, deterministic=deterministic)
@@ -87,15 +92,6 @@ class LoadedPolicy(NamedTuple):
             self.params, self.normalizer, key, obs, deterministic=deterministic
         )
         return np.asarray(chunk[: self.num_actions])
-
-    @property
-    def num_actions(self) -> int | None:
-        """How many actions of a chunk lie at or after the newest observation."""
-        model = self.config.get("model") or {}
-        if "chunk" not in model:
-            return None
-        past = (model.get("diffusion") or {}).get("past_actions", 0)
-        return model["chunk"] - (past if model.get("kind") == "diffusion" else 0)
 
 
 @functools.lru_cache(maxsize=8)
@@ -124,7 +120,7 @@ def as_entries(
     """The entries of an observation that a policy reads, with their types.
 
     Raises:
-        SettingsError: an entry is missing, or is not finite.
+        SettingsError: an entry is missing or not finite, or an image is not uint8.
     """
     given = obs if isinstance(obs, Mapping) else {"state": obs}
     missing = [name for name in reads if name not in given]
@@ -133,9 +129,14 @@ def as_entries(
             f"the observation lacks {', '.join(missing)}; this policy reads "
             f"{', '.join(reads)}."
         )
-    entries = {
-        name: np.asarray(given[name], like.dtype) for name, like in reads.items()
-    }
+    entries = {}
+    for name, like in reads.items():
+        x = np.asarray(given[name])
+        if like.dtype == np.uint8 and x.dtype != np.uint8:
+            raise SettingsError(
+                f"obs[{name!r}] has type {x.dtype}; pass uint8, 0 to 255."
+            )
+        entries[name] = x.astype(like.dtype)
     for name, x in entries.items():
         if not np.isfinite(x).all():
             raise SettingsError(
@@ -213,7 +214,13 @@ def load_policy(
         name: jax.ShapeDtypeStruct(like.shape[1:], like.dtype)
         for name, like in obs.items()
     }
-    return LoadedPolicy(act=act, reads=reads, **saved._replace(params=params)._asdict())
+    settings = saved.config.get("model") if model is None else model
+    return LoadedPolicy(
+        act=act,
+        reads=reads,
+        num_actions=policies.num_executable(settings) if settings else None,
+        **saved._replace(params=params)._asdict(),
+    )
 
 
 def _checking(act: Act, example: Mapping[str, Any]) -> Act:

@@ -22,7 +22,7 @@ from dppo_jax.envs.build import make_env, make_single
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import Evaluation, make_evaluate, summarize
 from dppo_jax.normalize import Normalizer
-from dppo_jax.policies import sampling_note
+from dppo_jax.policies import num_executable, sampling_note
 from dppo_jax.training import parallel
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.run_directory import check_folder
@@ -30,6 +30,8 @@ from dppo_jax.types import Act, Metrics, PyTree, View
 from experiments import command_line, inputs, intervals, plots, processes, videos
 from experiments.seeds import check_seed
 
+# Half a success needs a million episodes for an interval of this width.
+_LEAST_WIDTH = 0.002
 # Higher than the number of an episode.
 _LATER_PARTS = 2**31
 
@@ -103,13 +105,15 @@ def _score_until(
     """Score episodes, more of them for `evaluate.until_width`; means and their number.
 
     Raises:
-        SettingsError: a width that no number of episodes reaches, or a task without a
-            success.
+        SettingsError: a width below `_LEAST_WIDTH`, which would take millions of
+            episodes, or a task without a success.
     """
     settings = config.evaluate
     width, each = settings.until_width, settings.num_episodes
-    if width < 0:
-        raise SettingsError(f"evaluate.until_width={width} must be at least 0.")
+    if width and width < _LEAST_WIDTH:
+        raise SettingsError(
+            f"evaluate.until_width={width} must be 0 or at least {_LEAST_WIDTH}."
+        )
     parts: list[Metrics] = []
     while True:
         parts.append(score(len(parts)).metrics)
@@ -154,7 +158,7 @@ def make_score(
     env = make_env(
         config.env,
         normalizer=normalizer,
-        chunk=inputs.executable(config),
+        chunk=num_executable(config.model),
         num_envs=min(settings.num_envs, settings.num_episodes),
         trace=(*plots.traced_metrics(config.env.task), *traces),
     )

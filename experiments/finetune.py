@@ -16,6 +16,7 @@ from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import Evaluation, summarize
 from dppo_jax.normalize import Normalizer
+from dppo_jax.policies import num_executable
 from dppo_jax.training import parallel
 from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.trees import check_matches
@@ -121,7 +122,7 @@ def _make_algorithm(
     env = make_env(
         config.env,
         normalizer=normalizer,
-        chunk=inputs.executable(config),
+        chunk=num_executable(config.model),
         num_envs=config.rollout.num_envs,
     )
     return make_algorithm(env, policy, config, data)

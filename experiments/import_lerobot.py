@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop import LerobotPolicy, load_lerobot_policy
-from dppo_jax.policies import PolicyParams
+from dppo_jax.policies import PolicyParams, num_executable
 from dppo_jax.training.checkpoint import Checkpoints
 from dppo_jax.training.config_file import save_config
 from dppo_jax.training.old_settings import flatten
@@ -40,7 +40,7 @@ def main(folder: str, run_dir: str, config: ConfigDict) -> str:
         make_env(
             config.env,
             normalizer=policy.normalizer,
-            chunk=inputs.executable(config),
+            chunk=num_executable(config.model),
             num_envs=1,
         )
     with Checkpoints(run_dir) as checkpoints:

@@ -260,12 +260,6 @@ def build_policy(config: ConfigDict, action_dim: int) -> Any:
     return make_policy(config.model, action_dim=action_dim)
 
 
-def executable(config: ConfigDict) -> int:
-    """How many actions of a chunk may be executed: those from the present one on."""
-    past = config.model.diffusion.past_actions
-    return config.model.chunk - (past if config.model.kind == "diffusion" else 0)
-
-
 def expected_params(config: ConfigDict, normalizer: Normalizer) -> Any:
     """Names and shapes of the parameters of the configured policy."""
     policy = build_policy(config, len(normalizer.action_min))

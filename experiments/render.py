@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -26,9 +25,11 @@ _COLORS = 128
 def main(folder: str) -> None:
     """Write the GIF of every episode, and the contact sheet."""
     job = json.loads((Path(folder) / "job.json").read_text())
-    model = mujoco.MjModel.from_binary_path(str(Path(folder) / "model.mjb"))
     rows = []
     try:
+        import mujoco  # It loads the OpenGL library.
+
+        model = mujoco.MjModel.from_binary_path(str(Path(folder) / "model.mjb"))
         renderer = mujoco.Renderer(model, job["height"], job["width"])
     except Exception as error:  # Each library has its own errors.
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -48,6 +49,8 @@ def draw(
     model: Any, renderer: Any, qpos: np.ndarray, camera: str
 ) -> Iterator[Image.Image]:
     """One picture for each qpos [nq]; an empty camera sees the whole model."""
+    import mujoco
+
     data = mujoco.MjData(model)
     view: Any = camera
     if not camera:

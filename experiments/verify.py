@@ -35,8 +35,9 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> bool:
     stated = stated_score(policy, run_dir, config)
     if stated is None or not stated.intervals:
         raise SettingsError(
-            f"checkpoint {policy.iteration} of {run_dir} states no score, because "
-            "there was no evaluation before it; use experiments.evaluate."
+            f"checkpoint {policy.iteration} of {run_dir} states no score with an "
+            "interval, for lack of an evaluation of several episodes; use "
+            "experiments.evaluate."
         )
     if stated.iteration != policy.iteration:
         raise SettingsError(

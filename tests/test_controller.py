@@ -9,6 +9,7 @@ from dppo_jax.controller import Controller
 from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer, policy_obs, unnormalize_action
+from dppo_jax.policies import num_executable
 from tests import tiny
 
 BOUNDS = Normalizer(
@@ -20,10 +21,11 @@ BOUNDS = Normalizer(
 SEEN = np.array([0.5, 1.0])
 
 
-def loaded(act, params=None, *, history=1, executed=None, chunk=tiny.CHUNK, **model):
+def loaded(act, params=None, *, history=1, executed=None, **fields):
     like = jax.ShapeDtypeStruct((history, 2), jnp.float32)
-    config = {"env": {"executed": executed}, "model": {"chunk": chunk, **model}}
-    return LoadedPolicy(params, act, BOUNDS, config, 0, reads={"state": like})
+    config = {"env": {"executed": executed}}
+    reads = {"state": like}
+    return LoadedPolicy(params, act, BOUNDS, config, 0, reads=reads, **fields)
 
 
 def count(params, keys, obs, *, deterministic):
@@ -34,7 +36,7 @@ def count(params, keys, obs, *, deterministic):
 
 
 def counter(**settings):
-    return loaded(count, chunk=3, **settings)
+    return loaded(count, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +58,10 @@ def test_a_call_maps_units_and_always_draws_the_same(diffusion):
 
 
 def test_actions_of_the_past_are_left_out():
-    past = {"kind": "diffusion", "diffusion": {"past_actions": 1}}
-    assert len(counter()(SEEN)) == 3 and len(counter(**past)(SEEN)) == 2
+    assert len(counter()(SEEN)) == 3 and len(counter(num_actions=2)(SEEN)) == 2
+    model = {"kind": "diffusion", "chunk": 16, "diffusion": {"past_actions": 1}}
+    assert num_executable(model) == 15
+    assert num_executable(model | {"kind": "gaussian"}) == 16
 
 
 @pytest.mark.parametrize(
@@ -93,6 +97,29 @@ def test_the_beginning_of_a_chunk_is_executed_and_history_fills_up():
     # The mean of the last two; before there are two, the first one counts twice.
     two = Controller(counter(history=2), executed=1)
     assert actions(two, 3) == wanted([0, 0.25, 0.75])
+
+
+def test_images_must_be_bytes_and_the_newest_frames_are_read():
+    def newest(params, keys, obs, *, deterministic):
+        del params, keys, deterministic
+        return 0.01 * obs["rgb"][:, :, 0, 0, :1].astype(jnp.float32), {}
+
+    like = {
+        "state": jax.ShapeDtypeStruct((1, 2), jnp.float32),
+        "rgb": jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.uint8),
+    }
+    policy = LoadedPolicy(None, newest, BOUNDS, {}, 0, reads=like)
+    frames = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones(
+        (1, 4, 4, 3), np.uint8
+    )
+    actions = policy({"state": SEEN, "rgb": frames})
+    np.testing.assert_allclose(actions[:, 0], [15.05, 15.1], rtol=1e-5)
+    with pytest.raises(SettingsError, match="type float64; pass uint8, 0 to 255"):
+        policy({"state": SEEN, "rgb": frames / 255})
+    controller = Controller(policy)
+    with pytest.raises(SettingsError, match="rgb.*has shape"):
+        controller({"state": SEEN, "rgb": frames})
+    assert controller._history == {}
 
 
 def test_an_ensemble_weights_all_plans_for_a_control_step():

@@ -97,8 +97,8 @@ def make_pretrain(
     obs, _ = gather(dataset, jnp.zeros(1, jnp.int32))
     # The first update of epoch `ema_start` or after it that averages.
     num_batches = -(-dataset.size // config.batch_size)
-    skipped = max(config.ema_start - 1, 0) * num_batches
-    first_average = -(-skipped // config.ema_every) * config.ema_every
+    before = max(config.ema_start - 1, 0) * num_batches
+    first_average = -(-before // config.ema_every) * config.ema_every
 
     def init(key: Array) -> PretrainState:
         params_key, key = jax.random.split(key)

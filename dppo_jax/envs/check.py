@@ -19,7 +19,8 @@ def check_env(env: Any, name: str = "the environment") -> None:
     Without this check it would fail deep inside a roll-out. An `Env` is not computed,
     only its shapes are. A Gymnasium environment takes one step, because nothing else
     shows what it returns; it is at its start, or after one step, afterwards. Numbers in
-    arrays of shape (1,) are accepted.
+    arrays of shape (1,) are accepted, because the stages convert them
+    (`with_plain_numbers`).
 
     Args:
         env: an `Env`, a `HostTask` such as `make_host_task` returns, or a

@@ -37,8 +37,7 @@ class Learner(NamedTuple):
     update: (state, batches, key) -> (state, metrics), one round of updates. `batches`
         is a Transition with leaves [updates_per_round, N, ...], whose extras are those
         of `explore` or `keep`. In a sharded step N is this device's part, and `update`
-        must
-        reduce gradients and metrics with `parallel.mean`.
+        must reduce gradients and metrics with `parallel.mean`.
     params: state -> the parameters that act.
     act: see `types.Act`; takes what `params` returns.
     finite: names of the metrics that must be finite.
@@ -86,7 +85,7 @@ def configured_off_policy(
     Args:
         name: of the algorithm, whose section has the settings `replay`.
         config: its sections `rollout` and `algorithm.<name>.replay` are read.
-        others: further arguments of `off_policy`, which come before `replay`.
+        others: further arguments of `off_policy`, which replace those of `replay`.
     """
     return off_policy(
         env,

@@ -6,6 +6,7 @@ from dppo_jax.policies.build import (
     defaults_of,
     make_policy,
     make_saved_policy,
+    num_executable,
     obs_like,
     sampling_note,
 )

@@ -298,6 +298,12 @@ def make_saved_policy(
     return make_policy(ConfigDict(model), action_dim=action_dim)
 
 
+def num_executable(model: Mapping[str, Any] | ConfigDict) -> int:
+    """How many actions of a chunk may be executed: those from the present one on."""
+    past = model["diffusion"].get("past_actions", 0)
+    return model["chunk"] - (past if model["kind"] == "diffusion" else 0)
+
+
 def obs_like(
     model: Mapping[str, Any] | ConfigDict | None, *, history: int, obs_dim: int
 ) -> dict[str, jax.ShapeDtypeStruct]:

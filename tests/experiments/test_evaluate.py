@@ -60,7 +60,8 @@ def test_a_width_that_cannot_be_reached_is_refused(tmp_path):
     def returns(part):
         return evaluate.Evaluation({"episode_return": np.ones(10)}, {})
 
-    for width, message in ((-0.1, "must be at least 0"), (0.1, "avoid has none; use")):
+    refusals = {-0.1: "must be 0 or at", 1e-4: "at least 0.002", 0.1: "avoid has none"}
+    for width, message in refusals.items():
         config = make_config(tmp_path, "evaluate", evaluate__until_width=width)
         with pytest.raises(SettingsError, match=f"until_width={width}.*{message}"):
             evaluate._score_until(returns, config)
@@ -69,7 +70,8 @@ def test_a_width_that_cannot_be_reached_is_refused(tmp_path):
 def test_further_episodes_are_others(monkeypatch):
     """Those of part 0 are the ones that training scores."""
     config = make_config(Path(""), "evaluate", evaluate__seed=3)
-    monkeypatch.setattr(evaluate, "make_env", lambda *_, **__: None)
+    env = SimpleNamespace(notes=())
+    monkeypatch.setattr(evaluate, "make_env", lambda *_, **__: env)
     monkeypatch.setattr(
         evaluate, "make_evaluate", lambda *_, **__: lambda params, key: key
     )

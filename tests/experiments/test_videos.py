@@ -116,6 +116,15 @@ def test_a_machine_that_cannot_draw_is_told_what_to_install(
     assert tried[2:] == ["glfw"]
 
 
+def test_a_library_that_cannot_be_imported_counts_as_missing(
+    view, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(videos, "_LIBRARIES", ("nothing",))
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    with pytest.raises(SettingsError, match="MuJoCo cannot draw here.*nothing: "):
+        videos.save(evaluation([3]), view, 1, tmp_path)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_tasks_of_mujoco_can_be_drawn(task):
     env = make_task(task, engine="mujoco")

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import socket
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import pytest
 from dppo_jax.errors import SettingsError
 from dppo_jax.training import parallel, run_lock
 from dppo_jax.training.run_lock import LOCK_FILE, locked
-from tests.counting import count, iterations
+from dppo_jax.training.runs import Runs
+from tests import tiny
+from tests.counting import count, counter, iterations
 
 # Holds the lock until it is killed; it says when it has it.
 HOLDER = """
@@ -80,8 +83,23 @@ def test_of_several_processes_of_one_run_only_the_first_takes_the_lock(
 
 
 def test_every_seed_has_a_lock_of_its_own(tmp_path):
-    with locked(tmp_path / "seed_0"), locked(tmp_path / "seed_1"):
-        pass
+    folders = [str(tmp_path / f"seed_{i}") for i in range(2)]
+    runs = functools.partial(
+        Runs,
+        folders,
+        counter(),
+        tiny.NORMALIZER,
+        evaluate=None,
+        stop=None,
+        keep=1,
+        keep_best="",
+    )
+    with locked(folders[1]):
+        with pytest.raises(SettingsError, match="is training in .*seed_1"):
+            with runs():
+                pass
+        with locked(folders[0]):  # What was taken is given back.
+            pass
 
 
 def test_a_file_system_without_locks_is_named_once(tmp_path, monkeypatch, capsys):
