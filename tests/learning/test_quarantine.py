@@ -69,7 +69,7 @@ def test_the_value_of_a_terminal_observation_cannot_poison_advantages():
 
 def test_broken_episodes_are_counted_and_not_averaged():
     done = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-    reward = jnp.array([[4.0, 0.0], [2.0, 3.0]])
+    reward = jnp.array([[4.0, 8.0], [2.0, 3.0]])  # 8 before it broke.
     obs = {"state": jnp.ones((2, 2, 1, 1))}
     broken = jnp.array([[0.0, 1.0], [0.0, 0.0]])
     done = jnp.maximum(done, broken)
@@ -81,6 +81,7 @@ def test_broken_episodes_are_counted_and_not_averaged():
     found = means(broken)
     assert found["diverged"] == 1 and found["num_episodes"] == 2
     assert found["score"] == 6.0 and found["reward"] == 3.0
+    np.testing.assert_allclose(found["reward_std"], np.std([4.0, 2.0, 3.0]), rtol=1e-6)
     nothing = means(jnp.ones((2, 2)))
     assert nothing["num_episodes"] == 0 and np.isnan(nothing["reward"])
 
@@ -94,8 +95,11 @@ def is_sound(state):
     "make", [tiny.make_tiny_ppo, tiny.make_tiny_sac], ids=["ppo", "sac"]
 )
 def test_training_survives_environments_that_break_in_every_iteration(make):
-    """Parameters, optimizers, reward scale, and the replay buffer stay finite."""
-    algorithm = make(env=breaking.breaking_env(8))
+    """Parameters, optimizers, reward scale, and the replay buffer stay finite.
+
+    A chunk breaks after its first action, whose reward must not count.
+    """
+    algorithm = make(env=breaking.breaking_env(8, breaks_at=2 * tiny.CHUNK))
     state, rows = tiny.run(algorithm, 3)
     assert sum(row["diverged"] for row in rows) > 3
     assert all(np.isfinite(row[name]) for row in rows for name in algorithm.finite)
