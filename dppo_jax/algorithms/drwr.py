@@ -164,6 +164,6 @@ def make_learner(policy: ChainPolicy, trainer: Trainer, config: ConfigDict) -> L
 
     return Learner(
         init=lambda key, obs, row: (),
-        store=lambda memory, rows: (memory, rows),
+        store=lambda memory, rows, diverged: (memory, rows),
         update=update,
     )

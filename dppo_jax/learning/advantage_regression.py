@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dppo_jax import replay as buffers
 from dppo_jax.learning import losses
 from dppo_jax.learning.optimizers import Trained, Trainer
+from dppo_jax.learning.quarantine import cut_newest
 from dppo_jax.learning.regression import (
     lambda_targets,
     regression_weight,
@@ -134,11 +135,14 @@ def advantage_regression(
         replay = buffers.init(row, num_envs, capacity)
         return Memory(replay, critic_trainer.init(critic.init(key, obs)))
 
-    def store(memory: Memory, rows: Rows) -> tuple[Memory, tuple]:
+    def store(
+        memory: Memory, rows: Rows, diverged: Array | None
+    ) -> tuple[Memory, tuple]:
         if reset_at_iteration:
             cut = rows.truncated.at[-1].set(1 - rows.terminated[-1])
             rows = rows._replace(truncated=cut)
-        return memory._replace(replay=buffers.insert(memory.replay, rows)), ()
+        replay = cut_newest(memory.replay, diverged)
+        return memory._replace(replay=buffers.insert(replay, rows)), ()
 
     def with_targets(memory: Memory) -> tuple[Replay, Metrics]:
         """The buffer as one of `Samples`."""

@@ -100,7 +100,7 @@ def memory_of(learner, given=None):
     memory = learner.init(jax.random.key(0), tiny.OBS, one_row())
     critic = memory.critic._replace(params=PARAMS)
     given = rows(LENGTH) if given is None else given
-    return learner.store(memory._replace(critic=critic), given)[0]
+    return learner.store(memory._replace(critic=critic), given, None)[0]
 
 
 def updated(learner, *iterations, given=None):

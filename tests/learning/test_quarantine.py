@@ -5,11 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.learning.quarantine import sound_transitions, without_diverged
+from dppo_jax.learning.quarantine import (
+    cut_newest,
+    sound_transitions,
+    without_diverged,
+)
 from dppo_jax.learning.returns import gae
 from dppo_jax.rollout import episode_means
 from dppo_jax.types import Transition
 from tests import breaking, tiny
+from tests.tiny_regression import make_tiny_dawr
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,26 @@ def test_a_buffer_gets_no_broken_transition_and_no_sum_across_it():
     np.testing.assert_array_equal(found.reward, [[0, 1], [2, 2], [4, 5]])
     np.testing.assert_array_equal(found.truncated, [[0, 1], [0, 1], [0, 0]])
     np.testing.assert_array_equal(found.terminated, zero)
+
+
+@pytest.mark.parametrize(
+    "make", [tiny.make_tiny_sac, make_tiny_dawr], ids=["sac", "dawr"]
+)
+def test_a_step_that_breaks_at_once_cuts_the_episode_that_is_stored(make):
+    """Each iteration has one chunk, and the second chunk breaks."""
+    algorithm = make(env=breaking.breaking_env(8), num_chunks=1)
+    state = algorithm.init(jax.random.key(0))
+    breaks = np.asarray(state.env.env.env.env.breaks)
+    assert 0 < breaks.sum() < 8
+    collect = tiny.compiled(algorithm)[0]
+    state = collect(collect(state)[0])[0]
+    replay = state.replay if hasattr(state, "replay") else state.memory.replay
+    np.testing.assert_array_equal(replay.items.truncated[:, 0], breaks)
+    np.testing.assert_array_equal(replay.items.truncated[:, 1], breaks)
+    # Nothing is cut twice, and not where an episode has terminated.
+    ended = replay._replace(items=replay.items._replace(terminated=replay.items.reward))
+    assert cut_newest(ended, jnp.ones((1, 8))).items.truncated.sum() == 2 * breaks.sum()
+    assert cut_newest(replay, None) is replay
 
 
 def test_the_step_before_bootstraps_from_the_value_where_it_broke():
