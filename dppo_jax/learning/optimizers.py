@@ -60,6 +60,15 @@ def are_finite(grads: PyTree) -> Array:
     return jnp.isfinite(sum(total(x) if x.ndim > 1 else x.sum() for x in leaves))
 
 
+def mean_of_made(values: Array, made: Array) -> Array:
+    """Mean of a metric [U] over the updates that were made; 0 if all were skipped.
+
+    Args:
+        made: [U] bool, `are_finite` of the gradients.
+    """
+    return jnp.where(made, values, 0.0).sum() / jnp.maximum(made.sum(), 1)
+
+
 class Trained(NamedTuple):
     """Parameters and the state of their optimizer."""
 
