@@ -33,14 +33,20 @@ def update(
     state: Any,
     params: PyTree,
     learning_rate: Array | float,
+    *,
+    finite: Array | None = None,
 ) -> tuple[PyTree, Any]:
     """Make one update; return new parameters and optimizer state.
 
     If an entry of the gradients is NaN or infinite, the parameters stay as they are,
     and the optimizer sees gradients of zero: one such update would make all parameters
     NaN for ever.
+
+    Args:
+        finite: [] whether to make the update, where that also depends on the gradients
+            of another network; None: as `are_finite(grads)` says.
     """
-    finite = are_finite(grads)
+    finite = are_finite(grads) if finite is None else finite
     # Selecting among gradients costs nothing, among parameters a tenth of the update.
     grads = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), grads)
     direction, state = optimizer.update(grads, state, params)
