@@ -129,7 +129,7 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     the bounds, and `obs_outside`, the share of them that exceed 2. If the environment
     reports which simulations diverged (`envs.quarantine`), `diverged` is the number of
     these steps; their episodes and rewards do not count, and if nothing else was left,
-    `reward` is NaN.
+    `reward` and `reward_std` are NaN.
 
     Args:
         done: [T, B] 1 where an episode ended.
@@ -140,12 +140,19 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     metrics = dict(metrics)
     diverged = metrics.pop("diverged", None)
     counts: Metrics = {}
-    mean_reward = parallel.mean(reward.mean())
+    mean_reward, variance = parallel.moments(reward)
     if diverged is not None:
         done = done * (1 - diverged)
         counts["diverged"] = parallel.total(diverged.sum())
         sound = parallel.mean((1 - diverged).mean())
-        mean_reward = jnp.where(sound > 0, mean_reward / sound, _nothing())
+
+        def mean_of_sound(x: Array) -> Array:
+            # The first actions of a chunk that broke later may have earned something.
+            part = parallel.mean(jnp.where(diverged > 0, 0.0, x).mean())
+            return jnp.where(sound > 0, part / sound, _nothing())
+
+        mean_reward = mean_of_sound(reward)
+        variance = mean_of_sound((reward - mean_reward) ** 2)
     count, sums = parallel.total(
         (done.sum(), {name: (x * done).sum() for name, x in metrics.items()})
     )
@@ -156,7 +163,7 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     magnitude = jnp.abs(obs["state"])
     over_steps = {
         "reward": mean_reward,
-        "reward_std": jnp.sqrt(parallel.moments(reward)[1]),
+        "reward_std": jnp.sqrt(variance),
         "obs_magnitude": parallel.mean(magnitude.mean()),
         "obs_outside": parallel.mean((magnitude > 2).mean()),
     }

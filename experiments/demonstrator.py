@@ -17,8 +17,11 @@ from dppo_jax.demonstrations.recorder import (
 )
 from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
+from dppo_jax.training.checkpoint import has_checkpoint, read_policy
+from dppo_jax.training.config_file import load_config
 from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import read_metrics, recent_mean
+from dppo_jax.types import VecEnv
 from experiments import directories, inputs
 from experiments.seeds import loop_settings
 
@@ -32,9 +35,14 @@ def trained_episodes(config: ConfigDict) -> Episodes:
     settings, config = config.collect, _own_config(config)
     bounds_key, train_key, record_key = jax.random.split(jax.random.key(config.seed), 3)
     raw_env = inputs.make_raw_env(config)
-    normalizer = random_bounds(
-        raw_env, bounds_key, num_control_steps=config.rollout.random_steps
-    )
+    run_dir = directories.run_path(config, "collect")
+    if _resumes(run_dir, raw_env):
+        # On another device the same random actions would give other bounds.
+        normalizer = read_policy(run_dir).normalizer
+    else:
+        normalizer = random_bounds(
+            raw_env, bounds_key, num_control_steps=config.rollout.random_steps
+        )
     env = make_env(
         config.env, normalizer=normalizer, chunk=1, num_envs=raw_env.num_envs
     )
@@ -47,7 +55,6 @@ def trained_episodes(config: ConfigDict) -> Episodes:
 
     act = in_task_units(policy.act, normalizer)
     record = make_recorder(raw_env, act, num_control_steps=settings.num_control_steps)
-    run_dir = directories.run_path(config, "collect")
     print(f"training a demonstrator, writing to {run_dir}", flush=True)
     state = train(
         algorithm,
@@ -72,6 +79,18 @@ def trained_episodes(config: ConfigDict) -> Episodes:
         flush=True,
     )
     return record(state.params, record_key)
+
+
+def _resumes(run_dir: str, env: VecEnv) -> bool:
+    """Whether a run has a checkpoint with bounds for an environment.
+
+    That of another task is refused later, by its settings.
+    """
+    if load_config(run_dir) is None or not has_checkpoint(run_dir):
+        return False
+    bounds = read_policy(run_dir).normalizer
+    sizes = (bounds.obs_min.shape, bounds.action_min.shape)
+    return sizes == (env.obs_shape["state"], env.action_shape)
 
 
 def _own_config(config: ConfigDict) -> ConfigDict:

@@ -17,14 +17,19 @@ FAULTS = ("nan_obs", "inf_obs", "huge_obs", "nan_reward", "huge_reward", "end_as
 
 
 class BreakingState(NamedTuple):
-    """breaks: [] whether this episode breaks at its step `BREAKS_AT`."""
+    """breaks: [] whether this episode breaks at its step `breaks_at`."""
 
     breaks: Array
     step: Array
     obs: Obs
 
 
-def breaking_task(fault: str, share: float = 0.3, rewards_goal: bool = False) -> Env:
+def breaking_task(
+    fault: str,
+    share: float = 0.3,
+    rewards_goal: bool = False,
+    breaks_at: int = BREAKS_AT,
+) -> Env:
     """Observes (action, steps). A share of the episodes break.
 
     The reward is 1, or with `rewards_goal` -(action - GOAL)^2.
@@ -36,7 +41,7 @@ def breaking_task(fault: str, share: float = 0.3, rewards_goal: bool = False) ->
 
     def step(state: BreakingState, action: Array) -> tuple[BreakingState, TimeStep]:
         count = state.step + 1
-        broken = state.breaks & (count >= BREAKS_AT)
+        broken = state.breaks & (count >= breaks_at)
         bad = {"inf": jnp.inf, "huge": 1e20}.get(fault.split("_")[0], jnp.nan)
         seen = jnp.stack([action[0], count.astype(jnp.float32)])
         in_reward = fault.endswith("reward")

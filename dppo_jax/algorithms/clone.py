@@ -154,8 +154,7 @@ def make_pretrain(
                 optimizer=optimizer_state,
                 updates=state.updates + 1,
             )
-            made = optimizers.are_finite(grads)
-            return state, (jnp.where(made, loss, 0.0), made)
+            return state, (loss, optimizers.are_finite(grads))
 
         keys = jax.random.split(loss_key, batches.shape[0])
         state, (loss, made) = jax.lax.scan(learn, state, (batches, keys))
@@ -163,7 +162,7 @@ def make_pretrain(
         # One minibatch suffices to see whether the average lags behind.
         of_average = clone_loss(state.ema, keys[-1], *gather(dataset, batches[-1]))
         metrics = {
-            "loss": loss.sum() / jnp.maximum(made.sum(), 1),
+            "loss": optimizers.mean_of_made(loss, made),
             "average_loss": of_average,
             "learning_rate": learning_rate,
             "num_updates": made.size,

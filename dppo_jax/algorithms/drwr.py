@@ -118,7 +118,7 @@ def make_learner(policy: ChainPolicy, trainer: Trainer, config: ConfigDict) -> L
 
         def descend(
             trained: Trained, row: Array, counted: Array, key: Array
-        ) -> tuple[Trained, Array]:
+        ) -> tuple[Trained, tuple[Array, Array]]:
             (obs, chunk), weight = jax.tree.map(lambda x: x[row], data)
             loss, grads = jax.value_and_grad(weighted_clone_loss, argnums=1)(
                 policy.clone_loss,
@@ -129,41 +129,44 @@ def make_learner(policy: ChainPolicy, trainer: Trainer, config: ConfigDict) -> L
                 weight,
                 counted,
             )
-            return trainer.descend(trained, grads), loss
+            made = optimizers.are_finite(grads)
+            return trainer.descend(trained, grads), (jnp.where(made, loss, 0.0), made)
 
-        def epoch(carry: tuple[Trained, Array], key: Array) -> tuple[Any, None]:
+        def epoch(carry: Any, key: Array) -> tuple[Any, None]:
             order_key, noise_key = jax.random.split(key)
             # A random order in which the rows that count come first.
             order = jnp.argsort(
                 jax.random.uniform(order_key, finished.shape) - finished
             )
 
-            def one(i: Array, carry: tuple[Trained, Array]) -> tuple[Trained, Array]:
-                trained, sum_of_losses = carry
+            def one(i: Array, carry: Any) -> Any:
+                trained, sum_of_losses, num_made = carry
                 place = i * size + jnp.arange(size)
-                trained, loss = descend(
+                trained, (loss, made) = descend(
                     trained,
                     order[place],
                     1.0 * (place < num_rows),
                     jax.random.fold_in(noise_key, i),
                 )
-                return trained, sum_of_losses + loss
+                return trained, sum_of_losses + loss, num_made + made
 
             return jax.lax.fori_loop(0, num_batches, one, carry), None
 
-        (actor, sum_of_losses), _ = jax.lax.scan(
-            epoch, (state.actor, jnp.zeros(())), jax.random.split(key, epochs)
+        start = (state.actor, jnp.zeros(()), jnp.int32(0))
+        (actor, sum_of_losses, num_made), _ = jax.lax.scan(
+            epoch, start, jax.random.split(key, epochs)
         )
         num_updates = epochs * num_batches
         return state._replace(actor=actor), {
-            "policy_loss": sum_of_losses / jnp.maximum(num_updates, 1),
+            "policy_loss": sum_of_losses / jnp.maximum(num_made, 1),
             "weight": losses.weighted_mean(weight, finished),
             "finished_share": finished.mean(),
             "num_updates": num_updates,
+            "skipped_updates": num_updates - num_made,
         }
 
     return Learner(
         init=lambda key, obs, row: (),
-        store=lambda memory, rows: (memory, rows),
+        store=lambda memory, rows, diverged: (memory, rows),
         update=update,
     )

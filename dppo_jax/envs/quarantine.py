@@ -28,6 +28,7 @@ def quarantine(env: Env) -> Env:
     def step(state: Any, action: Array) -> tuple[Any, TimeStep]:
         before = jax.tree.map(_mended, state.obs)
         state, outcome = env.step(state, action)
+        outcome = jax.tree.map(jnp.asarray, outcome)  # A task may return numbers.
         seen = (outcome.obs, outcome.reward, _motion(state))
         diverged = ~jnp.stack([_is_sound(x) for x in jax.tree.leaves(seen)]).all()
 

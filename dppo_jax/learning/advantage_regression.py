@@ -10,7 +10,13 @@ import jax.numpy as jnp
 
 from dppo_jax import replay as buffers
 from dppo_jax.learning import losses
-from dppo_jax.learning.optimizers import Trained, Trainer
+from dppo_jax.learning.optimizers import (
+    Trained,
+    Trainer,
+    are_finite,
+    mean_of_made,
+)
+from dppo_jax.learning.quarantine import cut_newest
 from dppo_jax.learning.regression import (
     lambda_targets,
     regression_weight,
@@ -134,11 +140,14 @@ def advantage_regression(
         replay = buffers.init(row, num_envs, capacity)
         return Memory(replay, critic_trainer.init(critic.init(key, obs)))
 
-    def store(memory: Memory, rows: Rows) -> tuple[Memory, tuple]:
+    def store(
+        memory: Memory, rows: Rows, diverged: Array | None
+    ) -> tuple[Memory, tuple]:
         if reset_at_iteration:
             cut = rows.truncated.at[-1].set(1 - rows.terminated[-1])
             rows = rows._replace(truncated=cut)
-        return memory._replace(replay=buffers.insert(memory.replay, rows)), ()
+        replay = cut_newest(memory.replay, diverged)
+        return memory._replace(replay=buffers.insert(replay, rows)), ()
 
     def with_targets(memory: Memory) -> tuple[Replay, Metrics]:
         """The buffer as one of `Samples`."""
@@ -162,17 +171,17 @@ def advantage_regression(
         }
         return replay._replace(items=samples), metrics
 
-    def value_step(trained: Trained, batch: Samples) -> tuple[Trained, Array]:
+    def value_step(trained: Trained, batch: Samples) -> tuple[Trained, Any]:
         def loss_of(params: PyTree) -> Array:
             value = critic.apply(params, batch.obs)
             return value_regression_loss(value, batch.target, broadcast=broadcast)
 
         loss, grads = jax.value_and_grad(loss_of)(trained.params)
-        return critic_trainer.descend(trained, grads), loss
+        return critic_trainer.descend(trained, grads), (loss, are_finite(grads))
 
     def policy_step(
         trained: Trained, batch: Samples, key: Array
-    ) -> tuple[Trained, tuple[Array, Array]]:
+    ) -> tuple[Trained, Any]:
         standard = losses.normalize_advantage(batch.advantage, epsilon=_EPSILON)
         weight = regression_weight(standard, beta=beta, max_weight=max_weight)
         loss, grads = jax.value_and_grad(weighted_clone_loss, argnums=1)(
@@ -183,7 +192,8 @@ def advantage_regression(
             batch.chunk,
             weight,
         )
-        return actor_trainer.descend(trained, grads), (loss, weight.mean())
+        means = (loss, weight.mean())
+        return actor_trainer.descend(trained, grads), (means, are_finite(grads))
 
     def update_policy(actor: Trained, samples: Replay, key: Array) -> tuple[Any, Any]:
         def one(trained: Trained, key: Array) -> tuple[Trained, Any]:
@@ -199,7 +209,7 @@ def advantage_regression(
         del data
         critic_key, actor_key = jax.random.split(key)
         samples, _ = with_targets(state.memory)
-        trained, value_losses = jax.lax.scan(
+        trained, (value_losses, critic_made) = jax.lax.scan(
             lambda trained, key: value_step(
                 trained, buffers.sample(samples, key, batch_size)
             ),
@@ -208,16 +218,20 @@ def advantage_regression(
         )
         memory = state.memory._replace(critic=trained)
         samples, metrics = with_targets(memory)
-        idle = jnp.zeros(actor_updates)
-        actor, (policy_losses, weights) = jax.lax.cond(
-            state.iteration >= critic_warmup,
+        idle, none = jnp.zeros(actor_updates), jnp.ones(actor_updates, bool)
+        warm = state.iteration >= critic_warmup
+        actor, ((policy_losses, weights), actor_made) = jax.lax.cond(
+            warm,
             lambda: update_policy(state.actor, samples, actor_key),
-            lambda: (state.actor, (idle, idle)),
+            lambda: (state.actor, ((idle, idle), none)),
         )
+        skipped = (~critic_made).sum() + (~actor_made).sum()
         return state._replace(actor=actor, memory=memory), metrics | {
-            "policy_loss": policy_losses.mean(),
-            "value_loss": value_losses.mean(),
-            "weight": weights.mean(),
+            "policy_loss": mean_of_made(policy_losses, actor_made),
+            "value_loss": mean_of_made(value_losses, critic_made),
+            "weight": mean_of_made(weights, actor_made),
+            "num_updates": critic_updates + actor_updates * warm,
+            "skipped_updates": skipped,
             "replay_size": memory.replay.size.sum(),
         }
 

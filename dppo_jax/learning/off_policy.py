@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dppo_jax import replay as buffers
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import off_policy_settings
-from dppo_jax.learning.quarantine import sound_transitions
+from dppo_jax.learning.quarantine import cut_newest, sound_transitions
 from dppo_jax.replay import Replay
 from dppo_jax.rollout import env_keys, episode_means, rollout
 from dppo_jax.training import parallel
@@ -225,7 +225,8 @@ def off_policy(
         if reset_at_iteration:
             cut = transitions.truncated.at[-1].set(1 - transitions.terminated[-1])
             transitions = transitions._replace(truncated=cut)
-        replay = buffers.insert(state.replay, transitions)
+        replay = cut_newest(state.replay, metrics.get("diverged"))
+        replay = buffers.insert(replay, transitions)
         return state._replace(env=env_state, replay=replay, key=key), episodes
 
     def update(

@@ -64,6 +64,7 @@ class Optimizers(NamedTuple):
     init: (tuned parameters, critic parameters) -> optimizer states of both.
     rates: iteration -> learning rates of both.
     descend: (state, actor's gradient, critic's gradient, rates) -> state, one update.
+        If either gradient is not finite, neither network changes.
     """
 
     init: Callable[[PyTree, PyTree], tuple[Any, Any]]
@@ -96,12 +97,15 @@ def make_optimizers(config: ConfigDict) -> Optimizers:
         rates: tuple[Array, Array],
     ) -> OnPolicyState:
         actor_rate, critic_rate = rates
+        # What the one learns in an update depends on the other, so both are skipped.
+        finite = optimizers.are_finite((grads, critic_grads))
         critic_params, critic_state = optimizers.update(
             critic_optimizer,
             critic_grads,
             state.critic_optimizer,
             state.critic_params,
             critic_rate,
+            finite=finite,
         )
         before = (state.params.tuned, state.actor_optimizer)
         tuned, actor_state = optimizers.update(
@@ -110,6 +114,7 @@ def make_optimizers(config: ConfigDict) -> Optimizers:
             state.actor_optimizer,
             state.params.tuned,
             actor_rate,
+            finite=finite,
         )
         if config.critic_warmup > 0:
             warm = state.iteration >= config.critic_warmup

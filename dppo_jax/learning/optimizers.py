@@ -33,14 +33,20 @@ def update(
     state: Any,
     params: PyTree,
     learning_rate: Array | float,
+    *,
+    finite: Array | None = None,
 ) -> tuple[PyTree, Any]:
     """Make one update; return new parameters and optimizer state.
 
     If an entry of the gradients is NaN or infinite, the parameters stay as they are,
     and the optimizer sees gradients of zero: one such update would make all parameters
     NaN for ever.
+
+    Args:
+        finite: [] whether to make the update, where that also depends on the gradients
+            of another network; None: as `are_finite(grads)` says.
     """
-    finite = are_finite(grads)
+    finite = are_finite(grads) if finite is None else finite
     # Selecting among gradients costs nothing, among parameters a tenth of the update.
     grads = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), grads)
     direction, state = optimizer.update(grads, state, params)
@@ -58,6 +64,15 @@ def are_finite(grads: PyTree) -> Array:
     leaves = jax.tree.leaves(grads)
     # A sum keeps every NaN and infinity.
     return jnp.isfinite(sum(total(x) if x.ndim > 1 else x.sum() for x in leaves))
+
+
+def mean_of_made(values: Array, made: Array) -> Array:
+    """Mean of a metric [U] over the updates that were made; 0 if all were skipped.
+
+    Args:
+        made: [U] bool, `are_finite` of the gradients.
+    """
+    return jnp.where(made, values, 0.0).sum() / jnp.maximum(made.sum(), 1)
 
 
 class Trained(NamedTuple):

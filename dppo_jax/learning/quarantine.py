@@ -2,7 +2,8 @@
 
 `envs.quarantine` reports them. Shapes are fixed inside a compiled program, so such a
 step is not removed: a copy of the step before it, which is that of a neighbouring
-environment, stands in its place. Where nothing diverged, nothing is computed.
+environment, stands in its place. Where nothing diverged, nothing is computed, unless
+several seeds train at once: then XLA computes both cases and selects one.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dppo_jax.replay import Replay
 from dppo_jax.types import Array, PyTree
 
 
@@ -38,7 +40,8 @@ def sound_transitions(rows: Any, diverged: Array | None) -> Any:
     """As `without_diverged`, for transitions that follow one another in a buffer.
 
     The copy ends an episode of its own, and the step before it ends its episode, as by
-    a time limit, so that no sum of rewards goes across.
+    a time limit, so that no sum of rewards goes across. For the step before the first
+    one, which is stored already, see `cut_newest`.
 
     Args:
         rows: leaves [T, B, ...]; `Transition`, or another NamedTuple that has its
@@ -54,3 +57,23 @@ def sound_transitions(rows: Any, diverged: Array | None) -> Any:
     before = jnp.concatenate([diverged[1:], jnp.zeros_like(diverged[:1])])
     cut = jnp.maximum(diverged, before * (1 - rows.terminated)) > 0
     return sound._replace(truncated=jnp.where(cut, 1.0, sound.truncated))
+
+
+def cut_newest(replay: Replay, diverged: Array | None) -> Replay:
+    """End the episode of the newest stored step where the step after it diverged.
+
+    Call it before what `sound_transitions` returns is inserted.
+
+    Args:
+        replay: of items as in `sound_transitions`; an empty one may be changed in a
+            slot that holds nothing.
+        diverged: [T, B] as in `sound_transitions`; only the first of T steps is read.
+    """
+    if diverged is None:
+        return replay
+    items = replay.items
+    newest = (replay.head - 1) % items.truncated.shape[1]
+    before = items.truncated[:, newest]
+    cut = (diverged[0] > 0) & (items.terminated[:, newest] == 0)
+    truncated = items.truncated.at[:, newest].set(jnp.where(cut, 1.0, before))
+    return replay._replace(items=items._replace(truncated=truncated))

@@ -58,13 +58,14 @@ class Learner(NamedTuple):
     """What one algorithm adds to the shared iteration.
 
     init: (key, obs [1, ...], one row without leading axes) -> memory.
-    store: (memory, Rows) -> (memory, data), with what `update` needs of the roll-out.
+    store: (memory, Rows, diverged) -> (memory, data), with what `update` needs of the
+        roll-out. `diverged`, [T, B] or None, says which rows stand in for broken ones.
     update: (state, data, key) -> (state, metrics), all updates of an iteration.
     finite: names of the metrics that must be finite.
     """
 
     init: Callable[[Array, Obs, Rows], Any]
-    store: Callable[[Any, Rows], tuple[Any, Any]]
+    store: Callable[[Any, Rows, Array | None], tuple[Any, Any]]
     update: Callable[[RegressionState, Any, Array], tuple[RegressionState, Metrics]]
     finite: tuple[str, ...] = ()
 
@@ -156,8 +157,9 @@ def weighted_regression(
         )
         done = jnp.maximum(rows.terminated, rows.truncated)
         episodes = episode_means(done, rows.reward, rows.obs, metrics)
-        rows = sound_transitions(rows, metrics.get("diverged"))
-        memory, data = learner.store(state.memory, rows)
+        diverged = metrics.get("diverged")
+        rows = sound_transitions(rows, diverged)
+        memory, data = learner.store(state.memory, rows, diverged)
         return state._replace(env=env_state, memory=memory, key=key), data, episodes
 
     def learn(

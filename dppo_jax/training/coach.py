@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.training import parallel
 from dppo_jax.training.config_file import load_config
 
@@ -48,21 +49,24 @@ def advise(rows: Rows, settings: Mapping[str, Any] | None = None) -> list[Advice
     ]
 
 
-def check_updates(rows: Rows, max_skipped: int) -> None:
+def check_updates(rows: Rows, max_skipped: int, where: str = "") -> None:
     """Raise FloatingPointError if the last `max_skipped` rows made no update; 0: never.
 
     Updates whose gradients are not finite are skipped, so parameters stay sound.
+
+    Args:
+        where: names the run, in front of the message.
     """
     last = [row for row in rows if "skipped_updates" in row][-max_skipped:]
     if not max_skipped or len(last) < max_skipped:
         return
-    if any(row["skipped_updates"] < max(row["num_updates"], 1) for row in last):
+    if any(row["skipped_updates"] < max(row.get("num_updates", 1), 1) for row in last):
         return
     raise FloatingPointError(
-        f"every update of the last {max_skipped} rows had gradients that are NaN or "
-        "infinite and was skipped. The parameters are those of before, and the newest "
-        "checkpoint is sound. Lower the learning rate, set max_grad_norm, and look for "
-        "huge numbers among rewards or data."
+        f"{where}in every update of the last {max_skipped} rows at least one network "
+        "was not updated, because its gradients were NaN or infinite. No parameter "
+        "became so, and the newest checkpoint is sound. Lower the learning rate, set "
+        "max_grad_norm, and look for huge numbers among rewards or data."
     )
 
 
@@ -73,11 +77,19 @@ class Coach:
         run_dir: holds the `config.json` of the run.
         names_run: whether warnings name the directory, because there are several runs.
         max_skipped: see `check_updates`.
+
+    Raises:
+        SettingsError: `max_skipped` is negative.
     """
 
     def __init__(
         self, run_dir: str, *, names_run: bool = False, max_skipped: int = 0
     ) -> None:
+        if max_skipped < 0:
+            raise SettingsError(
+                f"max_skipped={max_skipped} must not be negative; with 0, skipped "
+                "updates end no run."
+            )
         self._run_dir, self._max_skipped = run_dir, max_skipped
         self._where = f"{run_dir}: " if names_run else ""
         self._settings: dict[str, Any] | None = None
@@ -96,7 +108,7 @@ class Coach:
             if code not in self._said and parallel.is_first_process():
                 print(f"warning ({code}): {self._where}{text}.", flush=True)
             self._said.add(code)
-        check_updates(rows, self._max_skipped)
+        check_updates(rows, self._max_skipped, self._where)
 
 
 class _Settings:
@@ -139,20 +151,23 @@ def _no_success(rows: Rows, settings: _Settings) -> str | None:
     scores = _recent(rows, "success")
     if not scores or any(scores) or any(_recent(rows, "eval/success", 1)):
         return None
-    std = float(settings.get("model.sampling.min_std", 0.1))
+    more_noise = ""
+    if settings.get("model.kind") == "diffusion":
+        std = float(settings.get("model.sampling.min_std", 0.1))
+        flag = settings.flag("model.sampling.min_std", 2 * std)
+        more_noise = f", or explore more: {flag}"
     return (
         f"none of the episodes in {PATIENCE} rows succeeded, so there is nothing to "
         "learn from, unless the task rewards progress as well. Clone the policy for "
         "longer or from more demonstrations until its evaluation succeeds now and "
-        "then, or explore more: "
-        f"{settings.flag('model.sampling.min_std', 2 * std)}"
+        f"then{more_noise}"
     )
 
 
 def _equal_rewards(rows: Rows, settings: _Settings) -> str | None:
     spread, mean = _recent(rows, "reward_std"), _recent(rows, "reward")
     # Rounding spreads equal rewards a little.
-    if not spread or max(spread) > 1e-6 * max(map(abs, [*mean, 1e-30])):
+    if not (spread and mean) or max(spread) > 1e-6 * max(*map(abs, mean), 1e-30):
         return None
     return (
         f"all rewards are equal, {mean[-1]:g}, so no action is better than another. "
@@ -268,9 +283,9 @@ def _skipped(rows: Rows, settings: _Settings) -> str | None:
     if not updates or not updates[0]:
         return None
     return (
-        f"{updates[0]:.0f} updates of an iteration had gradients that are NaN or "
-        "infinite, and were skipped. If that goes on, lower the learning rate and set "
-        "max_grad_norm"
+        f"in {updates[0]:.0f} updates of an iteration at least one network was not "
+        "updated, because its gradients were NaN or infinite. If that goes on, lower "
+        "the learning rate and set max_grad_norm"
     )
 
 
@@ -281,7 +296,11 @@ def _average_lags(rows: Rows, settings: _Settings) -> str | None:
     if min(a / b for a, b in zip(of_average, loss)) < 2:
         return None
     epochs = settings.get("loop.pretrain.num_epochs", 1000)
-    cure = settings.flag("loop.pretrain.num_epochs", 2 * epochs)
+    decay = max(1 - 4 * (1 - settings.get("pretrain.ema_decay", 0.995)), 0.0)
+    cure = (
+        f"{settings.flag('pretrain.ema_decay', decay)}, with which it follows faster, "
+        f"or more epochs, {settings.flag('loop.pretrain.num_epochs', 2 * epochs)}"
+    )
     if not settings.get("pretrain.ema_warmup", True):
         cure = settings.flag("pretrain.ema_warmup", True)
     return (

@@ -362,6 +362,12 @@ class Runs:
                     f"the environment returned {OF_ENVIRONMENT[name]} that is NaN or "
                     "infinite; correct env.task or env.wrappers."
                 )
+                if name == "reward" and numbers.get("diverged", 0) > 0:
+                    cure = (
+                        "every simulation broke in every step (diverged), so nothing "
+                        "is left to learn from; correct env.task or env.wrappers, or "
+                        "lower the time step of its physics."
+                    )
             if iteration > self._logged + 1:
                 cure += (
                     f" This may have begun in any iteration after {self._logged}, the "

@@ -30,6 +30,24 @@ def test_every_epoch_cuts_the_finished_rows_into_minibatches(batch_size, num_upd
     assert all(np.isfinite(metrics[name]) for name in algorithm.finite)
 
 
+def test_minibatches_without_finite_gradients_are_counted_and_left_out_of_the_mean():
+    """The chunk of one row is NaN; of 12 rows that count, an epoch draws 7."""
+    env = tiny.point_env(4, lengths=(6,), max_steps=60)
+    algorithm = make_tiny_drwr(env=env, num_chunks=5, batch_size=7)
+    collect, learn = tiny.compiled(algorithm)
+    state, rows, episodes = collect(algorithm.init(jax.random.key(0)))
+    rows = rows._replace(chunk=rows.chunk.at[0, 0].set(jnp.nan))
+    found = set()
+    for seed in range(8):
+        after, metrics = learn(state._replace(key=jax.random.key(seed)), rows, episodes)
+        skipped = int(metrics["skipped_updates"])
+        assert (skipped < 2) == (metrics["policy_loss"] > 0)
+        assert (skipped < 2) == (metrics["params_change"] > 0)
+        assert all(np.isfinite(metrics[name]) for name in algorithm.finite)
+        found.add(skipped)
+    assert 1 in found and metrics["num_updates"] == 2
+
+
 def lengthened(env_state):
     """States of `point_env` whose present episodes are of 99 steps."""
 

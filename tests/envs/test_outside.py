@@ -8,6 +8,7 @@ import pytest
 from dppo_jax.envs import make_task
 from dppo_jax.envs.check import check_env, with_plain_numbers
 from dppo_jax.envs.outside import apply_wrapper
+from dppo_jax.envs.quarantine import quarantine
 from dppo_jax.errors import SettingsError
 from tests import tiny
 
@@ -204,8 +205,13 @@ def test_what_a_rollout_could_not_carry_is_named(env, message):
 
 def test_numbers_that_jax_converts_are_accepted():
     """Flags that are bools, Python numbers, and a count that starts as a plain 0."""
-    check_env(returning(terminated=jnp.bool_(True), truncated=False, reward=1))
-    check_env(starting(step=0))
+    numbers = dict(terminated=jnp.bool_(True), truncated=0.0, reward=1)
+    env = returning(**numbers, metrics={"m": 2.0})
+    for accepted in (env, returning(truncated=False), starting(step=0)):
+        check_env(accepted)
+    _, outcome = quarantine(env).step(env.reset(KEY), jnp.ones(1))
+    assert (outcome.reward, outcome.truncated, outcome.metrics["m"]) == (1, 0, 2)
+    assert outcome.metrics["diverged"] == 0
 
 
 def test_numbers_in_arrays_of_one_are_taken():

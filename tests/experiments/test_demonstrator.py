@@ -8,7 +8,7 @@ import pytest
 from dppo_jax.demonstrations import load_demonstrations
 from dppo_jax.policies import make_policy
 from dppo_jax.training.metrics import read_metrics
-from experiments import collect, inputs, pretrain
+from experiments import collect, demonstrator, inputs, pretrain
 from experiments.configs import avoid, halfcheetah, hopper, walker2d
 from experiments.configs.locomotion import OFF_POLICY, VARIANTS
 
@@ -94,13 +94,17 @@ def test_a_demonstrator_is_not_taken_for_the_policy_to_be_trained(world):
 def test_a_target_out_of_reach_leaves_no_data_but_a_run_to_resume(
     world, episodes, tmp_path, monkeypatch, capsys
 ):
-    """The run that continues after the failure records the same data as another one."""
+    """The run that continues after the failure records the same data as another one.
+
+    It keeps its bounds: another device might find others.
+    """
     monkeypatch.chdir(tmp_path)
     few = dict(collect__target_return=1e5, loop__collect__num_iterations=1)
     message = "return is .* after 1 iterations, below collect.target_return=1e.05"
     with pytest.raises(ValueError, match=message):
         collect.main(make_config(**few))
     assert not (tmp_path / "data").exists()
+    monkeypatch.delattr(demonstrator, "random_bounds")
     collect.main(make_config())
     assert "resuming at iteration 1" in capsys.readouterr().out
     again = load_demonstrations("data/hopper_cpu")
@@ -113,6 +117,10 @@ def test_a_run_directory_belongs_to_the_settings_of_its_demonstrator(world):
     changes = dict(run_dir=where, data=str(world / "other"))
     with pytest.raises(ValueError, match="holds a run with collect.ppo.discount=0.99"):
         collect.main(make_config(**changes, collect__ppo__discount=0.5))
+    with pytest.raises(ValueError, match="holds a run with env.options.margins"):
+        collect.main(
+            make_config(**changes, env__task="walker2d", env__options__margins="sum")
+        )
 
 
 def test_a_wrong_number_of_steps_is_found_before_training(tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def memory_of(learner, given=None):
     memory = learner.init(jax.random.key(0), tiny.OBS, one_row())
     critic = memory.critic._replace(params=PARAMS)
     given = rows(LENGTH) if given is None else given
-    return learner.store(memory._replace(critic=critic), given)[0]
+    return learner.store(memory._replace(critic=critic), given, None)[0]
 
 
 def updated(learner, *iterations, given=None):
@@ -128,6 +128,19 @@ def test_an_iteration_updates_v_and_after_the_warm_up_the_policy():
         assert (metrics["policy_loss"] > 0) == (num_updates > 0)
     target = in_time(rows(LENGTH), discount=0.5, td_lambda=0.95)
     np.testing.assert_allclose(after[1]["target"], target.mean(), rtol=1e-5)
+
+
+def test_minibatches_without_finite_gradients_are_counted_and_left_out_of_the_means():
+    """The reward of one row is NaN, and so are its target and advantage."""
+    given = rows(LENGTH)
+    given = given._replace(reward=given.reward.at[0, 0].set(jnp.nan))
+    learner = make_learner(batch_size=4, actor_updates=9, critic_updates=9)
+    (_, during), (_, after) = updated(learner, 0, 1, given=given)
+    assert (during["num_updates"], after["num_updates"]) == (9, 18)
+    assert 0 < during["skipped_updates"] < 9
+    assert during["skipped_updates"] < after["skipped_updates"] < 18
+    for name in ("policy_loss", "value_loss", "weight"):
+        assert np.isfinite(after[name]) and after[name] > 0
 
 
 def test_quirks_fix_the_discount_and_compare_values_with_all_targets():

@@ -1,11 +1,19 @@
 """Laws of what the updates of on-policy algorithms have in common."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dppo_jax.learning import on_policy_settings, optimizers
-from dppo_jax.learning.on_policy_updates import learning_rates, value_gradient
+from dppo_jax.learning.on_policy import OnPolicyState
+from dppo_jax.learning.on_policy_updates import (
+    learning_rates,
+    make_optimizers,
+    value_gradient,
+)
+from dppo_jax.policies import PolicyParams
+from tests import tiny
 
 
 class Slope:
@@ -45,6 +53,22 @@ def test_the_value_gradient_is_the_mean_over_the_drawn_rows(row, clip):
     )
     np.testing.assert_allclose(found, loss[row].mean(), rtol=1e-6)
     np.testing.assert_allclose(gradient, 0.7 * slope[row].mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("broken", [None, "actor", "critic"])
+def test_actor_and_critic_are_updated_together_or_not_at_all(broken):
+    x = {"w": jnp.ones((2, 2))}
+    both = make_optimizers(on_policy_settings.default_config())
+    states = both.init(x, x)
+    unread = dict(env=None, first=None, reward_scale=None, key=None, iteration=0)
+    state = OnPolicyState(PolicyParams(x, x), x, *states, **unread)
+    grads, critic_grads = (
+        jax.tree.map(lambda x: x.at[0, 1].set(jnp.nan) if name == broken else x, x)
+        for name in ("actor", "critic")
+    )
+    after = both.descend(state, grads, critic_grads, (0.5, 0.5))
+    for network in (after.params.tuned, after.critic_params):
+        assert (network["w"] < 1.0).all() if broken is None else tiny.same(network, x)
 
 
 @pytest.mark.parametrize("warmup", [0, 3])

@@ -5,11 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.learning.quarantine import sound_transitions, without_diverged
+from dppo_jax.learning.quarantine import (
+    cut_newest,
+    sound_transitions,
+    without_diverged,
+)
 from dppo_jax.learning.returns import gae
 from dppo_jax.rollout import episode_means
 from dppo_jax.types import Transition
 from tests import breaking, tiny
+from tests.tiny_regression import make_tiny_dawr
 
 
 @pytest.mark.parametrize(
@@ -41,6 +46,26 @@ def test_a_buffer_gets_no_broken_transition_and_no_sum_across_it():
     np.testing.assert_array_equal(found.terminated, zero)
 
 
+@pytest.mark.parametrize(
+    "make", [tiny.make_tiny_sac, make_tiny_dawr], ids=["sac", "dawr"]
+)
+def test_a_step_that_breaks_at_once_cuts_the_episode_that_is_stored(make):
+    """Each iteration has one chunk, and the second chunk breaks."""
+    algorithm = make(env=breaking.breaking_env(8), num_chunks=1)
+    state = algorithm.init(jax.random.key(0))
+    breaks = np.asarray(state.env.env.env.env.breaks)
+    assert 0 < breaks.sum() < 8
+    collect = tiny.compiled(algorithm)[0]
+    state = collect(collect(state)[0])[0]
+    replay = state.replay if hasattr(state, "replay") else state.memory.replay
+    np.testing.assert_array_equal(replay.items.truncated[:, 0], breaks)
+    np.testing.assert_array_equal(replay.items.truncated[:, 1], breaks)
+    # Nothing is cut twice, and not where an episode has terminated.
+    ended = replay._replace(items=replay.items._replace(terminated=replay.items.reward))
+    assert cut_newest(ended, jnp.ones((1, 8))).items.truncated.sum() == 2 * breaks.sum()
+    assert cut_newest(replay, None) is replay
+
+
 def test_the_step_before_bootstraps_from_the_value_where_it_broke():
     """A_0 = r_0 + discount V(s_1) - V(s_0) and A_1 = 0, whatever is at step 1."""
     reward, value = jnp.array([[2.0], [jnp.nan]]), jnp.array([[3.0], [5.0]])
@@ -69,7 +94,7 @@ def test_the_value_of_a_terminal_observation_cannot_poison_advantages():
 
 def test_broken_episodes_are_counted_and_not_averaged():
     done = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-    reward = jnp.array([[4.0, 0.0], [2.0, 3.0]])
+    reward = jnp.array([[4.0, 8.0], [2.0, 3.0]])  # 8 before it broke.
     obs = {"state": jnp.ones((2, 2, 1, 1))}
     broken = jnp.array([[0.0, 1.0], [0.0, 0.0]])
     done = jnp.maximum(done, broken)
@@ -81,6 +106,7 @@ def test_broken_episodes_are_counted_and_not_averaged():
     found = means(broken)
     assert found["diverged"] == 1 and found["num_episodes"] == 2
     assert found["score"] == 6.0 and found["reward"] == 3.0
+    np.testing.assert_allclose(found["reward_std"], np.std([4.0, 2.0, 3.0]), rtol=1e-6)
     nothing = means(jnp.ones((2, 2)))
     assert nothing["num_episodes"] == 0 and np.isnan(nothing["reward"])
 
@@ -94,8 +120,11 @@ def is_sound(state):
     "make", [tiny.make_tiny_ppo, tiny.make_tiny_sac], ids=["ppo", "sac"]
 )
 def test_training_survives_environments_that_break_in_every_iteration(make):
-    """Parameters, optimizers, reward scale, and the replay buffer stay finite."""
-    algorithm = make(env=breaking.breaking_env(8))
+    """Parameters, optimizers, reward scale, and the replay buffer stay finite.
+
+    A chunk breaks after its first action, whose reward must not count.
+    """
+    algorithm = make(env=breaking.breaking_env(8, breaks_at=2 * tiny.CHUNK))
     state, rows = tiny.run(algorithm, 3)
     assert sum(row["diverged"] for row in rows) > 3
     assert all(np.isfinite(row[name]) for row in rows for name in algorithm.finite)

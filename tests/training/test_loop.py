@@ -228,6 +228,19 @@ def test_an_environment_that_returns_nan_is_not_taken_for_divergence(tmp_path, n
         count(tmp_path, 9, algorithm, log_every=5, checkpoint_every=4)
 
 
+def test_a_run_in_which_everything_broke_is_told_so(tmp_path):
+    plain = counter()
+
+    def step(state):
+        state, metrics = plain.step(state)
+        broken = {"reward": jnp.float32(jnp.nan), "diverged": jnp.float32(8)}
+        return state, metrics | broken
+
+    algorithm = plain._replace(step=step, finite=("reward",))
+    with pytest.raises(FloatingPointError, match="every simulation broke in every st"):
+        count(tmp_path, 9, algorithm)
+
+
 def test_rows_hold_the_time_of_an_iteration(tmp_path):
     count(tmp_path, 3)
     seconds = [row["seconds"] for row in read_metrics(tmp_path)]
