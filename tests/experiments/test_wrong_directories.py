@@ -146,7 +146,7 @@ def test_an_evaluation_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     policy = inputs.LoadedPolicy(None, lambda: None, None, {}, 3)
     monkeypatch.setattr(inputs, "find_policy", lambda *_: policy)
     found = evaluate.Evaluation({"success": np.ones(1)}, {})
-    monkeypatch.setattr(evaluate, "make_score", lambda *_: lambda *_: found)
+    monkeypatch.setattr(evaluate, "make_score", lambda *_, **__: lambda *_: found)
     monkeypatch.setattr(evaluate, "summarize", lambda result: {"success": 1.0})
     config = make_config(tmp_path, policy="cloned")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -30,7 +30,8 @@ def test_a_checkpoint_names_what_wrote_it(tmp_path):
     assert about["versions"]["jax"] == jax.__version__
     assert {"dppo_jax", "flax", "orbax-checkpoint", "mujoco"} <= set(about["versions"])
     assert about["device"]["kind"] == jax.devices()[0].device_kind
-    assert about["matmul_precision"] == "highest"  # of these tests
+    # "highest" in tests, or the same as "float32" where one has started a stage.
+    assert about["matmul_precision"] in ("highest", "float32")
     assert about["data"] == DATA and about["score"] is None
 
 
