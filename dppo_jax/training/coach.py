@@ -20,6 +20,8 @@ PATIENCE = 5
 _MEMORY = 8 * PATIENCE
 # Share of ratios that PPO clips: outside, updates are too large or nearly nothing.
 CLIP_FRACTIONS = (0.01, 0.3)
+# A KL estimate of an iteration below which a policy hardly changes.
+LEAST_KL = 1e-6
 # How far the ratio of the first update may be from 1.
 RATIO_SLACK = 0.01
 # Share of observation entries outside [-2, 2] that a policy can hardly cope with.
@@ -189,12 +191,16 @@ def _clips_much(rows: Rows, settings: _Settings) -> str | None:
 
 
 def _clips_little(rows: Rows, settings: _Settings) -> str | None:
-    share = _recent([row for row in rows if _is_learning(row)], "clip_fraction")
-    if not share or max(share) >= CLIP_FRACTIONS[0]:
+    learning = [row for row in rows if _is_learning(row)]
+    share, change = (_recent(learning, x) for x in ("clip_fraction", "approx_kl"))
+    # Good runs of DPPO clip as little, because a chunk shares its change among moves.
+    if not share or not change or max(map(abs, change)) >= LEAST_KL:
+        return None
+    if max(share) >= CLIP_FRACTIONS[0]:
         return None
     return (
-        f"only {share[-1]:.2%} of the ratios are clipped: the policy hardly changes. "
-        "If its return does not rise, try "
+        f"only {share[-1]:.2%} of the ratios are clipped and approx_kl is "
+        f"{change[-1]:.1g}: the policy hardly changes. If its return does not rise, try "
         f"{settings.scaled('actor.learning_rate', 3, 1e-4)}"
     )
 

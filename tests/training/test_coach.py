@@ -29,6 +29,7 @@ WELL = {
     "explained_variance": 0.4,
     "num_updates": 20.0,
     "skipped_updates": 0.0,
+    "approx_kl": 1e-3,
     "approx_kl_last": 1e-3,
     "obs_outside": 0.0,
     "num_episodes": 7.0,
@@ -42,7 +43,7 @@ ILL = {
     "no_success": {"success": 0.0},
     "equal_rewards": {"reward_std": 1e-8},
     "clips_much": {"clip_fraction": 0.5},
-    "clips_little": {"clip_fraction": 1e-4},
+    "clips_little": {"clip_fraction": 1e-4, "approx_kl": -1e-7},
     "first_ratio": {"first_ratio": 1.05},
     "critic": {"explained_variance": -0.2},
     "kl_stop": {"num_updates": 1.0, "approx_kl_last": 5.0},
@@ -70,6 +71,7 @@ def codes(rows, config=None):
 
 def test_a_run_that_learns_hears_nothing():
     assert codes([WELL] * 40) == [] and advise([]) == []
+    assert codes([WELL | {"clip_fraction": 0.0}] * 40) == []
 
 
 def test_every_warning_has_a_case_and_a_place_in_the_docs():
