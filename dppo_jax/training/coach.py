@@ -200,7 +200,8 @@ def _clips_little(rows: Rows, settings: _Settings) -> str | None:
         return None
     return (
         f"only {share[-1]:.2%} of the ratios are clipped and approx_kl is "
-        f"{change[-1]:.1g}: the policy hardly changes. If its return does not rise, try "
+        f"{change[-1]:.1g}: the policy hardly changes. If its return does not rise, "
+        "try "
         f"{settings.scaled('actor.learning_rate', 3, 1e-4)}"
     )
 
