@@ -25,6 +25,7 @@ from benchmarks.setups import (
     Part,
     env_and_policy,
     measure_part,
+    random_obs,
     unit_normalizer,
 )
 from benchmarks.train_step import physics_part
@@ -80,13 +81,14 @@ def random_demonstrations(env: VecEnv, normalizer: Normalizer) -> Episodes:
     )
 
 
-def updates_of_unknown_number(algorithm: Algorithm, config: ConfigDict) -> int:
+def updates_of_unknown_number(
+    algorithm: Algorithm, start: Any, config: ConfigDict
+) -> int:
     """How often the loops run in which an algorithm may stop early.
 
     Such loops run over the minibatches of all epochs, in DRWR over those of one.
     """
-    state = seeds.copy(algorithm.init(jax.random.key(0)))
-    _, metrics = compiled_step(algorithm)(state)
+    _, metrics = compiled_step(algorithm)(seeds.copy(start))
     if config.algorithm.name == "drwr":
         return int(metrics["num_updates"]) // config.algorithm.drwr.epochs
     return int(metrics.get("num_updates", 0))
@@ -102,14 +104,14 @@ def measure_algorithm(
     if find_algorithm(config.algorithm.name).uses_data:
         data = random_demonstrations(env, unit_normalizer(config))
     algorithm = make_algorithm(env, policy, config, data)
-    state = seeds.copy(algorithm.init(jax.random.key(0)))  # A step overwrites it.
-    call = timing.Call(compiled_step(algorithm), (state,), carry=True)
-    found = floors.products(
-        algorithm.step,
-        algorithm.init(jax.random.key(0)),
-        unknown=updates_of_unknown_number(algorithm, config),
-    )
-    physics = measure_part(physics_part(EnvSetup(config, env)), max_seconds=max_seconds)
+    setup = EnvSetup(config, env)
+    params = policy.init(jax.random.key(1), random_obs(setup, 1))
+    start = algorithm.init(jax.random.key(0), params)
+    # A step overwrites its state.
+    call = timing.Call(compiled_step(algorithm), (seeds.copy(start),), carry=True)
+    unknown = updates_of_unknown_number(algorithm, start, config)
+    found = floors.products(algorithm.step, start, unknown=unknown)
+    physics = measure_part(physics_part(setup), max_seconds=max_seconds)
     step = measure_part(Part("step", call), max_seconds=max_seconds)
     products = floors.alone_seconds(found)
     floor = products + physics["median s"]
@@ -144,13 +146,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SettingsError(f"--only {name}: use some of {', '.join(variants)}.")
     report = timing.start() | {"config": " ".join([options.task, *options.set])}
     rows = []
-    for label in options.only or variants:
-        spec = f"experiments/configs/{options.task}.py:{variants[label]}"
-        config = load_config(spec)
-        override(config, options.set, "--set ")
-        rows.append(measure_algorithm(label, config, max_seconds=options.seconds))
-        print(f"{label}: {rows[-1]['iteration s']:.3g} s", flush=True)
-    timing.finish(f"algorithms-{options.task}", rows, report, options.json)
+    try:
+        for label in options.only or variants:
+            spec = f"experiments/configs/{options.task}.py:{variants[label]}"
+            config = load_config(spec)
+            override(config, options.set, "--set ")
+            rows.append(measure_algorithm(label, config, max_seconds=options.seconds))
+            print(f"{label}: {rows[-1]['iteration s']:.3g} s", flush=True)
+    finally:  # A failure keeps the rows before it.
+        if rows:
+            timing.finish(f"algorithms-{options.task}", rows, report, options.json)
 
 
 if __name__ == "__main__":

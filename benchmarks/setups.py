@@ -121,7 +121,7 @@ def set_compute_dtype(config: ConfigDict, dtype: str) -> None:
     config.model.network.compute_dtype = config.critic.compute_dtype = dtype
 
 
-def random_obs(setup: Setup | OffPolicySetup, num_rows: int) -> Obs:
+def random_obs(setup: EnvSetup | Setup | OffPolicySetup, num_rows: int) -> Obs:
     """Normal observations and uniform pictures, leaves [num_rows, ...]."""
     key = jax.random.key(0)
     shapes = {name: (num_rows, *x) for name, x in setup.env.obs_shape.items()}

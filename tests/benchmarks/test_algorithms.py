@@ -27,16 +27,20 @@ def test_every_algorithm_has_its_variant_and_learns_at_once(task):
         assert not replay.get("min_fill", 0) and not replay.get("random_steps", 0)
 
 
-def test_a_row_adds_physics_and_products(monkeypatch):
-    """Two updates of Cal-QL on random demonstrations, with tiny networks."""
-    config = load("avoid", "calql")
+@pytest.mark.parametrize("label", ["calql", "ibrl"])
+def test_a_row_adds_physics_and_products(label, monkeypatch):
+    """A few updates on random demonstrations, with tiny networks."""
+    config = load("avoid", label)
     config.rollout.update(num_envs=2, num_chunks=2)
     config.model.network.hidden_sizes = config.critic.hidden_sizes = (16,)
-    config.algorithm.calql.replay.update(batch_size=8, capacity=40)
-    config.algorithm.calql.replay.updates_per_transition = 0.5
-    config.algorithm.calql.offline_updates = 2
+    settings = config.algorithm[label]
+    rounds = settings.replay.updates_per_round
+    settings.replay.update(batch_size=8, capacity=4000)
+    settings.replay.updates_per_transition = rounds / 4
+    if label == "calql":
+        settings.offline_updates = rounds
     monkeypatch.setattr(algorithms.floors, "alone_seconds", lambda found: 0.5)
-    row = algorithms.measure_algorithm("calql", config, max_seconds=0.1)
+    row = algorithms.measure_algorithm(label, config, max_seconds=0.1)
     assert row["control steps"] == 2 * 2 * 4
     assert row["floor s"] == row["physics s"] + 0.5
     assert row["utilisation"] == row["floor s"] / row["iteration s"]
