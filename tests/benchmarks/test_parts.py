@@ -98,6 +98,8 @@ def test_updates_count_forward_and_backward_of_every_pair(tiny):
         part = make(setup)
         (params, _), _ = part.call.args
         counted = floors.flops(part.call.function, *part.call.args)
+        # Once per update, whether the gradients are finite.
+        counted -= 12 * matmul_flops(params)
         # Three products per layer, but no gradient of the inputs.
         bound = 3 * rows * 12 * matmul_flops(params)
         assert 0.8 * bound < counted < bound
@@ -119,10 +121,13 @@ def test_soft_updates_count_all_their_products(tiny_sac):
     actor, critic = 11 * 16 + 16 * 16 + 16 * 6, 2 * (14 * 16 + 16 * 16 + 16)
     part = off_policy.critic_updates_part(setup)
     counted = floors.flops(part.call.function, *part.call.args)
+    # Whether the gradients are finite, also those of the biases of both members.
+    counted -= 8 * 2 * (critic + 2 * (16 + 16 + 1))
     # Next action and target; then value and gradient, but no gradient of the inputs.
     assert counted == 8 * 2 * 8 * (actor + critic + 3 * critic - 2 * 14 * 16)
     part = off_policy.actor_updates_part(setup)
     counted = floors.flops(part.call.function, *part.call.args)
+    counted -= 4 * 2 * actor
     # The gradient goes through the critics to the action, not to their parameters.
     assert counted == 4 * 2 * 8 * (3 * actor - 11 * 16 + 2 * critic)
 

@@ -81,7 +81,7 @@ def test_a_score_of_other_parameters_is_not_verified(tmp_path, config, monkeypat
     about = {**policy.about, "score": {**policy.about["score"], "iteration": 1}}
     for about, message in (
         (about, "states the score of iteration 1; pass --checkpoint=1 if"),
-        ({**about, "score": None}, "states no score, .*experiments.evaluate"),
+        ({**about, "score": None}, "states no score .*experiments.evaluate"),
     ):
         found = policy._replace(about=about)
         monkeypatch.setattr(verify.inputs, "find_policy", lambda *_, x=found: x)
