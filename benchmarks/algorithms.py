@@ -35,7 +35,7 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training import seeds
 from dppo_jax.training.loop import compiled_step
-from dppo_jax.types import Algorithm, VecEnv
+from dppo_jax.types import Metrics, VecEnv
 from experiments.settings import load_config, override
 
 _BOTH = "drwr dawr idql dql qsm dipo ogpo dsrl rlpd calql ibrl".split()
@@ -81,14 +81,11 @@ def random_demonstrations(env: VecEnv, normalizer: Normalizer) -> Episodes:
     )
 
 
-def updates_of_unknown_number(
-    algorithm: Algorithm, start: Any, config: ConfigDict
-) -> int:
+def updates_of_unknown_number(metrics: Metrics, config: ConfigDict) -> int:
     """How often the loops run in which an algorithm may stop early.
 
     Such loops run over the minibatches of all epochs, in DRWR over those of one.
     """
-    _, metrics = compiled_step(algorithm)(seeds.copy(start))
     if config.algorithm.name == "drwr":
         return int(metrics["num_updates"]) // config.algorithm.drwr.epochs
     return int(metrics.get("num_updates", 0))
@@ -107,9 +104,11 @@ def measure_algorithm(
     setup = EnvSetup(config, env)
     params = policy.init(jax.random.key(1), random_obs(setup, 1))
     start = algorithm.init(jax.random.key(0), params)
+    step_of = compiled_step(algorithm)
     # A step overwrites its state.
-    call = timing.Call(compiled_step(algorithm), (seeds.copy(start),), carry=True)
-    unknown = updates_of_unknown_number(algorithm, start, config)
+    state, metrics = step_of(seeds.copy(start))
+    call = timing.Call(step_of, (state,), carry=True)
+    unknown = updates_of_unknown_number(metrics, config)
     found = floors.products(algorithm.step, start, unknown=unknown)
     physics = measure_part(physics_part(setup), max_seconds=max_seconds)
     step = measure_part(Part("step", call), max_seconds=max_seconds)

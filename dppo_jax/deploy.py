@@ -91,7 +91,8 @@ class LoadedPolicy(NamedTuple):
         chunk = _chunk_program(act)(
             self.params, self.normalizer, key, obs, deterministic=deterministic
         )
-        return np.asarray(chunk[: self.num_actions])
+        # Cut on the host: a slice on the device is another program in every call.
+        return np.asarray(chunk)[: self.num_actions]
 
 
 @functools.lru_cache(maxsize=8)

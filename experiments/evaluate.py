@@ -30,7 +30,7 @@ from dppo_jax.types import Act, Metrics, PyTree, View
 from experiments import command_line, inputs, intervals, plots, processes, videos
 from experiments.seeds import check_seed
 
-# Half a success needs a million episodes for an interval of this width.
+# At a success of one half, an interval of this width takes a million episodes.
 _LEAST_WIDTH = 0.002
 # Higher than the number of an episode.
 _LATER_PARTS = 2**31

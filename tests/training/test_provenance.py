@@ -1,5 +1,6 @@
 """What a checkpoint says of itself."""
 
+import functools
 import subprocess
 
 import jax
@@ -23,15 +24,20 @@ def score(params, run_dir, iteration):
     return {"eval/success": iteration / 10, "eval/steps": float("nan")}
 
 
-def test_a_checkpoint_names_what_wrote_it(tmp_path):
+@pytest.mark.parametrize("precision", ["highest", "float32"])
+def test_a_checkpoint_names_what_wrote_it(tmp_path, precision, request):
+    name = "jax_default_matmul_precision"
+    request.addfinalizer(
+        functools.partial(jax.config.update, name, jax.config.values[name])
+    )
+    jax.config.update(name, precision)
     count(tmp_path, 1, about={"data": DATA})
     about = read_policy(tmp_path).about
     assert about["format"] == FORMAT == 1
     assert about["versions"]["jax"] == jax.__version__
     assert {"dppo_jax", "flax", "orbax-checkpoint", "mujoco"} <= set(about["versions"])
     assert about["device"]["kind"] == jax.devices()[0].device_kind
-    # "highest" in tests, or the same as "float32" where one has started a stage.
-    assert about["matmul_precision"] in ("highest", "float32")
+    assert about["matmul_precision"] == precision
     assert about["data"] == DATA and about["score"] is None
 
 
