@@ -12,7 +12,7 @@ from dppo_jax.algorithms import find_algorithm
 from dppo_jax.demonstrations.formats.dppo_npz import NORMALIZER_FILE
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.config_file import write_atomically
-from dppo_jax.training.old_settings import flatten
+from dppo_jax.training.old_settings import flatten, updated
 from dppo_jax.training.run_directory import check_folder
 from experiments import directories, inputs
 from experiments.seeds import check_seed
@@ -216,7 +216,10 @@ def about_output(message: Exception | str) -> str:
 def _saved(record: Path) -> dict[str, ConfigDict]:
     try:
         entries = json.loads(record.read_text())["entries"]
-        return {label: settings_of(x, str(record)) for label, x in entries.items()}
+        return {
+            label: settings_of(updated(settings), str(record))
+            for label, settings in entries.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, SettingsError):
             raise

@@ -319,6 +319,19 @@ def test_an_output_folder_is_needed_and_must_be_of_the_same_comparison(programs)
         compare.main(["--output=out", "a=tiny.py"])
 
 
+def test_a_comparison_resumes_after_settings_were_added(programs):
+    """Also those of a demonstrator, whose sections have no defaults of their own."""
+    hopper = Path(__file__).parents[2] / "experiments/configs/hopper.py"
+    words = (f"a={hopper}:cpu", "--config.data=demos")
+    before = found(*words)
+    record = Path("out/compare.json")
+    saved = json.loads(record.read_text())
+    for section in (saved["entries"]["a"], saved["entries"]["a"]["collect"]):
+        del section["model"]["sampling"]["ddim_spacing"]
+    record.write_text(json.dumps(saved))
+    assert found(*words) == before
+
+
 def test_a_metric_that_no_run_logged_is_refused(programs):
     with pytest.raises(SettingsError, match="no 'x'; pass --metric=NAME, one of env_s"):
         compare.main(["--output=out", "--seeds=1", "a=tiny.py", "--metric=x"])
