@@ -33,11 +33,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dppo_jax.learning import diffusion_q_settings, returns_to_go
-from dppo_jax.learning.diffusion_q import (
-    DiffusionQState,
-    sampled_target,
-    whole,
-)
+from dppo_jax.learning.diffusion_q import DiffusionQState, sampled_target, whole
 from dppo_jax.learning.group_surrogate import (
     ADVANTAGES,
     spreads_evenly,
