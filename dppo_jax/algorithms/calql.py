@@ -15,7 +15,8 @@ from dppo_jax.demonstrations.transitions import transitions_of
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import offline_data, quirks, returns_to_go, soft_settings
 from dppo_jax.learning.calibrated_q import QUIRKS, calibrated_critic_update
-from dppo_jax.learning.off_policy import Learner, configured_off_policy
+from dppo_jax.learning.learner import Learner
+from dppo_jax.learning.off_policy import configured_off_policy
 from dppo_jax.learning.soft_actor_critic import Trainers, Update
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.networks.build_encoder import make_state_action_critic

@@ -29,7 +29,7 @@ from dppo_jax.learning.diffusion_q import (
     whole,
 )
 from dppo_jax.learning.diffusion_q_losses import ascend
-from dppo_jax.learning.off_policy import Learner
+from dppo_jax.learning.learner import Learner
 from dppo_jax.learning.quirks import check_quirks
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.chain import ChainPolicy

@@ -29,7 +29,7 @@ from dppo_jax.learning.diffusion_q import (
     whole,
 )
 from dppo_jax.learning.diffusion_q_losses import normalized_value_loss
-from dppo_jax.learning.off_policy import Learner, row_keys
+from dppo_jax.learning.learner import Learner, row_keys
 from dppo_jax.learning.quirks import check_quirks
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.chain import ChainPolicy

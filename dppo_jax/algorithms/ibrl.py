@@ -22,7 +22,8 @@ from dppo_jax.learning import (
     soft_settings,
 )
 from dppo_jax.learning.imitation_bootstrap import bootstrap_learner, bootstrap_updates
-from dppo_jax.learning.off_policy import Learner, configured_off_policy
+from dppo_jax.learning.learner import Learner
+from dppo_jax.learning.off_policy import configured_off_policy
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.networks.build_encoder import make_state_action_critic
 from dppo_jax.policies.chain import ChainPolicy

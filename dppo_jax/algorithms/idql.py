@@ -25,7 +25,7 @@ from dppo_jax.learning.diffusion_q import (
     whole,
 )
 from dppo_jax.learning.diffusion_q_losses import expectile_loss
-from dppo_jax.learning.off_policy import Learner
+from dppo_jax.learning.learner import Learner
 from dppo_jax.learning.optimizers import Trainer
 from dppo_jax.networks import StateActionCritic, StateCritic
 from dppo_jax.networks.build_encoder import (

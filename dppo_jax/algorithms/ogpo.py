@@ -39,7 +39,7 @@ from dppo_jax.learning.group_surrogate import (
     spreads_evenly,
     surrogate_update,
 )
-from dppo_jax.learning.off_policy import Learner
+from dppo_jax.learning.learner import Learner
 from dppo_jax.learning.quirks import check_quirks
 from dppo_jax.learning.soft_actor_critic import COMBINE
 from dppo_jax.networks.build_encoder import make_state_action_critic

@@ -19,7 +19,7 @@ from dppo_jax.learning.diffusion_q import (
     sampled_target,
 )
 from dppo_jax.learning.diffusion_q_losses import value_gradient
-from dppo_jax.learning.off_policy import Learner, row_keys
+from dppo_jax.learning.learner import Learner, row_keys
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.chain import ChainPolicy
 from dppo_jax.types import Array, PyTree, Transition, VecEnv

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from dppo_jax.demonstrations.transitions import transitions_of
 from dppo_jax.learning import offline_data, quirks, soft_settings
-from dppo_jax.learning.off_policy import Learner, configured_off_policy
+from dppo_jax.learning.learner import Learner
+from dppo_jax.learning.off_policy import configured_off_policy
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.networks.build_encoder import make_state_action_critic
 from dppo_jax.policies.squashed import SquashedPolicy

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppo_jax.learning import optimizers, q_losses
-from dppo_jax.learning.off_policy import row_keys
+from dppo_jax.learning.learner import row_keys
 from dppo_jax.learning.optimizers import Trainer
 from dppo_jax.learning.soft_actor_critic import SACState
 from dppo_jax.networks import StateActionCritic

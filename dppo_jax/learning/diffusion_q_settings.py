@@ -13,7 +13,7 @@ from dppo_jax.learning import (
     optimizers,
 )
 from dppo_jax.learning.diffusion_q import Update, critic_update, diffusion_q
-from dppo_jax.learning.off_policy import Learner
+from dppo_jax.learning.learner import Learner
 from dppo_jax.learning.optimizers import Trainer
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.networks.build_encoder import make_state_action_critic

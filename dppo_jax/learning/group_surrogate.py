@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from dppo_jax.learning import optimizers
 from dppo_jax.learning.chain_losses import chain_surrogate_loss, mean_log_prob
 from dppo_jax.learning.diffusion_q import DiffusionQState, Update, whole
-from dppo_jax.learning.off_policy import row_keys
+from dppo_jax.learning.learner import row_keys
 from dppo_jax.learning.optimizers import Trainer
 from dppo_jax.networks import StateActionCritic
 from dppo_jax.policies.chain import ChainPolicy

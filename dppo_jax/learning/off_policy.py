@@ -12,54 +12,21 @@ import jax.numpy as jnp
 from dppo_jax import replay as buffers
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import off_policy_settings
+from dppo_jax.learning.learner import Learner
 from dppo_jax.learning.quarantine import cut_newest, sound_transitions
+from dppo_jax.learning.rounds import make_rounds, with_extras
 from dppo_jax.replay import Replay
 from dppo_jax.rollout import env_keys, episode_means, rollout
 from dppo_jax.training import parallel
 from dppo_jax.types import (
     OF_ENVIRONMENT,
-    Act,
     Algorithm,
     Array,
     Metrics,
     Obs,
     PyTree,
-    Transition,
     VecEnv,
 )
-
-
-class Learner(NamedTuple):
-    """What an off-policy algorithm adds to the shared iteration.
-
-    init: (key, obs with leaves [1, ...], ...) -> state, any pytree; the arguments after
-        the observation are those of the Algorithm's `init` after its key.
-    update: (state, batches, key) -> (state, metrics), one round of updates. `batches`
-        is a Transition with leaves [updates_per_round, N, ...], whose extras are those
-        of `explore` or `keep`. In a sharded step N is this device's part, and `update`
-        must reduce gradients and metrics with `parallel.mean`.
-    params: state -> the parameters that act.
-    act: see `types.Act`; takes what `params` returns.
-    finite: names of the metrics that must be finite.
-    keep: Transition with leaves [T, B, ...] -> what to store with each as its `extras`,
-        leaves [T, B, ...]. `update` then finds it in the extras of its batches, and
-        returns a third value: what to store instead, leaves like those of the extras.
-        An item that a round has drawn twice must get the same value both times. None:
-        nothing is stored.
-    explore: (params, keys [B], obs) -> (action, extras), of roll-outs; the extras are
-        stored. None: as `act`, and no extras.
-    warm_up: as `explore`, of the first `random_steps`. None: uniform actions in
-        [-1, 1], and no extras.
-    """
-
-    init: Callable[..., Any]
-    update: Callable[[Any, Transition, Array], tuple]
-    params: Callable[[Any], PyTree]
-    act: Act
-    finite: tuple[str, ...] = ()
-    keep: Callable[[Transition], PyTree] | None = None
-    explore: Callable[[PyTree, Array, Obs], tuple[Array, PyTree]] | None = None
-    warm_up: Callable[[PyTree, Array, Obs], tuple[Array, PyTree]] | None = None
 
 
 class OffPolicyState(NamedTuple):
@@ -161,7 +128,7 @@ def off_policy(
             "; leave the offline data out."
         )
     collect = _make_collect(env, learner, num_chunks, random_steps)
-    learn = _make_learn(
+    learn = make_rounds(
         learner,
         num_rounds=num_rounds,
         updates_per_round=updates_per_round,
@@ -197,12 +164,13 @@ def off_policy(
 
     def learn_when_filled(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
         """As `learn`, or without updates while there are too few transitions."""
+        inputs = (state.learner, state.replay, state.offline, key)
         if min_fill <= per_iteration:
-            return learn(state, key)
-        metrics = jax.eval_shape(learn, state, key)[1]
+            return learn(*inputs)
+        metrics = jax.eval_shape(learn, *inputs)[1]
         return jax.lax.cond(
             (state.iteration + 1) * per_iteration >= min_fill,
-            lambda: learn(state, key),
+            lambda: learn(*inputs),
             lambda: (
                 (state.learner, state.replay.items.extras),
                 jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics),
@@ -237,7 +205,7 @@ def off_policy(
         (learner_state, extras), losses = learn_when_filled(state, learn_key)
         iteration = state.iteration + 1
         state = state._replace(learner=learner_state, key=key, iteration=iteration)
-        state = state._replace(replay=_with_extras(state.replay, extras))
+        state = state._replace(replay=with_extras(state.replay, extras))
         counts = {
             "env_steps": iteration * float(per_iteration * env.action_shape[0]),
             "replay_size": parallel.total(state.replay.size.sum()),
@@ -276,11 +244,6 @@ def off_policy(
         finite=(*OF_ENVIRONMENT, *learner.finite),
         phases=(collect_and_store, update),
     )
-
-
-def row_keys(key: Array, num_rows: int) -> Array:
-    """One key per row of this device's part of a batch, which has `num_rows` rows."""
-    return env_keys(key, num_rows * parallel.num_shards())
 
 
 def _make_collect(
@@ -323,90 +286,3 @@ def _make_collect(
         return env_state, transitions, metrics
 
     return collect
-
-
-def _make_learn(
-    learner: Learner,
-    *,
-    num_rounds: int,
-    updates_per_round: int,
-    batch_size: int,
-    num_groups: int,
-    offline_share: float,
-) -> Callable[[OffPolicyState, Array], tuple[Any, Metrics]]:
-    """Make (state, key) -> learner's state and stored extras, metrics of all rounds."""
-
-    def draw(
-        state: OffPolicyState, key: Array
-    ) -> tuple[buffers.Places | None, Transition]:
-        """Draw the batches of a round, leaves [updates_per_round, N, ...]."""
-        num_rows = updates_per_round * batch_size
-        places = None
-        if state.offline is None:
-            places, rows = buffers.sample_places(
-                state.replay, key, num_rows, num_groups=num_groups
-            )
-        else:
-            rows = buffers.sample_mixed(
-                state.replay,
-                state.offline,
-                key,
-                num_rows,
-                offline_share=offline_share,
-                num_groups=num_groups,
-            )
-        # Neighbouring rows come from the same group and buffer. Put them into different
-        # batches, so that each batch has its share of every group and buffer.
-        return places, jax.tree.map(
-            lambda x: x.reshape(-1, updates_per_round, *x.shape[1:]).swapaxes(0, 1),
-            rows,
-        )
-
-    def learn(state: OffPolicyState, key: Array) -> tuple[Any, Metrics]:
-        def one_round(carry: Any, key: Array) -> tuple[Any, Metrics]:
-            learner_state, extras = carry
-            draw_key, update_key = jax.random.split(key)
-            now = state._replace(replay=_with_extras(state.replay, extras))
-            places, batches = draw(now, draw_key)
-            if learner.keep is None or places is None:
-                learner_state, metrics = learner.update(
-                    learner_state, batches, update_key
-                )
-                return (learner_state, extras), metrics
-            learner_state, metrics, kept = learner.update(
-                learner_state, batches, update_key
-            )
-            rows = jax.tree.map(
-                lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), kept
-            )
-            return (learner_state, buffers.write(extras, places, rows)), metrics
-
-        carry, metrics = jax.lax.scan(
-            one_round,
-            (state.learner, state.replay.items.extras),
-            jax.random.split(key, num_rounds),
-        )
-        # If a loss is not finite, neither are its gradients: they were skipped.
-        made = jnp.ones(num_rounds, bool)
-        for name in sorted(set(learner.finite) & set(metrics)):
-            made &= jnp.isfinite(metrics[name])
-        counts = {
-            "num_updates": jnp.int32(num_rounds * updates_per_round),
-            "skipped_updates": (num_rounds - made.sum()) * updates_per_round,
-        }
-        return carry, _means(metrics, made) | counts
-
-    return learn
-
-
-def _means(metrics: Metrics, made: Array) -> Metrics:
-    """Means over the rounds, leaves [R], that were not skipped; 0 if all were."""
-    num_made = jnp.maximum(made.sum(), 1)
-    return {
-        name: jnp.where(made.all(), x.mean(0), jnp.where(made, x, 0).sum(0) / num_made)
-        for name, x in metrics.items()
-    }
-
-
-def _with_extras(replay: Replay, extras: PyTree) -> Replay:
-    return replay._replace(items=replay.items._replace(extras=extras))

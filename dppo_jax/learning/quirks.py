@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.learning.off_policy import Learner
+from dppo_jax.learning.learner import Learner
 from dppo_jax.types import Array, Obs, PyTree
 
 

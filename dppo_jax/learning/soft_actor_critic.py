@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import optimizers, q_losses
-from dppo_jax.learning.off_policy import Learner, row_keys
+from dppo_jax.learning.learner import Learner, row_keys
 from dppo_jax.learning.optimizers import Trained, Trainer
 from dppo_jax.networks import StateActionCritic, random_members
 from dppo_jax.policies.squashed import SquashedPolicy

@@ -8,7 +8,7 @@ from ml_collections.config_dict import placeholder
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.learning import off_policy_settings, optimizer_settings, optimizers
-from dppo_jax.learning.off_policy import Learner
+from dppo_jax.learning.learner import Learner
 from dppo_jax.learning.soft_actor_critic import (
     COMBINE,
     Trainers,

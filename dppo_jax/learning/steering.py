@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from dppo_jax.learning import q_losses
-from dppo_jax.learning.off_policy import Learner, row_keys
+from dppo_jax.learning.learner import Learner, row_keys
 from dppo_jax.learning.optimizers import Trained
 from dppo_jax.learning.soft_actor_critic import SACState, Trainers, Updates
 from dppo_jax.networks import StateActionCritic

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dppo_jax import replay as buffers
-from dppo_jax.learning.off_policy import Learner, off_policy
+from dppo_jax.learning.learner import Learner
+from dppo_jax.learning.off_policy import off_policy
 from dppo_jax.types import OF_ENVIRONMENT
 from tests import tiny
 
