@@ -24,8 +24,9 @@ MAKEFLAGS += --no-print-directory
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: $(BASE)  ## Pre-train, fine-tune and evaluate a small policy
-	@$(BIN)/python -m experiments.demo
+demo: $(BASE)  ## Pre-train, fine-tune and evaluate a small policy (TASK=can: an arm)
+	@$(BIN)/python -m experiments.demo \
+		$(if $(TASK),--config=experiments/configs/$(TASK).py:demo)
 
 test: lint types  ## Lint, types and the fast tests: what CI runs
 	@echo "== pytest (the first run compiles, later ones reuse .jax_cache)"

@@ -1,5 +1,6 @@
 """Collect demonstrations: python -m experiments.collect --config=..."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dppo_jax.envs.build import make_single
 from dppo_jax.envs.tasks import avoid_camera
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks.build_encoder import image_shape
+from dppo_jax.training.config_file import write_atomically
 from experiments import command_line, demonstrator, inputs, processes
 from experiments.seeds import check_seed
 
@@ -49,11 +51,16 @@ def collect_avoid(config: ConfigDict) -> Episodes:
     )
 
 
-def collect_tabletop(config: ConfigDict) -> Episodes:
-    """Scripted episodes of a manipulation task, in task units."""
+def collect_tabletop(config: ConfigDict) -> tuple[Episodes, dict[str, float]]:
+    """Scripted episodes of a manipulation task, in task units, and what was measured.
+
+    `script_success` is the share of episodes that the script solved, `replay_success`
+    that of the recorded ones that are solved again by their recorded actions.
+    """
     settings = config.collect
+    env = make_single(config.env)
     played = tabletop.scripted_episodes(
-        make_single(config.env),
+        env,
         tabletop.SCRIPTS[config.env.task],
         settings.num_episodes,
         config.seed,
@@ -67,7 +74,18 @@ def collect_tabletop(config: ConfigDict) -> Episodes:
         f"{played.num_solved} of {played.num_tried} scripted episodes succeeded",
         flush=True,
     )
-    return played.episodes
+    episodes = played.episodes
+    again = tabletop.replayed_success(
+        env, episodes.actions, episodes.episode_lengths, played.starts
+    )
+    print(
+        f"{again.sum():.0f} of {len(again)} recorded episodes succeed again when their "
+        "actions are replayed",
+        flush=True,
+    )
+    script_success = played.num_solved / played.num_tried
+    measured = dict(script_success=script_success, replay_success=again.mean())
+    return episodes, measured
 
 
 def main(config: ConfigDict) -> str:
@@ -84,19 +102,24 @@ def main(config: ConfigDict) -> str:
             f"{folder} holds demonstrations already; remove it, or pass another "
             "--config.data."
         )
-    save_dppo_npz(folder, demonstrate(config))
+    episodes, measured = demonstrate(config)
+    save_dppo_npz(folder, episodes)
+    if measured:
+        write_atomically(Path(folder) / inputs.MEASURED_FILE, json.dumps(measured))
     print(f"{folder}: {summary(load_dppo_npz(folder))}")
     return folder
 
 
-def _demonstrator(config: ConfigDict) -> Callable[[ConfigDict], Episodes]:
-    """The function that collects what `config.collect` describes."""
+def _demonstrator(
+    config: ConfigDict,
+) -> Callable[[ConfigDict], tuple[Episodes, dict[str, float]]]:
+    """The function that collects what `config.collect` describes, and measures it."""
     if config.env.task == "avoid" and "modes" in config.collect:
-        return collect_avoid
+        return lambda config: (collect_avoid(config), {})
     if config.env.task in tabletop.SCRIPTS and "num_episodes" in config.collect:
         return collect_tabletop
     if "target_return" in config.collect:
-        return demonstrator.trained_episodes
+        return lambda config: (demonstrator.trained_episodes(config), {})
     raise SettingsError(
         f"config.collect describes no demonstrator for env.task={config.env.task!r}; "
         "use the configuration of that task in experiments/configs, set "

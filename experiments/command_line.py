@@ -30,7 +30,7 @@ CHECKPOINT = flags.DEFINE_string(
 VIDEO = flags.DEFINE_integer(
     "video", 0, "how many of the episodes to draw; 4 if no number is given."
 )
-_FEW_VIDEOS = 4
+FEW_VIDEOS = 4
 
 
 def run_stage(
@@ -112,7 +112,7 @@ def _parse(
     flag = re.compile(r"--?config\.(.*)", re.DOTALL)
     changes = [match[1] for arg in argv[1:] if (match := flag.fullmatch(arg))]
     words_left = [arg for arg in argv if not flag.fullmatch(arg)]
-    alone = {"--video": f"--video={_FEW_VIDEOS}", "-video": f"--video={_FEW_VIDEOS}"}
+    alone = {"--video": f"--video={FEW_VIDEOS}", "-video": f"--video={FEW_VIDEOS}"}
     given = parse_flags([alone.get(arg, arg) for arg in words_left])
     stray = [word for word in given if "=" in word]
     if takes_run and len(given) > 1 and not stray:

@@ -1,5 +1,6 @@
 """Finds what a stage starts from: demonstrations, bounds and policies."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ _SPLIT = tuple(
 )
 # Settings of the noise network of a flow, which only fine-tuning adds.
 _TUNED_MUST_MATCH = ("model.noise.hidden_sizes", "model.noise.activation")
+# What `collect` has measured of the demonstrations in the same folder.
+MEASURED_FILE = "measured.json"
 # The value of `config.policy` for new networks.
 NO_POLICY = "none"
 # Settings that may change but affect the score, so a change prints a note.
@@ -110,12 +113,21 @@ def load_data(config: ConfigDict) -> Episodes:
 
 
 def about_data(config: ConfigDict, data: Episodes) -> dict[str, Any]:
-    """What checkpoints say of the demonstrations of a run."""
+    """What checkpoints say of the demonstrations of a run.
+
+    Also what `collect` has measured of them, such as `replay_success`.
+    """
+    path = Path(data_path(config)).absolute()
+    try:
+        measured = dict(json.loads((path / MEASURED_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        measured = {}  # Demonstrations from elsewhere have none.
     return {
-        "path": str(Path(data_path(config)).absolute()),
+        "path": str(path),
         "digest": digest(data),
         "episodes": len(data.episode_lengths),
         "steps": len(data.actions),
+        **measured,
     }
 
 

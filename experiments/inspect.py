@@ -107,6 +107,11 @@ def _sources(policy: SavedPolicy) -> Iterator[str]:
             f"data {data['path']}: {data['episodes']} episodes, {data['steps']} steps "
             f"({data['digest']})"
         )
+    if data and "replay_success" in data:
+        yield (
+            f"success of the script {data['script_success']:.3g}, of its recorded "
+            f"actions when replayed {data['replay_success']:.3g}"
+        )
     if not (origin or data):
         yield "new networks" if "format" in policy.about else _UNKNOWN
 

@@ -53,3 +53,16 @@ def test_constant_entries_are_named(tmp_path, capsys):
     assert "constant" not in capsys.readouterr().out
     load(tmp_path, constant=True)
     assert "columns [1] of the observations are constant" in capsys.readouterr().out
+
+
+def test_what_was_measured_of_the_data_is_stated(tmp_path):
+    data = load(tmp_path)
+    config = default_config()
+    config.data = f"{tmp_path}/data"
+    plain = inputs.about_data(config, data)
+    assert (plain["episodes"], plain["steps"]) == (2, 6)
+    measured = tmp_path / "data" / inputs.MEASURED_FILE
+    measured.write_text('{"replay_success": 0.5}')
+    assert inputs.about_data(config, data) == plain | {"replay_success": 0.5}
+    measured.write_text('{"replay_succ')
+    assert inputs.about_data(config, data) == plain

@@ -1,6 +1,9 @@
 """Configurations of the manipulation tasks: settings, scripts, and all stages of
 one."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from dppo_jax.demonstrations.formats.dppo_npz import load_dppo_npz
 from dppo_jax.errors import SettingsError
 from dppo_jax.policies import make_policy
 from dppo_jax.types import VecEnv
-from experiments import collect, evaluate, finetune, pretrain
+from experiments import collect, evaluate, finetune, inspect, pretrain
 from experiments.configs.manipulation import VARIANTS
 from experiments.settings import load_config
 
@@ -108,12 +111,21 @@ def test_collect_writes_scripted_episodes(tmp_path, capsys):
     np.testing.assert_array_equal(episodes.episode_lengths <= 40, True)
     assert episodes.observations["state"].shape[1] == 19
     assert episodes.rewards is not None
-    assert "of 2 scripted episodes succeeded" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "of 2 scripted episodes succeeded" in said
+    measured = json.loads((Path(folder) / "measured.json").read_text())
+    assert set(measured) == {"script_success", "replay_success"}
+    again = f"{2 * measured['replay_success']:.0f} of 2 recorded episodes succeed again"
+    assert again in said
 
 
 @pytest.mark.slow
-def test_all_stages_run(tmp_path):
+def test_all_stages_run(tmp_path, capsys):
     for stage in (collect, pretrain, finetune):
         stage.main(tiny(tmp_path, stage.__name__.split(".")[1]))
+    run_dir = tiny(tmp_path, "finetune").run_dir
+    capsys.readouterr()
+    inspect.main(run_dir, None)
+    assert "recorded actions when replayed" in capsys.readouterr().out
     metrics = evaluate.main(tiny(tmp_path, "evaluate"))
     assert 0 <= metrics["success"] <= 1 and metrics["episode_length"] == 40

@@ -46,11 +46,13 @@ class Played(NamedTuple):
 
     episodes: those that were kept.
     styles: [E] of the kept ones.
+    starts: [E] keys with which `Env.reset` makes their first states.
     num_tried, num_solved: episodes that were run, and how many of them succeeded.
     """
 
     episodes: Episodes
     styles: np.ndarray
+    starts: Array
     num_tried: int
     num_solved: int
 
@@ -109,10 +111,11 @@ def scripted_episodes(
     key = jax.random.key(seed)
     kept: list[Rows] = []
     styles: list[int] = []
+    starts: list[Array] = []
     num_tried = num_solved = 0
     while len(kept) < num_episodes:
         key, round_key = jax.random.split(key)
-        rows, style, lengths = play(round_key)
+        rows, style, start, lengths = play(round_key)
         for index, length in enumerate(lengths):
             episode = jax.tree.map(lambda leaf: leaf[:length, index], rows)
             is_solved = bool(episode.success[-1] > 0)
@@ -120,12 +123,63 @@ def scripted_episodes(
             if len(kept) < num_episodes and (is_solved or not success_only):
                 kept.append(episode)
                 styles.append(int(style[index]))
+                starts.append(start[index])
         if num_solved < MIN_SUCCESS * num_tried and success_only:
             raise RuntimeError(
                 f"{num_solved} of {num_tried} scripted episodes succeeded; lower "
                 f"noise={noise}, or pass success_only=False."
             )
-    return Played(_join(kept), np.array(styles), num_tried, num_solved)
+    return Played(
+        episodes=_join(kept),
+        styles=np.array(styles),
+        starts=jnp.stack(starts),
+        num_tried=num_tried,
+        num_solved=num_solved,
+    )
+
+
+def replayed_success(
+    env: Env, actions: np.ndarray, episode_lengths: np.ndarray, starts: Array
+) -> np.ndarray:
+    """Execute recorded actions again from the same starts, without looking.
+
+    If a recording is what happened, nearly all episodes that succeeded do so again.
+    Contacts amplify rounding, so a few may not.
+
+    Args:
+        env: the task of the recordings, in task units.
+        actions: [N, Da] of all episodes, one after the other.
+        episode_lengths: [E], of sum N.
+        starts: [E] keys of `Env.reset`, as in `Played`.
+
+    Returns:
+        [E] 1 where the task was solved within the episode, otherwise 0.
+    """
+    lengths = np.asarray(episode_lengths)
+    firsts = np.cumsum(lengths) - lengths
+    num_envs = min(len(lengths), MAX_ENVS)
+    # As many steps for all, so that one program runs every group of episodes.
+    steps = np.arange(lengths.max())
+
+    @jax.jit
+    def play(starts: Array, chosen: Array) -> Array:
+        state = jax.vmap(env.reset)(starts)
+
+        def step(state: Any, action: Array) -> tuple[Any, Array]:
+            state, outcome = jax.vmap(env.step)(state, action)
+            return state, outcome.metrics["success"]
+
+        return jax.lax.scan(step, state, chosen)[1]
+
+    success = np.zeros(len(lengths))
+    for first in range(0, len(lengths), num_envs):
+        # The last group repeats its last episode until it is full.
+        group = np.minimum(np.arange(first, first + num_envs), len(lengths) - 1)
+        last = firsts[group] + lengths[group] - 1
+        rows = np.minimum(firsts[group] + steps[:, None], last)
+        solved = np.asarray(play(starts[group], actions[rows]))
+        success[group] = solved[lengths[group] - 1, np.arange(num_envs)]
+    return success
 
 
 def make_play(
@@ -137,20 +191,22 @@ def make_play(
     num_envs: int,
     max_steps: int,
     steps_after_success: int,
-) -> Callable[[Array], tuple[Rows, np.ndarray, np.ndarray]]:
+) -> Callable[[Array], tuple[Rows, np.ndarray, Array, np.ndarray]]:
     """Make the function that plays one episode in each of N environments.
 
     Returns:
-        key -> (rows [T, N, ...], style [N], length of each episode [N]).
+        key -> (rows [T, N, ...], style [N], key of each reset [N], length of each
+        episode [N]).
     """
     act = functools.partial(script.act, noise=noise, reach=reach)
 
     @jax.jit
-    def begin(key: Array) -> tuple[Any, Any, Array]:
+    def begin(key: Array) -> tuple[tuple[Any, Any, Array], Array]:
         env_key, script_key, noise_key = jax.random.split(key, 3)
-        state = jax.vmap(env.reset)(jax.random.split(env_key, num_envs))
+        starts = jax.random.split(env_key, num_envs)
+        state = jax.vmap(env.reset)(starts)
         memory = jax.vmap(script.start)(jax.random.split(script_key, num_envs))
-        return state, memory, jax.random.split(noise_key, num_envs)
+        return (state, memory, jax.random.split(noise_key, num_envs)), starts
 
     def step(carry: Any, time: Array) -> tuple[Any, Rows]:
         state, memory, keys = carry
@@ -171,8 +227,8 @@ def make_play(
     def go_on(carry: Any, first: Array) -> tuple[Any, Rows]:
         return jax.lax.scan(step, carry, first + jnp.arange(BLOCK))
 
-    def play(key: Array) -> tuple[Rows, np.ndarray, np.ndarray]:
-        carry = begin(key)
+    def play(key: Array) -> tuple[Rows, np.ndarray, Array, np.ndarray]:
+        carry, starts = begin(key)
         blocks: list[Rows] = []
         lengths = np.full(num_envs, max_steps)
         for first in range(0, max_steps, BLOCK):
@@ -187,7 +243,7 @@ def make_play(
             if first + BLOCK >= lengths.max():
                 break
         rows = jax.tree.map(lambda *parts: np.concatenate(parts), *blocks)
-        return rows, np.asarray(carry[1].style), lengths
+        return rows, np.asarray(carry[1].style), starts, lengths
 
     return play
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.demonstrations.scripts import hands
+from dppo_jax.demonstrations.scripts import hands, tabletop
 from dppo_jax.demonstrations.scripts.tabletop import (
     SCRIPTS,
     reach_of,
@@ -159,3 +159,21 @@ def test_scripts_hardly_ever_fail(name):
     )
     assert played.num_solved >= 0.95 * played.num_tried
     assert len(np.unique(played.styles)) == SCRIPTS[name].num_styles
+
+
+@pytest.mark.parametrize("group", [128, 4])
+def test_recorded_actions_solve_the_task_again_from_their_own_starts_only(
+    env, played, monkeypatch, group
+):
+    """Also if the last group of episodes is not full."""
+    monkeypatch.setattr(tabletop, "MAX_ENVS", group)
+    actions, lengths = played.episodes.actions, played.episodes.episode_lengths.copy()
+    again = tabletop.replayed_success(env, actions, lengths, played.starts)
+    assert again.tolist() == [1] * 6
+    # The first episode gets another start, and the last one is cut.
+    starts = jnp.concatenate(
+        [jax.random.split(jax.random.key(9), 1), played.starts[1:]]
+    )
+    lengths[-1] = 3
+    again = tabletop.replayed_success(env, actions[: lengths.sum()], lengths, starts)
+    assert again.tolist() == [0, 1, 1, 1, 1, 0]
