@@ -37,7 +37,7 @@ def check_env(env: Any, name: str = "the environment") -> None:
             raise SettingsError(f"{name}: {problem}.")
         return
     # Gymnasium takes long to import.
-    from dppo_jax.envs.adapters.host import HostTask, look_at, look_into
+    from dppo_jax.envs.adapters.host_task import HostTask, look_at, look_into
 
     if isinstance(env, HostTask):
         look_at(env)

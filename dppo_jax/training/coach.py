@@ -252,8 +252,9 @@ def _far_outside(rows: Rows, settings: _Settings) -> str | None:
         return None
     return (
         f"{share[-1]:.0%} of the entries of normalised observations lie outside "
-        "[-2, 2], where the policy has seen no data. Use bounds and data of the same "
-        "task, version and units"
+        "[-2, 2], where the policy has seen no data. Expect that if failures lead "
+        "there, such as objects that fall; else use bounds and data of the same task, "
+        "version and units"
     )
 
 

@@ -13,7 +13,7 @@ A library is imported only when one of its tasks is made.
 import importlib
 from typing import Any
 
-from dppo_jax.envs.adapters.host import HostTask
+from dppo_jax.envs.adapters.host_task import HostTask
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Env
 

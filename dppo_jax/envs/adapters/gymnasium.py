@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dppo_jax.envs.adapters.host import HostTask
+from dppo_jax.envs.adapters.host_task import HostTask
 from dppo_jax.envs.adapters.packages import require
 
 

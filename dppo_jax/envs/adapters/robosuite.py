@@ -16,7 +16,7 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from dppo_jax.envs.adapters.host import HostTask
+from dppo_jax.envs.adapters.host_task import HostTask
 from dppo_jax.envs.adapters.packages import require
 from dppo_jax.errors import SettingsError
 

@@ -7,7 +7,7 @@ the walls of the bins, because pairs of boxes are the slowest contacts.
 
 import jax.numpy as jnp
 
-from dppo_jax.envs.tasks import tabletop
+from dppo_jax.envs.tasks import tabletop, tabletop_mjcf
 from dppo_jax.envs.tasks.tabletop import Arm, Body, Scene, TableTask
 from dppo_jax.types import Array
 
@@ -47,7 +47,7 @@ def mjcf() -> str:
     On the table the can is a cylinder. To fingers and walls it is a capsule, because
     MJX has no contacts of cylinders with boxes; its round ends are out of their reach.
     """
-    boxes = tabletop.walls_mjcf(walls(), floor=TABLE, height=WALL_HEIGHT)
+    boxes = tabletop_mjcf.walls_mjcf(walls(), floor=TABLE, height=WALL_HEIGHT)
     world = f"""{boxes}
     <body name="can" pos="{SOURCE[0]} {SOURCE[1]} {TABLE + HALF_HEIGHT}">
       <freejoint/>
@@ -56,9 +56,9 @@ def mjcf() -> str:
       <geom name="side" type="capsule" size="{RADIUS} {HALF_HEIGHT - 0.012}" mass="0"
         rgba="0 0 0 0" group="3"/>
     </body>"""
-    pairs = tabletop.pair("table", "can", 1.0) + tabletop.grasp_pairs("side")
-    pairs += "".join(tabletop.pair("side", name, 0.5) for name in walls())
-    return tabletop.scene_mjcf(
+    pairs = tabletop_mjcf.pair("table", "can", 1.0) + tabletop_mjcf.grasp_pairs("side")
+    pairs += "".join(tabletop_mjcf.pair("side", name, 0.5) for name in walls())
+    return tabletop_mjcf.scene_mjcf(
         "can",
         world=world,
         pairs=pairs,

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from dppo_jax.envs.tasks import tabletop
+from dppo_jax.envs.tasks import tabletop, tabletop_mjcf
 from dppo_jax.envs.tasks.tabletop import Arm, Body, Scene, TableTask
 from dppo_jax.types import Array
 
@@ -25,8 +25,8 @@ def mjcf() -> str:
       <geom name="cube" type="box" size="{CUBE} {CUBE} {CUBE}" mass="0.05"
         rgba="0.8 0.1 0.1 1"/>
     </body>"""
-    pairs = tabletop.pair("table", "cube", 1.0) + tabletop.grasp_pairs("cube")
-    return tabletop.scene_mjcf(
+    pairs = tabletop_mjcf.pair("table", "cube", 1.0) + tabletop_mjcf.grasp_pairs("cube")
+    return tabletop_mjcf.scene_mjcf(
         "lift",
         world=world,
         pairs=pairs,

@@ -6,7 +6,7 @@ reaches the peg there only with a stretched arm, near a singular position.
 
 import jax.numpy as jnp
 
-from dppo_jax.envs.tasks import tabletop
+from dppo_jax.envs.tasks import tabletop, tabletop_mjcf
 from dppo_jax.envs.tasks.can import RELEASED
 from dppo_jax.envs.tasks.tabletop import Arm, Body, Scene, TableTask
 from dppo_jax.types import Array
@@ -60,9 +60,11 @@ def mjcf() -> str:
         size="{outer + HALF_HANDLE} {outer} {HALF_HEIGHT}" rgba="0 0 0 0" group="3"/>
     </body>"""
     parts = [*(f"side{index}" for index in range(len(sides))), "handle"]
-    pairs = tabletop.pair("table", "foot", 1.0) + tabletop.grasp_pairs("handle")
-    pairs += "".join(tabletop.pair("peg", part, 0.4) for part in parts)
-    return tabletop.scene_mjcf(
+    pairs = tabletop_mjcf.pair("table", "foot", 1.0) + tabletop_mjcf.grasp_pairs(
+        "handle"
+    )
+    pairs += "".join(tabletop_mjcf.pair("peg", part, 0.4) for part in parts)
+    return tabletop_mjcf.scene_mjcf(
         "square",
         world=world,
         pairs=pairs,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppo_jax.envs.robots import rotations
-from dppo_jax.envs.tasks import tabletop
+from dppo_jax.envs.tasks import tabletop, tabletop_mjcf
 from dppo_jax.envs.tasks.tabletop import Arm, Body, Scene, TableTask
 from dppo_jax.types import Array
 
@@ -45,7 +45,7 @@ def mjcf() -> str:
     are the slowest contacts. The lid rests on a block that fills the start bin.
     """
     half = BIN_HEIGHT / 2
-    boxes = tabletop.walls_mjcf(walls(), floor=TABLE, height=BIN_HEIGHT)
+    boxes = tabletop_mjcf.walls_mjcf(walls(), floor=TABLE, height=BIN_HEIGHT)
     world = f"""{boxes}
     <geom name="block" type="box" pos="{START[0]} {START[1]} {TABLE + half}"
       size="{HALF_BIN} {HALF_BIN} {half}" rgba="0 0 0 0" group="3"/>
@@ -72,7 +72,7 @@ def mjcf() -> str:
       <geom name="trash_side" type="sphere" size="0.022" mass="0" rgba="0 0 0 0"
         group="3"/>
     </body>"""
-    return tabletop.scene_mjcf(
+    return tabletop_mjcf.scene_mjcf(
         "transport",
         world=world,
         pairs=_pairs(),
@@ -106,13 +106,14 @@ def _pairs() -> str:
         *(("trash_side", x) for x in walls() if x.startswith(("target", "trash"))),
     ]
     return (
-        "".join(tabletop.pair(*names, 1.5, torsion=0.03) for names in pads)
+        "".join(tabletop_mjcf.pair(*names, 1.5, torsion=0.03) for names in pads)
         + "".join(
-            tabletop.pair("table", pad, 1.0) for pad in sorted({x for x, _ in pads})
+            tabletop_mjcf.pair("table", pad, 1.0)
+            for pad in sorted({x for x, _ in pads})
         )
-        + "".join(tabletop.pair("table", geom, 1.0) for geom in rests)
-        + tabletop.pair("block", "lid", 1.0)
-        + "".join(tabletop.pair(*names, 1.0) for names in sides)
+        + "".join(tabletop_mjcf.pair("table", geom, 1.0) for geom in rests)
+        + tabletop_mjcf.pair("block", "lid", 1.0)
+        + "".join(tabletop_mjcf.pair(*names, 1.0) for names in sides)
     )
 
 
