@@ -5,7 +5,8 @@ policies (v0.8, and the paper's appendix), with scripted demonstrations in the p
 its 300 human ones. An iteration is four episodes in each of 50 environments, 60,000
 environment steps for Lift and Can, 80,000 for Square and 160,000 for Transport.
 
-`fast` is for two CPU cores: an iteration takes a sixth of the steps and of the updates.
+`fast` is for two CPU cores: an iteration takes a quarter of the steps and a fifth of the
+updates.
 """
 
 from typing import NamedTuple
@@ -90,12 +91,15 @@ def make_config(task: str, variant: str) -> ConfigDict:
         settings.cycle_steps = own.num_iterations
     config.evaluate.num_episodes = config.evaluate.num_envs = 100
     if variant == "fast":
-        _hasten(config, own)
+        _hasten(config)
     return config
 
 
-def _hasten(config: ConfigDict, own: _Task) -> None:
+def _hasten(config: ConfigDict) -> None:
     """Shorten all stages for two CPU cores."""
+    # An episode ends at its first success. With a success of 0.7 this saves a third of
+    # the steps, those in which a solved task stays solved.
+    config.env.options.end_on_success = True
     # A third of the data, cloned for less long, leaves more for fine-tuning to improve.
     config.collect.num_episodes = 100
     # An update takes a quarter of the time of the paper's networks or less.
@@ -105,17 +109,28 @@ def _hasten(config: ConfigDict, own: _Task) -> None:
     config.pretrain.learning_rate = 1e-3
     config.pretrain.min_learning_rate = 1e-4
     config.pretrain.warmup_epochs = 5
-    # One episode per environment. How much an iteration improves the policy depends
-    # more on its number of updates than on its number of steps.
-    config.rollout.num_chunks = num_chunks = own.max_steps // own.chunk
-    config.loop.finetune.num_iterations = 50
+    # Twice as many environments for fewer chunks, so that the policy which collects is
+    # never old. Episodes go on in the next iteration.
+    config.rollout.num_envs = 100
+    config.rollout.num_chunks = num_chunks = 40
+    config.rollout.reset_at_iteration = False
+    config.loop.finetune.num_iterations = 100
+    # Gradients of five denoising steps cost half of those of ten.
+    config.model.sampling.num_tuned_steps = num_tuned = 5
     ppo = config.algorithm.ppo
     # The critic and the encoder then run once for all moves of a chain.
     ppo.minibatch = "chain"
-    ppo.batch_size = 50 * num_chunks  # a tenth of the pairs
+    ppo.batch_size = 100 * num_chunks * num_tuned // 10
+    # Forty updates. With ten or twenty an iteration improves the policy less, with
+    # eighty no more.
     ppo.epochs = 4
+    # Ratios are means over the 28 entries of a chunk. At the paper's 0.001 for the
+    # first denoising steps, most are clipped before the policy changes.
+    ppo.clip_top = ppo.clip_base = 0.02
+    # A success comes after about 30 chunks; sooner is better.
+    ppo.discount = 0.99
     # The policy is far from converged, so the critic may follow at once.
     ppo.critic_warmup = 1
     for settings in (ppo.actor, ppo.critic):
-        settings.cycle_steps = 50
-    config.loop.finetune.evaluate_every = 5
+        settings.cycle_steps = 100
+    config.loop.finetune.evaluate_every = 10
