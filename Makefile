@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.installed
 INSTALLED := $(VENV)/.installed-dev
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
-SOURCES := dppo_jax experiments benchmarks tests
+SOURCES := dppo_jax experiments benchmarks tests examples
 # One process per core, at most four: compiling uses only one core.
 PYTEST_FLAGS ?= -q --numprocesses auto --maxprocesses 4 --dist loadfile
 

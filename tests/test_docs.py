@@ -14,7 +14,10 @@ import mujoco
 import numpy as np
 import pytest
 
+import dppo_jax
+from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.envs.physics import make_physics
+from dppo_jax.normalize import Normalizer
 from experiments import pretrain
 from tests import commands, tiny
 from tests.conftest import REPOSITORY
@@ -24,6 +27,8 @@ PAGES = {
     str(path.relative_to(REPOSITORY)): path.read_text()
     for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
 }
+
+ONE = np.ones(1)
 
 # A box on a slide, held by a weld.
 BOX = """
@@ -58,6 +63,7 @@ def test_every_example_has_a_test():
         "README.md": 1,
         "docs/architecture.md": 1,
         "docs/data.md": 4,
+        "docs/deployment.md": 1,
         "docs/environments.md": 2,
         "docs/scaling.md": 1,
     }
@@ -136,6 +142,23 @@ def test_the_example_of_host_environments_runs():
     names = run(source.replace("processes=4", "processes=0"), "docs/environments.md")
     state = tiny.start(names["env"], jax.random.key(0))
     assert state.obs["state"].shape == (16, 1, 11)
+
+
+def test_the_example_of_a_deployed_policy_runs(monkeypatch):
+    bounds = Normalizer(
+        obs_min=-np.ones(23), obs_max=np.ones(23), action_min=-ONE, action_max=ONE
+    )
+    still = LoadedPolicy(
+        params=None,
+        act=lambda params, keys, obs, *, deterministic: (jnp.zeros((1, 4, 1)), {}),
+        normalizer=bounds,
+        config={},
+        iteration=0,
+        reads={"state": jax.ShapeDtypeStruct((1, 23), jnp.float32)},
+    )
+    monkeypatch.setattr(dppo_jax, "load_policy", lambda run_dir: still)
+    names = run(*examples("docs/deployment.md"), "docs/deployment.md")
+    assert names["chunk"].shape == (4, 1) and names["action"].shape == (1,)
 
 
 def test_the_example_of_many_devices_runs():

@@ -105,3 +105,36 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(set(names)) < len(names):
         raise ValueError("a name occurs twice")
     return dict(pairs)
+
+
+def save_safetensors(
+    path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
+) -> None:
+    """Write tensors to a new file, in the order of their names.
+
+    Raises:
+        SettingsError: a type that the format does not have.
+    """
+    names = {np.dtype(code): name for name, code in _DTYPES.items() if name != "BF16"}
+    header: dict[str, Any] = {}
+    parts: list[bytes] = []
+    start = 0
+    for name in sorted(tensors):
+        array = np.asarray(tensors[name])
+        little = array.astype(array.dtype.newbyteorder("<"), order="C")
+        if little.dtype not in names:
+            raise SettingsError(
+                f"{name} has type {array.dtype}, which .safetensors does not have."
+            )
+        content = little.tobytes()
+        header[name] = {
+            "dtype": names[little.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [start, start + len(content)],
+        }
+        parts.append(content)
+        start += len(content)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # Readers may map the tensors into memory, which wants a multiple of eight bytes.
+    text += b" " * (-len(text) % 8)
+    Path(path).write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))

@@ -5,8 +5,8 @@ policies (v0.8, and the paper's appendix), with scripted demonstrations in the p
 its 300 human ones. An iteration is four episodes in each of 50 environments, 60,000
 environment steps for Lift and Can, 80,000 for Square and 160,000 for Transport.
 
-`fast` is for two CPU cores: an iteration takes a quarter of the steps and a fifth of the
-updates.
+`fast` is for two CPU cores: an iteration takes a quarter of the steps and a fifth of
+the updates.
 """
 
 from typing import NamedTuple

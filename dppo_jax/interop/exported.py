@@ -1,0 +1,211 @@
+"""A policy as one file that JAX runs without this package.
+
+`export_policy` compiles the function of a policy, with its parameters, bounds and
+random numbers inside, to StableHLO by `jax.export`, whose files later releases of JAX
+load for at least six months (JAX's documentation, "Exporting and serializing staged-out
+computations"). `write_exported` adds what a reader needs: the weights as
+`.safetensors`, a description in JSON, and a loader of one file.
+"""
+
+import importlib.resources
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import export
+
+from dppo_jax.deploy import LoadedPolicy
+from dppo_jax.errors import SettingsError
+from dppo_jax.interop.safetensors_file import save_safetensors
+from dppo_jax.normalize import policy_obs, unnormalize_action
+from dppo_jax.types import Array
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+PROGRAM, WEIGHTS, ABOUT = "policy.stablehlo", "weights.safetensors", "policy.json"
+LOADER = "exported_policy.py"
+# Observations on which the exported program is compared with the policy.
+NUM_COMPARED = 16
+
+
+class Difference(NamedTuple):
+    """How far the actions of an exported program are from those of its policy.
+
+    largest: of all entries of all compared chunks, in the units of the task.
+    share: the same in shares of the range of the entry in the demonstrations.
+    """
+
+    largest: float
+    share: float
+
+
+def export_policy(
+    policy: LoadedPolicy,
+    *,
+    deterministic: bool = True,
+    platforms: Sequence[str] = ("cpu", "cuda"),
+) -> export.Exported:
+    """Export (seed [] uint32, entries of an observation [To, ...]) -> actions [n, Da].
+
+    Observations and actions are in the units of the task; the actions are those from
+    the newest observation on. The seed decides all random numbers of a chunk, those of
+    the start of its denoising chain included.
+
+    Args:
+        policy: with `act`, as from `load_policy`.
+        deterministic: see `types.Act`.
+        platforms: of `PLATFORMS`, those that can run the file.
+
+    Raises:
+        SettingsError: an unknown platform, a policy without `act`, or a missing
+            package.
+    """
+    unknown = sorted(set(platforms) - set(PLATFORMS))
+    if unknown or not platforms:
+        raise SettingsError(
+            f"platforms={','.join(platforms)} must be some of {', '.join(PLATFORMS)}."
+        )
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise SettingsError(
+            "JAX writes exported programs with the package flatbuffers, which is not "
+            'installed; run: pip install -e ".[deploy]" -c constraints.txt'
+        )
+    if policy.act is None:
+        raise SettingsError(
+            "this run was written without a configuration, so nothing describes the "
+            "function of its policy; pass load_policy the policy that was trained."
+        )
+    act: Any = policy.act
+    # Constants of the program, also those that are NumPy arrays now.
+    params = jax.tree.map(np.asarray, policy.params)
+
+    def run(seed: Array, obs: Mapping[str, Array]) -> Array:
+        batch = {name: x[None] for name, x in obs.items()}
+        batch["state"] = policy_obs(policy.normalizer, batch["state"])
+        keys = jax.random.key(seed, impl="threefry2x32")[None]
+        action, _ = act(params, keys, batch, deterministic=deterministic)
+        return unnormalize_action(policy.normalizer, action[0])[: policy.num_actions]
+
+    return export.export(jax.jit(run), platforms=tuple(platforms))(
+        jax.ShapeDtypeStruct((), np.uint32), dict(policy.reads)
+    )
+
+
+def write_exported(
+    folder: str | os.PathLike,
+    policy: LoadedPolicy,
+    *,
+    deterministic: bool = True,
+    platforms: Sequence[str] = ("cpu", "cuda"),
+    about: Mapping[str, Any] | None = None,
+) -> Difference:
+    """Write an exported policy to a new folder, and compare it with the policy.
+
+    The folder holds `policy.stablehlo`, the program; `exported_policy.py`, which loads
+    it and needs only JAX and NumPy; `policy.json`, its shapes, bounds and origin; and
+    `weights.safetensors`, the parameters under their names in this package, for other
+    programs. The folder appears only when all of them are written.
+
+    Args:
+        about: entries to add to `policy.json`.
+
+    Raises:
+        SettingsError: the folder exists, or as `export_policy`.
+        RuntimeError: the written program acts otherwise than the policy.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise SettingsError(f"{folder} exists; remove it, or give another name.")
+    program = export_policy(policy, deterministic=deterministic, platforms=platforms)
+    content = bytes(program.serialize())
+    difference = _compare(policy, content, deterministic)
+    (shape,) = (x.shape for x in program.out_avals)
+    normalizer = policy.normalizer
+    description = {
+        "format": 1,
+        "observation": {
+            name: {"shape": list(x.shape), "dtype": str(x.dtype)}
+            for name, x in policy.reads.items()
+        },
+        "actions": {"shape": list(shape), "dtype": "float32"},
+        "deterministic": deterministic,
+        "platforms": list(program.platforms),
+        "jax": jax.__version__,
+        "calling_convention_version": program.calling_convention_version,
+        "bounds": {
+            name: np.asarray(x).tolist() for name, x in normalizer._asdict().items()
+        },
+        "largest_difference": difference.largest,
+        **(about or {}),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as new:
+        inside = Path(new) / folder.name
+        inside.mkdir()
+        (inside / PROGRAM).write_bytes(content)
+        (inside / ABOUT).write_text(json.dumps(description, indent=2) + "\n")
+        save_safetensors(inside / WEIGHTS, _named_weights(policy.params))
+        loader = importlib.resources.files("dppo_jax.interop") / LOADER
+        with importlib.resources.as_file(loader) as source:
+            shutil.copyfile(source, inside / LOADER)
+        inside.rename(folder)
+    return difference
+
+
+def _compare(policy: LoadedPolicy, content: bytes, deterministic: bool) -> Difference:
+    """Compare a serialized program with the policy on random observations.
+
+    Raises:
+        RuntimeError: they differ by more than a thousandth of the range of actions.
+    """
+    call = jax.jit(export.deserialize(bytearray(content)).call)
+    rng = np.random.default_rng(0)
+    normalizer = policy.normalizer
+    span = np.asarray(normalizer.action_max) - np.asarray(normalizer.action_min)
+    span = np.where(span > 0, span, 1.0)
+    largest = share = 0.0
+    for seed in range(NUM_COMPARED):
+        obs = {
+            name: _random_entry(rng, name, x, policy)
+            for name, x in policy.reads.items()
+        }
+        key = jax.random.key(seed, impl="threefry2x32")
+        wanted = policy.sample(key, obs, deterministic=deterministic)
+        found = np.asarray(call(np.uint32(seed), obs))
+        error = np.abs(found - wanted)
+        largest = max(largest, float(error.max()))
+        share = max(share, float((error / span).max()))
+    if not share <= 1e-3:
+        raise RuntimeError(
+            f"the exported program differs from the policy by {largest:.3g}, "
+            f"{share:.2%} of the range of actions; nothing was written. Please report "
+            "the run and the versions of jax."
+        )
+    return Difference(largest, share)
+
+
+def _random_entry(
+    rng: np.random.Generator, name: str, like: Any, policy: LoadedPolicy
+) -> np.ndarray:
+    if like.dtype == np.uint8:
+        return rng.integers(0, 256, like.shape, np.uint8)
+    if name != "state":
+        return rng.uniform(-1, 1, like.shape).astype(like.dtype)
+    low, high = (
+        np.asarray(x) for x in (policy.normalizer.obs_min, policy.normalizer.obs_max)
+    )
+    return rng.uniform(low, high, like.shape).astype(like.dtype)
+
+
+def _named_weights(params: Any) -> dict[str, np.ndarray]:
+    """Leaves of a tree by their paths, such as `trained/params/layer_0/kernel`."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }

@@ -1,0 +1,102 @@
+"""Run a policy that `python -m experiments.deploy` has written.
+
+This file needs only JAX and NumPy; copy the whole folder to the robot.
+
+    policy = ExportedPolicy("runs/can/exported")
+    policy.reset()
+    while running:
+        robot.send(policy(robot.observe()))
+
+As a program it executes the policy once and prints the actions:
+
+    python exported_policy.py
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+
+
+class ExportedPolicy:
+    """Receding-horizon control by an exported policy: one action per call.
+
+    It keeps the history of observations and the rest of the chunk. It compiles when it
+    is made, so that no control step waits for it.
+
+    Args:
+        folder: what `experiments.deploy` has written; None: that of this file.
+        executed: actions of a chunk that are executed before the next one is sampled;
+            None: as in training.
+        seed: of the random numbers; the same seed gives the same actions.
+    """
+
+    def __init__(
+        self, folder: str | None = None, *, executed: int | None = None, seed: int = 0
+    ) -> None:
+        path = Path(__file__).parent if folder is None else Path(folder)
+        self.about = json.loads((path / "policy.json").read_text())
+        content = (path / "policy.stablehlo").read_bytes()
+        self._call = jax.jit(export.deserialize(bytearray(content)).call)
+        length = self.about["actions"]["shape"][0]
+        self.executed = executed or min(self.about.get("executed") or length, length)
+        if not 1 <= self.executed <= length:
+            raise ValueError(f"executed={executed} must lie between 1 and {length}.")
+        self._seeds = np.random.default_rng(seed)
+        self._history: dict[str, np.ndarray] = {}
+        self._plan: list[np.ndarray] = []
+        self.chunk(
+            {
+                name: np.zeros(x["shape"], x["dtype"])
+                for name, x in self.about["observation"].items()
+            },
+            0,
+        )
+
+    def reset(self) -> None:
+        """Begin an episode: forget observations and planned actions."""
+        self._history, self._plan = {}, []
+
+    def __call__(self, obs: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
+        """The action [Da] for the newest observation, both in the units of the task.
+
+        Args:
+            obs: [Do], or a mapping with `state` [Do] and, for policies that see, `rgb`
+                [H, W, C] uint8.
+        """
+        given = obs if isinstance(obs, Mapping) else {"state": obs}
+        for name, x in self.about["observation"].items():
+            newest = np.asarray(given[name], x["dtype"])
+            length, *shape = x["shape"]
+            if newest.shape != tuple(shape):
+                raise ValueError(f"{name} has shape {newest.shape}, not {shape}.")
+            if not np.isfinite(newest).all():
+                raise ValueError(f"{name} has entries that are not finite: {newest}")
+            # The first observation of an episode fills the history, as in training.
+            seen = self._history.get(name, np.repeat(newest[None], length, axis=0))
+            self._history[name] = np.concatenate([seen[1:], newest[None]])
+        if not self._plan:
+            seed = int(self._seeds.integers(2**32))
+            self._plan = list(self.chunk(self._history, seed)[: self.executed])
+        return self._plan.pop(0)
+
+    def chunk(self, obs: Mapping[str, np.ndarray], seed: int) -> np.ndarray:
+        """The chunk of actions [n, Da] for entries [To, ...] of an observation."""
+        return np.asarray(self._call(np.uint32(seed), dict(obs)))
+
+
+if __name__ == "__main__":
+    policy = ExportedPolicy(*sys.argv[1:2])
+    bounds = policy.about["bounds"]
+    middle = {
+        name: np.zeros(x["shape"][1:], x["dtype"])
+        for name, x in policy.about["observation"].items()
+    }
+    middle["state"] += np.float32(np.add(bounds["obs_min"], bounds["obs_max"]) / 2)
+    print("observation", {name: list(x.shape) for name, x in middle.items()})
+    for _ in range(policy.executed):
+        print("action", policy(middle).tolist())
