@@ -26,8 +26,8 @@ def main() -> None:
         lines = textwrap.wrap(", ".join(variants), _WIDTH - 21, break_on_hyphens=False)
         print(*(f"{'':21s}{line}" for line in lines), sep="\n", end="\n" * bool(lines))
     print(
-        "\n--config.KEY=VALUE sets a setting; experiments/defaults.py and the "
-        "config.json\nof any run list them. README.md begins with the first steps."
+        "\n--config.KEY=VALUE sets a setting; python -m experiments.settings lists "
+        "them.\nREADME.md begins with the first steps."
     )
 
 

@@ -22,8 +22,8 @@ _CONFIG = flags.DEFINE_string(
 )
 _HELP = """
 --config=FILE.py[:VARIANT] names a configuration, such as those of experiments/configs.
---config.KEY=VALUE sets a setting. experiments/defaults.py and the config.json of any
-run list all settings; README.md has examples."""
+--config.KEY=VALUE sets a setting; `python -m experiments.settings` lists them all, and
+README.md has examples."""
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "latest", "which one to read: an iteration, latest or best."
 )

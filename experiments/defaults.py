@@ -13,8 +13,8 @@ from dppo_jax.networks import build_encoder
 def default_config() -> ConfigDict:
     """The configuration of all stages; they share one, so that their settings agree."""
     config = ConfigDict()
-    config.name = ""
-    config.seed = 0
+    config.name = ""  # of the directories below runs and data
+    config.seed = 0  # of all random numbers
     config.num_seeds = 1  # pretrain, finetune: seed, seed + 1, ... in one program
     config.run_dir = ""  # empty: runs/<name>/<stage>, or <stage>_seeds for many seeds
     config.data = ""  # empty: data/<name>, which experiments.collect writes
@@ -25,11 +25,11 @@ def default_config() -> ConfigDict:
     config.model = policies.default_config()
     config.critic = ConfigDict(
         dict(
-            hidden_sizes=(256, 256, 256),
-            activation="mish",
-            layer_norm=False,
-            residual=True,
-            compute_dtype="float32",
+            hidden_sizes=(256, 256, 256),  # width of every hidden layer
+            activation="mish",  # of the hidden layers
+            layer_norm=False,  # after every hidden layer
+            residual=True,  # pairs of layers with skip connections
+            compute_dtype="float32",  # or "bfloat16", for accelerators
             encoder=build_encoder.default_config(),
         )
     )
@@ -44,12 +44,17 @@ def default_config() -> ConfigDict:
             devices=1,
             distributed=False,
             coordinator="",  # host:port of the first process
-            num_processes=placeholder(int),
-            process_id=placeholder(int),
+            num_processes=placeholder(int),  # of all hosts
+            process_id=placeholder(int),  # of this host, from 0
         )
     )
     config.evaluate = ConfigDict(
-        dict(num_episodes=200, num_envs=200, deterministic=True, seed=0)
+        dict(
+            num_episodes=200,  # one from each start
+            num_envs=200,  # environments that run at once
+            deterministic=True,  # False: as the policy explores
+            seed=0,  # of the starts and of the policy's random numbers
+        )
     )
     # experiments.evaluate scores further num_episodes until the 95 % interval of the
     # success is at most this wide; 0: it scores num_episodes.
@@ -73,11 +78,10 @@ def default_config() -> ConfigDict:
     # Evaluations are skipped after iterations whose roll-outs have a lower mean return
     # (`episode_return`), and before the first iteration; None: none is skipped.
     config.loop.finetune.evaluate_from_return = placeholder(float)
-    # Rows in a row without a single update with finite gradients that end a run.
     for stage in ("pretrain", "finetune"):
+        # Rows in a row without a single update with finite gradients that end a run.
         config.loop[stage].max_skipped = 3
-    # The metric whose highest evaluation is kept as the checkpoint `best`.
-    for stage in ("pretrain", "finetune"):
+        # The metric whose highest evaluation is kept as the checkpoint `best`.
         config.loop[stage].keep_best = "eval/episode_return"
     # The lock refuses mistyped keys. These sections stay open, because their keys
     # depend on the task, the network and the demonstrator.
@@ -91,9 +95,9 @@ def default_config() -> ConfigDict:
 def rollout_config(*, num_envs: int, num_chunks: int) -> ConfigDict:
     """Settings of the roll-outs in fine-tuning."""
     config = ConfigDict()
-    config.num_envs = num_envs
+    config.num_envs = num_envs  # environments that run at once
     config.num_chunks = num_chunks  # action chunks per environment and iteration
-    config.reset_at_iteration = True
+    config.reset_at_iteration = True  # False: episodes go on in the next one
     # Control steps under random actions to find bounds, if there are no data.
     config.random_steps = 20_000
     return config

@@ -1,9 +1,10 @@
-"""Loads configuration files and applies settings of the command line to them.
+"""List all settings: python -m experiments.settings [--config=FILE.py:VARIANT]
 
-A configuration is locked: a file and the command line can set only what the defaults
-declare. `env.options` and `model.network.options` are open, because each task and each
-outside network has its own options. In a file `config.collect` is open too, until the
-settings of a demonstrator replace it.
+`settings_table` makes the list. This module loads configuration files and applies
+settings of the command line to them. A configuration is locked: a file and the command
+line can set only what the defaults declare. `env.options` and `model.network.options`
+are open, because each task and each outside network has its own options. In a file
+`config.collect` is open too, until the settings of a demonstrator replace it.
 """
 
 import ast
@@ -280,3 +281,9 @@ def _mistake(error: Exception, path: str) -> str:
     dotted = re.search(rf"\w\.((?:\w+\.)*{unknown[1]}\b(?:\.\w+)*)", line)
     name = dotted[1] if dotted else unknown[1]
     return f"{place}: unknown setting {name}; {_hint(name, default_config())}{_WHERE}"
+
+
+if __name__ == "__main__":
+    from experiments import command_line, settings_table
+
+    command_line.run_stage(settings_table.main, takes_run=True, needs_config=False)

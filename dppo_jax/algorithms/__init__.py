@@ -109,7 +109,7 @@ ALGORITHMS = {
 def default_config() -> ConfigDict:
     """`config.algorithm`: a name, and a section for every algorithm."""
     config = ConfigDict()
-    config.name = "ppo"
+    config.name = "ppo"  # which section is used
     for name, entry in ALGORITHMS.items():
         config[name] = entry.default_config()
     return config

@@ -32,15 +32,14 @@ def default_config() -> ConfigDict:
     """
     config = soft_settings.default_config()
     config.replay.update(random_steps=0, min_fill=0)
-    config.offline_share = 0.5
-    # Iterations before anything is collected, and the updates of each of them.
-    config.offline_iterations = 100
-    config.offline_updates = 1000
+    config.offline_share = 0.5  # of a batch that is demonstrations, later on
+    config.offline_iterations = 100  # before anything is collected
+    config.offline_updates = 1000  # of each of these iterations
     for name in ("actor", "temperature"):
         config[name].learning_rate = 1e-4
-    config.backup_actions = 10
-    config.random_actions = 4
-    config.penalty_weight = 5.0
+    config.backup_actions = 10  # of the policy, the best of which is in a target
+    config.random_actions = 4  # uniform ones in the penalty, and as many of the policy
+    config.penalty_weight = 5.0  # of the conservative penalty
     config.reference_quirks = ()  # names in learning.calibrated_q.QUIRKS
     # A target takes all critics, and the actor their minimum.
     del config.target_critics, config.actor_value

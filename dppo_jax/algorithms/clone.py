@@ -34,13 +34,13 @@ class PretrainState(NamedTuple):
 def default_config() -> ConfigDict:
     """Settings of the DPPO paper's pre-training (appendix), for state policies."""
     config = ConfigDict()
-    config.batch_size = 128
-    config.learning_rate = 1e-3
-    config.min_learning_rate = 1e-4
-    config.cycle_epochs = 1000
-    config.warmup_epochs = 1
-    config.weight_decay = 1e-6
-    config.ema_decay = 0.995
+    config.batch_size = 128  # windows of one update
+    config.learning_rate = 1e-3  # the highest one
+    config.min_learning_rate = 1e-4  # at the end of a cycle
+    config.cycle_epochs = 1000  # epochs of a cosine cycle, warm-up included
+    config.warmup_epochs = 1  # epochs in which the rate rises
+    config.weight_decay = 1e-6  # of AdamW, times the learning rate
+    config.ema_decay = 0.995  # of the average of the weights, which is saved
     config.ema_every = 10  # updates
     # Averaging starts in this epoch, counted from 1; before it, ema copies params.
     config.ema_start = 20

@@ -38,10 +38,10 @@ def default_config() -> ConfigDict:
     """The reference's settings for Hopper, Walker2d and HalfCheetah (v0.8)."""
     config = ConfigDict()
     config.discount = 0.99  # per chunk
-    config.td_lambda = 0.95
-    config.reward_scale = 0.01
-    config.beta = 10.0
-    config.max_weight = 100.0
+    config.td_lambda = 0.95  # of the targets of V
+    config.reward_scale = 0.01  # a factor of rewards
+    config.beta = 10.0  # weight = exp(beta advantage)
+    config.max_weight = 100.0  # bound of a weight
     config.capacity = 200_000  # chunks of all environments together
     config.batch_size = 1000  # chunks
     # Updates of the policy in an iteration: this times its new chunks / batch_size.
@@ -50,7 +50,7 @@ def default_config() -> ConfigDict:
     config.critic_warmup = 0  # iterations in which only V learns
     for name, rate in (("actor", 1e-4), ("critic", 1e-3)):
         config[name] = optimizer_settings.default_config(rate)
-    config.reference_quirks = ()
+    config.reference_quirks = ()  # names in QUIRKS
     return config
 
 

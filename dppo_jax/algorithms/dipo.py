@@ -49,7 +49,7 @@ def default_config() -> ConfigDict:
     config.action = ConfigDict(
         dict(num_steps=10, learning_rate=1e-4, max_norm_per_entry=0.1)
     )
-    config.reference_quirks = ()
+    config.reference_quirks = ()  # names in QUIRKS
     return config
 
 

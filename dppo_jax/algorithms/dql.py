@@ -45,7 +45,7 @@ def default_config() -> ConfigDict:
         updates_per_transition=0.016, target_rate=0.005
     )
     config.eta = 1.0  # weight of the critic in the actor's loss
-    config.reference_quirks = ()
+    config.reference_quirks = ()  # names in QUIRKS
     return config
 
 

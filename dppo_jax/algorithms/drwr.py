@@ -44,9 +44,9 @@ def default_config() -> ConfigDict:
     """The reference's settings for Hopper, Walker2d and HalfCheetah (v0.8)."""
     config = ConfigDict()
     config.discount = 0.99  # per chunk
-    config.beta = 10.0
-    config.max_weight = 100.0
-    config.epochs = 16
+    config.beta = 10.0  # weight = exp(beta return), of scaled returns
+    config.max_weight = 100.0  # bound of a weight
+    config.epochs = 16  # passes over the data of an iteration
     config.batch_size = 1000  # chunks; fewer make one minibatch
     config.actor = optimizer_settings.default_config(1e-4)
     return config

@@ -49,14 +49,15 @@ def default_config() -> ConfigDict:
     # The loss of a pair, see `flow_losses.pair_loss`; None: squares, and no bound.
     config.prediction = "velocity"  # or "noise"
     config.reduction = "root"  # or "mean", "chunk"
-    config.huber = placeholder(float)
-    config.loss_max = FieldReference(20.0, field_type=float)
+    config.huber = placeholder(float)  # where the loss becomes linear
+    config.loss_max = FieldReference(20.0, field_type=float)  # bound of the loss
     config.ratio = "pair"  # or "chunk", of the mean over the pairs
+    # Its bound; None: none.
     config.log_ratio_max = FieldReference(10.0, field_type=float)
     config.trust_region = "asymmetric"  # or "clip"
-    config.clip = 0.05
+    config.clip = 0.05  # range of the ratio
     config.average_decay = 0.0  # of the actor, see `averages`; FPO++ has 0.95
-    config.average_start = 500
+    config.average_start = 500  # updates before averaging
     return config
 
 

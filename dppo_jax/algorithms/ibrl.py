@@ -47,8 +47,8 @@ def default_config() -> ConfigDict:
     config.replay.update(updates_per_transition=2.5, updates_per_round=5)
     config.actor_updates = 1  # per round
     config.discount = 0.99  # per chunk
-    config.reward_scale = 1.0
-    config.num_critics = 5
+    config.reward_scale = 1.0  # a factor of rewards
+    config.num_critics = 5  # of the ensemble
     config.target_critics = 2  # critics drawn at random for every target
     config.target_rate = 0.01  # of the target critics and the target actor
     # Exploring draws a proposal by softmax(beta Q); None: it takes the better one.

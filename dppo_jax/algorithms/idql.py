@@ -51,11 +51,11 @@ def default_config() -> ConfigDict:
     )
     config.expectile = 0.8  # of V
     config.num_samples = 20  # candidates; 1: the policy alone acts
-    # How a candidate is chosen while exploring and in a deterministic evaluation:
-    # "argmax", "expectile", "boltzmann" or "first", see `policies/candidates.py`.
+    # How a candidate is chosen while exploring: "argmax", "expectile", "boltzmann" or
+    # "first", see `policies/candidates.py`.
     config.explore = "expectile"
-    config.evaluate = "argmax"
-    config.explore_expectile = 0.7
+    config.evaluate = "argmax"  # as explore, in a deterministic evaluation
+    config.explore_expectile = 0.7  # of "expectile"
     config.temperature = 0.1  # of "boltzmann", in units of scaled rewards
     return config
 

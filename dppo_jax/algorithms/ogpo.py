@@ -64,9 +64,9 @@ def default_config() -> ConfigDict:
     config.replay.updates_per_round = 1
     config.replay.update(capacity=500_000, batch_size=256, min_fill=2500)
     config.discount = 0.96  # 0.99 for each control step
-    config.reward_scale = 1.0
+    config.reward_scale = 1.0  # a factor of rewards
     config.critic_warmup = 0
-    config.num_critics = 10
+    config.num_critics = 10  # of the ensemble
     config.target_value = "mean"  # or "min", over all target critics
     config.actor.update(learning_rate=4.5e-5, max_grad_norm=1000.0)
     config.critic.update(learning_rate=3e-4, max_grad_norm=1000.0, weight_decay=1e-5)
@@ -78,8 +78,8 @@ def default_config() -> ConfigDict:
     config.clone_coef = 0.0  # 1.0 in OGPO+
     # Least return-to-go, undiscounted, of a chunk that is cloned; None: all are.
     config.clone_return = placeholder(float)
-    config.num_samples = 8
-    config.judges = 2
+    config.num_samples = 8  # chunks of which exploring takes the best
+    config.judges = 2  # critics, drawn at random, whose least value decides
     config.reference_quirks = ()  # names in QUIRKS
     return config
 

@@ -42,7 +42,7 @@ def default_config() -> ConfigDict:
     # "sum": the ratio is that of the densities. "mean": as in the reference but for a
     # factor of log 2, the log-ratio is divided by the entries of the chunk, Ta Da.
     config.reduction = "mean"
-    config.clip = 0.01
+    config.clip = 0.01  # range of the ratio
     return config
 
 

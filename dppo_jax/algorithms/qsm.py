@@ -33,7 +33,7 @@ def default_config() -> ConfigDict:
     config = diffusion_q_settings.default_config(
         updates_per_transition=0.016, target_rate=0.005
     )
-    config.gradient_scale = 10.0
+    config.gradient_scale = 10.0  # of the gradient of Q that the network learns
     # The action at which Q is differentiated: "noisy", the one whose noise the network
     # predicts (the paper's theory, its published code and the reference), or "clean",
     # the stored one (the paper's algorithm 1).

@@ -32,10 +32,10 @@ def default_config() -> ConfigDict:
     config = soft_settings.default_config()
     config.replay.updates_per_transition = 20.0
     config.replay.updates_per_round = 20  # The actor learns once for each transition.
-    config.offline_share = 0.5
-    config.num_critics = 10
+    config.offline_share = 0.5  # of a batch that is demonstrations
+    config.num_critics = 10  # of the ensemble
     config.target_critics = 2
-    config.actor_value = "mean"
+    config.actor_value = "mean"  # or "min", over all critics
     # None here means -Ta Da / 2.
     config.reference_quirks = ()  # names in QUIRKS
     return config

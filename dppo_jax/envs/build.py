@@ -27,7 +27,7 @@ def default_config() -> ConfigDict:
     """Settings of an environment."""
     config = ConfigDict()
     config.task = ""  # see docs/environments.md
-    config.engine = "auto"
+    config.engine = "auto"  # or "mujoco", "mjx", "mjx-warp"
     config.options = ConfigDict()  # keyword arguments of the task
     config.max_steps = 100  # control steps until the time limit
     config.history = 1  # To

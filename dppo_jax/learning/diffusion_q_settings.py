@@ -55,9 +55,9 @@ def default_config(*, updates_per_transition: float, target_rate: float) -> Conf
     config.replay.update(batch_size=1000, random_steps=0, min_fill=0)
     config.replay.updates_per_transition = updates_per_transition
     config.discount = 0.99  # per chunk
-    config.reward_scale = 0.01
-    config.num_critics = 2
-    config.target_rate = target_rate
+    config.reward_scale = 0.01  # a factor of rewards
+    config.num_critics = 2  # of the ensemble
+    config.target_rate = target_rate  # of the moving average of target networks
     # Iterations with updates in which only the critics learn.
     config.critic_warmup = 5
     for name, rate in (("actor", 1e-4), ("critic", 1e-3)):

@@ -10,13 +10,13 @@ from dppo_jax.types import VecEnv
 def default_config() -> ConfigDict:
     """Settings of buffer and updates, which are keyword arguments of `off_policy`."""
     config = ConfigDict()
-    config.capacity = 1_000_000
-    config.batch_size = 256
-    config.random_steps = 5000
-    config.min_fill = 5000
-    config.updates_per_transition = 1.0
-    config.updates_per_round = 1
-    config.num_groups = 1
+    config.capacity = 1_000_000  # transitions that the buffer holds
+    config.batch_size = 256  # transitions of one update
+    config.random_steps = 5000  # transitions under random actions at the start
+    config.min_fill = 5000  # transitions before the first update
+    config.updates_per_transition = 1.0  # the update-to-data ratio
+    config.updates_per_round = 1  # batches between two updates of the actor
+    config.num_groups = 1  # of environments; a multiple of the number of devices
     return config
 
 

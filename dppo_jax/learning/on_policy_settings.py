@@ -16,9 +16,9 @@ def default_config() -> ConfigDict:
     """Settings that on-policy algorithms have in common."""
     config = ConfigDict()
     config.discount = 0.99  # per chunk
-    config.gae_lambda = 0.95
-    config.scale_rewards = True
-    config.reward_scale = 1.0
+    config.gae_lambda = 0.95  # lambda of generalised advantage estimation
+    config.scale_rewards = True  # by the running standard deviation of returns
+    config.reward_scale = 1.0  # a factor of what scale_rewards leaves
     # The number of equal groups of neighbouring environments. Each is shuffled by
     # itself, and every minibatch takes equally many items from each. It must be a
     # multiple of the number of devices. With the same value, one device computes what
@@ -27,21 +27,21 @@ def default_config() -> ConfigDict:
     # Samples whose gradients are computed at once; the mean over all is exact.
     # None: a size that is fast on a CPU, all samples on an accelerator.
     config.micro_batch_size = placeholder(int)
-    config.epochs = 5
-    config.value_clip = placeholder(float)
-    config.value_coef = 0.5
-    config.normalize_advantage = True
-    config.target_kl = placeholder(float)
-    config.critic_warmup = 0
+    config.epochs = 5  # passes over the data of an iteration
+    config.value_clip = placeholder(float)  # of the change of a value; None: none
+    config.value_coef = 0.5  # of the loss of V
+    config.normalize_advantage = True  # to mean 0 and deviation 1, by minibatch
+    config.target_kl = placeholder(float)  # ends an iteration early; None: never
+    config.critic_warmup = 0  # iterations in which only the critic learns
     for name, rate in (("actor", 1e-4), ("critic", 1e-3)):
         config[name] = ConfigDict(
             dict(
-                learning_rate=rate,
-                min_learning_rate=rate,
-                cycle_steps=1000,
-                warmup_steps=10,
-                weight_decay=0.0,
-                max_grad_norm=placeholder(float),
+                learning_rate=rate,  # the highest one
+                min_learning_rate=rate,  # at the end of a cycle
+                cycle_steps=1000,  # iterations of a cosine cycle, warm-up included
+                warmup_steps=10,  # iterations in which the rate rises
+                weight_decay=0.0,  # of AdamW, times the learning rate
+                max_grad_norm=placeholder(float),  # None: no limit
             )
         )
     return config

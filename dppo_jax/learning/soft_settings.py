@@ -30,16 +30,16 @@ def default_config() -> ConfigDict:
     # last batch. The reference implementation has updates_per_round = 2 and 2 here.
     config.actor_updates = 1
     config.discount = 0.99  # per chunk
-    config.reward_scale = 1.0
-    config.num_critics = 2
+    config.reward_scale = 1.0  # a factor of rewards
+    config.num_critics = 2  # of the ensemble
     config.target_critics = 2  # critics drawn at random for every target
-    config.target_rate = 0.005
+    config.target_rate = 0.005  # of the moving average of the target critics
     config.actor_value = "min"  # or "mean", over all critics
     for name in ("actor", "critic", "temperature"):
         config[name] = optimizer_settings.default_config(3e-4)
-    config.initial_temperature = 1.0
+    config.initial_temperature = 1.0  # weight of the entropy
     config.target_entropy = placeholder(float)  # None: -Ta Da
-    config.tune_temperature = True
+    config.tune_temperature = True  # towards target_entropy
     return config
 
 

@@ -49,10 +49,10 @@ class NetworkKind(NamedTuple):
 
 def _mlp_settings() -> dict[str, Any]:
     return dict(
-        hidden_sizes=(512, 512, 512),
-        activation="relu",
-        layer_norm=False,
-        residual=True,
+        hidden_sizes=(512, 512, 512),  # width of every hidden layer
+        activation="relu",  # of the hidden layers: relu, mish, gelu, tanh ...
+        layer_norm=False,  # after every hidden layer
+        residual=True,  # pairs of layers with skip connections
         time_dim=16,  # only for a denoiser
         condition_sizes=placeholder(tuple),  # only for a denoiser
         compute_dtype="float32",  # or "bfloat16", for accelerators
@@ -61,30 +61,30 @@ def _mlp_settings() -> dict[str, Any]:
 
 def _unet_settings() -> dict[str, Any]:
     return dict(
-        dim=64,
+        dim=64,  # channels of the first level
         dim_mults=(1, 2),  # one level each; model.chunk is halved between levels
-        kernel_size=5,
+        kernel_size=5,  # of the convolutions
         num_groups=FieldReference(8, field_type=int),  # None: no group normalisation
         num_out_groups=placeholder(int),  # of the last block; None: as num_groups
-        group_norm_eps=1e-5,
-        predict_scale=True,
-        larger_encoder=True,
-        activation="mish",
-        time_dim=16,
-        condition_sizes=placeholder(tuple),
+        group_norm_eps=1e-5,  # added to the variance
+        predict_scale=True,  # FiLM with a scale and a shift; False: a shift
+        larger_encoder=True,  # of the observation: two layers; False: one
+        activation="mish",  # of the hidden layers
+        time_dim=16,  # of the embedding of the denoising step
+        condition_sizes=placeholder(tuple),  # of layers that encode the observation
         compute_dtype="float32",  # or "bfloat16", for accelerators
     )
 
 
 def _transformer_settings() -> dict[str, Any]:
     return dict(
-        embed_dim=256,
-        num_heads=8,
-        num_layers=6,
-        activation="gelu",
+        embed_dim=256,  # width
+        num_heads=8,  # attention heads; divides embed_dim
+        num_layers=6,  # transformer layers
+        activation="gelu",  # of the hidden layers
         causal=False,  # an action of a chunk reads later ones too
         embedding_dropout=0.0,  # both while cloning only
-        attention_dropout=0.0,
+        attention_dropout=0.0,  # while cloning only
         compute_dtype="float32",  # or "bfloat16", on accelerators
     )
 

@@ -27,17 +27,17 @@ def default_config() -> ConfigDict:
     # See `ViTEncoder`; these are the sizes of the paper's pixel policies.
     config.vit = ConfigDict(
         dict(
-            image_size=(96, 96),
-            num_cameras=1,
+            image_size=(96, 96),  # height and width in pixels
+            num_cameras=1,  # images that are stacked in the channels
             image_history=1,  # frames, at most env.history
-            patch_layers=2,
-            patch_size=8,
-            patch_norm=False,
-            depth=1,
-            num_heads=4,
-            embed_dim=128,
+            patch_layers=2,  # 1: plain patches; 2: overlapping ones are joined
+            patch_size=8,  # sides in pixels
+            patch_norm=False,  # between the two convolutions
+            depth=1,  # transformer layers
+            num_heads=4,  # attention heads; divides embed_dim
+            embed_dim=128,  # numbers per patch
             pooling="spatial",  # or "flat"
-            features=128,
+            features=128,  # numbers per camera
         )
     )
     return config

@@ -36,7 +36,7 @@ def default_config() -> ConfigDict:
     config.diffusion = ConfigDict(
         dict(
             num_denoising_steps=20,  # K of training, and of sampling without DDIM
-            predict_noise=True,
+            predict_noise=True,  # False: the network predicts the clean action
             x0_clip=FieldReference(1.0, field_type=float),  # None: no bound
             beta_schedule="cosine",  # or "linear", from beta_start to beta_end
             beta_start=1e-4,
@@ -67,21 +67,21 @@ def default_config() -> ConfigDict:
     config.gaussian = ConfigDict(
         dict(
             fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
-            learn_fixed_std=False,
-            std_min=0.01,
-            std_max=1.0,
-            tanh_output=True,
+            learn_fixed_std=False,  # fine-tuning changes fixed_std
+            std_min=0.01,  # bounds of a predicted or learned deviation
+            std_max=1.0,  # see std_min
+            tanh_output=True,  # squash the mean to [-1, 1]
         )
     )
     # A mixture; standard deviations are those of each of its modes.
     config.gmm = ConfigDict(
         dict(
-            num_modes=5,
+            num_modes=5,  # Gaussians of the mixture
             fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
-            learn_fixed_std=False,
-            std_min=0.01,
-            std_max=1.0,
-            tanh_output=True,
+            learn_fixed_std=False,  # fine-tuning changes fixed_std
+            std_min=0.01,  # bounds of a predicted or learned deviation
+            std_max=1.0,  # see std_min
+            tanh_output=True,  # squash the mean to [-1, 1]
         )
     )
     # Bounds of the standard deviation before tanh, e^-5 and e^2 as in the SAC paper.
@@ -92,10 +92,10 @@ def default_config() -> ConfigDict:
             num_tuned_steps=10,  # K', the last moves, which fine-tuning changes
             min_std=0.1,  # exploration: floor of a chain's sampling std
             min_log_prob_std=0.1,  # stability: floor of the std in log-probs
-            eta=1.0,
-            draw_clip=3.0,
-            noise_clip=placeholder(float),
-            final_clip=placeholder(float),
+            eta=1.0,  # noise of DDIM: 1 as in DDPM, 0 none
+            draw_clip=3.0,  # bound of standard normal draws
+            noise_clip=placeholder(float),  # bound of the predicted noise; None: none
+            final_clip=placeholder(float),  # bound of the action; None: none
             ddim_steps=placeholder(int),  # K of a DDIM chain; None: DDPM
             # Which steps of training these are: "leading" as in the reference, or
             # "trailing", which begins at the noisiest one.

@@ -30,7 +30,7 @@ def default_config() -> ConfigDict:
         chain_losses.LOG_PROB_BOUNDS, field_type=tuple
     )
     config.bound_entries = placeholder(bool)
-    config.denoising_discount = 0.99
+    config.denoising_discount = 0.99  # of advantages, per move before the last
     config.batch_size = 1000  # pairs (t, k)
     # "pair" shuffles the pairs, as the reference does. "chain" shuffles the chunks and
     # takes all K' moves of each: an observation is encoded and valued once for K'
@@ -39,18 +39,18 @@ def default_config() -> ConfigDict:
     # "move" gives every pair its own ratio and clip range. "chain" gives all moves of a
     # chunk one ratio, as ReinFlow does (arXiv 2505.22094).
     config.ratio = "move"
-    config.clip_top = 0.01
-    config.clip_base = 0.001
-    config.clip_rate = 3.0
-    config.entropy_coef = 0.0
-    config.clone_coef = 0.0
+    config.clip_top = 0.01  # clip range of the last move
+    config.clip_base = 0.001  # clip range of the first tuned move
+    config.clip_rate = 3.0  # of the exponential rise from clip_base to clip_top
+    config.entropy_coef = 0.0  # of a bonus on the entropy of the policy
+    config.clone_coef = 0.0  # of the cloning loss on chains of the frozen policy
     config.distance_coef = 0.0  # of the squared distance to the frozen policy's actions
     # A penalty on the KL divergence of a chain, in nats, from the policy that sampled
     # it; it needs minibatch="chain". coef: of its mean; 0: none. limit: chains at or
     # above it contribute the penalty alone, the others the objective alone, as in TruDi
     # (arXiv 2606.15260). None: all chains contribute both.
     config.chain_kl = ConfigDict(dict(coef=0.0, limit=placeholder(float)))
-    config.advantage_quantiles = (0.0, 1.0)
+    config.advantage_quantiles = (0.0, 1.0)  # beyond them advantages are clipped
     # Annealing; 0 switches it off. The sampling floor moves linearly to min_std_end
     # over min_std_steps iterations. Every tuned_steps_every iterations, the tuned
     # network replaces the base network, which then runs tuned_steps_drop more moves.
