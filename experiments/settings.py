@@ -283,7 +283,15 @@ def _mistake(error: Exception, path: str) -> str:
     return f"{place}: unknown setting {name}; {_hint(name, default_config())}{_WHERE}"
 
 
-if __name__ == "__main__":
-    from experiments import command_line, settings_table
+def main(config: ConfigDict) -> None:
+    """Run the program."""
+    # It imports this module.
+    from experiments import settings_table
 
-    command_line.run_stage(settings_table.main, takes_run=True, needs_config=False)
+    settings_table.main(config)
+
+
+if __name__ == "__main__":
+    from experiments import command_line
+
+    command_line.run_stage(main, takes_run=True, needs_config=False)

@@ -2,7 +2,8 @@
 
 Or of a run: python -m experiments.settings RUN_DIR. It prints every setting as the flag
 that sets it, with its meaning and the place of its default; `*` marks what the
-configuration changes. Of the algorithms it lists the selected one, with --all all.
+configuration changes. Of the algorithms it lists the selected one;
+--config.algorithm.name=sac selects another.
 """
 
 # The meanings are the comments beside the defaults, so that no second list can fall
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from dppo_jax import algorithms
@@ -27,7 +27,6 @@ from dppo_jax.training.old_settings import flatten
 from experiments import defaults
 from experiments.settings import as_flag, use_network
 
-_ALL = flags.DEFINE_bool("all", False, "list the settings of all algorithms.")
 _ROOT = Path(__file__).resolve().parent.parent
 _WIDTH = 88
 
@@ -56,7 +55,7 @@ class Row(NamedTuple):
 
 def main(config: ConfigDict) -> None:
     """Run the program."""
-    print("\n".join(lines(config, all_algorithms=_ALL.value)).lstrip("\n"))
+    print("\n".join(lines(config)).lstrip("\n"))
 
 
 def rows(config: ConfigDict, *, all_algorithms: bool = False) -> list[Row]:
@@ -80,10 +79,10 @@ def rows(config: ConfigDict, *, all_algorithms: bool = False) -> list[Row]:
     ]
 
 
-def lines(config: ConfigDict, *, all_algorithms: bool = False) -> Iterator[str]:
+def lines(config: ConfigDict) -> Iterator[str]:
     """The rows as text; `*` marks those that the configuration changes."""
     section = ""
-    for row in rows(config, all_algorithms=all_algorithms):
+    for row in rows(config):
         if row.name.rpartition(".")[0] != section:
             section = row.name.rpartition(".")[0]
             yield ""
