@@ -54,13 +54,14 @@ def test_every_variant_makes_its_algorithm(task, variant):
 
 # In thousands, of Can, Square and Transport (paper, tables A9 to A11). A Gaussian
 # perceptron for Transport has 1930 there, and 2275 by the sizes that the reference has.
+# What takes long to trace has the first two alone.
 SIZES = {
     "paper": (576, 2310, 2430),
-    "unet": (652, 1620, 1680),
+    "unet": (652, 1620),
     "gaussian": (552, 2150, 2280),
     "gmm": (1150, 4400, 4900),
-    "gaussian_transformer": (675, 1860, 1870),
-    "gmm_transformer": (680, 1870, 1890),
+    "gaussian_transformer": (675, 1860),
+    "gmm_transformer": (680, 1870),
 }
 
 
