@@ -34,7 +34,8 @@ from benchmarks.train_step import MAX_SECONDS, physics_part, split
 from dppo_jax import replay as buffers
 from dppo_jax.algorithms import make_algorithm, sac
 from dppo_jax.learning import soft_settings
-from dppo_jax.learning.off_policy import OffPolicyState, row_keys
+from dppo_jax.learning.learner import row_keys
+from dppo_jax.learning.off_policy import OffPolicyState
 from dppo_jax.learning.soft_actor_critic import SACState, Updates
 from dppo_jax.replay import Replay
 from dppo_jax.training import seeds

@@ -227,23 +227,31 @@ def _use_likelihood(config: ConfigDict) -> None:
     exact.epochs = 10
 
 
+def _use_fast(config: ConfigDict, task: str) -> None:
+    _hasten(config, _TASKS[task])
+
+
 def _use_fast_gaussian(config: ConfigDict, task: str) -> None:
     """Tune a Gaussian on the schedule of `fast`, with as many chunks in a minibatch."""
-    _hasten(config, _TASKS[task])
+    _use_fast(config, task)
     config.algorithm.ppo.batch_size //= config.model.sampling.num_tuned_steps
     _use_head(config, "gaussian")
 
 
-def _use_fast(config: ConfigDict, task: str, use: Callable[[ConfigDict], None]) -> None:
+def _use_fast_other(
+    config: ConfigDict, task: str, use: Callable[[ConfigDict], None]
+) -> None:
     """Use another algorithm on the policy of `fast`."""
-    _hasten(config, _TASKS[task])
+    _use_fast(config, task)
+    # What is set is for a single reward of 1, at the end of an episode.
+    config.env.options.end_on_success = True
     use(config)
 
 
 # What each variant changes, given the configuration of `paper` and the task.
 VARIANTS: dict[str, Callable[[ConfigDict, str], None]] = {
     "paper": lambda config, task: None,
-    "fast": lambda config, task: _hasten(config, _TASKS[task]),
+    "fast": _use_fast,
     "unet": _use_unet,
     "exact": lambda config, task: _use_likelihood(config),
     "gaussian": lambda config, task: _use_head(config, "gaussian"),
@@ -265,7 +273,13 @@ VARIANTS: dict[str, Callable[[ConfigDict, str], None]] = {
     "ogpo": others.use_ogpo,
     "dsrl": others.use_dsrl,
     "fast_gaussian": _use_fast_gaussian,
-    "fast_drwr": lambda config, task: _use_fast(config, task, others.use_fast_drwr),
-    "fast_idql": lambda config, task: _use_fast(config, task, others.use_fast_idql),
-    "fast_ogpo": lambda config, task: _use_fast(config, task, others.use_fast_ogpo),
+    "fast_drwr": lambda config, task: _use_fast_other(
+        config, task, others.use_fast_drwr
+    ),
+    "fast_idql": lambda config, task: _use_fast_other(
+        config, task, others.use_fast_idql
+    ),
+    "fast_ogpo": lambda config, task: _use_fast_other(
+        config, task, others.use_fast_ogpo
+    ),
 }

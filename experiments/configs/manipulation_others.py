@@ -217,6 +217,9 @@ def use_dsrl(config: ConfigDict, task: str) -> None:
 def use_fast_drwr(config: ConfigDict) -> None:
     """DRWR with 16 epochs of small minibatches, at ten times the reference's rate."""
     use_drwr(config)
+    # It learns from episodes that end: one or more in each environment.
+    num_chunks = config.env.max_steps // config.model.chunk
+    config.rollout.update(num_envs=50, num_chunks=num_chunks, reset_at_iteration=True)
     config.algorithm.drwr.batch_size = 250
     config.algorithm.drwr.actor.learning_rate = 1e-4
 
@@ -227,10 +230,8 @@ def use_fast_idql(config: ConfigDict) -> None:
     idql = config.algorithm.idql
     idql.actor.learning_rate = 1e-4
     idql.replay.batch_size = 128
-    # With this discount and target rate the critics converge within a run. Rewards go
-    # on to the time limit, so values reach 33 times those of a chunk, which are up to
-    # its number of actions.
-    idql.discount, idql.target_rate, idql.reward_scale = 0.97, 0.02, 0.1
+    # With this discount and target rate the critics converge within a run.
+    idql.discount, idql.target_rate = 0.97, 0.02
     config.critic.layer_norm = True  # They doubt what they have not seen.
 
 
@@ -249,7 +250,7 @@ def use_fast_ogpo(config: ConfigDict) -> None:
     ogpo.replay.update(capacity=50_000, batch_size=128, min_fill=2000)
     ogpo.update(num_critics=5, actor_states=32, group_size=8, actor_target_rate=0.05)
     ogpo.actor.learning_rate = 1e-4
-    # A return of 1 is a control step in which the task is solved.
+    ogpo.reward_scale = 105.0  # as in `ogpo` of Square
     ogpo.advantage, ogpo.clone_coef, ogpo.clone_return = "consensus", 1.0, 1.0
     loop = config.loop.finetune
     loop.num_iterations = 150
