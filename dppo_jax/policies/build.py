@@ -68,6 +68,7 @@ def default_config() -> ConfigDict:
         dict(
             fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
             learn_fixed_std=False,  # fine-tuning changes fixed_std
+            clone_std=True,  # False: cloning leaves the deviation as it starts
             std_min=0.01,  # bounds of a predicted or learned deviation
             std_max=1.0,  # see std_min
             tanh_output=True,  # squash the mean to [-1, 1]
@@ -79,6 +80,7 @@ def default_config() -> ConfigDict:
             num_modes=5,  # Gaussians of the mixture
             fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
             learn_fixed_std=False,  # fine-tuning changes fixed_std
+            clone_std=True,  # False: cloning leaves the deviation as it starts
             std_min=0.01,  # bounds of a predicted or learned deviation
             std_max=1.0,  # see std_min
             tanh_output=True,  # squash the mean to [-1, 1]
@@ -187,10 +189,10 @@ def _make(
     config: ConfigDict, network: nn.Module, action_dim: int
 ) -> ChainPolicy | SquashedPolicy:
     sampling = config.sampling
-    if config.kind == "gaussian":
-        return gaussian_policy(network, draw_clip=sampling.draw_clip)
-    if config.kind == "gmm":
-        return gmm_policy(network, draw_clip=sampling.draw_clip)
+    if config.kind in ("gaussian", "gmm"):
+        make = gaussian_policy if config.kind == "gaussian" else gmm_policy
+        clone_std = config[config.kind].clone_std
+        return make(network, draw_clip=sampling.draw_clip, clone_std=clone_std)
     if config.kind == "squashed":
         return squashed_policy(network)
     if config.kind == "flow":

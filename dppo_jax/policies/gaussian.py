@@ -5,6 +5,7 @@ from typing import Any
 
 import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from dppo_jax.diffusion.chain import Moments, Sample, gaussian_log_prob
@@ -22,13 +23,16 @@ from dppo_jax.types import Array, Obs, PyTree
 _DETERMINISTIC_STD = 1e-4
 
 
-def gaussian_policy(network: nn.Module, *, draw_clip: float = 3.0) -> ChainPolicy:
+def gaussian_policy(
+    network: nn.Module, *, draw_clip: float = 3.0, clone_std: bool = True
+) -> ChainPolicy:
     """Make a Gaussian over action chunks, as a chain of one move from zero.
 
     Args:
         network: `apply(params, obs) -> mean, std`, both [B, Ta, Da].
         draw_clip: standard-normal draws are clipped to +- this; the log-probability
             ignores the clipping.
+        clone_std: whether cloning trains the standard deviation, as fine-tuning does.
     """
 
     apply: Callable[..., Any] = network.apply
@@ -63,6 +67,7 @@ def gaussian_policy(network: nn.Module, *, draw_clip: float = 3.0) -> ChainPolic
 
     def clone_loss(params: PyTree, keys: Array, obs: Obs, action: Array) -> Array:
         mean, std = apply_with_dropout(network, params, keys, obs)
+        std = std if clone_std else jax.lax.stop_gradient(std)
         return -gaussian_log_prob(action, mean, std).mean((-2, -1))
 
     def entropy(params: PyTree, obs: Obs) -> Array:

@@ -89,7 +89,9 @@ def mixture_entropy(means: Array, stds: Array, logits: Array) -> Array:
     return component_entropy(stds, logits) + mixing
 
 
-def gmm_policy(network: nn.Module, *, draw_clip: float = 3.0) -> ChainPolicy:
+def gmm_policy(
+    network: nn.Module, *, draw_clip: float = 3.0, clone_std: bool = True
+) -> ChainPolicy:
     """A Gaussian mixture over action chunks, as a chain of one move from zero.
 
     A sample takes one mode for the whole chunk, then the chunk from it. A deterministic
@@ -101,6 +103,7 @@ def gmm_policy(network: nn.Module, *, draw_clip: float = 3.0) -> ChainPolicy:
         network: `apply(params, obs) -> means, stds, logits`, [B, M, Ta, Da] twice and
             [B, M].
         draw_clip: bound of standard-normal draws; the density stays unclipped.
+        clone_std: whether cloning trains standard deviations, as fine-tuning does.
     """
 
     apply: Callable[..., Any] = network.apply
@@ -136,8 +139,9 @@ def gmm_policy(network: nn.Module, *, draw_clip: float = 3.0) -> ChainPolicy:
         return mixture_log_prob(entries[:, 1], *apply(params, obs))[:, None]
 
     def clone_loss(params: PyTree, keys: Array, obs: Obs, action: Array) -> Array:
-        outputs = apply_with_dropout(network, params, keys, obs)
-        return -mixture_log_prob(action, *outputs).sum((-2, -1))
+        means, stds, logits = apply_with_dropout(network, params, keys, obs)
+        stds = stds if clone_std else jax.lax.stop_gradient(stds)
+        return -mixture_log_prob(action, means, stds, logits).sum((-2, -1))
 
     def entropy(params: PyTree, obs: Obs) -> Array:
         return mixture_entropy(*apply(params, obs))

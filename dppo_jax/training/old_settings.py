@@ -104,6 +104,8 @@ ADDED = {
                 "std_max": 1.0,
                 "tanh_output": True,
             },
+            "model.gaussian.clone_std": True,
+            "model.gmm.clone_std": True,
             "model.network.encoder": _STATE_ENCODER,
             "critic.compute_dtype": "float32",
             "critic.encoder": _STATE_ENCODER,

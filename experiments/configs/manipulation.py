@@ -7,17 +7,48 @@ environment steps for Lift and Can, 80,000 for Square and 160,000 for Transport.
 
 `fast` is for two CPU cores: an iteration takes a quarter of the steps and a fifth of
 the updates.
+
+The other variants have settings of the reference too, release 0.8, for data sets and
+iterations like those of `paper`:
+
+- `unet`: a U-Net in the place of the perceptron. For Square and Transport the files of
+  the reference swap the ends of its learning rate, which begins at 1e-4, falls to 2e-5
+  and rises again; here it stays at 2e-5;
+- `gaussian`, `gmm`: a Gaussian and a mixture of five Gaussians, whose standard
+  deviations are learned in fine-tuning alone. The clip range of 0.01 is also that of a
+  mixture, although its ratios are of the joint density of a chunk;
+- `gaussian_transformer`, `gmm_transformer`: the same by transformers;
+- `exact`: PPO with the exact likelihood of actions (paper App. B.5). The reference has
+  it for Can alone, whose rate, epochs and number of iterations the other tasks get;
+- `drwr`, `dawr`: regression with weights of returns or advantages (paper App.);
+- `dipo`, `idql`, `dql`, `qsm`: these off-policy algorithms (arXiv 2305.13122,
+  2304.10573, 2208.06193, 2312.11752) on the policy of `paper`;
+- `idql_cloned`: `idql` that acts by the policy alone. As critics that have not learned
+  choose badly, `idql` starts far below the cloned policy, and this one at it;
+- `rlpd`, `calql`, `ibrl`: single actions, from one environment, learned off-policy from
+  the demonstrations (arXiv 2302.02948, 2303.05479, 2311.02198);
+- `ogpo`, `dsrl`: OGPO (arXiv 2605.03065) on a flow policy, and steering by noise (arXiv
+  2506.15799), with settings of their own published code.
+
+`manipulation_others.py` and `manipulation_demonstrated.py` have all but the first four
+kinds, and say what differs from the reference. These are for two cores, on the policy
+and the data of `fast`; all but the first are first guesses:
+
+- `fast_gaussian`: the Gaussian, tuned on the schedule of `fast`;
+- `fast_drwr`, `fast_idql`, `fast_ogpo`: these algorithms.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from dppo_jax.envs.tasks import can, lift, square, transport
 from dppo_jax.errors import SettingsError
+from experiments.configs import manipulation_demonstrated as demonstrated
+from experiments.configs import manipulation_others as others
 from experiments.defaults import default_config
-
-VARIANTS = ("paper", "fast")
+from experiments.settings import use_network
 
 
 class _Task(NamedTuple):
@@ -43,6 +74,35 @@ _TASKS = {
     "square": _Task(square.MAX_STEPS, 201, 1024),
     "transport": _Task(transport.MAX_STEPS, 201, 1024, chunk=8, epochs=5),
 }
+
+
+class _Networks(NamedTuple):
+    """What differs between the tasks for networks that are no perceptrons.
+
+    dim: channels of a U-Net.
+    chunk: actions that it predicts.
+    rate: at which it is fine-tuned.
+    embed_dim: of a transformer.
+    std: with which a transformer starts.
+    """
+
+    dim: int
+    chunk: int
+    rate: float
+    embed_dim: int
+    std: float = 0.1
+
+
+_NETWORKS = {
+    "lift": _Networks(40, 4, 1e-4, 96),
+    "can": _Networks(40, 4, 1e-4, 96),
+    "square": _Networks(64, 4, 2e-5, 160),
+    # Cloned with 0.1 in the reference, which for a fixed standard deviation is the same
+    # but for the scale of the loss.
+    "transport": _Networks(64, 16, 2e-5, 160, std=0.08),
+}
+# Iterations and rate of mixtures from transformers, where they are not those of DPPO.
+_GMM_TRANSFORMER = {"can": (300, 1e-5)}
 
 
 def make_config(task: str, variant: str) -> ConfigDict:
@@ -90,8 +150,7 @@ def make_config(task: str, variant: str) -> ConfigDict:
     for settings in (ppo.actor, ppo.critic):
         settings.cycle_steps = own.num_iterations
     config.evaluate.num_episodes = config.evaluate.num_envs = 100
-    if variant == "fast":
-        _hasten(config)
+    VARIANTS[variant](config, task)
     return config
 
 
@@ -134,3 +193,108 @@ def _hasten(config: ConfigDict) -> None:
     for settings in (ppo.actor, ppo.critic):
         settings.cycle_steps = 100
     config.loop.finetune.evaluate_every = 10
+
+
+def _set_rate(config: ConfigDict, rate: float) -> None:
+    """Fine-tune at a constant rate."""
+    actor = config.algorithm.ppo.actor
+    actor.learning_rate = actor.min_learning_rate = rate
+
+
+def _use_unet(config: ConfigDict, task: str) -> None:
+    own = _NETWORKS[task]
+    config.env.executed = config.model.chunk
+    config.model.chunk = own.chunk
+    use_network(config, "unet")
+    config.model.network.dim = own.dim
+    _set_rate(config, own.rate)
+
+
+def _use_head(config: ConfigDict, head: str) -> None:
+    """Use a policy of one move, with as many chunks in a minibatch as pairs before."""
+    config.model.kind = head
+    # Cloning keeps it, because the demonstrations would leave little to explore with.
+    config.model[head].update(learn_fixed_std=True, clone_std=False, std_max=0.2)
+    config.model.sampling.num_tuned_steps = 1
+    if head == "gmm":
+        config.model.sampling.draw_clip = 10.0  # The reference clips none.
+
+
+def _use_transformer(config: ConfigDict, task: str, head: str) -> None:
+    own = _NETWORKS[task]
+    _use_head(config, head)
+    config.model[head].fixed_std = own.std
+    use_network(config, "transformer")
+    config.model.network.update(embed_dim=own.embed_dim, num_heads=4, num_layers=4)
+    if head == "gmm" and task in _GMM_TRANSFORMER:
+        config.loop.finetune.num_iterations, rate = _GMM_TRANSFORMER[task]
+        _set_rate(config, rate)
+
+
+def _use_likelihood(config: ConfigDict) -> None:
+    config.algorithm.name = "ppo_exact"
+    config.loop.finetune.num_iterations = 300
+    config.model.sampling.draw_clip = 10.0  # The reference clips none.
+    exact = config.algorithm.ppo_exact
+    exact.discount, exact.target_kl, exact.critic_warmup = 0.999, 1.0, 2
+    # Half of the chunks.
+    exact.batch_size = config.rollout.num_envs * config.rollout.num_chunks // 2
+    exact.epochs = 10
+
+
+def _use_fast(config: ConfigDict, task: str) -> None:
+    _hasten(config)
+
+
+def _use_fast_gaussian(config: ConfigDict, task: str) -> None:
+    """Tune a Gaussian on the schedule of `fast`, with as many chunks in a minibatch."""
+    _use_fast(config, task)
+    config.algorithm.ppo.batch_size //= config.model.sampling.num_tuned_steps
+    _use_head(config, "gaussian")
+
+
+def _use_fast_other(
+    config: ConfigDict, task: str, use: Callable[[ConfigDict], None]
+) -> None:
+    """Use another algorithm on the policy of `fast`."""
+    _use_fast(config, task)
+    # What is set is for a single reward of 1, at the end of an episode.
+    config.env.options.end_on_success = True
+    use(config)
+
+
+# What each variant changes, given the configuration of `paper` and the task.
+VARIANTS: dict[str, Callable[[ConfigDict, str], None]] = {
+    "paper": lambda config, task: None,
+    "fast": _use_fast,
+    "unet": _use_unet,
+    "exact": lambda config, task: _use_likelihood(config),
+    "gaussian": lambda config, task: _use_head(config, "gaussian"),
+    "gmm": lambda config, task: _use_head(config, "gmm"),
+    "gaussian_transformer": lambda config, task: _use_transformer(
+        config, task, "gaussian"
+    ),
+    "gmm_transformer": lambda config, task: _use_transformer(config, task, "gmm"),
+    "drwr": lambda config, task: others.use_drwr(config),
+    "dawr": lambda config, task: others.use_dawr(config),
+    "dipo": lambda config, task: others.use_off_policy(config, task, "dipo"),
+    "idql": lambda config, task: others.use_off_policy(config, task, "idql"),
+    "idql_cloned": others.use_idql_cloned,
+    "dql": lambda config, task: others.use_off_policy(config, task, "dql"),
+    "qsm": lambda config, task: others.use_off_policy(config, task, "qsm"),
+    "rlpd": demonstrated.use_rlpd,
+    "calql": demonstrated.use_calql,
+    "ibrl": demonstrated.use_ibrl,
+    "ogpo": others.use_ogpo,
+    "dsrl": others.use_dsrl,
+    "fast_gaussian": _use_fast_gaussian,
+    "fast_drwr": lambda config, task: _use_fast_other(
+        config, task, others.use_fast_drwr
+    ),
+    "fast_idql": lambda config, task: _use_fast_other(
+        config, task, others.use_fast_idql
+    ),
+    "fast_ogpo": lambda config, task: _use_fast_other(
+        config, task, others.use_fast_ogpo
+    ),
+}

@@ -7,17 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dppo_jax.algorithms import make_algorithm
 from dppo_jax.demonstrations.formats.dppo_npz import load_dppo_npz
 from dppo_jax.errors import SettingsError
-from dppo_jax.policies import make_policy
-from dppo_jax.types import VecEnv
 from experiments import collect, evaluate, finetune, inspect, pretrain
-from experiments.configs.manipulation import VARIANTS
 from experiments.settings import load_config
-
-# Sizes of observations and actions.
-TASKS = {"lift": (19, 7), "can": (23, 7), "square": (23, 7), "transport": (59, 14)}
 
 # Stages in seconds; the other entries of the configuration stay as they are.
 TINY = {
@@ -50,25 +43,6 @@ def tiny(folder, stage):
     if stage == "evaluate":
         config.policy = str(folder / "finetune")
     return config
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("task", TASKS)
-def test_every_variant_makes_its_algorithm(task, variant):
-    config = load_config(f"experiments/configs/{task}.py:{variant}")
-    num_observations, num_actions = TASKS[task]
-    env = VecEnv(
-        reset=lambda keys: None,
-        step=lambda state, action: (state, None),
-        obs_shape={"state": (1, num_observations)},
-        action_shape=(config.model.chunk, num_actions),
-        max_steps=None,
-        num_envs=config.rollout.num_envs,
-    )
-    make_algorithm(env, make_policy(config.model, action_dim=num_actions), config)
-    # Every iteration has whole episodes, or the next one goes on with them.
-    steps = config.rollout.num_chunks * config.model.chunk
-    assert steps % config.env.max_steps == 0 or not config.rollout.reset_at_iteration
 
 
 @pytest.mark.parametrize(

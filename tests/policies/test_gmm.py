@@ -290,6 +290,30 @@ def test_settings_of_a_mixture_reach_its_network():
     assert (gap <= 2.1e-4).all()
 
 
+def test_cloning_leaves_the_standard_deviation_as_it_is_if_told_to():
+    """Gradients of both kinds of policies, in one program."""
+    config = policies.default_config()
+    config.network.update(hidden_sizes=(8,))
+    config.gmm.num_modes = 2
+    action = jnp.full((B, 4, 2), 0.5)
+
+    def gradients(kind):
+        config.kind = kind
+        config[kind].update(learn_fixed_std=True, clone_std=False)
+        policy = make_policy(config, action_dim=2)
+        shapes = jax.eval_shape(policy.init, KEYS[0], tiny.OBS).tuned
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
+
+        def loss(params):
+            return policy.clone_loss(params, KEYS, tiny.OBS, action).mean()
+
+        return jax.grad(loss)(zeros)["params"]
+
+    for grads in jax.jit(lambda: [gradients("gaussian"), gradients("gmm")])():
+        assert (grads.pop("fixed_log_variance") == 0).all()
+        assert any((x != 0).any() for x in jax.tree.leaves(grads))
+
+
 def test_dropout_is_for_cloning_alone():
     network = MixtureTransformer(
         *(1, 2, 2), embed_dim=8, num_heads=2, num_layers=1, attention_dropout=0.5
