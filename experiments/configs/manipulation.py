@@ -6,7 +6,7 @@ its 300 human ones. An iteration is four episodes in each of 50 environments, 60
 environment steps for Lift and Can, 80,000 for Square and 160,000 for Transport.
 
 `fast` is for two CPU cores: an iteration takes a quarter of the steps and a fifth of
-the updates.
+the updates. `demo` is the beginning of `fast`.
 
 The other variants have settings of the reference too, release 0.8, for data sets and
 iterations like those of `paper`:
@@ -246,6 +246,13 @@ def _use_fast(config: ConfigDict, task: str) -> None:
     _hasten(config)
 
 
+def _use_demo(config: ConfigDict, task: str) -> None:
+    """Show in minutes that fine-tuning improves a policy, not how far it goes."""
+    _use_fast(config, task)
+    config.loop.finetune.num_iterations = 60
+    config.loop.finetune.evaluate_every = 20
+
+
 def _use_fast_gaussian(config: ConfigDict, task: str) -> None:
     """Tune a Gaussian on the schedule of `fast`, with as many chunks in a minibatch."""
     _use_fast(config, task)
@@ -258,8 +265,6 @@ def _use_fast_other(
 ) -> None:
     """Use another algorithm on the policy of `fast`."""
     _use_fast(config, task)
-    # What is set is for a single reward of 1, at the end of an episode.
-    config.env.options.end_on_success = True
     use(config)
 
 
@@ -267,6 +272,7 @@ def _use_fast_other(
 VARIANTS: dict[str, Callable[[ConfigDict, str], None]] = {
     "paper": lambda config, task: None,
     "fast": _use_fast,
+    "demo": _use_demo,
     "unet": _use_unet,
     "exact": lambda config, task: _use_likelihood(config),
     "gaussian": lambda config, task: _use_head(config, "gaussian"),
