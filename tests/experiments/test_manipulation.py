@@ -9,7 +9,7 @@ import pytest
 
 from dppo_jax.demonstrations.formats.dppo_npz import load_dppo_npz
 from dppo_jax.errors import SettingsError
-from experiments import collect, evaluate, finetune, inspect, pretrain
+from experiments import collect, demo, evaluate, finetune, inspect, pretrain
 from experiments.settings import load_config
 
 # Stages in seconds; the other entries of the configuration stay as they are.
@@ -103,3 +103,25 @@ def test_all_stages_run(tmp_path, capsys):
     assert "recorded actions when replayed" in capsys.readouterr().out
     metrics = evaluate.main(tiny(tmp_path, "evaluate"))
     assert 0 <= metrics["success"] <= 1 and metrics["episode_length"] == 40
+
+
+@pytest.mark.slow
+def test_the_demo_compares_both_policies_and_draws_them(tmp_path, monkeypatch, capsys):
+    config = tiny(tmp_path, "demo")
+    demo.main(config)
+    said = capsys.readouterr().out
+    assert "success (task lift solved) over 2 evaluation episodes" in said
+    for stage in ("pretrain", "finetune"):
+        picture = tmp_path / "demo" / stage / "plots" / "episodes.png"
+        assert picture.exists() and f"picture: {picture}" in said
+
+    def blind(*_, **__):
+        raise SettingsError("no OpenGL library")
+
+    # A machine that cannot draw loses nothing else.
+    monkeypatch.setattr(demo.evaluate, "main", blind)
+    config = tiny(tmp_path, "demo")
+    demo.main(config)
+    said = capsys.readouterr().out
+    assert "no videos: no OpenGL library" in said and "picture" not in said
+    assert "  fine-tuned " in said
