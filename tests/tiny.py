@@ -5,6 +5,7 @@ them once.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -133,6 +134,24 @@ def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> ChainP
         num_tuned_steps=num_tuned,
         **settings,
     )
+
+
+@functools.cache
+def jitted(policy: Any) -> Any:
+    """The same policy, whose functions are compiled, once for each shape."""
+
+    def compiled(function: Any) -> Any:
+        names = inspect.signature(function).parameters
+        static = [name for name in ("deterministic", "target_of") if name in names]
+        return jax.jit(function, static_argnames=static)
+
+    functions = {
+        name: compiled(getattr(policy, name))
+        for name in ("act", "sample", "log_prob", "chain_log_prob", "clone_loss")
+        + ("entropy", "chain_moments")
+        if callable(getattr(policy, name, None))
+    }
+    return policy._replace(**functions)
 
 
 def shared(make: Callable[..., Any]) -> Callable[..., Any]:
