@@ -449,6 +449,11 @@ def run(algorithm, num_iterations: int, *, seed: int = 0):
 def random_params(module: Any, *inputs: Any, seed: int = 0) -> Any:
     """Parameters none of which are zero or as small as they start; nothing compiles."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    return random_like(shapes, seed=seed)
+
+
+def random_like(shapes: Any, *, seed: int = 0) -> Any:
+    """Random numbers in the shapes of a tree; nothing compiles."""
     draws = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: (0.3 * draws.normal(size=x.shape)).astype(np.float32), shapes
