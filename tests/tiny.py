@@ -136,6 +136,11 @@ def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> ChainP
     )
 
 
+# Functions of policies that `jitted` compiles.
+COMPILED = ("act", "sample", "prepare", "log_prob", "chain_log_prob", "clone_loss")
+COMPILED += ("entropy", "chain_moments")
+
+
 @functools.cache
 def jitted(policy: Any) -> Any:
     """The same policy, whose functions are compiled, once for each shape."""
@@ -147,8 +152,7 @@ def jitted(policy: Any) -> Any:
 
     functions = {
         name: compiled(getattr(policy, name))
-        for name in ("act", "sample", "log_prob", "chain_log_prob", "clone_loss")
-        + ("entropy", "chain_moments")
+        for name in COMPILED
         if callable(getattr(policy, name, None))
     }
     return policy._replace(**functions)

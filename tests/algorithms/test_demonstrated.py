@@ -26,7 +26,9 @@ def values_of_members(state, num_critics):
     return np.asarray(critic.apply(state.learner.critic.params, obs, action))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", ["calql", "ibrl", pytest.param("rlpd", marks=pytest.mark.slow)]
+)
 def test_it_solves_the_point_task_with_critics_that_stay_different(name):
     """Reward -(a - 0.5)^2, also of the demonstrations; phases compile once."""
     data = demonstrated.demonstrations()
@@ -55,7 +57,7 @@ def test_it_solves_the_point_task_with_critics_that_stay_different(name):
     assert tiny.same(state.offline, demonstrated.start(name, algorithm).offline)
 
 
-@pytest.mark.parametrize("name", ["rlpd", "ibrl"])
+@pytest.mark.parametrize("name", ["rlpd", pytest.param("ibrl", marks=pytest.mark.slow)])
 def test_members_of_the_reference_stay_equal(name):
     algorithm = demonstrated.make(
         name, num_critics=3, reference_quirks=("same_initialisation",)
