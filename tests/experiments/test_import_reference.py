@@ -108,7 +108,11 @@ def exported(tmp_path_factory):
         ("finetune", {"model__kind": "gaussian"}),
         ("pretrain", GAUSSIAN),
         ("pretrain", UNET),
-        ("finetune", UNET | {"model__network__condition_sizes": (6, 5)}),
+        pytest.param(
+            "finetune",
+            UNET | {"model__network__condition_sizes": (6, 5)},
+            marks=pytest.mark.slow,
+        ),
         ("pretrain", {"model__kind": "gmm", "model__gmm__num_modes": 3}),
     ],
 )
