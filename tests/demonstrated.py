@@ -81,6 +81,23 @@ def make(
     )
 
 
+def without_learning(name: str, monkeypatch: Any, watch: Any = None) -> None:
+    """Algorithms that are made from now on collect and store, and learn nothing.
+
+    Args:
+        watch: batches -> metrics of a round. None: no metrics.
+    """
+    make_learner = MODULES[name].make_learner
+
+    def inert(*args: Any) -> Any:
+        def update(state: Any, batches: Any, key: Any) -> tuple[Any, Any]:
+            return state, watch(batches) if watch else {}
+
+        return make_learner(*args)._replace(update=update)
+
+    monkeypatch.setattr(MODULES[name], "make_learner", inert)
+
+
 def policy_of(name: str):
     return (
         tiny.tiny_gaussian_policy() if name == "ibrl" else tiny.tiny_squashed_policy()

@@ -1,5 +1,6 @@
 """Properties of the replay buffer, compared with Python lists."""
 
+import functools
 import json
 import os
 import subprocess
@@ -32,6 +33,7 @@ INSERT = jax.jit(replay.insert)
 SAMPLE = jax.jit(replay.sample, static_argnums=2, static_argnames="num_groups")
 PLACES = jax.jit(replay.sample_places, static_argnums=2)
 FILL = jax.jit(replay.fill)
+WRITE = jax.jit(replay.write)
 MIXED = jax.jit(replay.sample_mixed, static_argnums=3, static_argnames="offline_share")
 WINDOWS = jax.jit(replay.sample_windows, static_argnums=(2, 3))
 
@@ -131,7 +133,7 @@ def test_all_that_is_stored_is_drawn_and_nothing_else(size, num_steps, filled, s
 
 def test_draws_are_uniform_and_independent():
     # Rings of 3, 2 and 2 steps: drawing a ring first would favour the short ones.
-    buffer = replay.fill(empty(3, 4), steps(np.arange(7)))
+    buffer = FILL(empty(3, 4), steps(np.arange(7)))
     num_draws = 70_000
     drawn = np.asarray(SAMPLE(buffer, jax.random.key(0), num_draws).id)
     count = np.bincount(drawn, minlength=7)
@@ -142,8 +144,9 @@ def test_draws_are_uniform_and_independent():
 
 
 def test_groups_of_neighbours_give_equally_many_items_each_from_its_own_key():
-    buffer = replay.insert(empty(4, 3), steps(numbered(0, 3, 4)))
-    drawn = SAMPLE(buffer, jax.random.key(0), 24, num_groups=2).id.reshape(2, 12)
+    buffer = INSERT(empty(4, 3), steps(numbered(0, 3, 4)))
+    drawn = SAMPLE(buffer, jax.random.key(0), 24, num_groups=2)
+    drawn = np.asarray(drawn.id).reshape(2, 12)
     env = np.asarray(drawn % 10)
     assert (env[0] < 2).all() and (env[1] >= 2).all()
     assert not np.array_equal(drawn[0], drawn[1] - 2)
@@ -152,7 +155,7 @@ def test_groups_of_neighbours_give_equally_many_items_each_from_its_own_key():
 @pytest.mark.parametrize("batch_size, num_offline", [(1, 0), (7, 2), (16, 16)])
 def test_shares_of_a_mixture_are_exact(batch_size, num_offline):
     online = INSERT(empty(3, 4), steps(numbered(1, 3, 3)))
-    offline = replay.fill(empty(1, 9), steps(900 + np.arange(9)))
+    offline = FILL(empty(1, 9), steps(900 + np.arange(9)))
     drawn = MIXED(
         online,
         offline,
@@ -167,17 +170,16 @@ def test_shares_of_a_mixture_are_exact(batch_size, num_offline):
 
 
 def test_the_two_parts_of_a_mixture_are_drawn_independently():
-    one = replay.insert(empty(2, 8), steps(numbered(0, 8, 2)))
-    ids = replay.sample_mixed(one, one, jax.random.key(0), 32).id.reshape(2, 16)
+    one = INSERT(empty(2, 8), steps(numbered(0, 8, 2)))
+    drawn = MIXED(one, one, jax.random.key(0), 32, offline_share=0.5)
+    ids = np.asarray(drawn.id).reshape(2, 16)
     assert not np.array_equal(ids[0], ids[1])
 
 
 def test_a_buffer_without_a_share_may_be_empty():
-    one, none = replay.insert(empty(2, 3), steps(numbered(1, 3, 2))), empty(2, 3)
+    one, none = INSERT(empty(2, 3), steps(numbered(1, 3, 2))), empty(2, 3)
     for online, offline, share in ((one, none, 0.0), (none, one, 1.0)):
-        drawn = replay.sample_mixed(
-            online, offline, jax.random.key(0), 8, offline_share=share
-        )
+        drawn = MIXED(online, offline, jax.random.key(0), 8, offline_share=share)
         assert set(drawn.id.tolist()) <= set(sum(rings(one), []))
 
 
@@ -215,11 +217,13 @@ def test_windows_never_cross_the_head_or_an_end(size, num_steps, length, how, da
 
 
 def test_the_caller_chooses_what_ends_a_window():
-    buffer = replay.insert(empty(1, 4), steps(numbered(0, 4, 1), np.ones((4, 1), bool)))
-    _, valid = replay.sample_windows(
-        buffer, jax.random.key(0), 64, 2, ends=lambda items: items.id == 10
+    buffer = INSERT(empty(1, 4), steps(numbered(0, 4, 1), np.ones((4, 1), bool)))
+    windows = functools.partial(
+        replay.sample_windows, ends=lambda items: items.id == 10
     )
-    items, _ = replay.sample_windows(buffer, jax.random.key(0), 64, 2)
+    items, valid = jax.jit(windows, static_argnums=(2, 3))(
+        buffer, jax.random.key(0), 64, 2
+    )
     # Step 10 ended an episode, step 30 is the newest.
     assert valid[:, 1].tolist() == [i not in (10, 30) for i in items.id[:, 0].tolist()]
 
@@ -247,16 +251,19 @@ def test_a_donated_scan_does_not_copy_the_storage():
 
 def test_jit_and_vmap_change_nothing():
     ids = [numbered(start, 7, 2) for start in (0, 50)]
-    apart = [replay.insert(empty(2, 4), steps(i)) for i in ids]
-    chex.assert_trees_all_equal(INSERT(empty(2, 4), steps(ids[0])), apart[0])
-    both = jax.tree.map(lambda *x: jnp.stack(x), *apart)
-    together = jax.vmap(lambda items: replay.insert(empty(2, 4), items))(
-        steps(np.stack(ids))
-    )
-    chex.assert_trees_all_equal(together, both)
-    key = jax.random.key(3)
-    eager = replay.sample(apart[0], key, 16)
-    chex.assert_trees_all_equal(SAMPLE(apart[0], key, 16), eager)
+    apart = [INSERT(empty(2, 4), steps(i)) for i in ids]
+    chex.assert_trees_all_equal(replay.insert(empty(2, 4), steps(ids[0])), apart[0])
+    keys = jax.random.split(jax.random.key(3), 2)
+    drawn = [SAMPLE(buffer, key, 16) for buffer, key in zip(apart, keys)]
+
+    @jax.jit
+    @jax.vmap
+    def together(items, key):
+        buffer = replay.insert(empty(2, 4), items)
+        return buffer, replay.sample(buffer, key, 16)
+
+    both = jax.tree.map(lambda *x: np.stack(x), *zip(apart, drawn))
+    chex.assert_trees_all_equal(together(steps(np.stack(ids)), keys), both)
 
 
 def test_bytes_are_those_that_are_allocated():
@@ -349,6 +356,6 @@ def test_values_are_written_where_items_were_drawn_and_nowhere_else(size, num_st
     np.testing.assert_array_equal(drawn.id, same_draw.id)
     ids = np.asarray(buffer.items.id)
     np.testing.assert_array_equal(ids[places.env, places.slot], drawn.id)
-    written = jax.jit(replay.write)(buffer.items.id, places, drawn.id + 100)
+    written = WRITE(buffer.items.id, places, drawn.id + 100)
     expected = ids + 100 * np.isin(ids, drawn.id) * (ids > 0)
     np.testing.assert_array_equal(written, expected)

@@ -5,6 +5,7 @@ them once.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -133,6 +134,28 @@ def tiny_diffusion_policy(num_tuned: int = NUM_TUNED, **settings: Any) -> ChainP
         num_tuned_steps=num_tuned,
         **settings,
     )
+
+
+# Functions of policies that `jitted` compiles.
+COMPILED = ("act", "sample", "prepare", "log_prob", "chain_log_prob", "clone_loss")
+COMPILED += ("entropy", "chain_moments")
+
+
+@functools.cache
+def jitted(policy: Any) -> Any:
+    """The same policy, whose functions are compiled, once for each shape."""
+
+    def compiled(function: Any) -> Any:
+        names = inspect.signature(function).parameters
+        static = [name for name in ("deterministic", "target_of") if name in names]
+        return jax.jit(function, static_argnames=static)
+
+    functions = {
+        name: compiled(getattr(policy, name))
+        for name in COMPILED
+        if callable(getattr(policy, name, None))
+    }
+    return policy._replace(**functions)
 
 
 def shared(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -430,6 +453,11 @@ def run(algorithm, num_iterations: int, *, seed: int = 0):
 def random_params(module: Any, *inputs: Any, seed: int = 0) -> Any:
     """Parameters none of which are zero or as small as they start; nothing compiles."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    return random_like(shapes, seed=seed)
+
+
+def random_like(shapes: Any, *, seed: int = 0) -> Any:
+    """Random numbers in the shapes of a tree; nothing compiles."""
     draws = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: (0.3 * draws.normal(size=x.shape)).astype(np.float32), shapes

@@ -27,6 +27,7 @@ def test_it_solves_the_point_task_and_compiles_once():
     assert rows[0]["replay_size"] == 64 and rows[-1]["replay_size"] == 128
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     """Buffer, V and both optimizers continue."""
     env = tiny.point_env(4, lengths=(3, 99), max_steps=16)

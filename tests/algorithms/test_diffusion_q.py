@@ -161,6 +161,7 @@ def test_it_starts_from_the_cloned_policy_and_acts_as_it_does(name):
         algorithm.init(jax.random.key(0), lowered)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     """Of DIPO, so stored actions that were improved continue too."""
     env = tiny.point_env(4, lengths=(3, 99), max_steps=16)

@@ -18,7 +18,7 @@ ROW = jax.tree.map(lambda x: x[0], ROWS)
 def test_the_actor_clones_stored_actions_that_the_critics_have_improved():
     """Its gradient is that of (m - a)^2; a round returns a for the buffer."""
     subject = learner("dipo", action__learning_rate=0.05)
-    state, metrics, kept = subject.update(start(subject), ROWS, KEY)
+    state, metrics, kept = jax.jit(subject.update)(start(subject), ROWS, KEY)
     improved = kept[0]
     expected = ascend(
         lambda action: CRITIC.apply(state.critic.params, ROW.obs, action),
@@ -44,7 +44,7 @@ def test_critics_learn_from_executed_actions_or_with_a_quirk_from_improved_ones(
     for quirks, action in (((), ROW.action), (("learn_improved",), STORED)):
         subject = learner("dipo", reference_quirks=quirks, discount=0.0)
         state = start(subject)
-        _, metrics, _ = subject.update(state, ROWS, KEY)
+        _, metrics, _ = jax.jit(subject.update)(state, ROWS, KEY)
         value = CRITIC.apply(state.critic.params, ROW.obs, action)
         expected = 0.5 * ((value - ROW.reward) ** 2).mean(1).sum()
         np.testing.assert_allclose(metrics["critic_loss"], expected, rtol=1e-5)

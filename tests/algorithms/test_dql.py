@@ -37,7 +37,7 @@ def test_the_loss_clones_stored_actions_and_raises_one_critic(swap):
         raised = value(m)[1 if swap else 0].mean()
         return ((m - ROW.action) ** 2).mean() - 0.7 * raised / scale
 
-    found, slope = jax.value_and_grad(loss)(jnp.float32(0.3), state, ROW, KEY)
+    found, slope = jax.jit(jax.value_and_grad(loss))(jnp.float32(0.3), state, ROW, KEY)
     np.testing.assert_allclose(found, expected(0.3), rtol=1e-5)
     difference = (expected(0.301) - expected(0.299)) / 0.002
     np.testing.assert_allclose(slope, difference, rtol=1e-2)
@@ -47,15 +47,16 @@ def test_with_the_quirk_the_generated_action_is_cloned():
     """Of actions that are always m, this loss is zero and has no gradient."""
     state = start(learner("dql"))
     loss = dql.actor_loss(constant_policy(), CRITIC, eta=0.0, clone_generated=True)
-    found = jax.value_and_grad(loss)(jnp.float32(0.3), state, ROW, KEY)
+    found = jax.jit(jax.value_and_grad(loss))(jnp.float32(0.3), state, ROW, KEY)
     assert found == (0, 0)
     quirky = learner("dql", eta=0.0, reference_quirks=("clone_generated",))
-    assert quirky.update(start(quirky), batch(), KEY)[1]["actor_loss"] == 0
+    _, metrics, *_ = jax.jit(quirky.update)(start(quirky), batch(), KEY)
+    assert metrics["actor_loss"] == 0
 
 
 def test_the_coin_shows_both_critics():
     state = start(learner("dql"))
-    loss = dql.actor_loss(constant_policy(), CRITIC, eta=1.0)
+    loss = jax.jit(dql.actor_loss(constant_policy(), CRITIC, eta=1.0))
     seen = {float(loss(0.3, state, ROW, key)) for key in jax.random.split(KEY, 12)}
     assert len(seen) == 2
 
@@ -79,7 +80,7 @@ def test_the_gradient_goes_through_the_whole_chain():
         scale = np.abs(value[1]).mean()
         return loss(moved, state, ROW, KEY), scale, value[0].mean()
 
-    grads = jax.grad(loss)(params, state, ROW, KEY)
+    grads = jax.jit(jax.grad(loss))(params, state, ROW, KEY)
     slope = sum(
         (g * d).sum() for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(way))
     )
@@ -90,5 +91,5 @@ def test_the_gradient_goes_through_the_whole_chain():
         for total, value, own in ((high, up, scale_high), (low, down, scale_low))
     ]
     np.testing.assert_allclose(slope, (fixed[0] - fixed[1]) / 2e-3, rtol=2e-2)
-    new, *_ = subject.update(state, batch(), KEY)
+    new, *_ = jax.jit(subject.update)(state, batch(), KEY)
     assert all((np.abs(x) > 0).any() for x in jax.tree.leaves(gradient(new.actor)))

@@ -81,6 +81,7 @@ def test_it_solves_the_point_task_and_compiles_once():
     assert tiny.same(params.base, params.tuned)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     env = tiny.point_env(4, lengths=(3, 99), max_steps=6)
     algorithm = make_tiny_drwr(env=env)

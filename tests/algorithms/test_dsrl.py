@@ -44,6 +44,7 @@ def test_it_steers_a_frozen_flow_to_the_goal(variant, num_iterations):
     assert tiny.same(algorithm.params(again), params)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     """What acts, the actor and the frozen policy, is saved as the policy."""
     algorithm = make_tiny_dsrl()

@@ -100,10 +100,9 @@ def test_the_first_gradient_is_that_of_cloning_weighted_by_advantages(
         )
         return ((error**2).mean((-2, -1)) * steps.advantage[:, None]).mean()
 
-    expected = jax.grad(weighted)(params.tuned)
-    found = jax.grad(lambda tuned: objective.loss(tuned, params, steps)[0])(
-        params.tuned
-    )
+    expected = jax.jit(jax.grad(weighted))(params.tuned)
+    loss = jax.jit(jax.grad(lambda tuned: objective.loss(tuned, params, steps)[0]))
+    found = loss(params.tuned)
     assert max(jnp.abs(x).max() for x in jax.tree.leaves(expected)) > 0.1
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

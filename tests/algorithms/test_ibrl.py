@@ -56,7 +56,7 @@ def test_targets_take_the_better_proposal_but_none_after_a_termination():
     subject = ibrl.make_learner(tiny.point_env(4), policy, CRITIC, config)
     state = start(policy, subject)
     given = batches(terminated=(1.0, 0.0), truncated=(0.0, 1.0))
-    _, metrics = subject.update(state, given, jax.random.key(2))
+    _, metrics = jax.jit(subject.update)(state, given, jax.random.key(2))
     row = jax.tree.map(lambda x: x[0], given)
     keys = jax.random.split(jax.random.key(3), 2)
     value = [

@@ -30,8 +30,8 @@ def test_the_value_learns_an_expectile_of_the_target_critics():
         error = goal - VALUE.apply(params, ROW.obs)
         return (jnp.where(error > 0, 0.9, 0.1) * error**2).mean()
 
-    expected, slope = jax.value_and_grad(loss_of)(state.value.params)
-    new, metrics = subject.update(state, batch(), KEY)
+    expected, slope = jax.jit(jax.value_and_grad(loss_of))(state.value.params)
+    new, metrics = jax.jit(subject.update)(state, batch(), KEY)
     np.testing.assert_allclose(metrics["value_loss"], expected, rtol=1e-5)
     for ours, theirs in zip(
         jax.tree.leaves(gradient(new.value)), jax.tree.leaves(slope), strict=True

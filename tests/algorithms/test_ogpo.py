@@ -20,7 +20,9 @@ def adam(trained):
     return trained.optimizer[1]
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+@pytest.mark.parametrize(
+    "kind", ["diffusion", pytest.param("flow", marks=pytest.mark.slow)]
+)
 def test_it_learns_the_best_action(kind):
     """Reward -(a - 0.5)^2 of two actions; one program for the warm-up and after."""
     policy = tiny.tiny_diffusion_policy(tiny.NUM_STEPS)
@@ -48,18 +50,39 @@ def test_it_learns_the_best_action(kind):
     assert np.mean(returns[-5:]) > 0.3 * np.mean(returns[:2])
 
 
-def test_a_round_has_updates_of_the_critics_and_then_one_of_the_actor():
-    """16 transitions, 8 batches in rounds of 4; the actor waits for an iteration."""
+@pytest.fixture(scope="module")
+def warmed_up():
+    """The algorithm and its states after one and two iterations.
+
+    16 transitions, 8 batches in rounds of 4; the actor waits for an iteration.
+    """
     algorithm = tiny.make_tiny_diffusion_q(
-        "ogpo", replay__updates_per_round=4, critic_warmup=1
+        "ogpo", replay__updates_per_round=4, critic_warmup=1, actor_target_rate=0.5
     )
-    step = jax.jit(algorithm.step)
-    state = algorithm.init(jax.random.key(0))
-    for critic_updates, rounds, actor_updates in ((8, 2, 0), (16, 4, 2)):
-        state, _ = step(state)
-        assert state.learner.updates == rounds
-        assert adam(state.learner.critic).count == critic_updates
-        assert adam(state.learner.actor).count == actor_updates
+    programs = tiny.compiled(algorithm)
+    first, _ = tiny.iterate(programs, algorithm.init(jax.random.key(0)))
+    return algorithm, (first, tiny.iterate(programs, first)[0])
+
+
+def test_a_round_has_updates_of_the_critics_and_then_one_of_the_actor(warmed_up):
+    counts = [
+        (x.learner.updates, adam(x.learner.critic).count, adam(x.learner.actor).count)
+        for x in warmed_up[1]
+    ]
+    assert counts == [(2, 8, 0), (4, 16, 2)]
+
+
+def test_a_flow_goes_through_an_iteration():
+    """Its numbers are those of the slow case above."""
+    config = tiny.diffusion_q_config("ogpo")
+    config.model.kind = "flow"
+    config.model.sampling.update(flow_steps=2, num_tuned_steps=2)
+    policy = tiny.tiny_flow_policy(2, has_noise_network=False)
+    algorithm = ogpo.make(tiny.point_env(4), policy, config)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    after, metrics = jax.eval_shape(algorithm.step, state)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert set(algorithm.finite) <= set(metrics)
 
 
 @pytest.mark.parametrize("quirks", [(), ("actor_first",)])
@@ -83,15 +106,14 @@ def test_the_actor_may_learn_before_the_critics(quirks):
         target_rate=settings.actor_target_rate,
     )
     rows = batch()
-    new, _ = learner.update(state, rows, KEY)
+    new, _ = jax.jit(learner.update)(state, rows, KEY)
     actor_key = jax.random.split(KEY, 2)[0]
-    first, _ = alone(state, jax.tree.map(lambda x: x[0], rows), actor_key)
+    first, _ = jax.jit(alone)(state, jax.tree.map(lambda x: x[0], rows), actor_key)
     assert tiny.same(new.actor.params, first.actor.params) == bool(quirks)
 
 
-def test_the_target_networks_act_and_are_saved():
-    algorithm = tiny.make_tiny_diffusion_q("ogpo", actor_target_rate=0.5)
-    state, _ = jax.jit(algorithm.step)(algorithm.init(jax.random.key(0)))
+def test_the_target_networks_act_and_are_saved(warmed_up):
+    algorithm, (_, state) = warmed_up
     params, learner = algorithm.params(state), state.learner
     assert tiny.same(params.policy.tuned, learner.target_actor)
     assert tiny.same(params.policy.base, learner.target_actor)
@@ -99,6 +121,7 @@ def test_the_target_networks_act_and_are_saved():
     assert not tiny.same(learner.target_actor, learner.actor.params)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     """With the returns of stored chunks, which decide what is cloned."""
     env = tiny.point_env(4, lengths=(3, 99), max_steps=16)

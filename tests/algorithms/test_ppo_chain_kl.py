@@ -53,7 +53,13 @@ def test_only_who_asks_for_it_pays_for_it(name):
     assert more_learned == learned and more_collected > collected
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "diffusion",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("flow", "Gaussian")),
+    ],
+)
 def test_before_the_first_update_it_is_zero_and_pulls_nowhere(name):
     once = dict(epochs=1, batch_size=16 if name == "Gaussian" else 32)
     plain, (plain_row,) = tiny.run(MAKE[name](**once), 1)

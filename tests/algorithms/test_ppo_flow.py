@@ -79,7 +79,7 @@ def gradient(state):
     return next(x for x in state.actor_optimizer if hasattr(x, "mu")).mu
 
 
-@pytest.mark.parametrize("drop", [0, 1])
+@pytest.mark.parametrize("drop", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_parts_of_a_minibatch_change_nothing_but_rounding(drop):
     changes = dict(
         batch_size=32,

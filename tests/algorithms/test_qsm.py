@@ -73,7 +73,7 @@ def test_the_score_is_matched_to_the_scaled_gradient_of_the_mean_critic(at):
         )
         slope[i, j] = (high - low) / 2e-2
     expected = ((-0.4 - 3.0 * slope) ** 2).mean()
-    found, grads = jax.value_and_grad(loss)(jnp.float32(0.4), state, ROW, KEY)
+    found, grads = jax.jit(jax.value_and_grad(loss))(jnp.float32(0.4), state, ROW, KEY)
     np.testing.assert_allclose(found, expected, rtol=1e-3)
     np.testing.assert_allclose(grads, 2 * (0.4 + 3.0 * slope).mean(), rtol=1e-2)
 

@@ -74,7 +74,7 @@ def test_targets_bootstrap_after_a_time_limit_but_not_after_a_termination():
     other = jax.tree.map(lambda x: 1.5 * x, start(subject).target)
     state = start(subject)._replace(target=other)
     given = batches(terminated=(1.0, 0.0), truncated=(0.0, 1.0))
-    _, metrics = subject.update(state, given, jax.random.key(1))
+    _, metrics = jax.jit(subject.update)(state, given, jax.random.key(1))
     row = jax.tree.map(lambda x: x[0], given)
     next_action = jnp.full((2, 2, 1), jnp.tanh(1.0))
     next_value = CRITIC.apply(other, row.next_obs, next_action).min(0) + 0.2 * ENTROPY
@@ -89,7 +89,7 @@ def test_the_actor_gradient_is_that_of_its_objective(kind):
     """Compares with a finite difference of temperature log pi - Q, at fixed critics."""
     subject = learner(actor_value=kind)
     state, given = start(subject), batches()
-    new, metrics = subject.update(state, given, jax.random.key(1))
+    new, metrics = jax.jit(subject.update)(state, given, jax.random.key(1))
     row = jax.tree.map(lambda x: x[0], given)
 
     def objective(m):
@@ -108,7 +108,9 @@ def test_the_temperature_moves_towards_its_target_entropy(target_entropy):
     """It falls if the entropy is above the target, which is -Ta Da by default."""
     changes = {} if target_entropy is None else {"target_entropy": target_entropy}
     subject = learner(**changes, **{"temperature.learning_rate": 0.1})
-    state, metrics = subject.update(start(subject), batches(), jax.random.key(1))
+    state, metrics = jax.jit(subject.update)(
+        start(subject), batches(), jax.random.key(1)
+    )
     wanted = -2.0 if target_entropy is None else target_entropy
     np.testing.assert_allclose(
         gradient(state.temperature), 0.2 * (ENTROPY - wanted), atol=1e-6
@@ -122,7 +124,7 @@ def test_the_temperature_moves_towards_its_target_entropy(target_entropy):
 
 def test_a_temperature_that_is_not_tuned_stays():
     subject = learner(tune_temperature=False, **{"temperature.learning_rate": 0.1})
-    state, _ = subject.update(start(subject), batches(), jax.random.key(1))
+    state, _ = jax.jit(subject.update)(start(subject), batches(), jax.random.key(1))
     assert state.temperature.params == jnp.log(jnp.float32(0.2))
 
 
@@ -130,7 +132,7 @@ def test_a_round_updates_the_critics_once_a_batch_and_the_actor_as_often_as_aske
     """The target follows the critics after each of their updates."""
     subject = learner(actor_updates=2, target_rate=0.5, **{"critic.learning_rate": 0.1})
     first = start(subject)
-    state, _ = subject.update(first, batches(num=3), jax.random.key(1))
+    state, _ = jax.jit(subject.update)(first, batches(num=3), jax.random.key(1))
     assert state.critic.optimizer[0].count == 3
     assert state.actor.optimizer[0].count == state.temperature.optimizer[0].count == 2
     # It moved half of the remaining way each time, so it has not reached the critics.

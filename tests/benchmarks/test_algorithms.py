@@ -27,7 +27,9 @@ def test_every_algorithm_has_its_variant_and_learns_at_once(task):
         assert not replay.get("min_fill", 0) and not replay.get("random_steps", 0)
 
 
-@pytest.mark.parametrize("label", ["calql", "ibrl"])
+@pytest.mark.parametrize(
+    "label", ["calql", pytest.param("ibrl", marks=pytest.mark.slow)]
+)
 def test_a_row_adds_physics_and_products(label, monkeypatch):
     """A few updates on random demonstrations, with tiny networks."""
     config = load("avoid", label)

@@ -55,7 +55,9 @@ def calls_take_a_quarter_second(monkeypatch):
     return timed
 
 
-@pytest.mark.parametrize("engine", ["mjx", "mujoco"])
+@pytest.mark.parametrize(
+    "engine", [pytest.param("mjx", marks=pytest.mark.slow), "mujoco"]
+)
 def test_the_rate_of_an_engine_is_steps_per_timed_second(
     engine, calls_take_a_quarter_second
 ):

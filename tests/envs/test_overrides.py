@@ -59,6 +59,18 @@ BENCH = """
   </actuator>
   <sensor><jointpos joint="elbow"/><subtreecom body="upper"/></sensor>
 </mujoco>"""
+# One body that a motor pushes along a slide.
+SLIDER = """
+<mujoco>
+  <option timestep="0.01"/>
+  <worldbody>
+    <body>
+      <joint name="slide" type="slide" axis="1 0 0" damping="2"/>
+      <geom size="0.1" mass="0.5" contype="0"/>
+    </body>
+  </worldbody>
+  <actuator><motor joint="slide"/></actuator>
+</mujoco>"""
 ENGINES = ("mjx", "mujoco")
 # Each of these compiles MJX for half a minute; one override of every kind stays fast.
 SLOW_ENGINES = (pytest.param("mjx", marks=pytest.mark.slow), "mujoco")
@@ -115,6 +127,8 @@ def altered(model, name):
 def start(model):
     """All bodies move, and the elbow is at its limit."""
     qpos, qvel = model.qpos0.astype(np.float32), np.zeros(model.nv, np.float32)
+    if model.nq == 1:  # SLIDER
+        return qpos, qvel + 1
     qpos[model.joint("elbow").qposadr] = 0.5
     qvel[:4] = 2.0, 0.0, 1.0, 1.0
     qvel[-3:] = 1.0, -2.0, 3.0
@@ -171,7 +185,7 @@ def batch_of(models, names):
     [
         ("mujoco", True),
         ("mujoco", False),
-        ("mjx", True),
+        pytest.param("mjx", True, marks=pytest.mark.slow),
         pytest.param("mjx", False, marks=pytest.mark.slow),
     ],
 )
@@ -193,6 +207,20 @@ def test_an_override_equals_a_model_with_the_changed_field(engine, pair):
         # All fields but those of geoms in a pair have a far larger effect than that.
         if name != "nothing" and not (pair and name.startswith("geom_")):
             assert np.abs(qpos - unchanged).max() > 4 * ROUNDING, name
+
+
+def test_mjx_takes_overrides_of_a_model_that_compiles_in_seconds():
+    """Of two fields; the slow tests change every field of the bench."""
+    model, ctrl = mujoco.MjModel.from_xml_string(SLIDER), CTRL[:, :1]
+    names = ["body_mass", "dof_damping"]
+    models = [model, *(altered(model, name) for name in names)]
+    physics = make_physics(model, NUM_SUBSTEPS, "mjx")
+    states = run(physics, batch_of(models, names), ctrl)
+    for index, other in enumerate(models):
+        qpos = plain(other, ctrl)[1]
+        np.testing.assert_allclose(states.qpos[:, index], qpos, atol=ROUNDING)
+        moved = np.abs(qpos - plain(model, ctrl)[1]).max()
+        assert (moved > 4 * ROUNDING) == (index > 0)
 
 
 @pytest.mark.parametrize("engine", SLOW_ENGINES)

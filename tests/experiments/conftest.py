@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from dppo_jax.training import seeds
-from experiments import collect, directories, finetune, plots, pretrain
+from experiments import collect, directories, evaluate, finetune, plots, pretrain
 from tests.stages import make_config
 
 # Sections that neither an algorithm nor an evaluation depends on.
@@ -32,23 +32,45 @@ def world(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not complete.exists():
             shutil.rmtree(folder, ignore_errors=True)  # Another process failed there.
-            for stage in (collect, pretrain, finetune):
-                stage.main(make_config(folder, stage.__name__.split(".")[1]))
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                share_programs(monkeypatch)
+                for stage in (collect, pretrain, finetune):
+                    stage.main(make_config(folder, stage.__name__.split(".")[1]))
             complete.touch()
     return folder
 
 
+def settings(config):
+    """What an algorithm and an evaluation depend on, as text."""
+    values = json.loads(config.to_json_best_effort())
+    return json.dumps({x: values[x] for x in values if x not in NOT_THESE})
+
+
 @pytest.fixture
 def compiled_once(monkeypatch):
-    """Fine-tuning twice with the same settings compiles once.
+    """Fine-tuning twice with the same settings, those of `world` too, compiles once."""
+    share_programs(monkeypatch)
 
-    The algorithm and the evaluation of the first time serve again, so JAX finds the
-    programs that it compiled of them. Both are pure functions.
+
+@pytest.fixture
+def scored_once(monkeypatch):
+    """Checkpoints of one run that are scored with the same settings share a program."""
+    made = {}
+
+    def make_score(config, act, normalizer, traces=(), make=evaluate.make_score):
+        key = settings(config), directories.digest(normalizer), traces
+        if key not in made:
+            made[key] = make(config, act, normalizer, traces=traces)
+        return made[key]
+
+    monkeypatch.setattr(evaluate, "make_score", make_score)
+
+
+def share_programs(monkeypatch):
+    """The algorithm and the evaluation of the first time serve again.
+
+    JAX then finds the programs that it compiled of them. Both are pure functions.
     """
-
-    def settings(config):
-        values = json.loads(config.to_json_best_effort())
-        return json.dumps({x: values[x] for x in values if x not in NOT_THESE})
 
     def make_algorithm(config, normalizer, data=None, make=finetune._make_algorithm):
         key = settings(config), directories.digest((normalizer, data))

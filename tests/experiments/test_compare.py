@@ -97,6 +97,7 @@ def rows_of_scores():
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_two_entries_run_two_seeds_each_and_resume(
     compiled_once, tmp_path, monkeypatch, capsys
 ):

@@ -73,7 +73,10 @@ def cloned(world, tmp_path):
     return clone
 
 
-@pytest.mark.parametrize("name", MODULES)
+SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in ("calql", "ibrl")]
+
+
+@pytest.mark.parametrize("name", ["rlpd", *SLOW])
 def test_a_run_is_resumed_and_evaluated(name, world, cloned, compiled_once, tmp_path):
     def go(folder, num_iterations):
         config = make_config(name, world, tmp_path / folder, num_iterations)

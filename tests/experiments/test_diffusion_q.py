@@ -68,6 +68,7 @@ def make_config(name, run_dir, num_iterations):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["idql", "ogpo"])
 def test_a_run_is_resumed_evaluated_and_tuned_further(name, compiled_once, tmp_path):
     (whole,) = finetune.main(make_config(name, tmp_path / "whole", 2))

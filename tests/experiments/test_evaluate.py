@@ -89,7 +89,9 @@ def parse(*arguments, **settings):
         flags.FLAGS.unparse_flags()
 
 
-def test_a_run_directory_is_all_that_evaluation_needs(world, tmp_path, capsys):
+def test_a_run_directory_is_all_that_evaluation_needs(
+    world, scored_once, tmp_path, capsys
+):
     """It gives the same score as the configuration, and writes it to the run."""
     run_dir = str(shutil.copytree(world / "finetune", tmp_path / "finetune"))
     score = make_config(world, "evaluate", run_dir=str(tmp_path / "score"))
@@ -116,7 +118,9 @@ def test_an_evaluation_takes_one_run_directory():
         parse("a", "config.seed=1", takes_run=True)
 
 
-def test_checkpoints_are_chosen_by_iteration_or_score(world, tmp_path):
+def test_checkpoints_are_chosen_by_iteration_or_score(
+    world, compiled_once, scored_once, tmp_path
+):
     """The iteration with the best evaluation is kept as `best`."""
     run_dir = str(tmp_path / "kept")
     changes = dict(

@@ -67,7 +67,7 @@ def test_fine_tuning_stops_at_a_return_that_is_good_enough(
         )
 
 
-def test_evaluations_wait_for_a_return_of_the_roll_outs(world, tmp_path):
+def test_evaluations_wait_for_a_return_of_the_roll_outs(world, compiled_once, tmp_path):
     """There are two iterations; the evaluation after the last one is always made."""
 
     def go(name, least):

@@ -107,6 +107,7 @@ def test_the_told_settings_are_those_of_later_stages(imported, settings):
         inputs.find_policy(make_config(policy=str(imported / "run")), "pretrain")
 
 
+@pytest.mark.slow
 def test_an_imported_policy_is_scored_and_fine_tuned(imported, settings, tmp_path):
     changes = {
         "policy": str(imported / "run"),

@@ -75,13 +75,13 @@ def make_run(run_dir, stage, critic=True, num_active=None, **changes):
     config = make_config(**changes)
     policy = make_policy(config.model, action_dim=2)
     obs = {"state": jnp.zeros((1, 1, 4))}
-    init = jax.jit(policy.init)
-    one, other = (init(jax.random.key(i), obs).base for i in (0, 1))
+    shapes = jax.eval_shape(policy.init, jax.random.key(0), obs).base
+    one, other = (tiny.random_like(shapes, seed=i) for i in (0, 1))
     params = PolicyParams(one, one if stage == "pretrain" else other, num_active)
     state = {"key": jax.random.key(0)}
     if critic:
         network = make_state_critic(config.critic)
-        state["critic_params"] = network.init(jax.random.key(2), obs)
+        state["critic_params"] = tiny.random_params(network, obs, seed=2)
     save_config(run_dir, {"stage": stage} | directories.as_json(config))
     with Checkpoints(run_dir) as checkpoints:
         checkpoints.save(5, state, params, BOUNDS)
@@ -108,7 +108,11 @@ def exported(tmp_path_factory):
         ("finetune", {"model__kind": "gaussian"}),
         ("pretrain", GAUSSIAN),
         ("pretrain", UNET),
-        ("finetune", UNET | {"model__network__condition_sizes": (6, 5)}),
+        pytest.param(
+            "finetune",
+            UNET | {"model__network__condition_sizes": (6, 5)},
+            marks=pytest.mark.slow,
+        ),
         ("pretrain", {"model__kind": "gmm", "model__gmm__num_modes": 3}),
     ],
 )

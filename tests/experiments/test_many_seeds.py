@@ -16,6 +16,7 @@ def rows_of(run_dir):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 def test_many_seeds_have_runs_like_single_seeds(world, compiled_once, tmp_path, capsys):
     """Seed 0 equals the run of `world`. Both seeds resume together, or one alone."""
     changes = dict(num_seeds=2, run_dir=str(tmp_path))
@@ -50,7 +51,11 @@ def test_many_seeds_have_runs_like_single_seeds(world, compiled_once, tmp_path, 
 def test_many_seeds_of_cloning_differ(world, tmp_path):
     changes = dict(num_seeds=2, seed=3, run_dir=str(tmp_path))
     run_dirs = pretrain.main(make_config(world, "pretrain", **changes))
-    assert [path[-6:] for path in run_dirs] == ["seed_3", "seed_4"]
+    assert run_dirs == [str(tmp_path / f"seed_{seed}") for seed in (3, 4)]
+    single = json.loads((world / "pretrain" / "config.json").read_text())
+    for seed, run_dir in zip((3, 4), run_dirs):
+        config = json.loads((tmp_path / f"seed_{seed}" / "config.json").read_text())
+        assert config == single | {"seed": seed, "run_dir": run_dir}
     assert rows_of(run_dirs[0]) != rows_of(run_dirs[1])
 
 

@@ -44,22 +44,29 @@ def make_config(folder, stage):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def collected(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pixels")
     (folder / "camera.py").write_text(CAMERA)
     collect.main(make_config(folder, "collect"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(collected):
+    folder = collected
     for stage in (pretrain, finetune):
         stage.main(make_config(folder, stage.__name__.split(".")[-1]))
     return folder
 
 
-def test_demonstrations_have_the_pictures_of_their_states(world):
-    episodes = load_demonstrations(str(world / "data"))
+def test_demonstrations_have_the_pictures_of_their_states(collected):
+    episodes = load_demonstrations(str(collected / "data"))
     images = episodes.observations["rgb"]
     assert images.shape == (len(episodes.actions), 16, 16, 3)
     assert images.dtype == np.uint8 and len(np.unique(images, axis=0)) > 10
 
 
+@pytest.mark.slow
 def test_fine_tuning_moves_the_encoder(world):
     """Ratios start at one, so the pictures of the roll-out are those of the updates."""
     before, after = (
@@ -74,6 +81,7 @@ def test_fine_tuning_moves_the_encoder(world):
     assert first["ratio"] == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_loaded_policy_acts_by_pictures_of_the_size_that_it_learned(world):
     saved = load_policy(world / "finetune")
     keys = jax.random.split(jax.random.key(0), 1)

@@ -54,6 +54,7 @@ def steer(folder, run_dir, num_iterations, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_a_steered_policy_is_resumed_loaded_and_evaluated(
     world, compiled_once, tmp_path
 ):

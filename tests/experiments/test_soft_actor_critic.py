@@ -41,6 +41,7 @@ def make_config(run_dir, num_iterations):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_with_new_networks_is_resumed_and_evaluated(compiled_once, tmp_path):
     (whole,) = finetune.main(make_config(tmp_path / "whole", 3))
     for num_iterations in (1, 3):

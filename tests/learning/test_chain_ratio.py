@@ -1,5 +1,7 @@
 """One ratio for a chain, and the distance to the actions of the frozen policy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,7 +126,7 @@ def test_the_gradient_is_that_of_finite_differences(num_steps):
 
     tuned = moved(params.tuned, direction(3), 0.02)
     value = jax.jit(lambda tuned: chain_loss(tuned, policy, chain, old))
-    gradient = jax.grad(value)(tuned)
+    gradient = jax.jit(jax.grad(value))(tuned)
     for seed in (4, 5, 6):
         towards = direction(seed)
         slope = sum(
@@ -159,6 +161,7 @@ def test_the_gradient_of_a_flow_of_one_step_is_known():
 KEYS = jax.random.split(jax.random.key(1), 3)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def distance(tuned, params, policy):
     return chain_losses.action_distance(tuned, policy, params, KEYS, tiny.OBS)
 
@@ -168,7 +171,9 @@ def test_the_distance_and_its_gradient_begin_at_zero(num_steps):
     policy = tiny.tiny_flow_policy(num_steps)
     params = policy.init(jax.random.key(0), tiny.OBS)
     params = policy.prepare(jax.random.key(1), params, tiny.OBS)
-    value, gradient = jax.value_and_grad(distance)(params.tuned, params, policy)
+    value, gradient = jax.jit(jax.value_and_grad(distance), static_argnums=2)(
+        params.tuned, params, policy
+    )
     assert value == pytest.approx(0, abs=1e-12)
     for x in jax.tree.leaves(gradient):
         np.testing.assert_allclose(x, 0, atol=1e-6)
@@ -188,6 +193,8 @@ def test_the_distance_is_between_actions_from_the_same_noise_and_pulls_one_side(
     params = PolicyParams(constant(0.1), constant(0.3))
     value = distance(params.tuned, params, policy)
     assert value == pytest.approx(0.2**2, rel=1e-4)
-    gradient = jax.grad(distance, argnums=1)(params.tuned, params, policy)
+    gradient = jax.jit(jax.grad(distance, argnums=1), static_argnums=2)(
+        params.tuned, params, policy
+    )
     assert all((x == 0).all() for x in jax.tree.leaves(gradient.base))
     assert distance(params.base, params, policy) == pytest.approx(0, abs=1e-12)

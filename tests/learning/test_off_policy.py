@@ -69,7 +69,7 @@ def test_the_number_of_updates_follows_the_data(ratio, per_round, rounds):
 def test_collected_transitions_are_stored_with_their_end_flags():
     """The time limit cuts at 5 steps, in chunk 3; tasks of 3 steps end in chunk 2."""
     algorithm = make()
-    state, metrics = algorithm.step(algorithm.init(jax.random.key(3)))
+    state, metrics = jax.jit(algorithm.step)(algorithm.init(jax.random.key(3)))
     stored = jax.tree.map(lambda x: np.asarray(x)[:, :3], state.replay.items)
     assert stored.extras == ()
     assert metrics["replay_size"] == 12
@@ -110,7 +110,7 @@ def test_uniform_actions_come_first_and_updates_after_enough_data():
 def test_a_batch_takes_its_share_from_the_offline_data():
     """Offline rewards are 7 and make half of every batch; the task's are negative."""
     env = tiny.point_env(4)
-    seen, _ = make(env).step(make(env).init(jax.random.key(0)))
+    seen, _ = jax.jit(make(env).step)(make(env).init(jax.random.key(0)))
     given = jax.tree.map(lambda x: x[0, :3], seen.replay.items)
     given = given._replace(reward=jnp.full(3, 7.0))
     offline = buffers.init(jax.tree.map(lambda x: x[0], given), 1, 3)
@@ -125,16 +125,16 @@ def test_a_batch_takes_its_share_from_the_offline_data():
 
 def test_resets_every_iteration_mark_a_truncation_in_the_buffer():
     algorithm = make(tiny.point_env(4, lengths=(99,), max_steps=6), num_chunks=4)
-    state, _ = algorithm.step(algorithm.init(jax.random.key(0)))
+    state, _ = jax.jit(algorithm.step)(algorithm.init(jax.random.key(0)))
     assert not state.replay.items.truncated[:, 3].any()
     algorithm = make(
         tiny.point_env(4, lengths=(99,), max_steps=6),
         num_chunks=4,
         reset_at_iteration=True,
     )
-    state, _ = algorithm.step(algorithm.init(jax.random.key(0)))
+    state, _ = jax.jit(algorithm.step)(algorithm.init(jax.random.key(0)))
     np.testing.assert_array_equal(state.replay.items.truncated[0, :4], [0, 0, 1, 1])
-    state, _ = algorithm.step(state)
+    state, _ = jax.jit(algorithm.step)(state)
     assert (state.replay.items.obs["state"][:, 4] == 0).all()
 
 

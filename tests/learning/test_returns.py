@@ -3,8 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dppo_jax.learning.returns import gae, init_reward_scale, scale_rewards
+from dppo_jax.learning import returns
+from dppo_jax.learning.returns import init_reward_scale
 
+gae = jax.jit(returns.gae)
+scale_rewards = jax.jit(returns.scale_rewards)
 ZERO = jnp.zeros((3, 1))
 
 
@@ -89,11 +92,10 @@ class RunningScale:
 def test_reward_scale_is_a_running_one_over_calls_and_resets():
     rng = np.random.default_rng(0)
     scale, running = init_reward_scale(3), RunningScale(3)
-    update = jax.jit(lambda *args: scale_rewards(*args, discount=0.9))
     for call in range(4):
         reward = rng.normal(size=(5, 3)).astype(np.float32) * 10.0**call
         first = (rng.random((5, 3)) < 0.3).astype(np.float32)
-        scale, scaled = update(scale, jnp.asarray(reward), jnp.asarray(first))
+        scale, scaled = scale_rewards(scale, reward, first, discount=0.9)
         np.testing.assert_allclose(scaled, running(reward, first, 0.9), rtol=1e-4)
         np.testing.assert_allclose(scale.discounted, running.totals, rtol=1e-4)
     np.testing.assert_allclose(scale.weight, 60, rtol=1e-4)

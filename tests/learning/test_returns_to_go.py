@@ -49,8 +49,11 @@ def stored(state):
 
 
 @pytest.mark.parametrize("rollout", [{}, dict(num_chunks=8, reset_at_iteration=True)])
-def test_stored_returns_stay_aligned_over_iterations_wraps_and_resets(rollout):
+def test_stored_returns_stay_aligned_over_iterations_wraps_and_resets(
+    rollout, monkeypatch
+):
     """Episodes have 2 or 8 chunks, iterations 4 or 8, and rings 13."""
+    demonstrated.without_learning("calql", monkeypatch)
     env = tiny.point_env(4, lengths=(3, 99), max_steps=16)
     algorithm = demonstrated.make(
         "calql",

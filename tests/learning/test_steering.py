@@ -92,17 +92,17 @@ def batches(num, size=2, terminated=(0.0, 1.0)):
     """Transitions whose executed action and start differ."""
 
     def every(x):
-        return jnp.broadcast_to(jnp.asarray(x), (num, *jnp.shape(x)))
+        return np.broadcast_to(x, (num, *np.shape(x))).astype(np.float32)
 
-    action = jnp.tile(jnp.array([[0.5], [-1.0]]), (size, 1, 1))
-    obs = {"state": jnp.zeros((size, 1, 1))}
+    action = np.tile([[0.5], [-1.0]], (size, 1, 1)).astype(np.float32)
+    obs = {"state": np.zeros((size, 1, 1))}
     return Transition(
         obs=jax.tree.map(every, obs),
         action=every(action),
-        reward=every(jnp.arange(1.0, size + 1)),
+        reward=every(np.arange(1.0, size + 1)),
         next_obs=jax.tree.map(every, obs),
-        terminated=every(jnp.resize(jnp.array(terminated), size)),
-        truncated=every(jnp.ones(size)),
+        terminated=every(np.resize(terminated, size)),
+        truncated=every(np.ones(size)),
         extras=every(2 * action),
     )
 
@@ -137,7 +137,7 @@ def test_targets_decode_the_next_start_and_end_at_terminations(variant):
     learner = make(variant, distillation_updates=1)
     num = 1 if variant == "sac" else 2
     given = batches(num)
-    new, metrics = learner.update(start(learner), given, jax.random.key(1))
+    new, metrics = jax.jit(learner.update)(start(learner), given, jax.random.key(1))
     row = jax.tree.map(lambda x: x[0], given)
     following, taken = START, 2 * row.action
     if variant == "noise_aliasing":
@@ -161,7 +161,7 @@ def test_the_actor_climbs_the_critic_of_starts(variant):
         cost = jnp.array([[5.0, 1.0], [0.2, -0.3]])
         noise_critic = state.noise_critic._replace(params=cost)
         state = state._replace(noise_critic=noise_critic)
-    new, metrics = learner.update(
+    new, metrics = jax.jit(learner.update)(
         state, batches(1 if variant == "sac" else 2), jax.random.key(1)
     )
     worse = cost[jnp.argmin(cost @ START)]
@@ -174,12 +174,12 @@ def test_the_actor_climbs_the_critic_of_starts(variant):
 
 def test_a_round_has_soft_updates_and_then_distillations():
     learner = make(distillation_updates=3)
-    state, _ = learner.update(start(learner), batches(5), jax.random.key(1))
+    state, _ = jax.jit(learner.update)(start(learner), batches(5), jax.random.key(1))
     assert state.soft.critic.optimizer[0].count == 2
     assert state.soft.actor.optimizer[0].count == 2
     assert state.noise_critic.optimizer[0].count == 3
     learner = make("sac")
-    state, _ = learner.update(start(learner), batches(5), jax.random.key(1))
+    state, _ = jax.jit(learner.update)(start(learner), batches(5), jax.random.key(1))
     assert state.soft.actor.optimizer[0].count == 5 and state.noise_critic is None
 
 
@@ -189,7 +189,7 @@ def test_the_temperature_falls_while_the_entropy_exceeds_its_target(
 ):
     """The entropy is 0.6."""
     learner = make("sac", target_entropy=target_entropy)
-    state, _ = learner.update(start(learner), batches(1), jax.random.key(1))
+    state, _ = jax.jit(learner.update)(start(learner), batches(1), jax.random.key(1))
     assert (gradient(state.soft.temperature) > 0) == falls
 
 
@@ -199,13 +199,13 @@ def test_only_the_starts_of_sac_are_kept_and_warm_up_draws_normal_ones():
     for variant in ("sac", "noise_aliasing"):
         learner = make(variant)
         params = SteeredParams(MATRIX, jnp.zeros(2))
-        _, kept = learner.explore(params, keys, obs)
-        action, drawn = learner.warm_up(params, keys, obs)
+        _, kept = jax.jit(learner.explore)(params, keys, obs)
+        action, drawn = jax.jit(learner.warm_up)(params, keys, obs)
         if variant == "noise_aliasing":
             assert kept == drawn == ()
         else:
             np.testing.assert_allclose(kept[0, :, 0], START)
-            np.testing.assert_allclose(drawn.std(), 1, atol=0.05)
-            assert abs(drawn).max() > 2.5
-        covariance = jnp.cov(action[..., 0].T)
+            np.testing.assert_allclose(np.std(drawn), 1, atol=0.05)
+            assert np.abs(drawn).max() > 2.5
+        covariance = np.cov(np.asarray(action)[..., 0].T)
         np.testing.assert_allclose(covariance, MATRIX @ MATRIX.T, atol=0.5)

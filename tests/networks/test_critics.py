@@ -15,7 +15,7 @@ ACTION = jnp.ones((2, 4, 1))
 @pytest.mark.parametrize("options", [{}, {"residual": True, "layer_norm": True}])
 def test_value_is_one_number_per_sample(options):
     critic = StateCritic((8, 8, 8), **options)
-    value, params = critic.init_with_output(KEY, OBS)
+    value, params = jax.jit(critic.init_with_output)(KEY, OBS)
     assert value.shape == (2,)
     jitted = jax.jit(critic.apply)(params, OBS)
     np.testing.assert_allclose(jitted, value, rtol=1e-5, atol=1e-6)
@@ -26,8 +26,8 @@ def test_values_are_float32_whatever_the_layers_compute_in():
         StateCritic((8, 8, 8), residual=True, compute_dtype=dtype)
         for dtype in ("float32", "bfloat16")
     )
-    value, params = critic.init_with_output(KEY, OBS)
-    rough_value = rough.apply(params, OBS)
+    value, params = jax.jit(critic.init_with_output)(KEY, OBS)
+    rough_value = jax.jit(rough.apply)(params, OBS)
     assert rough_value.dtype == jnp.float32
     assert 0 < np.abs(rough_value - value).max() < 0.02 * np.abs(value).max()
 
@@ -37,11 +37,13 @@ def test_every_member_is_a_separate_network(options):
     """Member i of three computes the same as a single critic with its parameters, and
     no two members have equal random initial layers."""
     critic = StateActionCritic((8, 8, 8), num_critics=3, **options)
-    values, params = critic.init_with_output(KEY, OBS, ACTION)
+    values, params = jax.jit(critic.init_with_output)(KEY, OBS, ACTION)
+    params = jax.tree.map(np.asarray, params)
     assert values.shape == (3, 2)
+    one_critic = jax.jit(critic.clone(num_critics=1).apply)
     for i in range(3):
         member = jax.tree.map(lambda leaf: leaf[i : i + 1], params)
-        (alone,) = critic.clone(num_critics=1).apply(member, OBS, ACTION)
+        (alone,) = one_critic(member, OBS, ACTION)
         np.testing.assert_allclose(values[i], alone, rtol=1e-5)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     random = [leaf for path, leaf in leaves if path[-2].key.startswith("linear")]
@@ -53,8 +55,8 @@ def test_every_member_is_a_separate_network(options):
 
 def test_critics_read_the_action():
     critic = StateActionCritic((8,))
-    values, params = critic.init_with_output(KEY, OBS, ACTION)
-    assert np.abs(critic.apply(params, OBS, 2 * ACTION) - values).min() > 0
+    values, params = jax.jit(critic.init_with_output)(KEY, OBS, ACTION)
+    assert np.abs(jax.jit(critic.apply)(params, OBS, 2 * ACTION) - values).min() > 0
 
 
 def test_random_members_are_different_and_all_take_part():

@@ -1,7 +1,5 @@
 """Dropout is for cloning, and every row has a key of its own."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +8,7 @@ import pytest
 
 from dppo_jax.networks import GaussianTransformer
 from dppo_jax.networks.dropout import apply_with_dropout, drop
+from tests import tiny
 
 B = 400
 KEYS = jax.random.split(jax.random.key(1), B)
@@ -38,9 +37,7 @@ def test_nothing_is_dropped_without_keys():
     np.testing.assert_array_equal(Dropping().apply({}, OBS)[0], OBS["state"])
 
 
-def dropping(network, params, keys, obs):
-    apply = functools.partial(apply_with_dropout, network)
-    return jax.jit(apply)(params, keys, obs)
+dropping = jax.jit(apply_with_dropout, static_argnums=0)
 
 
 def transformer(**rates):
@@ -53,14 +50,15 @@ def transformer(**rates):
 def test_a_row_of_a_transformer_depends_on_its_own_key_alone(rates):
     network, plain = transformer(**rates), transformer()
     obs = jax.tree.map(lambda x: x[:3], OBS)
-    params = jax.jit(plain.init)(jax.random.key(0), obs)
+    params = tiny.random_params(plain, obs)
     exact, _ = jax.jit(plain.apply)(params, obs)
     np.testing.assert_array_equal(jax.jit(network.apply)(params, obs)[0], exact)
     mean, _ = dropping(network, params, KEYS[:3], obs)
     assert (mean != exact).any((1, 2)).all() and (mean[0] != mean[1]).any()
-    first = jax.tree.map(lambda x: x[:1], obs)
-    alone, _ = dropping(network, params, KEYS[:1], first)
-    np.testing.assert_allclose(alone[0], mean[0], rtol=1e-4, atol=1e-6)
+    # The other rows get other keys.
+    beside, _ = dropping(network, params, KEYS[np.array([0, 4, 5])], obs)
+    np.testing.assert_allclose(beside[0], mean[0], rtol=1e-4, atol=1e-6)
+    assert (beside[1] != mean[1]).any()
     again, _ = dropping(plain, params, KEYS[:3], obs)
     np.testing.assert_array_equal(again, exact)
 

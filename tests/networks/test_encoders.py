@@ -1,5 +1,7 @@
 """Properties of encoders, and of networks that read through one."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from dppo_jax.networks import (
     StateCritic,
     StateEncoder,
 )
+from tests import tiny
 
 KEY = jax.random.key(0)
 OBS = {"state": jnp.arange(12.0).reshape(2, 2, 3)}
@@ -41,6 +44,12 @@ NETWORKS = {
 }
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def apply(network, params, *inputs, method=None):
+    """Compiled once for all tests of equal networks."""
+    return network.apply(params, *inputs, method=method)
+
+
 def make(name, **options):
     network, settings, inputs = NETWORKS[name]
     return network(**{"hidden_sizes": (8,), **settings, **options}), inputs
@@ -64,11 +73,11 @@ def test_a_state_encoder_reads_the_state_alone():
 def test_the_default_encoder_reads_states_and_has_no_parameters(name):
     network, inputs = make(name)
     explicit, _ = make(name, encoder=StateEncoder())
-    params = network.init(KEY, *inputs, OBS)
+    params = tiny.random_params(network, *inputs, OBS)
     assert "encoder" not in params["params"]
-    same = explicit.apply(params, *inputs, OBS)
+    same = apply(explicit, params, *inputs, OBS)
     jax.tree.map(
-        np.testing.assert_array_equal, network.apply(params, *inputs, OBS), same
+        np.testing.assert_array_equal, apply(network, params, *inputs, OBS), same
     )
 
 
@@ -76,31 +85,31 @@ def test_the_default_encoder_reads_states_and_has_no_parameters(name):
 def test_a_network_reads_and_trains_through_its_encoder(name):
     network, inputs = make(name, encoder=PixelEncoder())
     dark, bright = (
-        {"rgb": jnp.full((2, 1, 4, 4, 3), shade, jnp.uint8)} for shade in (0, 2)
+        {"rgb": np.full((2, 1, 4, 4, 3), shade, np.uint8)} for shade in (0, 2)
     )
-    params = network.init(KEY, *inputs, dark)
-    assert params["params"]["encoder"]["scale"] == 0.5
+    params = tiny.random_params(network, *inputs, dark)
+    params["params"]["encoder"]["scale"] = np.full(1, 0.5, np.float32)
 
     def first(params, obs):
-        return jax.tree.leaves(network.apply(params, *inputs, obs))[0]
+        return jax.tree.leaves(apply(network, params, *inputs, obs))[0]
 
     # A brightness of 2 at a scale of 0.5 is one of 1 at a scale of 1.
-    middle = {"rgb": dark["rgb"] + 1}
+    middle = {"rgb": np.asarray(dark["rgb"]) + 1}
     doubled = jax.tree.map(lambda x: x, params)
     doubled["params"]["encoder"]["scale"] = jnp.ones(1)
     np.testing.assert_allclose(first(params, bright), first(doubled, middle), rtol=1e-6)
     assert np.abs(first(params, bright) - first(params, dark)).min() > 0
-    gradient = jax.grad(lambda p: (first(p, bright) ** 2).sum())(params)
+    gradient = jax.jit(jax.grad(lambda p: (first(p, bright) ** 2).sum()))(params)
     assert gradient["params"]["encoder"]["scale"] != 0
 
 
 def test_the_parameters_of_a_q_network_do_not_depend_on_a_state_encoder():
     critic = StateActionCritic((8,))
-    params = critic.init(KEY, OBS, X)
+    params = jax.eval_shape(critic.init, KEY, OBS, X)
     assert "encoder" not in params["params"]
     pixels = StateActionCritic((8,), encoder=PixelEncoder())
     obs = {"rgb": jnp.ones((2, 1, 4, 4, 3), jnp.uint8)}
-    assert "encoder" in pixels.init(KEY, obs, X)["params"]
+    assert "encoder" in jax.eval_shape(pixels.init, KEY, obs, X)["params"]
 
 
 @pytest.mark.parametrize("name", ["denoiser", "conditioned denoiser"])
@@ -108,8 +117,9 @@ def test_a_denoiser_encodes_before_the_first_step(name):
     """Only `encode` reads the observation: `denoise` works on its result."""
     network, (x, time) = make(name, encoder=PixelEncoder())
     obs = {"rgb": jnp.ones((2, 1, 4, 4, 3), jnp.uint8)}
-    whole, params = network.init_with_output(KEY, x, time, obs)
-    condition = network.apply(params, obs, method="encode")
+    params = tiny.random_params(network, x, time, obs)
+    whole = apply(network, params, x, time, obs)
+    condition = apply(network, params, obs, method="encode")
     assert condition.shape == (2, 3 if name == "denoiser" else 5)
-    halves = network.apply(params, x, time, condition, method="denoise")
-    np.testing.assert_array_equal(halves, whole)
+    halves = apply(network, params, x, time, condition, method="denoise")
+    np.testing.assert_allclose(halves, whole, rtol=1e-5, atol=1e-6)

@@ -1,5 +1,7 @@
 """Laws of attention and of the transformer over the actions of a chunk."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from dppo_jax.networks import GaussianTransformer
 from dppo_jax.networks.transformer import Attention
+from tests import tiny
 
 KEY = jax.random.key(0)
 B, T, S, E = 2, 3, 5, 8
@@ -18,19 +21,22 @@ def start(network, *inputs):
     return jax.jit(network.init)(KEY, *inputs)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def apply(network, params, *inputs):
-    return jax.jit(network.apply)(params, *inputs)
+    """Compiled once for all tests of equal networks."""
+    return network.apply(params, *inputs)
 
 
 def tokens(count, seed=1):
-    return jax.random.normal(jax.random.key(seed), (B, count, E))
+    draws = np.random.default_rng(seed).normal(size=(B, count, E))
+    return draws.astype(np.float32)
 
 
 def attention(num_heads=2, scale=20.0):
     """Weights large enough that tokens are told apart."""
     module = Attention(num_heads, 0.0, "float32")
     params = start(module, tokens(T))
-    return module, jax.tree.map(lambda x: scale * x, params)
+    return module, jax.tree.map(lambda x: scale * np.asarray(x), params)
 
 
 @pytest.mark.parametrize("num_heads", [1, 2, 4])
@@ -67,9 +73,10 @@ def test_attention_among_tokens_reads_the_tokens_themselves():
 def test_what_a_mask_hides_has_no_influence():
     module, params = attention()
     x, memory = tokens(T), tokens(S, seed=2)
-    mask = jnp.arange(S) < jnp.array([[5], [3], [1]])
+    mask = np.arange(S) < np.array([[5], [3], [1]])
     output = apply(module, params, x, memory, mask)
-    other = apply(module, params, x, memory.at[:, 3:].add(1.0), mask)
+    changed = np.concatenate([memory[:, :3], memory[:, 3:] + 1], axis=1)
+    other = apply(module, params, x, changed, mask)
     assert (output[:, 0] != other[:, 0]).any()
     np.testing.assert_array_equal(output[:, 1:], other[:, 1:])
     one = apply(module, params, x, memory[:, :1])
@@ -79,10 +86,11 @@ def test_what_a_mask_hides_has_no_influence():
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_causal_action_knows_nothing_of_later_ones(causal):
     network = GaussianTransformer(2, 4, causal=causal, fixed_std=0.1, **SMALL)
-    params = start(network, OBS)
+    params = tiny.random_params(network, OBS)
     mean, _ = apply(network, params, OBS)
     inner = dict(params["params"]["transformer"])
-    inner["position"] = inner["position"].at[:, 2].add(jnp.arange(E))
+    inner["position"] = inner["position"].copy()
+    inner["position"][:, 2] += np.arange(E)
     changed, _ = apply(network, {"params": {"transformer": inner}}, OBS)
     assert (mean[:, 2:] != changed[:, 2:]).any(-1).all()
     assert (mean[:, :2] == changed[:, :2]).all() == causal
@@ -90,7 +98,7 @@ def test_a_causal_action_knows_nothing_of_later_ones(causal):
 
 def test_every_action_depends_on_the_observation_and_on_its_position():
     network = GaussianTransformer(2, 4, fixed_std=0.1, **SMALL)
-    params = start(network, OBS)
+    params = tiny.random_params(network, OBS)
     mean, _ = apply(network, params, OBS)
     other, _ = apply(network, params, {"state": OBS["state"] + 1})
     assert (mean != other).any(-1).all()

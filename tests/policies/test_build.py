@@ -50,7 +50,13 @@ def test_the_first_actions_of_a_longer_chunk_are_executed(policy):
     np.testing.assert_array_equal(metrics["steps"][:, 0], [2, 4, 6])
 
 
-def test_ppo_tunes_a_policy_that_predicts_more_than_is_executed(policy):
+@pytest.mark.parametrize("kind", ["mlp", pytest.param("unet", marks=pytest.mark.slow)])
+def test_ppo_tunes_a_policy_that_predicts_more_than_is_executed(kind):
+    model = unet_model()
+    if kind == "mlp":
+        model.network = networks.default_config(kind)
+        model.network.update(hidden_sizes=(8,), residual=False, time_dim=4)
+    policy = make_policy(model, action_dim=tiny.ACTION_DIM)
     algorithm = tiny.make_tiny_ppo(policy)
     state, (row,) = tiny.run(algorithm, 1)
     assert np.isfinite([row[name] for name in algorithm.finite]).all()

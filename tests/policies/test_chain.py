@@ -26,7 +26,7 @@ POLICIES = {
 
 @pytest.fixture(params=POLICIES.values(), ids=POLICIES.keys(), scope="module")
 def policy(request):
-    return request.param
+    return tiny.jitted(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,8 @@ def test_observations_are_encoded_once_per_chain():
 
 def test_bfloat16_is_used_only_inside_layers():
     """Parameters and results are float32 and close to those of a float32 policy."""
-    exact = tiny.tiny_diffusion_policy()
-    rough = tiny.tiny_diffusion_policy(compute_dtype="bfloat16")
+    exact = tiny.jitted(tiny.tiny_diffusion_policy())
+    rough = tiny.jitted(tiny.tiny_diffusion_policy(compute_dtype="bfloat16"))
     params = exact.init(jax.random.key(0), OBS)
     rough_params = rough.init(jax.random.key(0), OBS)
     assert tiny.same(params, rough_params)
@@ -109,10 +109,12 @@ def test_bfloat16_is_used_only_inside_layers():
     assert 0 < jnp.abs(again - log_prob).max() < 0.05
 
 
-def test_jit_changes_nothing(policy, params):
-    plain = policy.sample(params, KEY, OBS)
-    jitted = jax.jit(policy.sample)(params, KEY, OBS)
-    for a, b in zip(plain, jitted):
+@pytest.mark.parametrize("kind", ["diffusion", "gmm"])
+def test_jit_changes_nothing(kind):
+    plain = POLICIES[kind]
+    params = plain.init(jax.random.key(0), OBS)
+    jitted = tiny.jitted(plain).sample(params, KEY, OBS)
+    for a, b in zip(plain.sample(params, KEY, OBS), jitted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -150,7 +152,7 @@ def test_the_entropy_is_minus_the_mean_log_prob_of_samples(policy, params):
     """Samples have the standard deviation of the densities, 0.1."""
     obs = {"state": jnp.tile(OBS["state"], (1000, 1, 1))}
     keys = jax.random.split(jax.random.key(4), 1000 * B)
-    log_prob = jax.jit(policy.sample)(params, keys, obs).log_prob
+    log_prob = policy.sample(params, keys, obs).log_prob
     entropy = float(policy.entropy(params.tuned, OBS).mean())
     if policy.joint:  # a lower bound, of chunks of two entries
         assert -0.1 < entropy / 2 + float(log_prob.mean()) < 0.03
@@ -202,7 +204,7 @@ def test_a_diffusion_policy_clones_standard_noise_at_every_time_of_training(ddim
 
 
 def test_a_gaussian_policy_is_a_chain_of_one_move_from_zero():
-    policy = tiny.tiny_gaussian_policy(fixed_std=0.2)
+    policy = tiny.jitted(tiny.tiny_gaussian_policy(fixed_std=0.2))
     params = policy.init(jax.random.key(0), OBS)
     assert policy.num_tuned_steps == 1
     sample = policy.sample(params, KEY, OBS)
@@ -219,7 +221,7 @@ def test_a_gaussian_policy_is_a_chain_of_one_move_from_zero():
 
 
 def test_the_floor_of_the_std_is_a_default_that_sampling_may_replace():
-    policy = tiny.tiny_diffusion_policy(min_std=0.3)
+    policy = tiny.jitted(tiny.tiny_diffusion_policy(min_std=0.3))
     params = policy.init(jax.random.key(0), OBS)
     assert policy.min_std == 0.3
     default, same, calm = (
@@ -232,7 +234,7 @@ def test_the_floor_of_the_std_is_a_default_that_sampling_may_replace():
 
 def test_moves_that_are_no_longer_tuned_use_the_frozen_network():
     """If one of two tuned moves is active, only the last uses the tuned network."""
-    policy = tiny.tiny_diffusion_policy()
+    policy = tiny.jitted(tiny.tiny_diffusion_policy())
     base = policy.init(jax.random.key(0), OBS).base
     tuned = policy.init(jax.random.key(7), OBS).tuned
     one = policy.sample(PolicyParams(base, tuned, jnp.array(1)), KEY, OBS)
@@ -246,7 +248,7 @@ def test_moves_that_are_no_longer_tuned_use_the_frozen_network():
 
 def test_log_probs_are_unclamped_and_entry_by_entry():
     """An entry ten deviations off has a low density, and the others do not change."""
-    policy = tiny.tiny_diffusion_policy()
+    policy = tiny.jitted(tiny.tiny_diffusion_policy())
     params = policy.init(jax.random.key(0), OBS)
     x, step = jnp.zeros((B, tiny.CHUNK, 1)), jnp.zeros(B, jnp.int32)
     near = policy.log_prob(params.tuned, x, x, OBS, step)
@@ -296,8 +298,8 @@ def test_an_unknown_kind_of_policy_is_refused():
 
 def test_past_actions_of_a_network_stand_at_the_end_of_a_chunk():
     """The same draws in the network's own order give the same actions in that order."""
-    num_past, network_order = 1, tiny.tiny_diffusion_policy()
-    ours = tiny.tiny_diffusion_policy(past_actions=num_past)
+    num_past, network_order = 1, tiny.jitted(tiny.tiny_diffusion_policy())
+    ours = tiny.jitted(tiny.tiny_diffusion_policy(past_actions=num_past))
     params = ours.init(jax.random.key(0), OBS)
     chain, log_prob = ours.sample(params, KEY, OBS)
     assert not np.allclose(

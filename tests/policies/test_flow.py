@@ -20,6 +20,11 @@ KEYS = jax.random.split(jax.random.key(1), B)
 STEPS = (1, 2, 4)  # K
 
 
+def make(*args, **settings):
+    """A small flow, each function of which compiles once."""
+    return tiny.jitted(tiny.tiny_flow_policy(*args, **settings))
+
+
 def prepared(policy, seed=0, noise_seed=None):
     """Parameters with a noise network, whose output is not zero if it has a seed."""
     params = policy.init(jax.random.key(seed), OBS)
@@ -27,9 +32,9 @@ def prepared(policy, seed=0, noise_seed=None):
     if noise_seed is None:
         return params
     leaves, tree = jax.tree.flatten(params.tuned.noise)
-    keys = jax.random.split(jax.random.key(noise_seed), len(leaves))
+    draw = np.random.default_rng(noise_seed).normal
     noise = tree.unflatten(
-        [x + jax.random.normal(key, x.shape) for key, x in zip(keys, leaves)]
+        [np.asarray(x + draw(size=x.shape), np.float32) for x in leaves]
     )
     return params._replace(tuned=params.tuned._replace(noise=noise))
 
@@ -39,14 +44,14 @@ def prepared(policy, seed=0, noise_seed=None):
 def test_a_chain_is_scored_again_as_it_was_sampled(num_steps, final_clip):
     """Ratios are one to 1e-5 for every chain, also for those at the action bound, and
     move by move as well as for whole chains."""
-    policy = tiny.tiny_flow_policy(num_steps, final_clip=final_clip)
+    policy = make(num_steps, final_clip=final_clip)
     params = prepared(policy, noise_seed=3)
     obs = {"state": jnp.tile(OBS["state"], (20, 1, 1))}
     keys = jax.random.split(jax.random.key(2), 20 * B)
-    chain, log_prob = jax.jit(policy.sample)(params, keys, obs)
+    chain, log_prob = policy.sample(params, keys, obs)
     assert chain.shape == (20 * B, num_steps + 1, tiny.CHUNK, 1)
     assert final_clip is None or (jnp.abs(chain[:, -1]) == final_clip).any()
-    again = jax.jit(policy.chain_log_prob)(params.tuned, chain, obs)
+    again = policy.chain_log_prob(params.tuned, chain, obs)
     ratio = jnp.exp((again - log_prob).mean((-2, -1)).sum(-1) / (num_steps + 1))
     np.testing.assert_allclose(ratio, 1, atol=1e-5)
     for k in range(num_steps):
@@ -57,7 +62,7 @@ def test_a_chain_is_scored_again_as_it_was_sampled(num_steps, final_clip):
 
 def test_log_probs_are_those_of_the_std_that_is_sampled():
     """Neither has a floor: at 0.01 the density at the mean is 3.7, and no less."""
-    policy = tiny.tiny_flow_policy(1, std_min=0.01, std_max=0.01)
+    policy = make(1, std_min=0.01, std_max=0.01)
     params = prepared(policy)
     chain, log_prob = policy.sample(params, KEYS, OBS)
     mean = policy.sample(params, KEYS, OBS, deterministic=True).chain[:, 1]
@@ -67,7 +72,7 @@ def test_log_probs_are_those_of_the_std_that_is_sampled():
 
 
 def test_the_deterministic_mode_starts_from_noise_and_adds_none():
-    policy = tiny.tiny_flow_policy(2)
+    policy = make(2)
     params = prepared(policy, noise_seed=3)
     calm = policy.sample(params, KEYS, OBS, deterministic=True).chain
     again = policy.sample(params, KEYS, OBS, deterministic=True).chain
@@ -84,7 +89,7 @@ def test_the_deterministic_mode_starts_from_noise_and_adds_none():
 
 
 def test_the_noise_network_is_added_after_cloning_and_changes_nothing():
-    policy = tiny.tiny_flow_policy(2)
+    policy = make(2)
     cloned = policy.init(jax.random.key(0), OBS)
     assert cloned.tuned.noise is None
     params = policy.prepare(jax.random.key(5), cloned, OBS)
@@ -109,9 +114,9 @@ def test_policies_that_are_cloned_whole_need_no_preparation():
 
 def test_the_entropy_belongs_to_the_noise_alone():
     """No gradient reaches the velocity or what the network makes of observations."""
-    policy = tiny.tiny_flow_policy(4)
+    policy = make(4)
     params = prepared(policy, noise_seed=3)
-    gradient = jax.grad(lambda p: policy.entropy(p, OBS).sum())(params.tuned)
+    gradient = jax.jit(jax.grad(lambda p: policy.entropy(p, OBS).sum()))(params.tuned)
     assert all((x == 0).all() for x in jax.tree.leaves(gradient.velocity))
     assert all((x != 0).any() for x in jax.tree.leaves(gradient.noise))
 
@@ -119,19 +124,19 @@ def test_the_entropy_belongs_to_the_noise_alone():
 @pytest.mark.parametrize("num_tuned", [1, 4])
 def test_the_entropy_is_how_unlikely_samples_are_on_average(num_tuned):
     """Over the tuned moves; draws are clipped at 3 deviations, which costs little."""
-    policy = tiny.tiny_flow_policy(4, num_tuned)
+    policy = make(4, num_tuned)
     params = prepared(policy, noise_seed=3)
     params = params._replace(base=params.tuned)
     obs = {"state": jnp.tile(OBS["state"], (1000, 1, 1))}
     keys = jax.random.split(jax.random.key(4), 1000 * B)
-    log_prob = jax.jit(policy.sample)(params, keys, obs).log_prob
+    log_prob = policy.sample(params, keys, obs).log_prob
     assert log_prob.shape[1] == num_tuned
     entropy = float(policy.entropy(params.tuned, OBS).mean())
     assert entropy == pytest.approx(-float(log_prob.mean()), abs=0.03)
 
 
 def test_the_entropy_at_first_is_that_of_the_middle_of_the_bounds():
-    policy = tiny.tiny_flow_policy(2, std_min=0.05, std_max=0.2)
+    policy = make(2, std_min=0.05, std_max=0.2)
     for params in (policy.init(jax.random.key(0), OBS), prepared(policy)):
         entropy = policy.entropy(params.tuned, OBS)
         expected = np.log(0.1 * np.sqrt(2 * np.pi * np.e))
@@ -150,14 +155,14 @@ def test_no_weight_depends_on_the_number_of_steps():
 
     params = jax.tree.map(still, cloned[0])
     for num_steps in STEPS:
-        policy = tiny.tiny_flow_policy(num_steps, mean_clip=None)
+        policy = make(num_steps, mean_clip=None)
         chain = policy.sample(params, KEYS, OBS, deterministic=True).chain
         np.testing.assert_allclose(chain[:, -1] - chain[:, 0], 0.1, atol=1e-6)
 
 
 def test_early_steps_may_belong_to_the_frozen_network():
     """K' = 2 of 4: another tuned network changes nothing before its first move."""
-    policy = tiny.tiny_flow_policy(4, 2)
+    policy = make(4, 2)
     params = prepared(policy)
     other = params._replace(tuned=prepared(policy, seed=7, noise_seed=3).tuned)
     one, two = (policy.sample(p, KEYS, OBS).chain for p in (params, other))
@@ -169,21 +174,21 @@ def test_early_steps_may_belong_to_the_frozen_network():
 
 
 def test_cloning_learns_the_velocity_and_leaves_the_noise_alone():
-    policy = tiny.tiny_flow_policy(2)
+    policy = make(2)
     params = prepared(policy).tuned
     action = jnp.full((B, tiny.CHUNK, 1), 0.3)
 
     def loss(params):
         return policy.clone_loss(params, KEYS, OBS, action).mean()
 
-    gradient = jax.grad(loss)(params)
+    gradient = jax.jit(jax.grad(loss))(params)
     assert all((x == 0).all() for x in jax.tree.leaves(gradient.noise))
     # A velocity of zero errs by the square of a - z: 0.3^2 + 1 on average.
     keys = jax.random.split(jax.random.key(4), 20_000)
     obs = {"state": jnp.zeros((20_000, 1, 2))}
     silent = jax.tree.map(jnp.zeros_like, params)
     actions = jnp.full((20_000, tiny.CHUNK, 1), 0.3)
-    mean = jax.jit(policy.clone_loss)(silent, keys, obs, actions).mean()
+    mean = policy.clone_loss(silent, keys, obs, actions).mean()
     assert mean == pytest.approx(1 + 0.3**2, rel=0.03)
 
 
@@ -202,7 +207,7 @@ def num_params(tree):
 
 def test_the_error_of_the_velocity_is_that_of_cloning_on_given_pairs():
     """On the path x = (1 - t) z + t a the velocity to predict is a - z."""
-    policy = tiny.tiny_flow_policy(2)
+    policy = make(2)
     params = policy.init(jax.random.key(0), OBS).tuned
     params = jax.tree.map(lambda x: x + 0.1, params)
     draws = np.random.default_rng(0)

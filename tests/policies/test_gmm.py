@@ -10,13 +10,18 @@ import pytest
 from dppo_jax import policies
 from dppo_jax.networks import MixtureMLP, MixtureTransformer
 from dppo_jax.networks import build as networks
-from dppo_jax.policies import PolicyParams, gaussian_policy, gmm_policy, make_policy
-from dppo_jax.policies.gmm import (
-    component_entropy,
-    mixture_entropy,
-    mixture_log_prob,
+from dppo_jax.policies import (
+    PolicyParams,
+    gaussian_policy,
+    gmm,
+    gmm_policy,
+    make_policy,
 )
 from tests import tiny
+
+component_entropy = jax.jit(gmm.component_entropy)
+mixture_entropy = jax.jit(gmm.mixture_entropy)
+mixture_log_prob = jax.jit(gmm.mixture_log_prob)
 
 B, M, TA, DA = 3, 4, 2, 3
 KEYS = jax.random.split(jax.random.key(1), B)
@@ -144,7 +149,8 @@ def test_far_from_all_modes_log_densities_and_gradients_are_finite():
     def joint(means, stds, logits):
         return mixture_log_prob(action, means, stds, logits).sum()
 
-    value, gradients = jax.value_and_grad(joint, argnums=(0, 1, 2))(means, stds, logits)
+    both = jax.jit(jax.value_and_grad(joint, argnums=(0, 1, 2)))
+    value, gradients = both(means, stds, logits)
     assert value < -1e5
     assert all(jnp.isfinite(x).all() for x in gradients)
     # The mode that explains the action best is drawn to it.
@@ -180,7 +186,8 @@ def given(num_modes=M):
 
 def test_one_mode_is_a_gaussian_policy():
     policy, params = given(num_modes=1)
-    gaussian, obs = gaussian_policy(First()), tiny.OBS
+    policy, obs = tiny.jitted(policy), tiny.OBS
+    gaussian = tiny.jitted(gaussian_policy(First()))
     sample = policy.sample(params, KEYS, obs)
     args = params.tuned, sample.chain[:, 0], sample.chain[:, 1], obs, jnp.zeros(B)
     np.testing.assert_allclose(

@@ -25,7 +25,7 @@ class LinearCritic:
 
 def params_with(slope):
     """The cloned network and the actor differ by what they start from."""
-    policy = tiny.tiny_gaussian_policy(fixed_std=0.05)
+    policy = tiny.jitted(tiny.tiny_gaussian_policy(fixed_std=0.05))
     networks = [policy.init(jax.random.key(i), OBS).tuned for i in (3, 4)]
     cloned, actor = (
         propose(policy, network, KEYS[:1], OBS, deterministic=True)
@@ -40,6 +40,7 @@ def params_with(slope):
 def test_without_beta_the_better_proposal_is_executed(slope, deterministic):
     policy, params = params_with(slope)
     act = proposal_policy(policy, LinearCritic(), beta=None).act
+    act = jax.jit(act, static_argnames="deterministic")
     action, extras = act(params, KEYS, OBS, deterministic=deterministic)
     proposals = [
         propose(policy, network, KEYS, OBS, deterministic=True)
@@ -58,6 +59,7 @@ def test_exploring_draws_by_a_softmax_of_the_values(exponent_twice):
     policy, params = params_with(1.0)
     settings = dict(beta=3.0, exponent_twice=exponent_twice)
     act = proposal_policy(policy, LinearCritic(), **settings).act
+    act = jax.jit(act)
     _, extras = act(params, KEYS, OBS)
     cloned, actor = (
         propose(policy, network, KEYS, OBS, deterministic=True)
@@ -74,6 +76,7 @@ def test_exploring_draws_by_a_softmax_of_the_values(exponent_twice):
 def test_a_row_does_not_depend_on_the_others():
     policy, params = params_with(1.0)
     act = proposal_policy(policy, LinearCritic(), beta=3.0).act
+    act = jax.jit(act)
     whole, _ = act(params, KEYS[:6], {"state": OBS["state"][:6]})
     part, _ = act(params, KEYS[2:4], {"state": OBS["state"][2:4]})
     np.testing.assert_allclose(whole[2:4], part, rtol=1e-6)

@@ -75,13 +75,17 @@ def results():
     return sharded(*TOGETHER)
 
 
+@pytest.fixture(scope="module")
+def annealed_start():
+    return sharded("annealed start")["annealed start"]
+
+
 # Cases of `sharded.py` that share one process, which takes seconds to start.
-TOGETHER = ("weighted", "sac", "refusals", "annealed start", "own device")
-KINDS = ("pair", "chain", "annealed", "gaussian", "cloned", "fpo", "exact")
-KINDS += ("idql", "dql", "qsm", "dipo", "ogpo")
+TOGETHER = ("pair", "refusals", "own device")
+KINDS = ("weighted", "chain", "annealed", "gaussian", "cloned", "fpo", "exact")
+KINDS += ("sac", "idql", "dql", "qsm", "dipo", "ogpo")
 CASES = [
-    "weighted",
-    "sac",
+    "pair",
     *(pytest.param(x, marks=SLOW) for x in KINDS),
 ]
 
@@ -185,11 +189,12 @@ def test_an_impossible_mesh_is_refused(changes, message):
         processes.join_mesh(config)
 
 
-def test_an_evaluation_depends_on_neither_devices_nor_environments(results):
+@SLOW
+def test_an_evaluation_depends_on_neither_devices_nor_environments(annealed_start):
     """The first four returns with 4, 7 and 50 environments on one and eight devices."""
     found = {
         f"{devices} devices, {num_envs}": returns
-        for devices, after in results["annealed start"].items()
+        for devices, after in annealed_start.items()
         for num_envs, returns in after["returns"].items()
     }
     assert len(found) == 6
@@ -199,8 +204,9 @@ def test_an_evaluation_depends_on_neither_devices_nor_environments(results):
         np.testing.assert_allclose(returns, expected, rtol=1e-4, err_msg=name)
 
 
-def test_many_devices_continue_from_a_policy_with_annealed_steps(results):
-    for after in results["annealed start"].values():
+@SLOW
+def test_many_devices_continue_from_a_policy_with_annealed_steps(annealed_start):
+    for after in annealed_start.values():
         assert after["num_active"] == 1 and after["moved"]
 
 

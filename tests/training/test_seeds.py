@@ -1,4 +1,5 @@
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,8 @@ def test_every_seed_of_one_program_equals_a_single_run(algorithm, vectorize):
     """One after another they are equal to rounding; a batch adds in another order."""
     states, rows, together = run_many(algorithm, 2, vectorize=vectorize)
     for phase in together.phases:
-        assert jax.jit(phase, donate_argnums=0)._cache_size() == 1
+        # Not equal: JAX keeps a limited number of programs and may have removed it.
+        assert jax.jit(phase, donate_argnums=0)._cache_size() <= 1
     for i in range(N):
         state, row = alone(algorithm, i, 2)
         if not vectorize and CPU:
@@ -136,9 +138,9 @@ def test_seeds_resume_together_or_alone_like_uninterrupted_runs(algorithm, tmp_p
     whole = go(tmp_path / "whole", 3, algorithm)
     single = go(tmp_path / "single", 3, algorithm, [1])
     go(tmp_path / "parts", 1, algorithm)
+    shutil.copytree(tmp_path / "parts", tmp_path / "mixed")
     parts = go(tmp_path / "parts", 3, algorithm)
     assert tiny.same(whole, parts)
-    go(tmp_path / "mixed", 1, algorithm)
     mixed = go(tmp_path / "mixed", 3, algorithm, [1])
     for state in (whole[1], mixed):
         if CPU:
