@@ -51,6 +51,12 @@ def main() -> None:
     options = {name: ast.literal_eval(value) for name, value in pairs}
     policy = load(words.folder, words.seed)
     env = gymnasium.make(words.env, **options)
+    wanted = policy.about["observation"]["state"]["shape"][1:]
+    if list(env.observation_space.shape) != wanted:
+        parser.error(
+            f"{words.env} has observations of shape {env.observation_space.shape}, the "
+            f"policy reads {wanted}; name the environment that it was trained for."
+        )
     played = [play(policy, env, words.seed + i) for i in range(words.episodes)]
     returns, lengths = (np.array(x) for x in zip(*played))
     error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else 0.0

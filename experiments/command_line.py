@@ -85,9 +85,14 @@ def run_stage(
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """The positional arguments; the flags get the values of the command line.
 
+    With --help it prints the docstring of the program and exits.
+
     Raises:
         SettingsError: an unknown flag, or a value of the wrong type.
     """
+    if not {"--help", "-h"}.isdisjoint(argv[1:]):
+        print((sys.modules["__main__"].__doc__ or "").strip())
+        sys.exit(0)
     try:
         return flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:

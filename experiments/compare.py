@@ -88,7 +88,24 @@ def main(arguments: Sequence[str]) -> int:
             failure = _fine_tune(entry, config, makers)
             runs.append(scores.Run(entry.label, config, failure))
     scores.save(comparison.output, runs, comparison.metric)
+    _say_what_is_left_out(comparison.output, runs)
     return int(any(run.failure for run in runs))
+
+
+def _say_what_is_left_out(output: str, runs: Sequence[scores.Run]) -> None:
+    """Name the runs in the folder that are not in the table."""
+    shown = {Path(run.run_dir) for run in runs}
+    kept = {path.parent.parent for path in Path(output).glob("*/*/checkpoints/*")}
+    others = sorted(
+        str(path.relative_to(output))
+        for path in kept - shown
+        if path.name.startswith("seed_")
+    )
+    if others:
+        print(
+            f"not in the table: {', '.join(others)}; name their labels, or raise "
+            "--seeds, to include them."
+        )
 
 
 def parse(arguments: Sequence[str]) -> Comparison:
@@ -156,7 +173,12 @@ class _Makers:
         config = maker.config.copy_and_resolve_references()
         config.update(num_seeds=1, run_dir=entry.policy)
         title, failure = f"cloned policy {entry.policy}", ""
-        if _is_finished(config, "pretrain"):
+        try:
+            is_finished = _is_finished(config, "pretrain")
+        except SettingsError as error:
+            self._failures[entry.policy] = f"{title}: {error}"
+            return self._failures[entry.policy]
+        if is_finished:
             print(f"== {title}: finished", flush=True)
         else:
             failure = self.collect(maker) or _start(
@@ -182,7 +204,12 @@ class _Makers:
 def _fine_tune(entry: Entry, config: ConfigDict, makers: _Makers) -> str:
     """Run one seed, unless it is finished; returns why it failed, or empty."""
     title = f"{entry.label}, seed {config.seed}"
-    if _is_finished(config, "finetune"):
+    try:
+        is_finished = _is_finished(config, "finetune")
+    except SettingsError as error:
+        print(f"== {title} failed: {error}", flush=True)
+        return str(error)
+    if is_finished:
         print(f"== {title}: finished, not run again", flush=True)
         return ""
     settings = {"seed": config.seed, "run_dir": run_path(config, "finetune")}
@@ -197,13 +224,27 @@ def _fine_tune(entry: Entry, config: ConfigDict, makers: _Makers) -> str:
 
 
 def _is_finished(config: ConfigDict, stage: str) -> bool:
+    """Whether a run has nothing left to do.
+
+    Raises:
+        SettingsError: its metrics are damaged, or older than its checkpoint.
+    """
     run_dir = run_path(config, stage)
     newest = newest_checkpoint(run_dir)
     if newest is None:
         return False
     loop = loop_settings(config, stage)
     rows = [row for row in read_metrics(run_dir) if row["iteration"] <= newest]
-    return newest >= loop["num_iterations"] or ("stop" in loop and loop["stop"](rows))
+    if newest < loop["num_iterations"]:
+        return "stop" in loop and loop["stop"](rows)
+    last = int(rows[-1]["iteration"]) if rows else None
+    if last != newest:  # Every checkpoint has a row.
+        ends = "is missing or empty" if last is None else f"ends at iteration {last}"
+        raise SettingsError(
+            f"{run_dir}/metrics.csv {ends}, but the newest checkpoint is {newest}; "
+            f"restore the file, or remove {run_dir} to run it again."
+        )
+    return True
 
 
 def _start(stage: str, entry: Entry, title: str, **settings: object) -> str:

@@ -34,6 +34,7 @@ def main(
     exploring: bool = False,
 ) -> str:
     """Run the program; returns the folder."""
+    exported.check_new_folder(out)
     policy = load_policy(run_dir, checkpoint)
     env = policy.config.get("env")
     env = env if isinstance(env, dict) else {}

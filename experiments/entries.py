@@ -22,7 +22,7 @@ from experiments.settings import as_flag, load_config, override, settings_of
 RECORD = "compare.json"
 # The prefix of settings of all entries; a label prefixes those of one entry.
 ALL = "config"
-_LABEL = r"[A-Za-z0-9][\w+-]*"
+_LABEL = r"[A-Za-z0-9][\w+-]{,63}"
 # Entries must agree in these sections or settings, or their scores mean other things.
 _SAME = ("env.task", "env.options", "env.max_steps", "evaluate.")
 # Settings that the comparison itself chooses, and by which argument.
@@ -79,8 +79,9 @@ def read_entries(
             )
         if not re.fullmatch(_LABEL, label) or label == ALL:
             raise SettingsError(
-                f"{label!r} cannot be a label, because it names a folder and the flags "
-                f"--LABEL.KEY; use letters, digits, _, + and -, and not {ALL!r}."
+                f"{label!r:.80} cannot be a label, because it names a folder and the "
+                f"flags --LABEL.KEY; use at most 64 letters, digits, _, + and -, and "
+                f"not {ALL!r}."
             )
         if label in specs:
             raise SettingsError(f"the label {label!r} is given twice; rename one.")
@@ -198,10 +199,10 @@ def prepare(output: str, entries: Sequence[Entry]) -> list[Entry]:
             _check_unchanged(entry, saved[entry.label], output)
     # Recorded entries come first, so that a new one changes nothing for them.
     known = saved | {entry.label: entry.config for entry in entries}
-    plain = {label: directories.as_json(config) for label, config in known.items()}
-    write_atomically(record, json.dumps({"entries": plain}, indent=2) + "\n")
     data = {label: _find_data(label, known, output) for label in known}
     policies = _find_policies(known, data, output)
+    plain = {label: directories.as_json(config) for label, config in known.items()}
+    write_atomically(record, json.dumps({"entries": plain}, indent=2) + "\n")
     return [
         entry._replace(data=data[entry.label], policy=policies.get(entry.label, ""))
         for entry in entries
@@ -229,6 +230,8 @@ def _saved(record: Path) -> dict[str, ConfigDict]:
 
 
 def _check_unchanged(entry: Entry, saved: ConfigDict, output: str) -> None:
+    if not any((Path(output) / entry.label).glob("**/checkpoints")):
+        return  # Nothing was trained with these settings, so they may be corrected.
     before, now = (directories.as_json(x) for x in (saved, entry.config))
     for name, values in sorted(directories.differences(before, now).items()):
         if not name.startswith(_MAY_CHANGE):

@@ -246,10 +246,22 @@ def find_policy(
         if name == "env.task" and not saved:
             continue  # Cloned without a simulator.
         if must_match or (is_tuned and name in tuned_must_match):
+            cure = f"pass {as_flag(name, saved)}, or train a policy that matches"
+            if name == "model.kind":
+                # An algorithm trains one kind, so another flag would be refused too.
+                cure = (
+                    f"name a policy of that kind, or pass --config.policy={NO_POLICY} "
+                    f"for new networks, or {as_flag(name, saved)} if "
+                    f"{config.algorithm.name} can train it"
+                )
+            if name == "env.task":
+                cure = (
+                    "name a policy of this task with --config.policy, or pass "
+                    f"{as_flag(name, saved)} if both are the same task"
+                )
             raise SettingsError(
                 f"{run_dir} was trained with {name}={saved!r}, but the config says "
-                f"{now!r}; pass {as_flag(name, saved)}, or train a policy that "
-                "matches."
+                f"{now!r}; {cure}."
             )
         if name.startswith(_WORTH_A_LINE):
             print(f"note: the policy was trained with {name}={saved!r}, not {now!r}")

@@ -195,15 +195,15 @@ def _parse(node: ConfigDict, key: str, text: str, name: str) -> Any:
         kind = type(field)
     try:
         value = _PARSERS[kind](text)
-        if isinstance(value, float) and math.isnan(value):
-            raise ValueError("not a number")
-        return value
     except (ValueError, SyntaxError, KeyError):
         optional = isinstance(field, FieldReference)
         wanted = f"{kind.__name__}{' or None' if optional else ''}"
         raise SettingsError(
             f"{name}={text}: the value must be of type {wanted}."
         ) from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{name}={text}: the value must be finite.")
+    return value
 
 
 def _literal(text: str) -> Any:
@@ -247,13 +247,13 @@ def _text(value: Any) -> str:
 
 
 def _check_given(config: ConfigDict) -> None:
-    """Refuse NaN, and None for settings that are not optional."""
+    """Refuse NaN, infinity, and None for settings that are not optional."""
     for name in _missing(config):
         if not name.startswith(FREE):
             raise SettingsError(f"{name}=None: this setting needs a value.")
     for name, value in flatten(config.to_dict()).items():
-        if isinstance(value, float) and math.isnan(value):
-            raise SettingsError(f"{name}=nan: this setting needs a number.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsError(f"{name}={value}: this setting must be finite.")
 
 
 def _missing(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -25,6 +25,7 @@ from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop.safetensors_file import save_safetensors
 from dppo_jax.normalize import policy_obs, unnormalize_action
+from dppo_jax.training.run_directory import check_folder
 from dppo_jax.types import Array
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -119,9 +120,7 @@ def write_exported(
         SettingsError: the folder exists, or as `export_policy`.
         RuntimeError: the written program acts otherwise than the policy.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise SettingsError(f"{folder} exists; remove it, or give another name.")
+    folder = check_new_folder(folder)
     program = export_policy(policy, deterministic=deterministic, platforms=platforms)
     content = bytes(program.serialize())
     difference = _compare(policy, content, deterministic)
@@ -156,6 +155,23 @@ def write_exported(
             shutil.copyfile(source, inside / LOADER)
         inside.rename(folder)
     return difference
+
+
+def check_new_folder(folder: str | os.PathLike) -> Path:
+    """The path of a folder that can be made, and does not exist yet.
+
+    Raises:
+        SettingsError: it exists, or cannot be made there.
+    """
+    path = Path(folder)
+    if not str(folder) or path.exists():
+        raise SettingsError(f"{folder or repr(folder)} exists; give another name.")
+    try:
+        check_folder(path)
+    except SettingsError as error:
+        about = str(error).replace("pass another --config.run_dir", "give another name")
+        raise SettingsError(about) from None
+    return path
 
 
 def _compare(policy: LoadedPolicy, content: bytes, deterministic: bool) -> Difference:

@@ -7,7 +7,7 @@ This file needs only JAX and NumPy; copy the whole folder to the robot.
     while running:
         robot.send(policy(robot.observe()))
 
-As a program it executes the policy once and prints the actions:
+As a program it prints the actions of one chunk, for the middle of all observations:
 
     python exported_policy.py
 """
@@ -43,7 +43,9 @@ class ExportedPolicy:
         content = (path / "policy.stablehlo").read_bytes()
         self._call = jax.jit(export.deserialize(bytearray(content)).call)
         length = self.about["actions"]["shape"][0]
-        self.executed = executed or min(self.about.get("executed") or length, length)
+        if executed is None:
+            executed = min(self.about.get("executed") or length, length)
+        self.executed = executed
         if not 1 <= self.executed <= length:
             raise ValueError(f"executed={executed} must lie between 1 and {length}.")
         self._seeds = np.random.default_rng(seed)

@@ -37,16 +37,19 @@ def check_settings(
             " needs chunks [Ta, Da]; wrap it in chunk_actions(env, Ta), with Ta = 1 for"
             " single actions."
         )
-    if (
-        min(batch_size, num_groups) < 1
-        or batch_size % num_groups
-        or env.num_envs % num_groups
-    ):
+    if batch_size < 1:
+        raise SettingsError(f"replay.batch_size={batch_size} must be at least 1.")
+    if num_groups < 1 or batch_size % num_groups or env.num_envs % num_groups:
         raise SettingsError(
             f"replay.num_groups={num_groups} must divide replay.batch_size={batch_size}"
             f" and the {env.num_envs} environments; change one of them."
         )
     buffers.check_capacity(capacity, num_envs=env.num_envs)
+    if batch_size > capacity:
+        raise SettingsError(
+            f"replay.batch_size={batch_size} must not be above replay.capacity="
+            f"{capacity}; change one of them."
+        )
     if min_fill > capacity:
         raise SettingsError(
             f"replay.min_fill={min_fill} must not be above replay.capacity={capacity}; "

@@ -45,8 +45,8 @@ def naming(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
         yield
     except (KeyError, ValueError, OSError) as error:
         raise SettingsError(
-            f"{manager.directory / str(step)} is damaged, remove it to use the "
-            f"checkpoint before it: {error}"
+            f"{manager.directory / str(step)} is damaged; remove it to use the "
+            f"checkpoint before it, if there is one: {error}"
         ) from error
 
 

@@ -110,3 +110,11 @@ def test_a_callback_that_fails_in_a_compiled_program_tells_its_own_error(capsys)
 def test_an_error_in_the_program_keeps_its_traceback():
     with pytest.raises(ValueError, match="shapes"), processes.errors_in_one_line():
         raise ValueError("incompatible shapes, found by a library")
+
+
+@pytest.mark.parametrize("program", ["deploy", "export_reference"])
+def test_programs_with_two_paths_explain_themselves(program, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "What it does.")
+    with pytest.raises(SystemExit) as ended:
+        command_line.parse_flags([program, "--help"])
+    assert not ended.value.code and capsys.readouterr().out == "What it does.\n"

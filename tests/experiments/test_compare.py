@@ -307,6 +307,7 @@ def test_an_output_folder_is_needed_and_must_be_of_the_same_comparison(programs)
     )
     record = Path("out/compare.json")
     before = record.read_text()
+    Path("out/a/seed_0/checkpoints").mkdir(parents=True)
     for setting, message in (
         ("algorithm.ppo.epochs=7", "the entry a with algorithm.ppo.epochs=1, not 7"),
         ("loop.pretrain.num_epochs=4", "with loop.pretrain.num_epochs=3, not 4"),
@@ -379,3 +380,48 @@ def test_help_shows_an_example_that_works(programs, capsys):
 def test_one_score_has_no_interval_and_no_time_no_median():
     final = scores.Final(np.float64(0.5), np.float64(0.75), np.nan, [])
     assert scores._cells([final], [final]) == ["0.5", "0.75", "nan", "nan", "0.5"]
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (2, "ends at iteration 0, but the newest checkpoint is 10; restore the file"),
+        (0, "is missing or empty, but the newest checkpoint is 10"),
+    ],
+)
+def test_a_finished_run_with_a_cut_history_fails_and_others_are_compared(
+    programs, capsys, lines, message
+):
+    words = ["--output=out", "--seeds=1", "a=tiny.py", "b=tiny.py"]
+    words += ["--config.loop.finetune.num_iterations=10"]
+    assert compare.main(words) == 0
+    file = Path("out/a/seed_0/metrics.csv")
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:lines]))
+    ran = len(programs.words)
+    capsys.readouterr()
+    assert compare.main(words) == 1 and len(programs.words) == ran
+    said = capsys.readouterr().out
+    assert message in said and "failed: a, seed 0" in said and "| b | 1 |" in said
+
+
+def test_settings_of_an_entry_that_was_never_trained_may_be_corrected(programs):
+    wrong, right = (f"a.algorithm.ppo.epochs={x}" for x in (7, 8))
+    assert found("a=tiny.py", f"--{wrong}") == found("a=tiny.py", f"--{right}")
+    assert compare.main(["--output=out", "--seeds=1", "a=tiny.py", f"--{right}"]) == 0
+    with pytest.raises(SettingsError, match="with algorithm.ppo.epochs=8, not 7"):
+        compare.main(["--output=out", "--seeds=1", "a=tiny.py", f"--{wrong}"])
+
+
+def test_a_label_that_is_too_long_writes_nothing(programs):
+    with pytest.raises(SettingsError, match="at most 64 letters"):
+        compare.main(["--output=out", f"{'x' * 65}=tiny.py"])
+    assert not Path("out").exists()
+
+
+def test_runs_that_are_left_out_of_the_table_are_named(programs, capsys):
+    words = ["--output=out", "a=tiny.py", "b=tiny.py"]
+    compare.main([*words, "--seeds=2"])
+    assert "not in the table" not in capsys.readouterr().out
+    compare.main([*words[:2], "--seeds=1"])
+    said = capsys.readouterr().out
+    assert "not in the table: a/seed_1, b/seed_0, b/seed_1; name" in said

@@ -145,6 +145,8 @@ def test_a_value_reads_as_the_type_of_what_it_replaces(setting, value):
         ("algorithm.ppo.target_kl=x", "target_kl=x: .* float or None."),
         ("model.network.hidden_sizes=None", "None: .* of type tuple."),
         ("mesh.distributed=2", "distributed=2: .* bool."),
+        ("algorithm.dql.eta=1e999", "eta=1e999: the value must be finite"),
+        ("algorithm.dql.discount=nan", "discount=nan: the value must be finite"),
         ("algorithm.ppo.clip_tpo=1", "did you mean algorithm.ppo.clip_top?"),
         ("finetune.epochs=1", "it is called algorithm.ppo.epochs now"),
         ("seed.one=1", "seed holds a plain value"),

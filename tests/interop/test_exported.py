@@ -103,7 +103,7 @@ def test_history_and_executed_actions_are_those_of_the_controller(tmp_path):
 def test_what_cannot_be_written_leaves_nothing(
     diffusion, folder, tmp_path, monkeypatch
 ):
-    with pytest.raises(SettingsError, match="out exists; remove it"):
+    with pytest.raises(SettingsError, match="out exists; give another name"):
         exported.write_exported(folder, diffusion)
     out = tmp_path / "parent" / "new"
     with pytest.raises(SettingsError, match="platforms=cpu,abacus must be some of"):

@@ -145,6 +145,8 @@ def test_resets_every_iteration_mark_a_truncation_in_the_buffer():
         ({"updates_per_round": 0}, "updates_per_round=0, at least one"),
         ({"min_fill": 41}, "min_fill=41 .* replay.capacity=40"),
         ({"capacity": 3}, "capacity=3"),
+        ({"capacity": 5}, "batch_size=6 must not be above replay.capacity=5"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"num_groups": 0}, "num_groups=0 must divide"),
         ({"num_groups": 4}, "num_groups=4 must divide replay.batch_size=6"),
         ({"reset_at_iteration": True, "num_chunks": 2}, "time limit of 3 chunks"),

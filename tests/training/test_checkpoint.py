@@ -180,7 +180,7 @@ def cut_arrays(checkpoint):
 def test_a_damaged_policy_is_an_error_that_names_its_checkpoint(tmp_path, damage):
     save(tmp_path, 1)
     damage(tmp_path / "checkpoints" / "1")
-    with pytest.raises(ValueError, match="checkpoints/1 is damaged, remove it"):
+    with pytest.raises(ValueError, match="checkpoints/1 is damaged; remove it"):
         read_policy(tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_a_damaged_state_is_an_error_that_names_its_checkpoint(tmp_path, damage)
     save(tmp_path, 1)
     damage(tmp_path / "checkpoints" / "1")
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(ValueError, match="checkpoints/1 is damaged, remove it"):
+        with pytest.raises(ValueError, match="checkpoints/1 is damaged; remove it"):
             checkpoints.restore(state_at(0))
 
 
