@@ -39,6 +39,14 @@ def play(policy: Any, env: gymnasium.Env, seed: int) -> tuple[float, int]:
             return total, steps
 
 
+def _value(text: str) -> Any:
+    """A number, a truth value and so on, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder")
@@ -46,13 +54,13 @@ def main() -> None:
     parser.add_argument("options", nargs="*", metavar="NAME=VALUE")
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    words = parser.parse_args()
+    words = parser.parse_intermixed_args()
     pairs = (word.split("=", 1) for word in words.options)
-    options = {name: ast.literal_eval(value) for name, value in pairs}
+    options = {name: _value(text) for name, text in pairs}
     policy = load(words.folder, words.seed)
     env = gymnasium.make(words.env, **options)
     wanted = policy.about["observation"]["state"]["shape"][1:]
-    if list(env.observation_space.shape) != wanted:
+    if list(env.observation_space.shape or ()) != wanted:
         parser.error(
             f"{words.env} has observations of shape {env.observation_space.shape}, the "
             f"policy reads {wanted}; name the environment that it was trained for."

@@ -55,7 +55,7 @@ def collect_tabletop(config: ConfigDict) -> tuple[Episodes, dict[str, float]]:
     """Scripted episodes of a manipulation task, in task units, and what was measured.
 
     `script_success` is the share of episodes that the script solved, `replay_success`
-    that of the recorded ones that are solved again by their recorded actions.
+    the share of recorded successes that their actions alone solve again.
     """
     settings = config.collect
     env = make_single(config.env)
@@ -78,13 +78,15 @@ def collect_tabletop(config: ConfigDict) -> tuple[Episodes, dict[str, float]]:
     again = tabletop.replayed_success(
         env, episodes.actions, episodes.episode_lengths, played.starts
     )
+    solved = played.solved.sum()
     print(
-        f"{again.sum():.0f} of {len(again)} recorded episodes succeed again when their "
-        "actions are replayed",
+        f"{again[played.solved].sum():.0f} of {solved} recorded successes succeed "
+        "again when their actions are replayed",
         flush=True,
     )
-    script_success = played.num_solved / played.num_tried
-    measured = dict(script_success=script_success, replay_success=again.mean())
+    measured = {"script_success": played.num_solved / played.num_tried}
+    if solved:
+        measured["replay_success"] = again[played.solved].mean()
     return episodes, measured
 
 
@@ -105,7 +107,9 @@ def main(config: ConfigDict) -> str:
     episodes, measured = demonstrate(config)
     save_dppo_npz(folder, episodes)
     if measured:
-        write_atomically(Path(folder) / inputs.MEASURED_FILE, json.dumps(measured))
+        digest = inputs.content_digest(Path(folder) / DATA_FILE)
+        about = {"digest": digest, **measured}
+        write_atomically(Path(folder) / inputs.MEASURED_FILE, json.dumps(about))
     print(f"{folder}: {summary(load_dppo_npz(folder))}")
     return folder
 

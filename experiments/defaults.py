@@ -103,6 +103,18 @@ def rollout_config(*, num_envs: int, num_chunks: int) -> ConfigDict:
     return config
 
 
+def script_config() -> ConfigDict:
+    """`config.collect` for the scripts of the manipulation tasks."""
+    config = ConfigDict()
+    config.num_episodes = 300  # as many as the human data sets have
+    # Standard deviation, as a share of the greatest action, of what is added to the
+    # noise of the last action times 0.7.
+    config.noise = 0.1
+    config.success_only = True  # leave out episodes that fail
+    config.steps_after_success = 20  # control steps until an episode ends
+    return config.lock()
+
+
 def demonstrator_config() -> ConfigDict:
     """`config.collect` for a demonstrator that PPO trains from new networks."""
     config = ConfigDict()
@@ -115,10 +127,11 @@ def demonstrator_config() -> ConfigDict:
     config.model.network.residual = False
     config.model.sampling.num_tuned_steps = 1
     config.model.gaussian.update(fixed_std=0.5, learn_fixed_std=True, std_min=0.1)
+    # Of the demonstrator; `config.critic` explains them.
     config.critic = ConfigDict(
         dict(hidden_sizes=(64, 64), activation="tanh", layer_norm=False, residual=False)
     )
-    config.critic.compute_dtype = "float32"
+    config.critic.compute_dtype = "float32"  # or "bfloat16", for accelerators
     config.critic.encoder = build_encoder.default_config()
     config.rollout = rollout_config(num_envs=64, num_chunks=64)
     config.rollout.reset_at_iteration = False

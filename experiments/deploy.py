@@ -1,11 +1,11 @@
 """Write a policy for a robot: python -m experiments.deploy RUN_DIR OUT
 
 OUT is a new folder that runs without this package: `policy.stablehlo`, the policy with
-its weights, bounds and chunks inside; `exported_policy.py`, which loads it with JAX and
-NumPy alone; `policy.json`, its shapes and its origin; `weights.safetensors`. Before it
-is written, the program is compared with the policy. --checkpoint=best takes another
-checkpoint, --platforms=cpu,cuda,tpu other devices, and --exploring a policy that
-explores as in training.
+its weights, bounds and chunks inside; `exported_policy.py`, which loads it and needs
+JAX, NumPy and flatbuffers; `policy.json`, its shapes and its origin;
+`weights.safetensors`. Before it is written, the program is compared with the policy.
+--checkpoint=best takes another checkpoint, --platforms=cpu,cuda,tpu other devices, and
+--exploring a policy that explores as in training.
 """
 
 import sys
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from absl import flags
 
-from dppo_jax import runtime
+from dppo_jax import exported, runtime
 from dppo_jax.deploy import load_policy
 from dppo_jax.errors import SettingsError
-from dppo_jax.interop import exported
+from dppo_jax.training.run_directory import check_folder
 from experiments import command_line, processes
 
 _PLATFORMS = flags.DEFINE_list(
@@ -34,7 +34,7 @@ def main(
     exploring: bool = False,
 ) -> str:
     """Run the program; returns the folder."""
-    exported.check_new_folder(out)
+    _check_new_folder(out)
     policy = load_policy(run_dir, checkpoint)
     env = policy.config.get("env")
     env = env if isinstance(env, dict) else {}
@@ -47,7 +47,6 @@ def main(
             "run": str(Path(run_dir).absolute()),
             "checkpoint": policy.iteration,
             "task": env.get("task"),
-            "executed": env.get("executed"),
             "score": policy.about.get("score"),
         },
     )
@@ -58,6 +57,17 @@ def main(
         f"try it: python {out}/{exported.LOADER}"
     )
     return out
+
+
+def _check_new_folder(folder: str) -> None:
+    """Raise SettingsError if the folder exists, or cannot be made."""
+    if not folder or Path(folder).exists():
+        raise SettingsError(f"{folder or repr(folder)} exists; give another name.")
+    try:
+        check_folder(folder)
+    except SettingsError as error:
+        about = str(error).replace("pass another --config.run_dir", "give another name")
+        raise SettingsError(about) from None
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Finds what a stage starts from: demonstrations, bounds and policies."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from dppo_jax.demonstrations.dataset import (
     unnormalize_episodes,
 )
 from dppo_jax.demonstrations.formats import load_demonstrations
+from dppo_jax.demonstrations.formats.dppo_npz import DATA_FILE
 from dppo_jax.demonstrations.recorder import random_bounds
 from dppo_jax.deploy import LoadedPolicy, load_policy
 from dppo_jax.envs import time_limit, vectorize
@@ -45,6 +47,7 @@ _SPLIT = tuple(
 _TUNED_MUST_MATCH = ("model.noise.hidden_sizes", "model.noise.activation")
 # What `collect` has measured of the demonstrations in the same folder.
 MEASURED_FILE = "measured.json"
+_MEASURED = ("script_success", "replay_success")
 # The value of `config.policy` for new networks.
 NO_POLICY = "none"
 # Settings that may change but affect the score, so a change prints a note.
@@ -119,8 +122,11 @@ def about_data(config: ConfigDict, data: Episodes) -> dict[str, Any]:
     """
     path = Path(data_path(config)).absolute()
     try:
-        measured = dict(json.loads((path / MEASURED_FILE).read_text()))
-    except (OSError, ValueError, TypeError):
+        found = json.loads((path / MEASURED_FILE).read_text())
+        measured = {x: float(found[x]) for x in _MEASURED if x in found}
+        if found["digest"] != content_digest(path / DATA_FILE):
+            measured = {}  # The demonstrations have been replaced.
+    except (OSError, ValueError, TypeError, KeyError):
         measured = {}  # Demonstrations from elsewhere have none.
     return {
         "path": str(path),
@@ -129,6 +135,11 @@ def about_data(config: ConfigDict, data: Episodes) -> dict[str, Any]:
         "steps": len(data.actions),
         **measured,
     }
+
+
+def content_digest(path: Path) -> str:
+    """A digest of the bytes of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def about_policy(policy: LoadedPolicy, run_dir: str) -> dict[str, Any]:

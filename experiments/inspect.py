@@ -107,11 +107,12 @@ def _sources(policy: SavedPolicy) -> Iterator[str]:
             f"data {data['path']}: {data['episodes']} episodes, {data['steps']} steps "
             f"({data['digest']})"
         )
-    if data and "replay_success" in data:
-        yield (
-            f"success of the script {data['script_success']:.3g}, of its recorded "
-            f"actions when replayed {data['replay_success']:.3g}"
-        )
+    for name, of in (
+        ("script_success", "the script succeeded in"),
+        ("replay_success", "its actions, when replayed, in"),
+    ):
+        if data and name in data:
+            yield f"{of} {100 * data[name]:.3g} %"
     if not (origin or data):
         yield "new networks" if "format" in policy.about else _UNKNOWN
 

@@ -66,8 +66,13 @@ def rows(config: ConfigDict, *, all_algorithms: bool = False) -> list[Row]:
             `config.algorithm.name` does not select.
     """
     plain = defaults.default_config()
+    usual = plain.model.network.kind
     use_network(plain, config.model.network.kind)
+    demonstrator = _demonstrator(config)
+    if demonstrator is not None:
+        plain.collect = demonstrator()
     values, before = (flatten(x.to_dict()) for x in (config, plain))
+    before["model.network.kind"] = usual
     found = _sources(config)
     hidden = {f"algorithm.{x}." for x in algorithms.ALGORITHMS}
     hidden.discard(f"algorithm.{config.algorithm.name}.")
@@ -87,6 +92,8 @@ def lines(config: ConfigDict) -> Iterator[str]:
             section = row.name.rpartition(".")[0]
             yield ""
         before = f"   (default: {row.default!r})" if row.is_changed else ""
+        if not row.source:
+            before = "   (added by the configuration)"
         yield f"{'*' if row.is_changed else ' '} {as_flag(row.name, row.value)}{before}"
         about = " ".join(filter(None, (row.meaning, row.source and f"[{row.source}]")))
         yield from textwrap.wrap(
@@ -100,12 +107,23 @@ def _sources(config: ConfigDict) -> dict[str, tuple[str, str]]:
     _read(defaults.default_config, "", found)
     for name, entry in algorithms.ALGORITHMS.items():
         _read(entry.default_config, f"algorithm.{name}.", found)
-    network = networks.NETWORKS.get(config.model.network.kind)
-    if network is not None:
-        _read(network.settings, "model.network.", found)
-    if "target_return" in config.collect:
-        _read(defaults.demonstrator_config, "collect.", found)
+    demonstrator = _demonstrator(config)
+    if demonstrator is not None:
+        _read(demonstrator, "collect.", found)
+    for prefix, section in (("", config), ("collect.", config.collect)):
+        kind = section.model.network.kind if "model" in section else ""
+        if kind in networks.NETWORKS:
+            settings = networks.NETWORKS[kind].settings
+            _read(settings, f"{prefix}model.network.", found)
     return found
+
+
+def _demonstrator(config: ConfigDict) -> Callable[[], ConfigDict] | None:
+    """The function that has made `config.collect`; None for a file's own settings."""
+    for makes in (defaults.demonstrator_config, defaults.script_config):
+        if set(makes()) == set(config.collect):
+            return makes
+    return None
 
 
 def _read(

@@ -23,7 +23,8 @@ types <- diffusion, networks <- policies <- learning, algorithms, interop, deplo
 objects <- networks, envs
 runtime <- envs, learning
 types <- normalize <- envs <- rollout <- evaluate, learning, demonstrations, algorithms
-types <- replay <- learning <- algorithms <- deploy <- controller
+types <- replay <- learning <- algorithms <- deploy <- controller, exported
+interop, exported_policy <- exported
 demonstrations <- algorithms, interop
 errors <- types, objects, runtime, demonstrations, training.config_file
 training.old_settings <- training.config_file <- training.checkpoint

@@ -62,9 +62,18 @@ def test_agrees_with_reference(path, tmp_path):
     if path is None:
         pytest.skip(f"needs reference values (*.npz) in {FOLDER}")
     kind = next((kind for kind in KINDS if _belongs(path.stem, kind)), None)
-    if kind is None:
-        pytest.skip(f"{path.stem}: no check for this kind of case")
+    assert kind is not None, f"{path.stem}: no check for this kind of case"
     KINDS[kind](path, tmp_path)
+
+
+def test_every_kind_of_check_has_a_case():
+    """A lost case would not be missed otherwise."""
+    if not PATHS:
+        pytest.skip(f"needs reference values (*.npz) in {FOLDER}")
+    if "DPPO_JAX_GOLDEN" in os.environ:
+        pytest.skip("another folder may have some of the cases")
+    cases = [path.stem for path in PATHS]
+    assert [x for x in KINDS if not any(_belongs(case, x) for case in cases)] == []
 
 
 def check_schedule(path, tmp_path):

@@ -1,4 +1,4 @@
-"""Read `.safetensors` files, without the package of that name.
+"""Read and write `.safetensors` files, without the package of that name.
 
 The format (github huggingface/safetensors, README, "Format"): eight bytes with the
 length of the header, the header in JSON, and the bytes of all tensors, little-endian

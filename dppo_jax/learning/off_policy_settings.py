@@ -15,7 +15,7 @@ def default_config() -> ConfigDict:
     config.random_steps = 5000  # transitions under random actions at the start
     config.min_fill = 5000  # transitions before the first update
     config.updates_per_transition = 1.0  # the update-to-data ratio
-    config.updates_per_round = 1  # batches between two updates of the actor
+    config.updates_per_round = 1  # batches of a round of updates
     config.num_groups = 1  # of environments; a multiple of the number of devices
     return config
 

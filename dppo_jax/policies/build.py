@@ -68,7 +68,7 @@ def default_config() -> ConfigDict:
         dict(
             fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
             learn_fixed_std=False,  # fine-tuning changes fixed_std
-            clone_std=True,  # False: cloning leaves the deviation as it starts
+            clone_std=True,  # False: no gradient of cloning for the deviation
             std_min=0.01,  # bounds of a predicted or learned deviation
             std_max=1.0,  # see std_min
             tanh_output=True,  # squash the mean to [-1, 1]
@@ -80,7 +80,7 @@ def default_config() -> ConfigDict:
             num_modes=5,  # Gaussians of the mixture
             fixed_std=FieldReference(0.1, field_type=float),  # None: predicted
             learn_fixed_std=False,  # fine-tuning changes fixed_std
-            clone_std=True,  # False: cloning leaves the deviation as it starts
+            clone_std=True,  # False: no gradient of cloning for the deviation
             std_min=0.01,  # bounds of a predicted or learned deviation
             std_max=1.0,  # see std_min
             tanh_output=True,  # squash the mean to [-1, 1]

@@ -81,7 +81,7 @@ def use_off_policy(config: ConfigDict, name: str) -> None:
     # With this discount and target rate the critics converge within a run.
     settings.discount, settings.target_rate = 0.97, 0.02
     settings.critic_warmup = 5
-    config.critic.layer_norm = True  # They doubt what they have not seen.
+    config.critic.layer_norm = True  # bounds values of unseen actions
     if name == "idql":
         settings.num_samples = 10
     if name == "dql":

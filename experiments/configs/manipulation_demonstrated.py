@@ -1,8 +1,8 @@
 """Variants of the manipulation tasks that learn off-policy from demonstrations.
 
 `manipulation.py` lists them. Settings are those of the reference, release 0.8, for
-single actions of one environment. Where it has other settings for data of one
-proficient operator (`ph`) than for those of several, these are the former.
+single actions of one environment. Where it has settings of its own for data of one
+proficient operator (`ph`), these are used.
 
 | variant | settings of the reference for | other tasks get those of      |
 |---------|-------------------------------|-------------------------------|
@@ -10,9 +10,11 @@ proficient operator (`ph`) than for those of several, these are the former.
 | `calql` | Can, Square                   | Lift: Can, Transport: Square  |
 | `ibrl`  | Can, Square, which are alike  | Lift, Transport: theirs       |
 
-Settings that have no counterpart here: the dropout of IBRL's actor, a perceptron, and
-cycles of learning rates, which stay constant there too. Algorithms follow their papers;
-where the reference computes something else, `reference_quirks` of its settings name it.
+Settings that have no counterpart here: the dropout of IBRL's actor, and cycles of
+learning rates, which stay constant there too. IBRL clones from its hundred
+demonstrations; the reference clones from all, and keeps a hundred. Algorithms follow
+their papers; where the reference computes something else, `reference_quirks` of its
+settings name it.
 """
 
 from typing import NamedTuple

@@ -232,7 +232,7 @@ def use_fast_idql(config: ConfigDict) -> None:
     idql.replay.batch_size = 128
     # With this discount and target rate the critics converge within a run.
     idql.discount, idql.target_rate = 0.97, 0.02
-    config.critic.layer_norm = True  # They doubt what they have not seen.
+    config.critic.layer_norm = True  # bounds values of unseen actions
 
 
 def use_fast_ogpo(config: ConfigDict) -> None:

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dppo_jax.algorithms import drwr
+from dppo_jax.learning import regression
 from tests import tiny
 from tests.resuming import resumed
 from tests.tiny_regression import make_tiny_drwr
@@ -79,6 +81,20 @@ def test_it_solves_the_point_task_and_compiles_once():
     assert np.mean(rows[-5:]) > 0.4 * np.mean(rows[:3])
     params = algorithm.params(state)
     assert tiny.same(params.base, params.tuned)
+
+
+def test_the_configured_discount_is_that_of_the_returns(monkeypatch):
+    seen = []
+
+    def returns(*rows, discount):
+        seen.append(discount)
+        return regression.returns_to_go(*rows, discount=discount)
+
+    monkeypatch.setattr(drwr, "returns_to_go", returns)
+    algorithm = make_tiny_drwr(discount=0.25)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    jax.eval_shape(algorithm.step, state)
+    assert seen and set(seen) == {0.25}
 
 
 @pytest.mark.slow

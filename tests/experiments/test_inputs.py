@@ -62,7 +62,11 @@ def test_what_was_measured_of_the_data_is_stated(tmp_path):
     plain = inputs.about_data(config, data)
     assert (plain["episodes"], plain["steps"]) == (2, 6)
     measured = tmp_path / "data" / inputs.MEASURED_FILE
-    measured.write_text('{"replay_success": 0.5}')
+    text = '{"digest": "%s", "replay_success": 0.5, "path": "x"}'
+    measured.write_text(text % inputs.content_digest(measured.with_name("train.npz")))
     assert inputs.about_data(config, data) == plain | {"replay_success": 0.5}
+    # Of other demonstrations, which these have replaced.
+    measured.write_text(text % "0")
+    assert inputs.about_data(config, data) == plain
     measured.write_text('{"replay_succ')
     assert inputs.about_data(config, data) == plain

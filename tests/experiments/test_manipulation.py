@@ -88,9 +88,9 @@ def test_collect_writes_scripted_episodes(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "of 2 scripted episodes succeeded" in said
     measured = json.loads((Path(folder) / "measured.json").read_text())
-    assert set(measured) == {"script_success", "replay_success"}
-    again = f"{2 * measured['replay_success']:.0f} of 2 recorded episodes succeed again"
-    assert again in said
+    solved = round(2 * measured["script_success"])
+    again = round(solved * measured.get("replay_success", 0))
+    assert f"{again} of {solved} recorded successes succeed again" in said
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_all_stages_run(tmp_path, capsys):
     run_dir = tiny(tmp_path, "finetune").run_dir
     capsys.readouterr()
     inspect.main(run_dir, None)
-    assert "recorded actions when replayed" in capsys.readouterr().out
+    assert "the script succeeded in" in capsys.readouterr().out
     metrics = evaluate.main(tiny(tmp_path, "evaluate"))
     assert 0 <= metrics["success"] <= 1 and metrics["episode_length"] == 40
 

@@ -6,8 +6,8 @@ from ml_collections import ConfigDict
 from dppo_jax.learning import optimizer_settings
 from dppo_jax.networks.build import NETWORKS
 from experiments import settings_table
-from experiments.defaults import default_config, demonstrator_config
-from experiments.settings import override
+from experiments.defaults import default_config, demonstrator_config, script_config
+from experiments.settings import load_config, override
 from tests import commands
 
 
@@ -57,14 +57,26 @@ def test_comments_beside_above_and_of_the_section_are_found():
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_setting_has_a_meaning_and_a_place(network):
+@pytest.mark.parametrize("demonstrator", [demonstrator_config, script_config])
+def test_every_setting_has_a_meaning_and_a_place(network, demonstrator):
     config = default_config()
     override(config, [f"model.network.kind={network}"])
-    config.collect = demonstrator_config()
+    config.collect = demonstrator()
     rows = settings_table.rows(config, all_algorithms=True)
     assert len(rows) > 500
-    without = [x.name for x in rows if not (x.meaning and x.source)]
-    assert [x for x in without if not x.startswith("collect.")] == []
+    assert [x.name for x in rows if not (x.meaning and x.source)] == []
+    changed = [x.name for x in rows if x.is_changed]
+    assert changed == ["model.network.kind"] * (network != "mlp")
+
+
+def test_settings_of_a_file_are_said_to_be_its_own():
+    lines = list(settings_table.lines(load_config("experiments/configs/avoid.py:m1")))
+    own = [line for line in lines if line.endswith("(added by the configuration)")]
+    assert [line.split("=")[0] for line in own] == [
+        "* --config.collect.episodes_per_mode",
+        "* --config.collect.modes",
+        "* --config.env.options.rewarded_gap",
+    ]
 
 
 def test_changed_settings_are_marked_and_other_algorithms_left_out():

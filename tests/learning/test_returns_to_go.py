@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dppo_jax.evaluate import make_evaluate
 from dppo_jax.learning.returns_to_go import returns_to_go
 from tests import demonstrated, tiny
 
@@ -63,14 +64,12 @@ def test_stored_returns_stay_aligned_over_iterations_wraps_and_resets(
         replay__capacity=52,
         rollout=rollout,
     )
-    evaluation = tiny.point_env(3, lengths=(5,))
+    evaluate = make_evaluate(env, algorithm.act, num_episodes=4)
     state, programs = demonstrated.start("calql", algorithm), tiny.compiled(algorithm)
     for iteration in range(8):
         state, _ = tiny.iterate(programs, state)
-        # An evaluation between two iterations has an environment of its own.
-        evaluation.step(
-            tiny.start(evaluation, jax.random.key(iteration)), jnp.zeros((3, 2, 1))
-        )
+        # An evaluation of the same environments between two iterations changes nothing.
+        evaluate(algorithm.params(state), jax.random.key(iteration))
         for _, reward, ended, result in stored(state):
             np.testing.assert_allclose(result, expected(reward, ended), rtol=1e-5)
     known = np.concatenate([np.isfinite(row[3]) for row in stored(state)])

@@ -46,12 +46,14 @@ class Played(NamedTuple):
 
     episodes: those that were kept.
     styles: [E] of the kept ones.
+    solved: [E] whether the task was solved in the kept ones.
     starts: [E] keys with which `Env.reset` makes their first states.
     num_tried, num_solved: episodes that were run, and how many of them succeeded.
     """
 
     episodes: Episodes
     styles: np.ndarray
+    solved: np.ndarray
     starts: Array
     num_tried: int
     num_solved: int
@@ -132,6 +134,7 @@ def scripted_episodes(
     return Played(
         episodes=_join(kept),
         styles=np.array(styles),
+        solved=np.array([part.success[-1] > 0 for part in kept]),
         starts=jnp.stack(starts),
         num_tried=num_tried,
         num_solved=num_solved,
@@ -150,7 +153,8 @@ def replayed_success(
         env: the task of the recordings, in task units.
         actions: [N, Da] of all episodes, one after the other.
         episode_lengths: [E], of sum N.
-        starts: [E] keys of `Env.reset`, as in `Played`.
+        solved: [E] whether the task was solved in the kept ones.
+    starts: [E] keys of `Env.reset`, as in `Played`.
 
     Returns:
         [E] 1 where the task was solved within the episode, otherwise 0.

@@ -1,4 +1,4 @@
-"""MJCF of what stands on the tables of the manipulation tasks, and what touches."""
+"""MJCF of the tables of the manipulation tasks: scene, walls and contact pairs."""
 
 from dppo_jax.envs.tasks.tabletop import CONTROL_FREQUENCY, NUM_SUBSTEPS
 

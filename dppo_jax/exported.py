@@ -25,7 +25,6 @@ from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop.safetensors_file import save_safetensors
 from dppo_jax.normalize import policy_obs, unnormalize_action
-from dppo_jax.training.run_directory import check_folder
 from dppo_jax.types import Array
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -67,10 +66,12 @@ def export_policy(
         SettingsError: an unknown platform, a policy without `act`, or a missing
             package.
     """
-    unknown = sorted(set(platforms) - set(PLATFORMS))
-    if unknown or not platforms:
+    here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if not set(platforms) <= set(PLATFORMS) or here not in platforms:
         raise SettingsError(
-            f"platforms={','.join(platforms)} must be some of {', '.join(PLATFORMS)}."
+            f"platforms={','.join(platforms)} must be some of {', '.join(PLATFORMS)}, "
+            f"and {here}, on which the program is compared with the policy, one of "
+            "them."
         )
     if importlib.util.find_spec("flatbuffers") is None:
         raise SettingsError(
@@ -109,23 +110,25 @@ def write_exported(
     """Write an exported policy to a new folder, and compare it with the policy.
 
     The folder holds `policy.stablehlo`, the program; `exported_policy.py`, which loads
-    it and needs only JAX and NumPy; `policy.json`, its shapes, bounds and origin; and
+    it without this package; `policy.json`, its shapes, bounds and origin; and
     `weights.safetensors`, the parameters under their names in this package, for other
     programs. The folder appears only when all of them are written.
 
     Args:
-        about: entries to add to `policy.json`.
+        about: entries to add to `policy.json`, such as the run.
 
     Raises:
         SettingsError: the folder exists, or as `export_policy`.
         RuntimeError: the written program acts otherwise than the policy.
     """
-    folder = check_new_folder(folder)
+    folder = Path(folder)
+    if folder.exists():
+        raise SettingsError(f"{folder} exists; give another name.")
     program = export_policy(policy, deterministic=deterministic, platforms=platforms)
     content = bytes(program.serialize())
     difference = _compare(policy, content, deterministic)
     (shape,) = (x.shape for x in program.out_avals)
-    normalizer = policy.normalizer
+    normalizer, env = policy.normalizer, policy.config.get("env")
     description = {
         "format": 1,
         "observation": {
@@ -141,8 +144,9 @@ def write_exported(
             name: np.asarray(x).tolist() for name, x in normalizer._asdict().items()
         },
         "largest_difference": difference.largest,
-        **(about or {}),
+        "executed": env.get("executed") if isinstance(env, dict) else None,
     }
+    description = {**(about or {}), **description}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as new:
         inside = Path(new) / folder.name
@@ -150,28 +154,11 @@ def write_exported(
         (inside / PROGRAM).write_bytes(content)
         (inside / ABOUT).write_text(json.dumps(description, indent=2) + "\n")
         save_safetensors(inside / WEIGHTS, _named_weights(policy.params))
-        loader = importlib.resources.files("dppo_jax.interop") / LOADER
+        loader = importlib.resources.files("dppo_jax") / LOADER
         with importlib.resources.as_file(loader) as source:
             shutil.copyfile(source, inside / LOADER)
         inside.rename(folder)
     return difference
-
-
-def check_new_folder(folder: str | os.PathLike) -> Path:
-    """The path of a folder that can be made, and does not exist yet.
-
-    Raises:
-        SettingsError: it exists, or cannot be made there.
-    """
-    path = Path(folder)
-    if not str(folder) or path.exists():
-        raise SettingsError(f"{folder or repr(folder)} exists; give another name.")
-    try:
-        check_folder(path)
-    except SettingsError as error:
-        about = str(error).replace("pass another --config.run_dir", "give another name")
-        raise SettingsError(about) from None
-    return path
 
 
 def _compare(policy: LoadedPolicy, content: bytes, deterministic: bool) -> Difference:
@@ -185,7 +172,7 @@ def _compare(policy: LoadedPolicy, content: bytes, deterministic: bool) -> Diffe
     normalizer = policy.normalizer
     span = np.asarray(normalizer.action_max) - np.asarray(normalizer.action_min)
     span = np.where(span > 0, span, 1.0)
-    largest = share = 0.0
+    errors = []
     for seed in range(NUM_COMPARED):
         obs = {
             name: _random_entry(rng, name, x, policy)
@@ -194,9 +181,9 @@ def _compare(policy: LoadedPolicy, content: bytes, deterministic: bool) -> Diffe
         key = jax.random.key(seed, impl="threefry2x32")
         wanted = policy.sample(key, obs, deterministic=deterministic)
         found = np.asarray(call(np.uint32(seed), obs))
-        error = np.abs(found - wanted)
-        largest = max(largest, float(error.max()))
-        share = max(share, float((error / span).max()))
+        errors.append(np.abs(found - wanted))
+    # The largest of numbers that are not finite is not finite either.
+    largest, share = (float(np.max(x)) for x in (errors, np.array(errors) / span))
     if not share <= 1e-3:
         raise RuntimeError(
             f"the exported program differs from the policy by {largest:.3g}, "

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from dppo_jax import exported
 from dppo_jax.errors import SettingsError
-from dppo_jax.interop import exported, load_safetensors
+from dppo_jax.interop import load_safetensors
 from experiments import deploy
 from tests import tiny
 from tests.test_controller import SEEN, counter, loaded
@@ -84,7 +85,7 @@ def test_weights_and_description_can_be_read_by_other_programs(diffusion, folder
 
 def test_history_and_executed_actions_are_those_of_the_controller(tmp_path):
     """Chunks are the mean of two observations plus 0, 0.1 and 0.2."""
-    exported.write_exported(tmp_path / "out", counter(history=2), about={"executed": 2})
+    exported.write_exported(tmp_path / "out", counter(history=2, executed=2))
     policy = reader(tmp_path / "out")(str(tmp_path / "out"))
     # Bounds map observations [-2, 2] to [-1, 1], and actions [-1, 1] to [10, 20].
     seen = [np.array([x, 0.0]) for x in (0.4, 0.8, -0.4, 1.2)]
@@ -93,8 +94,8 @@ def test_history_and_executed_actions_are_those_of_the_controller(tmp_path):
     np.testing.assert_allclose(found, [15 + 5 * x for x in means], rtol=1e-6)
     policy.reset()
     np.testing.assert_allclose(policy(seen[3]), [15 + 5 * 0.6], rtol=1e-6)
-    for wrong in (np.zeros(3), np.array([np.nan, 0])):
-        with pytest.raises(ValueError, match="has shape|not finite"):
+    for wrong in (np.zeros(3), np.array([np.nan, 0]), {"rgb": SEEN}):
+        with pytest.raises(ValueError, match="has shape|not finite|lacks state"):
             policy(wrong)
     with pytest.raises(ValueError, match="executed=4 must lie between 1 and 3"):
         reader(tmp_path / "out")(str(tmp_path / "out"), executed=4)
@@ -108,6 +109,8 @@ def test_what_cannot_be_written_leaves_nothing(
     out = tmp_path / "parent" / "new"
     with pytest.raises(SettingsError, match="platforms=cpu,abacus must be some of"):
         exported.write_exported(out, diffusion, platforms=("cpu", "abacus"))
+    with pytest.raises(SettingsError, match="and cpu, on which the program is comp"):
+        exported.write_exported(out, diffusion, platforms=("tpu",))
     with pytest.raises(SettingsError, match="without a configuration"):
         exported.write_exported(out, diffusion._replace(act=None))
     others = diffusion.sample
@@ -116,6 +119,11 @@ def test_what_cannot_be_written_leaves_nothing(
             type(diffusion), "sample", lambda *a, **k: others(*a[1:], **k) + 0.02
         )
         with pytest.raises(RuntimeError, match="differs from the policy by 0.02"):
+            exported.write_exported(out, diffusion)
+        context.setattr(
+            type(diffusion), "sample", lambda *a, **k: others(*a[1:], **k) * np.nan
+        )
+        with pytest.raises(RuntimeError, match="differs from the policy by nan"):
             exported.write_exported(out, diffusion)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"flatbuffers.*\.\[deploy\]"):
@@ -130,3 +138,35 @@ def test_the_program_names_what_it_wrote(diffusion, tmp_path, monkeypatch, capsy
     assert f"written to {out}" in said and f"python {out}/exported_policy.py" in said
     about = json.loads((tmp_path / "out" / exported.ABOUT).read_text())
     assert not about["deterministic"] and about["checkpoint"] == 0
+
+
+def test_pictures_are_checked_before_anything_is_remembered(tmp_path):
+    def act(params, keys, obs, *, deterministic):
+        light = obs["rgb"].astype(np.float32).mean((1, 2, 3, 4))
+        return (light[:, None, None] + obs["state"][:, :1, :1]) / 255, {}
+
+    like = {"state": jax.ShapeDtypeStruct((1, 2), np.float32)}
+    like["rgb"] = jax.ShapeDtypeStruct((1, 4, 4, 3), np.uint8)
+    seeing = loaded(act)._replace(reads=like)
+    exported.write_exported(tmp_path / "out", seeing)
+    policy = reader(tmp_path / "out")(str(tmp_path / "out"))
+    bright = np.full((4, 4, 3), 51, np.uint8)
+    with pytest.raises(ValueError, match="rgb has type float64; pass uint8"):
+        policy({"state": SEEN + 1, "rgb": bright / 255})
+    # 51 of 255 is 0.2 of the range [-1, 1] -> [10, 20]; the state 0.5 is 0.25 of it.
+    found = policy({"state": SEEN, "rgb": bright})
+    np.testing.assert_allclose(found, [15 + 5 * (51 + 0.25) / 255], rtol=1e-5)
+
+
+def test_where_the_program_cannot_write_it_says_so_before_it_exports(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(deploy, "load_policy", None)
+    (tmp_path / "file").touch()
+    for out, message in (
+        ("", "'' exists; give another name"),
+        (str(tmp_path), "exists; give another name"),
+        (f"{tmp_path}/file/out", "is a file; give another name"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            deploy.main("run", out)

@@ -1,6 +1,6 @@
 """Run a policy that `python -m experiments.deploy` has written.
 
-This file needs only JAX and NumPy; copy the whole folder to the robot.
+It needs JAX, NumPy and flatbuffers; copy the whole folder to the robot.
 
     policy = ExportedPolicy("runs/can/exported")
     policy.reset()
@@ -71,13 +71,12 @@ class ExportedPolicy:
                 [H, W, C] uint8.
         """
         given = obs if isinstance(obs, Mapping) else {"state": obs}
-        for name, x in self.about["observation"].items():
-            newest = np.asarray(given[name], x["dtype"])
-            length, *shape = x["shape"]
-            if newest.shape != tuple(shape):
-                raise ValueError(f"{name} has shape {newest.shape}, not {shape}.")
-            if not np.isfinite(newest).all():
-                raise ValueError(f"{name} has entries that are not finite: {newest}")
+        entries = {
+            name: _checked(name, given, x)
+            for name, x in self.about["observation"].items()
+        }
+        for name, newest in entries.items():
+            length = self.about["observation"][name]["shape"][0]
             # The first observation of an episode fills the history, as in training.
             seen = self._history.get(name, np.repeat(newest[None], length, axis=0))
             self._history[name] = np.concatenate([seen[1:], newest[None]])
@@ -89,6 +88,20 @@ class ExportedPolicy:
     def chunk(self, obs: Mapping[str, np.ndarray], seed: int) -> np.ndarray:
         """The chunk of actions [n, Da] for entries [To, ...] of an observation."""
         return np.asarray(self._call(np.uint32(seed), dict(obs)))
+
+
+def _checked(name: str, given: Mapping[str, np.ndarray], like: dict) -> np.ndarray:
+    """An entry of an observation, with its type; ValueError if it cannot be read."""
+    if name not in given:
+        raise ValueError(f"the observation lacks {name}.")
+    found, shape = np.asarray(given[name]), like["shape"][1:]
+    if found.shape != tuple(shape):
+        raise ValueError(f"{name} has shape {found.shape}, not {shape}.")
+    if like["dtype"] == "uint8" and found.dtype != np.uint8:
+        raise ValueError(f"{name} has type {found.dtype}; pass uint8, 0 to 255.")
+    if not np.isfinite(found).all():
+        raise ValueError(f"{name} has entries that are not finite: {found}")
+    return found.astype(like["dtype"])
 
 
 if __name__ == "__main__":
