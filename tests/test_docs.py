@@ -209,13 +209,13 @@ def test_commands_hold(page, shell):
 
 
 @pytest.mark.parametrize(
-    "targets, least",
+    "targets, least, first",
     [
-        (("demo", "bench", "figures", "JSON=1"), 10),
-        (("demo", "TASK=can"), 1),
+        (("demo", "bench", "figures", "JSON=1"), 10, []),
+        (("demo", "TASK=can"), 1, ["--config=experiments/configs/can.py:demo"]),
     ],
 )
-def test_the_commands_of_the_makefile_hold(shell, targets, least):
+def test_the_commands_of_the_makefile_hold(shell, targets, least, first):
     """`make -n` prints what the targets would run."""
     printed = subprocess.run(
         ["make", "-n", "-C", REPOSITORY, *targets],
@@ -227,7 +227,7 @@ def test_the_commands_of_the_makefile_hold(shell, targets, least):
         r"^\S*(python -m (?:experiments|benchmarks)\..*)$", printed, re.M
     )
     found = [commands.commands_of(f"`{line}`")[0] for line in lines]
-    assert len(found) >= least
+    assert len(found) >= least and found[0][3:] == first
     mistakes = [" ".join(words) for words in found if commands.mistake(words)]
     assert mistakes == []
 

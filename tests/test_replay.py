@@ -255,6 +255,7 @@ def test_jit_and_vmap_change_nothing():
     chex.assert_trees_all_equal(replay.insert(empty(2, 4), steps(ids[0])), apart[0])
     keys = jax.random.split(jax.random.key(3), 2)
     drawn = [SAMPLE(buffer, key, 16) for buffer, key in zip(apart, keys)]
+    chex.assert_trees_all_equal(replay.sample(apart[0], keys[0], 16), drawn[0])
 
     @jax.jit
     @jax.vmap

@@ -191,7 +191,14 @@ def _make(
     sampling = config.sampling
     if config.kind in ("gaussian", "gmm"):
         make = gaussian_policy if config.kind == "gaussian" else gmm_policy
-        clone_std = config[config.kind].clone_std
+        head = config[config.kind]
+        clone_std = head.clone_std
+        if not clone_std and head.fixed_std is None:
+            raise SettingsError(
+                f"model.{config.kind}.clone_std=False leaves a standard deviation "
+                f"alone that has a value of its own, but {config.kind}.fixed_std=None "
+                "predicts it by layers that cloning changes; give fixed_std a value."
+            )
         return make(network, draw_clip=sampling.draw_clip, clone_std=clone_std)
     if config.kind == "squashed":
         return squashed_policy(network)

@@ -18,9 +18,12 @@ from dppo_jax.training.provenance import check_format
 def writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     """Turn an error of Orbax that came from the file system into an OSError.
 
-    Orbax writes in threads, and reports their errors in a later call, as ValueError.
+    Orbax writes in threads, and reports their errors in a later call, as ValueError. It
+    would make a folder again that has vanished, with the checkpoints in it.
     """
     try:
+        if not Path(manager.directory).is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         yield
     except (OSError, ValueError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))

@@ -5,6 +5,8 @@ equal to an uninterrupted one. `test_loop` and `test_sac` interrupt whole runs; 
 the slow tests of the other algorithms.
 """
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -17,6 +19,12 @@ MAKE = {
     "drwr": make_tiny_drwr,
     "dawr": make_tiny_dawr,
     "dsrl": make_tiny_dsrl,
+    "ppo_exact": tiny.make_tiny_exact,
+    "fpo": tiny.make_tiny_fpo,
+    **{
+        name: functools.partial(tiny.make_tiny_diffusion_q, name)
+        for name in ("idql", "dql", "qsm")
+    },
     "dipo": lambda: tiny.make_tiny_diffusion_q("dipo"),
     # With the returns of stored chunks, which decide what is cloned.
     "ogpo": lambda: tiny.make_tiny_diffusion_q("ogpo", clone_coef=0.5),
@@ -35,7 +43,9 @@ def random_state(shapes, seed):
             shape = jax.eval_shape(jax.random.key_data, x).shape
             bits = draws.integers(0, 2**32, shape, np.uint32)
             return jax.random.wrap_key_data(bits)
-        return np.asarray(draws.integers(0, 200, x.shape)).astype(x.dtype)
+        # Truth values of two states must differ somewhere.
+        end = 2 if x.dtype == bool else 200
+        return np.asarray(draws.integers(0, end, x.shape)).astype(x.dtype)
 
     return jax.tree.map(leaf, shapes)
 

@@ -95,10 +95,10 @@ def test_the_documentation_has_a_place_for_every_table(tmp_path):
     text = report.DOCUMENT.read_text()
     names = [match["name"] for match in report._BLOCK.finditer(text)]
     assert names == [
-        *("physics", "denoising-hopper", "train_step-avoid_m1", "train_step-hopper"),
-        *("train_step-hopper_chain", "train_step-hopper_fast"),
-        *("train_step-avoid_unet", "train_step-avoid_pixels"),
-        *("off_policy-hopper_sac", "algorithms-avoid", "latency-hopper"),
+        *("physics", "physics_arms", "denoising-hopper", "train_step-avoid_m1"),
+        *("train_step-hopper", "train_step-hopper_chain", "train_step-hopper_fast"),
+        *("train_step-avoid_unet", "train_step-avoid_pixels", "off_policy-hopper_sac"),
+        *("train_step-can_fast", "algorithms-avoid", "latency-hopper"),
         *("pretrain-hopper", "scaling-hopper", "compile_time", "gpu"),
     ]
     # `make figures` has filled every block.

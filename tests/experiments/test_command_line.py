@@ -25,7 +25,7 @@ from tests.conftest import REPOSITORY
         (["config.seed=1"], "'config.seed=1' is not a flag"),
         (["--config.policy.seed=1"], "policy holds a plain value"),
         (["--config.seed=one"], "one"),
-        (["--config.model.sampling.eta=nan"], "eta=nan: the value must be of type"),
+        (["--config.model.sampling.eta=nan"], "eta=nan: the value must be finite"),
         (["--checkpoint=best"], "reads no policy"),
     ],
 )

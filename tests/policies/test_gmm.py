@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dppo_jax import policies
+from dppo_jax.errors import SettingsError
 from dppo_jax.networks import MixtureMLP, MixtureTransformer
 from dppo_jax.networks import build as networks
 from dppo_jax.policies import (
@@ -319,6 +320,16 @@ def test_cloning_leaves_the_standard_deviation_as_it_is_if_told_to():
     for grads in jax.jit(lambda: [gradients("gaussian"), gradients("gmm")])():
         assert (grads.pop("fixed_log_variance") == 0).all()
         assert any((x != 0).any() for x in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "gmm"])
+def test_a_predicted_standard_deviation_cannot_be_left_as_it_is(kind):
+    config = policies.default_config()
+    config.kind = kind
+    config.network.residual = False
+    config[kind].update(fixed_std=None, clone_std=False)
+    with pytest.raises(SettingsError, match=f"{kind}.fixed_std=None predicts it"):
+        make_policy(config, action_dim=2)
 
 
 def test_dropout_is_for_cloning_alone():

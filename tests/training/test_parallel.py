@@ -81,11 +81,11 @@ def annealed_start():
 
 
 # Cases of `sharded.py` that share one process, which takes seconds to start.
-TOGETHER = ("pair", "refusals", "own device")
+TOGETHER = ("pair", "sac", "refusals", "own device")
 KINDS = ("weighted", "chain", "annealed", "gaussian", "cloned", "fpo", "exact")
-KINDS += ("sac", "idql", "dql", "qsm", "dipo", "ogpo")
+KINDS += ("idql", "dql", "qsm", "dipo", "ogpo")
 CASES = [
-    "pair",
+    *("pair", "sac"),
     *(pytest.param(x, marks=SLOW) for x in KINDS),
 ]
 
