@@ -73,7 +73,7 @@ class Best:
         item = policy_item(
             params, normalizer, score=np.asarray(score), score_name=self._name
         )
-        with writing(self._manager):
+        with writing(self._manager, begins=True):
             # Save even if the replaced policy has a later iteration.
             self._manager.save(
                 iteration,

@@ -109,7 +109,7 @@ class Checkpoints:
             policy=policy_item(params, normalizer),
             state=ocp.args.StandardSave(storable(state)),
         )
-        with writing(self._manager):
+        with writing(self._manager, begins=True):
             self._manager.save(iteration, args=items, custom_metadata=described(about))
 
     def save_policy(
@@ -127,7 +127,7 @@ class Checkpoints:
         items = {"policy": policy_item(params, normalizer)}
         if critic is not None:
             items["critic"] = ocp.args.StandardSave(jax.tree.map(np.asarray, critic))
-        with writing(self._manager):
+        with writing(self._manager, begins=True):
             self._manager.save(
                 iteration,
                 args=ocp.args.Composite(**items),

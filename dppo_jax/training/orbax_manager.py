@@ -13,24 +13,29 @@ import orbax.checkpoint as ocp
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.provenance import check_format
 
+# What Orbax says when someone has removed the folder, or part of what it writes.
+_GONE = "NOT_FOUND|Error writing|Save failed|not exist|No ArrayMetadata"
+
 
 @contextlib.contextmanager
-def writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+def writing(manager: ocp.CheckpointManager, *, begins: bool = False) -> Iterator[None]:
     """Turn an error of Orbax that came from the file system into an OSError.
 
-    Orbax writes in threads, and reports their errors in a later call, as ValueError. It
-    would make a folder again that has vanished, with the checkpoints in it.
+    Orbax writes in threads, and reports their errors in a later call, as ValueError.
+
+    Args:
+        begins: whether something new is written. Orbax would then make a folder again
+            that has vanished with the checkpoints in it; this is an error here.
     """
     try:
-        if not Path(manager.directory).is_dir():
+        if begins and not Path(manager.directory).is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         yield
     except (OSError, ValueError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         number = int(code[1]) if code else getattr(error, "errno", None)
         reason = os.strerror(number) if number else str(error).splitlines()[0]
-        # Someone removed the folder, or part of what is being written.
-        gone = re.search("NOT_FOUND|Error writing|Save failed|not exist", str(error))
+        gone = re.search(_GONE, str(error))
         if number is None and not gone:
             raise
         raise OSError(
