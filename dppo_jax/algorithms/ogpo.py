@@ -55,10 +55,9 @@ _SURROGATE = ("group_size", "clip", "advantage", "clone_coef", "clone_return")
 
 def default_config() -> ConfigDict:
     """The paper's settings for Square, with chunks of four actions."""
+    # One update for each control step.
     config = diffusion_q_settings.default_config(
-        # One update for each control step.
-        updates_per_transition=4.0,
-        target_rate=0.05,
+        updates_per_transition=4.0, target_rate=0.05
     )
     # The actor learns from the last batch of a round, the critics from each.
     config.replay.updates_per_round = 1
