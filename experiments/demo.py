@@ -47,7 +47,7 @@ def main(config: ConfigDict) -> None:
         pictures = [f"{run_dir}/plots/trajectories.png"]
     else:
         pictures = _draw(cloned, run_dir)
-    meaning = _SUCCESS.get(config.env.task, f"task {config.env.task} solved")
+    meaning = _SUCCESS.get(config.env.task, f"{config.env.task} solved in time")
     print(
         f"\nsuccess ({meaning}) over "
         f"{config.evaluate.num_episodes} evaluation episodes each:\n"

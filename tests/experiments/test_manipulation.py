@@ -110,7 +110,7 @@ def test_the_demo_compares_both_policies_and_draws_them(tmp_path, monkeypatch, c
     config = tiny(tmp_path, "demo")
     demo.main(config)
     said = capsys.readouterr().out
-    assert "success (task lift solved) over 2 evaluation episodes" in said
+    assert "success (lift solved in time) over 2 evaluation episodes" in said
     for stage in ("pretrain", "finetune"):
         picture = tmp_path / "demo" / stage / "plots" / "episodes.png"
         assert picture.exists() and f"picture: {picture}" in said
