@@ -95,9 +95,11 @@ class LoadedPolicy(NamedTuple):
         return np.asarray(chunk)[: self.num_actions]
 
 
-@functools.lru_cache(maxsize=8)
-def _chunk_program(act: Any) -> Callable[..., Array]:
-    """Compile (params, normalizer, key, obs [To, ...]) -> chunk in task units."""
+def chunk_in_task_units(act: Any) -> Callable[..., Array]:
+    """Make (params, normalizer, key, obs [To, ...], deterministic=) -> chunk [Ta, Da].
+
+    Observations and actions are in the units of the task; `act` is a `types.Act`.
+    """
 
     def run(
         params: PyTree,
@@ -112,7 +114,13 @@ def _chunk_program(act: Any) -> Callable[..., Array]:
         action, _ = act(params, key[None], batch, deterministic=deterministic)
         return unnormalize_action(normalizer, action[0])
 
-    return jax.jit(run, static_argnames="deterministic")
+    return run
+
+
+@functools.lru_cache(maxsize=8)
+def _chunk_program(act: Any) -> Callable[..., Array]:
+    """Compile `chunk_in_task_units`, once for each policy."""
+    return jax.jit(chunk_in_task_units(act), static_argnames="deterministic")
 
 
 def as_entries(

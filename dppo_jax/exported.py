@@ -21,10 +21,9 @@ import jax
 import numpy as np
 from jax import export
 
-from dppo_jax.deploy import LoadedPolicy
+from dppo_jax.deploy import LoadedPolicy, chunk_in_task_units
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop.safetensors_file import save_safetensors
-from dppo_jax.normalize import policy_obs, unnormalize_action
 from dppo_jax.types import Array
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -83,16 +82,14 @@ def export_policy(
             "this run was written without a configuration, so nothing describes the "
             "function of its policy; pass load_policy the policy that was trained."
         )
-    act: Any = policy.act
+    sample = chunk_in_task_units(policy.act)
     # Constants of the program, also those that are NumPy arrays now.
     params = jax.tree.map(np.asarray, policy.params)
 
     def run(seed: Array, obs: Mapping[str, Array]) -> Array:
-        batch = {name: x[None] for name, x in obs.items()}
-        batch["state"] = policy_obs(policy.normalizer, batch["state"])
-        keys = jax.random.key(seed, impl="threefry2x32")[None]
-        action, _ = act(params, keys, batch, deterministic=deterministic)
-        return unnormalize_action(policy.normalizer, action[0])[: policy.num_actions]
+        key = jax.random.key(seed, impl="threefry2x32")
+        chunk = sample(params, policy.normalizer, key, obs, deterministic=deterministic)
+        return chunk[: policy.num_actions]
 
     return export.export(jax.jit(run), platforms=tuple(platforms))(
         jax.ShapeDtypeStruct((), np.uint32), dict(policy.reads)

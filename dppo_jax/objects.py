@@ -71,6 +71,11 @@ def file_digest(reference: Any) -> str | None:
     path = Path(place).expanduser()
     if not (is_reference(reference) and place.endswith(".py") and path.is_file()):
         return None
+    return content_digest(path)
+
+
+def content_digest(path: Path) -> str:
+    """A digest of the bytes of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 

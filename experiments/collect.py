@@ -20,6 +20,7 @@ from dppo_jax.envs.build import make_single
 from dppo_jax.envs.tasks import avoid_camera
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks.build_encoder import image_shape
+from dppo_jax.objects import content_digest
 from dppo_jax.training.config_file import write_atomically
 from experiments import command_line, demonstrator, inputs, processes
 from experiments.seeds import check_seed
@@ -107,7 +108,7 @@ def main(config: ConfigDict) -> str:
     episodes, measured = demonstrate(config)
     save_dppo_npz(folder, episodes)
     if measured:
-        digest = inputs.content_digest(Path(folder) / DATA_FILE)
+        digest = content_digest(Path(folder) / DATA_FILE)
         about = {"digest": digest, **measured}
         write_atomically(Path(folder) / inputs.MEASURED_FILE, json.dumps(about))
     print(f"{folder}: {summary(load_dppo_npz(folder))}")

@@ -1,6 +1,5 @@
 """Finds what a stage starts from: demonstrations, bounds and policies."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from dppo_jax.envs.quarantine import LARGEST, quarantine
 from dppo_jax.errors import SettingsError
 from dppo_jax.networks.build_encoder import image_shape
 from dppo_jax.normalize import Normalizer, constant_columns, policy_obs
+from dppo_jax.objects import content_digest
 from dppo_jax.policies import make_policy, obs_like
 from dppo_jax.training.checkpoint import has_checkpoint, read_policy
 from dppo_jax.training.config_file import load_config
@@ -135,11 +135,6 @@ def about_data(config: ConfigDict, data: Episodes) -> dict[str, Any]:
         "steps": len(data.actions),
         **measured,
     }
-
-
-def content_digest(path: Path) -> str:
-    """A digest of the bytes of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def about_policy(policy: LoadedPolicy, run_dir: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from dppo_jax.demonstrations.scripts.avoid import SUBSETS
 from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.errors import SettingsError
 from experiments.configs.demonstrated import use_calql, use_ibrl, use_rlpd
+from experiments.configs.short_ogpo import use_ogpo
 from experiments.defaults import default_config
 
 OFF_POLICY = ("idql", "dql", "qsm", "dipo")
@@ -223,20 +224,10 @@ def _use_ogpo(config: ConfigDict) -> None:
 
     The paper has no settings for this task; sizes are for two CPU cores.
     """
-    config.algorithm.name = "ogpo"
-    # An update samples and scores hundreds of chains, so chains are short.
-    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
-    # As in the paper, but for their size.
-    config.critic.update(activation="gelu", layer_norm=True, residual=False)
+    ogpo = use_ogpo(config)
     config.rollout.update(num_envs=10, num_chunks=5, reset_at_iteration=False)
-    ogpo = config.algorithm.ogpo
-    # The paper makes many more updates, of the actor above all. With ten times its
-    # usual target rate, which it has for Adroit's hand, the sampling actor still moves.
-    ogpo.replay.update(updates_per_transition=1.0, updates_per_round=10)
-    ogpo.actor_target_rate = 0.05
-    ogpo.replay.update(capacity=50_000, batch_size=128)
+    ogpo.replay.updates_per_transition = 1.0
     ogpo.replay.min_fill = 1000  # 40 episodes
-    ogpo.update(num_critics=5, actor_states=32, group_size=8)
     _hasten_critics(config)
     ogpo.target_value = "min"
     ogpo.reward_scale = 0.1  # of at most 8 for a chunk

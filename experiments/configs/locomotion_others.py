@@ -5,6 +5,7 @@ They start from the policy of `cpu`, or from new networks. `locomotion.py` lists
 
 from ml_collections import ConfigDict
 
+from experiments.configs import short_ogpo
 from experiments.configs.demonstrated import use_calql, use_ibrl, use_rlpd
 
 
@@ -95,20 +96,11 @@ def use_ogpo(config: ConfigDict) -> None:
 
     The paper has no settings for this task.
     """
-    config.algorithm.name = "ogpo"
-    # An update samples and scores hundreds of chains, so chains are short.
-    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
-    # As in the paper, but for their size.
-    config.critic.update(activation="gelu", layer_norm=True, residual=False)
+    ogpo = short_ogpo.use_ogpo(config)
     # Short iterations, so that the data follow the policy: 200 chunks.
     config.rollout.update(num_envs=8, num_chunks=25)
-    ogpo = config.algorithm.ogpo
-    # Twenty updates of the actor for 400 chunks; the paper has 1600. With ten times its
-    # usual target rate, which it has for Adroit's hand, the sampling actor still moves.
-    ogpo.replay.update(updates_per_transition=0.5, updates_per_round=10)
-    ogpo.actor_target_rate = 0.05
-    ogpo.replay.update(capacity=50_000, batch_size=128, min_fill=2000)
-    ogpo.update(num_critics=5, actor_states=32, group_size=8)
+    # Twenty updates of the actor for 400 chunks; the paper has 1600.
+    ogpo.replay.update(updates_per_transition=0.5, min_fill=2000)
     ogpo.discount = 0.99  # as in DPPO
     ogpo.reward_scale = 0.01  # of about 12 for a chunk
     ogpo.actor.learning_rate = 1e-4  # as in DPPO

@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiments.configs import short_ogpo
+
 # Iterations where they are not those of DPPO.
 _NUM_ITERATIONS = {
     ("dipo", "lift"): 300,
@@ -240,15 +242,9 @@ def use_fast_ogpo(config: ConfigDict) -> None:
 
     Sizes are those of `ogpo` of the runner tasks.
     """
-    config.algorithm.name = "ogpo"
-    # An update samples and scores hundreds of chains, so chains are short.
-    config.model.sampling.update(ddim_steps=5, num_tuned_steps=5)
-    config.critic.update(activation="gelu", layer_norm=True, residual=False)
+    ogpo = short_ogpo.use_ogpo(config)
     config.rollout.update(num_envs=10, num_chunks=25, reset_at_iteration=False)
-    ogpo = config.algorithm.ogpo
-    ogpo.replay.update(updates_per_transition=0.4, updates_per_round=10)
-    ogpo.replay.update(capacity=50_000, batch_size=128, min_fill=2000)
-    ogpo.update(num_critics=5, actor_states=32, group_size=8, actor_target_rate=0.05)
+    ogpo.replay.update(updates_per_transition=0.4, min_fill=2000)
     ogpo.actor.learning_rate = 1e-4
     ogpo.reward_scale = 105.0  # as in `ogpo` of Square
     ogpo.advantage, ogpo.clone_coef, ogpo.clone_return = "consensus", 1.0, 1.0

@@ -6,6 +6,7 @@ import pytest
 from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.demonstrations.formats.dppo_npz import save_dppo_npz
 from dppo_jax.errors import SettingsError
+from dppo_jax.objects import content_digest
 from experiments import inputs
 from experiments.defaults import default_config
 from experiments.settings import override
@@ -63,7 +64,7 @@ def test_what_was_measured_of_the_data_is_stated(tmp_path):
     assert (plain["episodes"], plain["steps"]) == (2, 6)
     measured = tmp_path / "data" / inputs.MEASURED_FILE
     text = '{"digest": "%s", "replay_success": 0.5, "path": "x"}'
-    measured.write_text(text % inputs.content_digest(measured.with_name("train.npz")))
+    measured.write_text(text % content_digest(measured.with_name("train.npz")))
     assert inputs.about_data(config, data) == plain | {"replay_success": 0.5}
     # Of other demonstrations, which these have replaced.
     measured.write_text(text % "0")

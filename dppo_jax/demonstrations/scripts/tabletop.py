@@ -153,8 +153,7 @@ def replayed_success(
         env: the task of the recordings, in task units.
         actions: [N, Da] of all episodes, one after the other.
         episode_lengths: [E], of sum N.
-        solved: [E] whether the task was solved in the kept ones.
-    starts: [E] keys of `Env.reset`, as in `Played`.
+        starts: [E] keys of `Env.reset`, as in `Played`.
 
     Returns:
         [E] 1 where the task was solved within the episode, otherwise 0.
