@@ -87,6 +87,9 @@ def main(arguments: Sequence[str]) -> int:
         for config in seeds[entry.label]:
             failure = _fine_tune(entry, config, makers)
             runs.append(scores.Run(entry.label, config, failure))
+            if comparison.metric and not failure:
+                # A wrong name should not be found only after hours of runs.
+                scores.check_metric(runs[-1:], comparison.metric)
     scores.save(comparison.output, runs, comparison.metric)
     _say_what_is_left_out(comparison.output, runs)
     return int(any(run.failure for run in runs))

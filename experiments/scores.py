@@ -67,7 +67,7 @@ def save(output: str, runs: Sequence[Run], metric: str = "") -> None:
     """
     done = [run for run in runs if not run.failure]
     metric = metric or _default_metric(done)
-    _check_metric(done, metric)
+    check_metric(done, metric)
     _save_scores(Path(output) / "scores.csv", done, metric)
     text = make_table(runs, metric)
     write_atomically(Path(output) / "table.md", text)
@@ -75,6 +75,16 @@ def save(output: str, runs: Sequence[Run], metric: str = "") -> None:
     print(f"wrote {Path(output) / 'table.md'} and scores.csv")
     if done:
         _save_curves(Path(output) / "curves.png", done, metric)
+
+
+def check_metric(runs: Sequence[Run], metric: str) -> None:
+    """Raise SettingsError if a run has not logged this column of `metrics.csv`."""
+    for run in runs:
+        if metric not in _names(run):
+            raise SettingsError(
+                f"{run.run_dir}: metrics.csv has no {metric!r}; pass --metric=NAME, "
+                f"one of {', '.join(sorted(_names(run)))}."
+            )
 
 
 def make_table(runs: Sequence[Run], metric: str) -> str:
@@ -181,15 +191,6 @@ def _default_metric(runs: Sequence[Run]) -> str:
     logged = [_names(run) for run in runs]
     shared = set.intersection(*logged) if logged else set()
     return next(filter(shared.__contains__, _DEFAULTS), _DEFAULTS[-1])
-
-
-def _check_metric(runs: Sequence[Run], metric: str) -> None:
-    for run in runs:
-        if metric not in _names(run):
-            raise SettingsError(
-                f"{run.run_dir}: metrics.csv has no {metric!r}; pass --metric=NAME, "
-                f"one of {', '.join(sorted(_names(run)))}."
-            )
 
 
 def _save_scores(path: Path, runs: Sequence[Run], metric: str) -> None:

@@ -336,7 +336,9 @@ def test_a_comparison_resumes_after_settings_were_added(programs):
 
 def test_a_metric_that_no_run_logged_is_refused(programs):
     with pytest.raises(SettingsError, match="no 'x'; pass --metric=NAME, one of env_s"):
-        compare.main(["--output=out", "--seeds=1", "a=tiny.py", "--metric=x"])
+        compare.main(["--output=out", "--seeds=2", "a=tiny.py", "--metric=x"])
+    # It is found after the first run, not after all of them.
+    assert [stage for stage, _ in programs.stages].count("finetune") == 1
 
 
 def test_a_run_counts_up_to_the_configured_iteration(programs):
