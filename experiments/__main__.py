@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ _WIDTH = 88
 
 def main() -> None:
     """Print both lists."""
-    print("Programs; python -m experiments.NAME --help tells more:\n")
+    print(
+        "Programs; python -m experiments.NAME --help, or dppo-jax NAME --help, tells "
+        "more:\n"
+    )
     for name, purpose in programs():
         print(f"  {name:18s} {purpose}")
     print("\nConfigurations, --config=experiments/configs/FILE.py:VARIANT:\n")
@@ -69,4 +73,8 @@ if __name__ == "__main__":
             file=sys.stderr,
         )
         sys.exit(2)
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # As by `| head`; Python would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,7 +22,16 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.networks.build_encoder import image_shape
 from dppo_jax.objects import content_digest
 from dppo_jax.training.config_file import write_atomically
-from experiments import command_line, demonstrator, inputs, processes
+from experiments import (
+    command_line,
+    console,
+    demonstrator,
+    directories,
+    dry_run,
+    inputs,
+    processes,
+    summaries,
+)
 from experiments.seeds import check_seed
 
 
@@ -92,7 +101,12 @@ def collect_tabletop(config: ConfigDict) -> tuple[Episodes, dict[str, float]]:
 
 
 def main(config: ConfigDict) -> str:
-    """Run the stage; returns the folder with train.npz and normalization.npz."""
+    """Run the stage; returns the folder with train.npz and normalization.npz.
+
+    Raises:
+        SettingsError: no demonstrator for the task, or there are demonstrations.
+        Planned: of a dry run.
+    """
     processes.stay_on_one_device(config, "collect")
     check_seed("seed", config.seed)
     inputs.check_task(config, "collect")
@@ -105,6 +119,9 @@ def main(config: ConfigDict) -> str:
             f"{folder} holds demonstrations already; remove it, or pass another "
             "--config.data."
         )
+    if console.is_dry_run():
+        settings = directories.as_json(config)["collect"]
+        raise dry_run.Planned({"data": folder, "task": config.env.task, **settings})
     episodes, measured = demonstrate(config)
     save_dppo_npz(folder, episodes)
     if measured:
@@ -134,4 +151,9 @@ def _demonstrator(
 
 
 if __name__ == "__main__":
-    command_line.run_stage(main)
+    command_line.run_stage(
+        main,
+        resumes=True,
+        plans=True,
+        summarize=lambda folder, config: summaries.of_data(folder),
+    )

@@ -1,9 +1,12 @@
 """Parses the command line of a stage."""
 
+import contextlib
+import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -11,7 +14,9 @@ from ml_collections import ConfigDict
 
 from dppo_jax import runtime
 from dppo_jax.errors import SettingsError
-from experiments import processes
+from experiments import console, dry_run
+from experiments import help as helps
+from experiments import processes, summaries
 from experiments.defaults import default_config
 from experiments.directories import config_of_run
 from experiments.settings import load_config as load_config_file
@@ -20,10 +25,6 @@ from experiments.settings import override
 _CONFIG = flags.DEFINE_string(
     "config", "", "experiments/configs/FILE.py[:VARIANT]; --config.KEY=VALUE sets KEY."
 )
-_HELP = """
---config=FILE.py[:VARIANT] names a configuration, such as those of experiments/configs.
---config.KEY=VALUE sets a setting; `python -m experiments.settings` lists them all, and
-README.md has examples."""
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "latest", "which one to read: an iteration, latest or best."
 )
@@ -31,6 +32,13 @@ VIDEO = flags.DEFINE_integer(
     "video", 0, "how many of the episodes to draw; 4 if no number is given."
 )
 FEW_VIDEOS = 4
+DRY_RUN = flags.DEFINE_boolean(
+    "dry_run", False, "--dry-run: say what would be done, and write nothing."
+)
+JSON = flags.DEFINE_boolean("json", False, "print a summary as the last line.")
+QUIET = flags.DEFINE_boolean("quiet", False, "show no progress.")
+# Words on the command line, and the flags that they stand for.
+_ALIASES = {"video": f"video={FEW_VIDEOS}", "dry-run": "dry_run"}
 
 
 def run_stage(
@@ -41,6 +49,9 @@ def run_stage(
     takes_checkpoint: bool = False,
     takes_video: bool = False,
     needs_config: bool = True,
+    resumes: bool = False,
+    plans: bool = False,
+    summarize: Callable[[Any, ConfigDict], dict[str, Any]] | None = None,
 ) -> None:
     """Parse the flags and run a stage; on a wrong setting print one line, exit with 2.
 
@@ -56,30 +67,86 @@ def run_stage(
             with the keyword argument `checkpoint`.
         takes_video: likewise --video, and the keyword argument `video`.
         needs_config: False: without --config the configuration is the default one.
+        resumes: whether the stage goes on from a checkpoint if it starts again.
+        plans: whether it accepts --dry-run, and then raises `dry_run.Planned`.
+        summarize: (what the stage returns, its configuration) -> the summary of --json;
+            None: it has none.
     """
+    module = sys.modules[stage.__module__]
     if not {"--help", "-h"}.isdisjoint(sys.argv[1:]):
-        print((sys.modules[stage.__module__].__doc__ or "").strip() + "\n" + _HELP)
+        print(helps.of(inspect.getsource(module)))
         return
-    with processes.leaving_at_once(), processes.errors_in_one_line():
-        arguments = _parse(
-            sys.argv, words, takes_run=takes_run, needs_config=needs_config
+    name = Path(str(module.__file__)).stem
+    with _summary_of_failure(name):
+        with processes.leaving_at_once(), processes.errors_in_one_line(resumes=resumes):
+            arguments = _parse(
+                sys.argv, words, takes_run=takes_run, needs_config=needs_config
+            )
+            keywords = _keywords(
+                takes_checkpoint=takes_checkpoint,
+                takes_video=takes_video,
+                plans=plans,
+                summarizes=summarize is not None,
+            )
+            console.use(console.Shown(quiet=QUIET.value, dry_run=DRY_RUN.value))
+            try:
+                result = stage(*arguments, **keywords)
+            except dry_run.Planned as planned:
+                dry_run.tell(name, planned.plan)
+                if JSON.value:
+                    print(summaries.line(name, "planned", planned.plan))
+                return
+            finally:
+                console.use(console.Shown())
+            if JSON.value and summarize is not None:
+                told = summarize(result, arguments[-1])
+                print(summaries.line(name, "finished", told), flush=True)
+
+
+def _keywords(
+    *, takes_checkpoint: bool, takes_video: bool, plans: bool, summarizes: bool
+) -> dict[str, Any]:
+    """The keyword arguments of a stage.
+
+    Raises:
+        SettingsError: a flag that the stage does not take.
+    """
+    keywords: dict[str, Any] = {}
+    if takes_checkpoint:
+        keywords["checkpoint"] = CHECKPOINT.value
+    elif CHECKPOINT.present:
+        raise SettingsError(
+            f"--checkpoint={CHECKPOINT.value}: this program reads no policy of an "
+            "earlier run; remove the flag."
         )
-        keywords: dict[str, Any] = {}
-        if takes_checkpoint:
-            keywords["checkpoint"] = CHECKPOINT.value
-        elif CHECKPOINT.present:
-            raise SettingsError(
-                f"--checkpoint={CHECKPOINT.value}: this program reads no policy of an "
-                "earlier run; remove the flag."
+    if takes_video:
+        keywords["video"] = VIDEO.value
+    elif VIDEO.present:
+        raise SettingsError(
+            f"--video={VIDEO.value}: only experiments.evaluate draws episodes; "
+            "remove the flag."
+        )
+    if DRY_RUN.value and not plans:
+        raise SettingsError(
+            "--dry-run: this program cannot say beforehand what it does; collect, "
+            "pretrain, finetune and evaluate can."
+        )
+    if JSON.value and not summarizes:
+        raise SettingsError("--json: this program has no summary; remove the flag.")
+    return keywords
+
+
+@contextlib.contextmanager
+def _summary_of_failure(name: str) -> Iterator[None]:
+    """With --json print a last line for a stage that ends with an error, too."""
+    try:
+        yield
+    except SystemExit as error:
+        if error.code and "--json" in sys.argv[1:]:
+            print(
+                summaries.line(name, "failed", {"exit_status": error.code}), flush=True
             )
-        if takes_video:
-            keywords["video"] = VIDEO.value
-        elif VIDEO.present:
-            raise SettingsError(
-                f"--video={VIDEO.value}: only experiments.evaluate draws episodes; "
-                "remove the flag."
-            )
-        stage(*arguments, **keywords)
+        raise
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -117,7 +184,9 @@ def _parse(
     flag = re.compile(r"--?config\.(.*)", re.DOTALL)
     changes = [match[1] for arg in argv[1:] if (match := flag.fullmatch(arg))]
     words_left = [arg for arg in argv if not flag.fullmatch(arg)]
-    alone = {"--video": f"--video={FEW_VIDEOS}", "-video": f"--video={FEW_VIDEOS}"}
+    alone = {
+        f"{dash}{x}": f"--{y}" for x, y in _ALIASES.items() for dash in ("-", "--")
+    }
     given = parse_flags([alone.get(arg, arg) for arg in words_left])
     stray = [word for word in given if "=" in word]
     if takes_run and len(given) > 1 and not stray:

@@ -295,5 +295,5 @@ def run_program(words: Sequence[str]) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    with processes.errors_in_one_line():
+    with processes.errors_in_one_line(resumes=True):
         sys.exit(main(sys.argv[1:]))

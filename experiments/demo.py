@@ -14,16 +14,29 @@ from ml_collections import ConfigDict
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.metrics import read_metrics
-from experiments import collect, command_line, evaluate, finetune, plots, pretrain
+from experiments import (
+    collect,
+    command_line,
+    evaluate,
+    finetune,
+    plots,
+    pretrain,
+    summaries,
+)
 from experiments.directories import config_of_run
+from experiments.reports import run_page
 
 _CONFIG = "--config=experiments/configs/avoid.py:demo"
 # Task -> what counts as success; of others docs/environments.md says it.
 _SUCCESS = {"avoid": "rewarded gap, no collision, line crossed"}
 
 
-def main(config: ConfigDict) -> None:
-    """Run all stages below `run_dir` and print both success rates."""
+def main(config: ConfigDict) -> list[str]:
+    """Run all stages below `run_dir` and print both success rates.
+
+    Returns:
+        The run directories of the cloned and of the fine-tuned policy.
+    """
     if config.num_seeds != 1:
         raise SettingsError(
             f"num_seeds={config.num_seeds}: the demo trains one seed; leave "
@@ -56,7 +69,9 @@ def main(config: ConfigDict) -> None:
     )
     for path in pictures:
         print(f"picture: {path}")
+    print(f"report: {run_dir}/{run_page.FILE}")
     print(f"{time.monotonic() - began:.0f} s in all")
+    return [cloned, run_dir]
 
 
 def _draw(*run_dirs: str) -> list[str]:
@@ -74,4 +89,8 @@ def _draw(*run_dirs: str) -> list[str]:
 if __name__ == "__main__":
     if not any(word.startswith(("--config=", "-config=")) for word in sys.argv[1:]):
         sys.argv[1:1] = [_CONFIG]
-    command_line.run_stage(main)
+    command_line.run_stage(
+        main,
+        resumes=True,
+        summarize=lambda run_dirs, config: summaries.of_runs(run_dirs),
+    )

@@ -22,7 +22,7 @@ from dppo_jax.training.config_file import load_config
 from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import read_metrics, recent_mean
 from dppo_jax.types import VecEnv
-from experiments import directories, inputs
+from experiments import console, directories, inputs
 from experiments.seeds import loop_settings
 
 
@@ -64,6 +64,7 @@ def trained_episodes(config: ConfigDict) -> Episodes:
         normalizer=normalizer,
         stop=lambda rows: recent_return(rows) >= settings.target_return,
         show=("episode_return", "env_steps"),
+        progress=console.progress(may_stop=True),
         **loop_settings(config, "collect"),
     )
     reached = recent_return(read_metrics(run_dir))

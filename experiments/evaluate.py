@@ -27,7 +27,18 @@ from dppo_jax.training import parallel
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.run_directory import check_folder
 from dppo_jax.types import Act, Metrics, PyTree, View
-from experiments import command_line, inputs, intervals, plots, processes, videos
+from experiments import (
+    command_line,
+    console,
+    dry_run,
+    inputs,
+    intervals,
+    plots,
+    processes,
+    summaries,
+    videos,
+)
+from experiments.reports import run_page
 from experiments.seeds import check_seed
 
 # At a success of one half, an interval of this width takes a million episodes.
@@ -39,11 +50,15 @@ _LATER_PARTS = 2**31
 def main(
     config: ConfigDict, checkpoint: int | str = "latest", video: int = 0
 ) -> dict[str, float]:
-    """Run the stage; returns and prints the mean of every metric."""
+    """Run the stage; returns and prints the mean of every metric.
+
+    Raises:
+        SettingsError: no such policy, or a wrong setting.
+        Planned: of a dry run.
+    """
     processes.stay_on_one_device(config, "evaluate")
     inputs.check_task(config, "evaluate")
-    run_dir = inputs.policy_path(config, "finetune")
-    path = Path(config.run_dir or run_dir) / "evaluation.json"
+    run_dir, path = inputs.policy_path(config, "finetune"), score_file(config)
     check_folder(path.parent)
     view = find_view(config, video)
     policy = inputs.find_policy(config, "finetune", checkpoint)
@@ -54,6 +69,11 @@ def main(
         f"{mode} mode, seed {settings.seed}",
         flush=True,
     )
+    if console.is_dry_run():
+        steps = settings.num_episodes * (config.env.max_steps or 0)
+        plan = {"policy": run_dir, "checkpoint": policy.iteration, "file": str(path)}
+        plan |= {"episodes": settings.num_episodes, "control_steps_at_most": steps}
+        raise dry_run.Planned(plan)
     assert policy.act is not None  # Its run has a configuration.
     traces = (videos.TRACE,) if view else ()
     score = make_score(config, policy.act, policy.normalizer, traces=traces)
@@ -78,7 +98,14 @@ def main(
     print(f"wrote {path}")
     if view:
         videos.save(first, view, video, path.parent)
+    run_page.refresh(path.parent)
     return result
+
+
+def score_file(config: ConfigDict) -> Path:
+    """The file that the stage writes."""
+    run_dir = config.run_dir or inputs.policy_path(config, "finetune")
+    return Path(run_dir) / "evaluation.json"
 
 
 def find_view(config: ConfigDict, video: int) -> View | None:
@@ -182,5 +209,10 @@ def make_score(
 
 if __name__ == "__main__":
     command_line.run_stage(
-        main, takes_run=True, takes_checkpoint=True, takes_video=True
+        main,
+        takes_run=True,
+        takes_checkpoint=True,
+        takes_video=True,
+        plans=True,
+        summarize=lambda _, config: summaries.of_evaluation(str(score_file(config))),
     )

@@ -21,8 +21,17 @@ from dppo_jax.training import parallel
 from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.trees import check_matches
 from dppo_jax.types import Algorithm, PyTree
-from experiments import command_line, directories, inputs, plots, processes
+from experiments import (
+    command_line,
+    console,
+    directories,
+    inputs,
+    plots,
+    processes,
+    summaries,
+)
 from experiments.evaluate import make_score
+from experiments.reports import run_page
 from experiments.seeds import check_seeds, seed_configs, train_seeds
 
 
@@ -85,7 +94,8 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     final = train_seeds(
         config,
         "finetune",
-        parallel.shard(algorithm, mesh),
+        # A dry run asks for the sizes on one device.
+        algorithm if console.is_dry_run() else parallel.shard(algorithm, mesh),
         *start,
         origin=origin,
         about=about,
@@ -110,8 +120,15 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
             if after is None:
                 after = score(algorithm.params(state))
             if before is not None:
-                plots.save_trajectories(run_dir, config.env.task, before, after)
+                plots.save_trajectories(
+                    run_dir,
+                    config.env.task,
+                    before,
+                    after,
+                    options=config.env.options,
+                )
         plots.save_curve(run_dir)
+        run_page.finish(run_dir)
     return list(final)
 
 
@@ -175,4 +192,10 @@ def _start_from(
 
 
 if __name__ == "__main__":
-    command_line.run_stage(main, takes_checkpoint=True)
+    command_line.run_stage(
+        main,
+        takes_checkpoint=True,
+        resumes=True,
+        plans=True,
+        summarize=lambda run_dirs, config: summaries.of_runs(run_dirs),
+    )

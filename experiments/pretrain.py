@@ -10,8 +10,9 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import summarize
 from dppo_jax.networks.build_encoder import image_shape
 from dppo_jax.types import PyTree
-from experiments import command_line, inputs, processes
+from experiments import command_line, inputs, processes, summaries
 from experiments.evaluate import make_score
+from experiments.reports import run_page
 from experiments.seeds import check_seeds, train_seeds
 
 
@@ -65,8 +66,15 @@ def main(config: ConfigDict) -> list[str]:
         evaluate=evaluate if score else None,
         show=("loss", "eval/success", "eval/episode_return"),
     )
+    for run_dir in final:
+        run_page.finish(run_dir)
     return list(final)
 
 
 if __name__ == "__main__":
-    command_line.run_stage(main)
+    command_line.run_stage(
+        main,
+        resumes=True,
+        plans=True,
+        summarize=lambda run_dirs, config: summaries.of_runs(run_dirs),
+    )

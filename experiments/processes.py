@@ -25,22 +25,28 @@ _WHOLE = "(DPPO_JAX_TRACEBACK=1 shows all)"
 
 
 @contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
+def errors_in_one_line(*, resumes: bool = False) -> Iterator[None]:
     """Print an error that a user can correct in one line, and exit with status 2.
 
     With DPPO_JAX_TRACEBACK=1 in the environment print the traceback too. Errors in the
     program itself pass through with their traceback. After Ctrl-C exit with status
     130, after SIGTERM with 143.
+
+    Args:
+        resumes: whether the program goes on from a checkpoint if it starts again.
     """
     # Libraries log here; failures raise exceptions too, and Orbax logs each many times.
     logging.set_verbosity(logging.FATAL)
     try:
         yield
     except KeyboardInterrupt as stop:
-        where, number = "the last checkpoint", int(signal.SIGINT)
+        number = int(signal.SIGINT)
+        goes_on = "starts again"
+        if resumes:
+            goes_on = "resumes from the last checkpoint, if there is one"
         if isinstance(stop, Interrupted):
-            where, number = f"iteration {stop.iteration}", stop.number
-        print(f"interrupted; the same command resumes from {where}")
+            goes_on, number = f"resumes from iteration {stop.iteration}", stop.number
+        print(f"interrupted; the same command {goes_on}")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         # Files are closed by now. XLA may still be computing, and to tear down the
@@ -51,10 +57,25 @@ def errors_in_one_line() -> Iterator[None]:
         *(SettingsError, OSError, FloatingPointError, ImportError),
         jax.errors.JaxRuntimeError,
     ) as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            sys.exit(128 + signal.SIGPIPE)
         if os.environ.get("DPPO_JAX_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {_in_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more, as after `| head`.
+
+    Then nothing is written to it from here on, also not when Python exits.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _in_one_line(error: Exception) -> str:

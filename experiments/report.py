@@ -1,85 +1,165 @@
-"""Compare runs: python -m experiments.report --output=FILE.png LABEL=DIR,DIR ...
+"""Show runs: python -m experiments.report RUN [RUN ...]
+
+Writes RUN/report.html, a page with the scores before and after, curves, times, changed
+settings, episodes and warnings. It works for runs of all stages, also for those that
+are still running or were interrupted. In a folder of several seeds it writes the report
+of each, and a page that shows them together.
+
+Compare runs: python -m experiments.report --output=FILE LABEL=DIR,DIR ...
 
 Draws one curve per group of run directories (seeds): the mean, with the range as a
-band, in one panel per metric, and one row of panels per axis of --over. Prints a table
-of the first and the last values.
+band, in one panel per metric. FILE.html is a page like that of a run; FILE.png is a
+picture, with one row of panels per axis of --over. Both print a table of the first and
+the last values. A RUN without a label is a group of its own. --metrics=NAME,NAME
+chooses columns of metrics.csv, --over=iteration,env_steps,seconds the axes of a
+picture.
 """
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib import pyplot as plt
 
 from dppo_jax.errors import SettingsError
+from dppo_jax.training.config_file import runs_inside
 from dppo_jax.training.metrics import read_metrics
-from experiments import plots, processes
+from experiments import command_line, plots, processes
+from experiments.reports import comparison, run_page
 
-_OUTPUT = flags.DEFINE_string("output", "report.png", "picture to write")
+_OUTPUT = flags.DEFINE_string(
+    "output", "", "page or picture of a comparison to write; default: report.png"
+)
 _METRICS = flags.DEFINE_list(
     "metrics",
     None,
     "columns of metrics.csv to plot. Default: those of success and eval/success that "
-    "all runs have, or else of episode_return and eval/episode_return.",
+    "all runs have, or else of episode_return and eval/episode_return, or of loss.",
 )
 _OVER = flags.DEFINE_list(
     "over",
     ["iteration"],
     f"what to draw the metrics over, one or more of {', '.join(plots.AXES)}.",
 )
-_DEFAULTS = (("success", "eval/success"), ("episode_return", "eval/episode_return"))
+_DEFAULTS = (
+    *(("success", "eval/success"), ("episode_return", "eval/episode_return")),
+    ("loss", "average_loss"),
+)
 
 
-def main(argv: list[str]) -> None:
-    """Plot and tabulate the groups named on the command line."""
-    with processes.errors_in_one_line():
-        groups = _groups(argv[1:])
-        for over in _OVER.value:
-            if over not in plots.AXES:
-                raise SettingsError(
-                    f"--over={over} is unknown; use one of {', '.join(plots.AXES)}."
-                )
-        metrics = _METRICS.value or _default_metrics(groups)
-        curves = {
-            (label, metric): [_curve(run_dir, metric) for run_dir in dirs]
-            for label, dirs in groups.items()
-            for metric in metrics
-        }
-        if not plots.can_write(Path(_OUTPUT.value)):
-            raise SettingsError(
-                f"--output={_OUTPUT.value} is not a picture format; use .png."
-            )
-        print("| group | seeds | metric | first | last | each seed |")
-        print("|---|---|---|---|---|---|")
-        for (label, metric), seeds in curves.items():
-            first, last = (np.array([curve[i] for curve in seeds]) for i in (0, -1))
-            each = ", ".join(f"{x:.3f}" for x in last)
-            print(
-                f"| {label} | {len(seeds)} | {metric} | {first.mean():.3f} | "
-                f"{last.mean():.3f} | {each} |"
-            )
-        shape = (len(_OVER.value), len(metrics))
-        figure, axes = plt.subplots(
-            *shape, figsize=(5 * shape[1], 3.6 * shape[0]), squeeze=False
+def main(
+    words: Sequence[str],
+    output: str = "",
+    metrics: Sequence[str] | None = None,
+    over: Sequence[str] = ("iteration",),
+) -> None:
+    """Write the report of each run, or compare groups of runs.
+
+    Args:
+        words: RUN, or LABEL=DIR,DIR.
+        output: page or picture of a comparison; empty: report.png.
+        metrics: columns to compare; None: those of the scores.
+        over: axes of a picture.
+
+    Raises:
+        SettingsError: a wrong argument, a directory without a run, or one that lacks a
+            metric.
+    """
+    groups = parse(words, output, over)
+    if not groups:
+        for folder in words:
+            _write(folder)
+        return
+    path = Path(output or "report.png")
+    is_page = path.suffix in (".html", ".htm")
+    if not is_page and not plots.can_write(path):
+        raise SettingsError(
+            f"--output={output} is no page or picture; use .html or .png."
         )
-        for row, over in zip(axes, _OVER.value):
-            for ax, metric in zip(row, metrics):
-                plots.plot_curves(ax, groups, metric, over)
-        plots.save_figure(figure, Path(_OUTPUT.value))
+    metrics = metrics or _default_metrics(groups)
+    _print_table(groups, metrics)
+    if is_page:
+        comparison.write(path, groups, metrics)
+    else:
+        _save_picture(path, groups, metrics, over)
 
 
-def _groups(words: list[str]) -> dict[str, list[str]]:
+def _write(folder: str) -> None:
+    """The report of a run, or of the seeds in a folder, which are compared too."""
+    seeds = [x for x in runs_inside(folder) if Path(x).name.startswith("seed_")]
+    for run_dir in seeds or [folder]:
+        print(f"wrote {run_page.write(run_dir)}")
+    if seeds:
+        groups = {f"{len(seeds)} seeds of {folder}": seeds}
+        path = Path(folder) / run_page.FILE
+        comparison.write(path, groups, _default_metrics(groups))
+
+
+def parse(
+    words: Sequence[str], output: str = "", over: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Label -> run directories of a comparison; empty for reports of single runs.
+
+    Raises:
+        SettingsError: no runs, a label without runs or one that is given twice, or an
+            axis that is not known.
+    """
+    for axis in over:
+        if axis not in plots.AXES:
+            raise SettingsError(
+                f"--over={axis} is unknown; use one of {', '.join(plots.AXES)}."
+            )
+    if not words:
+        raise SettingsError("no runs given; write RUN ..., or LABEL=DIR,DIR ...")
+    labelled = ["=" in word for word in words]
+    if not any(labelled) and not output:
+        return {}
     groups: dict[str, list[str]] = {}
     for word in words:
         label, equals, dirs = word.partition("=")
-        if not equals or not dirs:
+        if not equals:
+            label, dirs = word.rstrip("/"), word
+        if not label or not dirs:
             raise SettingsError(f"{word!r} names no runs; write LABEL=DIR,DIR ...")
         if label in groups:
             raise SettingsError(f"the label {label!r} is given twice; join its runs.")
-        groups[label] = dirs.split(",")
-    if not groups:
-        raise SettingsError("no runs given; write LABEL=DIR,DIR ...")
+        groups[label] = dirs.split(",") if equals else [dirs]
     return groups
+
+
+def _print_table(groups: dict[str, list[str]], metrics: Sequence[str]) -> None:
+    curves = {
+        (label, metric): [_curve(run_dir, metric) for run_dir in dirs]
+        for label, dirs in groups.items()
+        for metric in metrics
+    }
+    print("| group | seeds | metric | first | last | each seed |")
+    print("|---|---|---|---|---|---|")
+    for (label, metric), seeds in curves.items():
+        first, last = (np.array([curve[i] for curve in seeds]) for i in (0, -1))
+        each = ", ".join(f"{x:.3f}" for x in last)
+        print(
+            f"| {label} | {len(seeds)} | {metric} | {first.mean():.3f} | "
+            f"{last.mean():.3f} | {each} |"
+        )
+
+
+def _save_picture(
+    path: Path,
+    groups: dict[str, list[str]],
+    metrics: Sequence[str],
+    over: Sequence[str],
+) -> None:
+    shape = (len(over), len(metrics))
+    figure, axes = plt.subplots(
+        *shape, figsize=(5 * shape[1], 3.6 * shape[0]), squeeze=False
+    )
+    for row, axis in zip(axes, over):
+        for ax, metric in zip(row, metrics):
+            plots.plot_curves(ax, groups, metric, axis)
+    plots.save_figure(figure, path)
 
 
 def _default_metrics(groups: dict[str, list[str]]) -> list[str]:
@@ -110,4 +190,10 @@ def _curve(run_dir: str, metric: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with processes.errors_in_one_line():
+        main(
+            command_line.parse_flags(sys.argv),
+            output=_OUTPUT.value,
+            metrics=_METRICS.value,
+            over=_OVER.value,
+        )

@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 
 from dppo_jax.envs.adapters import is_host
 from dppo_jax.errors import SettingsError
-from dppo_jax.training import seeds
+from dppo_jax.training import parallel, seeds
 from dppo_jax.training.config_file import load_config
 from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import has_reached
 from dppo_jax.training.run_directory import check_run_dir
 from dppo_jax.types import Algorithm
-from experiments import directories
+from experiments import console, directories, dry_run, latest
 
 
 def check_seeds(config: ConfigDict, *, steps_env: bool) -> None:
@@ -75,6 +75,7 @@ def train_seeds(
     Raises:
         SettingsError: a directory belongs to another run, or settings of the loop
             contradict each other.
+        Planned: of a dry run, instead of training.
     """
     settings |= loop_settings(config, stage)
     configs = seed_configs(config, stage)
@@ -82,11 +83,23 @@ def train_seeds(
 
     def prepare() -> None:
         directories.prepare_runs(configs, stage, origin)
+        if parallel.is_first_process():
+            latest.point_to(run_dirs[0])
         where = run_dirs[0]
         if len(run_dirs) > 1:
             where = f"{len(run_dirs)} seeds, {where} to {Path(run_dirs[-1]).name}"
         print(f"writing to {where}", flush=True)
 
+    if console.is_dry_run():
+        plan = dry_run.training(
+            config, stage, algorithm, run_dirs, settings["num_iterations"], *args
+        )
+        raise dry_run.Planned(plan)
+    settings["progress"] = console.progress(
+        unit="epoch" if stage == "pretrain" else "iteration",
+        num_episodes=config.evaluate.num_episodes,
+        may_stop="stop" in settings,
+    )
     settings["prepare"] = prepare
     settings["about"] = dict(about or {}) | {"evaluate": about_evaluation(config)}
     if config.num_seeds > 1:

@@ -32,6 +32,7 @@ _OPEN = ("env.options", "model.network.options")
 # Sections that a file fills; any of their settings may be None.
 FREE = (*_OPEN, "collect")
 _KIND = "model.network.kind="
+_CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def load_config(spec: str) -> ConfigDict:
@@ -42,8 +43,7 @@ def load_config(spec: str) -> ConfigDict:
             any other error in it; the message names the line.
     """
     path, _, variant = spec.partition(":")
-    if not Path(path).is_file():
-        raise SettingsError(f"--config={path}: there is no such file.")
+    path = _find_file(path)
     module_spec = importlib.util.spec_from_file_location("experiment_config", path)
     if module_spec is None or module_spec.loader is None:
         raise SettingsError(f"--config={path} is not a Python file.")
@@ -63,6 +63,25 @@ def load_config(spec: str) -> ConfigDict:
     config.lock()
     _check_given(config)
     return config
+
+
+def _find_file(path: str) -> str:
+    """The file of a configuration: this path, or one of experiments/configs.
+
+    So `avoid`, `avoid.py` and `experiments/configs/avoid.py` work in every folder.
+
+    Raises:
+        SettingsError: there is no such file; the message names a similar one.
+    """
+    if Path(path).is_file():
+        return path
+    name = path.removeprefix("experiments/configs/").removesuffix(".py")
+    known = {x.stem: x for x in _CONFIGS.glob("[a-z]*.py")}
+    if name in known:
+        return str(known[name])
+    alike = difflib.get_close_matches(Path(name).name, known, n=1)
+    hint = f" Did you mean experiments/configs/{alike[0]}.py?" if alike else ""
+    raise SettingsError(f"--config={path}: there is no such file.{hint}")
 
 
 def override(config: ConfigDict, settings: Sequence[str], flag: str = "") -> None:
@@ -160,7 +179,7 @@ def as_flag(name: str, value: Any) -> str:
     return f"--config.{name}={shlex.quote(_text(value))}"
 
 
-_WHERE = "experiments/defaults.py and the config.json of any run list all settings."
+_WHERE = "`python -m experiments.settings --config=FILE.py:VARIANT` lists all settings."
 
 
 def _refuse(config: ConfigDict, name: str, flag: str) -> None:

@@ -45,6 +45,7 @@ PATH=/nonexistent
 record() { printf '%s\037' "$@"; printf '\036'; }
 python() { record python "$@"; }
 make() { record make "$@"; }
+dppo-jax() { record python -m "experiments.$1" "${@:2}"; }
 launch() { until [ "$1" = python ]; do shift; done; "$@"; }
 srun() { launch "$@"; }
 taskset() { launch "$@"; }
@@ -181,7 +182,9 @@ def _patches(module: ModuleType) -> list[Any]:
         return patches
     main: Any = start
     if module is report:
-        main = lambda argv: report._groups(argv[1:])  # noqa: E731
+        main = lambda words, output="", over=(), **_: start(  # noqa: E731
+            report.parse(words, output, over)
+        )
     if module is convert:
         main = convert._parse
     if module is compare:

@@ -58,6 +58,18 @@ def test_a_program_of_the_wheel_reports_a_wrong_setting(installed):
     assert done.stderr.count("\n") == 1 and done.stdout == ""
 
 
+def test_the_command_of_the_wheel_works_in_another_folder(installed):
+    """As the script that pip makes of the entry point."""
+    (entry,) = installed.glob("dppo_jax-*.dist-info/entry_points.txt")
+    assert "dppo-jax = experiments.cli:main" in entry.read_text()
+    script = "from experiments.cli import main; main()"
+    done = run(installed, "-c", script, "pretrain", "--help")
+    assert done.returncode == 0 and done.stdout.startswith("Clone a policy")
+    config = ["--config=experiments/configs/avoid.py:m1", "--config.sed=1"]
+    done = run(installed, "-c", script, "pretrain", *config)
+    assert done.returncode == 2 and "did you mean seed?" in done.stderr
+
+
 def test_a_wheel_holds_no_tests(installed):
     found = {path.name for path in installed.iterdir()}
     assert {"dppo_jax", "experiments", "benchmarks"} <= found and "tests" not in found

@@ -1,14 +1,17 @@
 """The host loop of all algorithms: step, log, evaluate, save, resume."""
 
 import contextlib
+import functools
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from dppo_jax.normalize import Normalizer
-from dppo_jax.training.progress import Progress
+from dppo_jax.training.metric_names import ROLLOUT_SECONDS
+from dppo_jax.training.progress import MakesProgress, Progress
 from dppo_jax.training.runs import Evaluate, Numbers, Row, Runs, Stop
 from dppo_jax.training.signals import Interrupted, StopRequest
 from dppo_jax.types import Algorithm
@@ -29,6 +32,7 @@ def train(
     checkpoint_every: int = 0,
     log_every: int = 1,
     show: Sequence[str] = (),
+    progress: MakesProgress | None = None,
     keep: int | None = 3,
     keep_best: str = "",
     prepare: Callable[[], object] | None = None,
@@ -75,6 +79,8 @@ def train(
         log_every: iterations between rows of metrics; an evaluation or a checkpoint
             also writes a row.
         show: names of the metrics in the progress bar; means over the seeds.
+        progress: (iterations done before, all) -> what shows the progress instead of
+            the bar, see `training.progress.Shows`.
         keep: how many checkpoints to keep; None: all.
         keep_best: name of a metric of `evaluate`; the parameters that acted when it was
             highest are kept as the checkpoint `best`. Empty: none.
@@ -89,7 +95,10 @@ def train(
     Returns:
         The final state; for many seeds a list of the final state of each.
         `metrics.csv` holds the metrics of `algorithm.step`, those of `evaluate`, and
-        `seconds`, the mean time of an iteration (of all seeds) since the last row.
+        `seconds`, the mean time of an iteration (of all seeds) since the last row. On
+        the CPU backend `rollout_seconds` is the part of it before the updates.
+        `evaluation_seconds` and `checkpoint_seconds` are how long the loop waited for
+        the evaluation of this row and for the checkpoints since the row before.
 
     Raises:
         FloatingPointError: a metric in `algorithm.finite` is not finite, or
@@ -98,7 +107,6 @@ def train(
         SettingsError: another process trains in a directory, or the checkpoints of the
             seeds have no iteration in common, or have other bounds than `normalizer`.
     """
-    step = compiled_step(algorithm)
     on_cpu = jax.default_backend() == "cpu"
     runs = Runs(
         run_dir,
@@ -115,19 +123,23 @@ def train(
     with runs, StopRequest() as request:
         runs.describe({"stage": "train", **(config or {})})
         start, state = runs.resume(state, num_iterations=num_iterations)
-        if evaluate and evaluate_if is None and not start:
-            due = dict(evaluate=True, save=False, wait=True)
-            runs.finish(runs.row(0, {}, state, **due))
-        runs.restart_clock()
-        progress = Progress(start, num_iterations)
+        rollout = (
+            functools.partial(runs.clock.spent, ROLLOUT_SECONDS) if on_cpu else None
+        )
+        step = compiled_step(algorithm, rollout)
+        make = functools.partial(Progress, show=show, may_stop=stop is not None)
+        shown = (progress or make)(start, num_iterations)
         pending: Row | None = None
 
         def finish(row: Row) -> None:
-            numbers = runs.finish(row)
-            progress.show({k: numbers[k] for k in show if k in numbers})
-            progress.reach(row.iteration)
+            shown.see(runs.finish(row))
+            shown.reach(row.iteration)
 
         try:
+            if evaluate and evaluate_if is None and not start:
+                due = dict(evaluate=True, save=False, wait=True)
+                shown.see(runs.finish(runs.row(0, {}, state, **due)))
+            runs.clock.restart()
             for iteration in range(start + 1, num_iterations + 1):
                 if not runs.going:
                     break
@@ -151,11 +163,11 @@ def train(
                     row = runs.row(iteration, metrics, state, **due)
                     if wait:
                         finish(row)
-                        runs.restart_clock()
+                        runs.clock.restart()
                     else:
                         pending = row
                 else:
-                    progress.reach(iteration)
+                    shown.reach(iteration)
                 if runs.going and not last and request.is_due(iteration):
                     due = dict(evaluate=False, save=True, wait=True)
                     row = pending or runs.row(iteration, metrics, state, **due)
@@ -168,12 +180,20 @@ def train(
                 with contextlib.suppress(Exception):
                     finish(pending)
             raise
-        progress.close()
+        finally:
+            shown.close()
         return runs.final(state)
 
 
-def compiled_step(algorithm: Algorithm) -> Callable[[Any], tuple[Any, Any]]:
-    """Compile `algorithm.step`, on CPU phase by phase; the argument is donated."""
+def compiled_step(
+    algorithm: Algorithm, rollout: Callable[[float], object] | None = None
+) -> Callable[[Any], tuple[Any, Any]]:
+    """Compile `algorithm.step`, on CPU phase by phase; the argument is donated.
+
+    Args:
+        rollout: called with the seconds of the first of several phases; each step
+            then waits for the one before and for this phase.
+    """
     phases: tuple[Callable[..., tuple], ...] = (algorithm.step,)
     if algorithm.phases and jax.default_backend() == "cpu":
         phases = algorithm.phases
@@ -186,7 +206,17 @@ def compiled_step(algorithm: Algorithm) -> Callable[[Any], tuple[Any, Any]]:
         state, metrics = result
         return state, metrics
 
-    return step
+    def timed_step(state: Any) -> tuple[Any, Any]:
+        assert rollout is not None
+        jax.block_until_ready(state)  # The updates of the last iteration may still run.
+        began = time.perf_counter()
+        result = jax.block_until_ready(programs[0](state))
+        rollout(time.perf_counter() - began)
+        for program in programs[1:]:
+            result = program(*result)
+        return result
+
+    return step if rollout is None or len(programs) < 2 else timed_step
 
 
 def _due(iteration: int, every: int) -> bool:

@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from dppo_jax.errors import SettingsError
+from dppo_jax.training.config_file import CONFIG_FILE
+from dppo_jax.training.metric_names import tag
 
 CSV_FILE = "metrics.csv"
 
@@ -43,7 +47,8 @@ class MetricsWriter:
         self._events: _Events | None = None
         if writes:
             self._rewrite()
-            self._events = _Events(run_dir, resume_at=resume_at)
+            self._events = _Events(run_dir, suffix=str(resume_at))
+            self._events.start(run_dir, resume_at=resume_at)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -101,21 +106,43 @@ class _Events:
     full, the thread ends, and the program waits for it forever.
     """
 
-    def __init__(self, run_dir: str | os.PathLike, *, resume_at: int) -> None:
+    def __init__(self, run_dir: str | os.PathLike, *, suffix: str) -> None:
         # The name has the time in seconds, which two runs of a test may share.
-        self._file = EventsWriter(str(Path(run_dir) / "events"), f".{resume_at}")
+        self._file = EventsWriter(str(Path(run_dir) / "events"), f".{suffix}")
+
+    def start(self, run_dir: str | os.PathLike, *, resume_at: int) -> None:
+        """Tell where a run starts or goes on, and with which settings."""
         # TensorBoard hides what earlier files hold of this iteration and later ones.
-        start = SessionLog(status=SessionLog.START)
+        log = SessionLog(status=SessionLog.START)
         step = resume_at if resume_at > 1 else 0
-        self._add(Event(step=step, session_log=start))
+        self._add(Event(step=step, session_log=log))
+        settings = Path(run_dir) / CONFIG_FILE
+        if settings.is_file():
+            lines = settings.read_text(errors="replace").splitlines()
+            # Markdown shows indented lines as they are.
+            text = "\n".join(f"    {line}" for line in lines)
+            self._add(Event(step=step, summary=summary.text("settings", text)))
 
     def write(self, iteration: int, row: Mapping[str, float]) -> None:
         """Add the finite numbers of a row."""
         values = [
-            Summary.Value(tag=name, simple_value=value)
+            Summary.Value(tag=tag(name), simple_value=value)
             for name, value in row.items()
             if name != "iteration" and math.isfinite(value)
         ]
+        self._add(Event(step=iteration, summary=Summary(value=values)))
+
+    def picture(self, iteration: int, name: str, path: Path) -> None:
+        """Add a picture file."""
+        with Image.open(path) as image:
+            width, height = image.size
+        value = Summary.Image(
+            height=height,
+            width=width,
+            colorspace=3,  # RGB, which the picture may have in any coding
+            encoded_image_string=path.read_bytes(),
+        )
+        values = [Summary.Value(tag=name, image=value)]
         self._add(Event(step=iteration, summary=Summary(value=values)))
 
     def close(self) -> None:
@@ -126,6 +153,16 @@ class _Events:
         event.wall_time = time.time()
         self._file.write_event(event)
         self._file.flush()
+
+
+def write_pictures(
+    run_dir: str | os.PathLike, iteration: int, paths: Sequence[Path]
+) -> None:
+    """Show PNG or GIF files of a run in TensorBoard, by their names."""
+    events = _Events(run_dir, suffix="pictures")
+    for path in paths:
+        events.picture(iteration, f"pictures/{path.stem}", path)
+    events.close()
 
 
 def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, float]]:

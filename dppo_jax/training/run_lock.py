@@ -6,12 +6,15 @@ import fcntl
 import functools
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from dppo_jax.errors import SettingsError
 
 LOCK_FILE = ".lock"
+# `is_locked` may hold a lock for a moment.
+_SECONDS_OF_A_LOOK = 0.05
 # What `flock` answers on file systems that have no locks.
 _UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -42,9 +45,30 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(folder: str | os.PathLike) -> bool:
+    """Whether a process on this machine trains in a directory; writes nothing."""
+    try:
+        descriptor = os.open(Path(folder) / LOCK_FILE, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _lock(descriptor: int, path: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_SECONDS_OF_A_LOOK)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = path.read_text(errors="replace").strip() or "another process"
         raise SettingsError(

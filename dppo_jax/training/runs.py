@@ -13,8 +13,10 @@ import numpy as np
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
 from dppo_jax.training import parallel, seeds
+from dppo_jax.training.clock import Clock
 from dppo_jax.training.coach import Coach
 from dppo_jax.training.config_file import load_config, save_config
+from dppo_jax.training.metric_names import CHECKPOINT_SECONDS, EVALUATION_SECONDS
 from dppo_jax.training.metrics import MetricsWriter, read_metrics
 from dppo_jax.training.run_directory import Run, check_run_dir
 from dppo_jax.training.run_lock import locked
@@ -52,6 +54,9 @@ class Runs:
             leading axis [N].
         algorithm, normalizer, evaluate, stop, keep, keep_best, prepare, about,
         max_skipped: see `train`.
+
+    Attributes:
+        clock: its time excludes evaluations and checkpoints if it is restarted then.
     """
 
     def __init__(
@@ -81,8 +86,8 @@ class Runs:
             for name in self._dirs
         ]
         self._closing = contextlib.ExitStack()
-        self._start = self._logged = 0
-        self._began = time.perf_counter()
+        self._start = 0
+        self.clock = Clock()
 
     def __enter__(self) -> "Runs":
         self._runs: list[Run] = []
@@ -153,8 +158,8 @@ class Runs:
                 resume_at=starts[i] + 1,
                 writes=parallel.is_first_process(),
             )
-        self._start = self._logged = start
-        self._began = time.perf_counter()
+        self._start = start
+        self.clock.restart(logged=start)
         return start, self._join(states)
 
     def any(self, condition: Callable[[Numbers], bool], metrics: Metrics) -> bool:
@@ -214,20 +219,16 @@ class Runs:
             where = f"{self._runs[i].run_dir}: " if self._several else ""
             self._check_finite(each[i], row.iteration, where)
         if row.iteration > self._start:
-            passed = time.perf_counter() - self._began
+            times = self.clock.read(row.iteration)
             for numbers in each:
-                numbers["seconds"] = passed / max(row.iteration - self._logged, 1)
+                numbers |= times
         for i in going if row.scores else ():
-            each[i] |= self._scored(i, row, row.scores[i]())
+            each[i] |= self._scored(i, row, row.scores[i])
         # The next iteration has been dispatched by now, or will be next.
-        self._began, self._logged = time.perf_counter(), row.iteration
+        self.clock.restart(logged=row.iteration)
         for i in going:
             self._write(self._runs[i], i, row, each[i])
         return _means([each[i] for i in going])
-
-    def restart_clock(self) -> None:
-        """Exclude the time until now from the time of the next iteration."""
-        self._began = time.perf_counter()
 
     def final(self, state: Any) -> Any:
         """The final state of every seed: where `stop` ended it, or else `state`."""
@@ -244,7 +245,7 @@ class Runs:
         if not rows or rows[-1]["iteration"] < row.iteration:
             ends = self._stops([*rows, numbers])
             if ends and self._evaluate and not row.scores:
-                score = self._score(i, row.params()[i], row.iteration)()
+                score = self._score(i, row.params()[i], row.iteration)
                 numbers |= self._scored(i, row, score)
             if run.best is not None and row.scores and self._keep_best not in numbers:
                 raise SettingsError(
@@ -269,17 +270,21 @@ class Runs:
         score = numbers[self._keep_best]
         # All processes take part in saving, so they must agree on whether to save.
         if parallel.agreed(run.best.is_beaten_by(score)):
-            run.best.save(
-                row.iteration,
-                row.params()[i],
-                self._normalizer,
-                score=score,
-                about=run.about(),
-            )
+            with self.clock.timing(CHECKPOINT_SECONDS):
+                run.best.save(
+                    row.iteration,
+                    row.params()[i],
+                    self._normalizer,
+                    score=score,
+                    about=run.about(),
+                )
 
     def _save(self, run: Run, iteration: int, state: Any) -> None:
         params = self._algorithm.params(state)
-        run.checkpoints.save(iteration, state, params, self._normalizer, run.about())
+        with self.clock.timing(CHECKPOINT_SECONDS):
+            run.checkpoints.save(
+                iteration, state, params, self._normalizer, run.about()
+            )
 
     def _stops(self, rows: list[dict[str, float]]) -> bool:
         """Return the first process's result of `stop`, so that all processes end in the
@@ -292,10 +297,12 @@ class Runs:
         numbers = self._evaluate(parallel.on_one_device(params), run_dir, iteration)
         return numbers if callable(numbers) else lambda: numbers
 
-    def _scored(self, i: int, row: Row, score: Numbers) -> Numbers:
-        """Let later checkpoints of a seed state a score; returns it."""
-        self._runs[i].note_score(row.iteration, score)
-        return score
+    def _scored(self, i: int, row: Row, score: Callable[[], Numbers]) -> Numbers:
+        """Wait for a score, which later checkpoints state; returns it and its time."""
+        began = time.perf_counter()
+        numbers = score()
+        self._runs[i].note_score(row.iteration, numbers)
+        return {**numbers, EVALUATION_SECONDS: time.perf_counter() - began}
 
     def _shared_start(self, num_iterations: int) -> int:
         """The newest iteration of which all seeds that continue have a checkpoint."""
@@ -368,10 +375,10 @@ class Runs:
                         "is left to learn from; correct env.task or env.wrappers, or "
                         "lower the time step of its physics."
                     )
-            if iteration > self._logged + 1:
+            if iteration > self.clock.logged + 1:
                 cure += (
-                    f" This may have begun in any iteration after {self._logged}, the "
-                    "last one with a row; set log_every=1 to see what came first."
+                    f" This may have begun in any iteration after {self.clock.logged}, "
+                    "the last one with a row; set log_every=1 to see what came first."
                 )
             raise FloatingPointError(
                 f"{where}{name} became {value} in iteration {iteration}; {cure}"

@@ -10,6 +10,7 @@ import pytest
 
 from dppo_jax.training import seeds
 from experiments import collect, directories, evaluate, finetune, plots, pretrain
+from experiments.reports import run_page
 from tests.stages import make_config
 
 # Sections that neither an algorithm nor an evaluation depends on.
@@ -96,12 +97,13 @@ def drawn_once(monkeypatch):
     def first(draw):
         drawn = []
 
-        def once(*args):
+        def once(*args, **settings):
             if not drawn:
                 drawn.append(args)
-                draw(*args)
+                draw(*args, **settings)
 
         return once
 
     for name in ("save_trajectories", "save_curve"):
         monkeypatch.setattr(plots, name, first(getattr(plots, name)))
+    monkeypatch.setattr(run_page, "finish", first(run_page.finish))

@@ -86,6 +86,24 @@ def test_an_error_ends_in_one_line_and_a_traceback_only_on_request(
     assert told.startswith("Traceback") and told.endswith(line)
 
 
+@pytest.mark.parametrize(("is_gone", "status"), [(True, 141), (False, 2)])
+def test_a_reader_that_has_read_enough_is_no_error(
+    is_gone, status, monkeypatch, capsys
+):
+    """As `| head`. A pipe to another process may break too, which is an error."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as waiting, os.fdopen(writer, "w") as stream:
+        if is_gone:
+            waiting.close()
+        stream.write("a line")
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as ended, processes.errors_in_one_line():
+            raise BrokenPipeError
+        assert ended.value.code == status
+        stream.write("another line")  # It goes nowhere.
+    assert capsys.readouterr().err == "" if is_gone else "error: \n"
+
+
 def test_a_callback_that_fails_in_a_compiled_program_tells_its_own_error(capsys):
     """JAX's message is the traceback of some thousand characters."""
 

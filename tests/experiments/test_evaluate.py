@@ -1,4 +1,4 @@
-"""Scores of saved policies, and reports that compare runs."""
+"""Scores of saved policies."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 
 from dppo_jax.errors import SettingsError
-from experiments import command_line, directories, evaluate, finetune, plots, report
+from experiments import command_line, directories, evaluate, finetune
 from tests.stages import evaluations, make_config
 
 
@@ -147,98 +147,3 @@ def test_an_evaluation_without_episodes_is_refused(world):
         config = make_config(world, "evaluate", **{f"evaluate.{name}": 0})
         with pytest.raises(ValueError, match=f"evaluate.{name}=0 must be at least 1"):
             evaluate.main(config)
-
-
-def test_a_report_draws_and_tabulates_groups_of_runs(world, tmp_path, capsys):
-    picture = tmp_path / "report.png"
-    flags.FLAGS(["report", f"--output={picture}", "--metrics=eval/episode_return"])
-    run_dir = world / "finetune"
-    report.main(["report", f"tiny={run_dir},{run_dir}"])
-    assert picture.stat().st_size > 1000
-    first, last = (evaluations(run_dir)[i] for i in (0, 2))
-    row = f"| tiny | 2 | eval/episode_return | {first:.3f} | {last:.3f} |"
-    assert row in capsys.readouterr().out
-
-
-def test_a_report_shows_what_all_runs_have(world, tmp_path, monkeypatch, capsys):
-    """Cloning has no success in roll-outs, and a task may have none at all."""
-    monkeypatch.setattr(report, "_METRICS", SimpleNamespace(value=None))
-    monkeypatch.setattr(report, "_OUTPUT", SimpleNamespace(value=tmp_path / "out.png"))
-    report.main(["report", f"a={world / 'finetune'}", f"b={world / 'pretrain'}"])
-    said = capsys.readouterr().out
-    assert said.count("| eval/success |") == 2 and "| success |" not in said
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    (run_dir / "metrics.csv").write_text("iteration,episode_return\n1,2.5\n2,3\n")
-    report.main(["report", f"a={run_dir}"])
-    assert "| a | 1 | episode_return | 2.500 | 3.000 |" in capsys.readouterr().out
-
-
-def test_the_curve_of_a_run_shows_the_returns_of_evaluations(tmp_path, monkeypatch):
-    """A task without success has no other score of its evaluations."""
-    (tmp_path / "metrics.csv").write_text(
-        "iteration,episode_return,eval/episode_return,approx_kl\n1,2,3,0\n"
-    )
-    drawn = []
-    monkeypatch.setattr(plots, "plot_curves", lambda *given: drawn.append(given[1:]))
-    plots.save_curve(str(tmp_path))
-    assert drawn == [
-        ({"exploring": [str(tmp_path)]}, "episode_return"),
-        ({"evaluation": [str(tmp_path)]}, "eval/episode_return"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("over", "wanted"),
-    [
-        ("iteration", [[0, 2, 4], [1.5, 3, 5]]),
-        ("env_steps", [[0, 200, 400], [1.5, 3, 5]]),
-        ("seconds", [[0, 13, 25], [1.5, 3, 5]]),  # means of (10, 16), (20, 30)
-    ],
-)
-def test_curves_are_drawn_over_steps_and_over_time(over, wanted, tmp_path):
-    """`seconds` is the mean time of the iterations since the row before."""
-    head = "iteration,eval/episode_return,env_steps,seconds"
-    texts = {
-        "a": "0,1,,\n2,3,200,5\n3,,300,5\n4,5,400,5",
-        "b": "0,2,,\n2,3,200,8\n4,5,400,7",
-    }
-    for name, text in texts.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.csv").write_text(f"{head}\n{text}\n")
-    runs = [str(tmp_path / name) for name in texts]
-    figure, ax = plots.plt.subplots()
-    plots.plot_curves(ax, {"both": runs}, "eval/episode_return", over)
-    (line,) = ax.get_lines()
-    np.testing.assert_allclose(np.array(line.get_data()), wanted)
-    assert ax.get_xlabel() == plots.AXES[over]
-    plots.plt.close(figure)
-
-
-def test_a_report_over_several_axes(world, tmp_path, monkeypatch):
-    shapes = []
-    monkeypatch.setattr(
-        plots, "plot_curves", lambda ax, groups, metric, over: shapes.append(over)
-    )
-    monkeypatch.setattr(report, "_OUTPUT", SimpleNamespace(value=tmp_path / "out.png"))
-    monkeypatch.setattr(report, "_METRICS", SimpleNamespace(value=["success"]))
-    monkeypatch.setattr(
-        report, "_OVER", SimpleNamespace(value=["env_steps", "seconds"])
-    )
-    report.main(["report", f"a={world / 'finetune'}"])
-    assert shapes == ["env_steps", "seconds"]
-
-
-def test_an_unknown_axis_of_a_report_is_refused(world, monkeypatch, capsys):
-    monkeypatch.setattr(report, "_OVER", SimpleNamespace(value=["steps"]))
-    with pytest.raises(SystemExit, match="2"):
-        report.main(["report", f"a={world / 'finetune'}"])
-    said = capsys.readouterr().err
-    assert "--over=steps is unknown; use one of iteration, env_steps, seconds" in said
-
-
-@pytest.mark.parametrize("argument", ["tiny=/nowhere", "tiny", None])
-def test_a_report_of_nothing_is_refused(argument, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        report.main(["report"] + ([argument] if argument else []))
-    assert "error: " in capsys.readouterr().err

@@ -16,6 +16,7 @@ import jax
 import pytest
 
 from dppo_jax.training.checkpoint import read_policy, read_state
+from dppo_jax.training.metric_names import TIMES
 from dppo_jax.training.metrics import read_metrics
 from tests import tiny
 from tests.conftest import REPOSITORY
@@ -52,9 +53,8 @@ def start(variant: str, run_dir: Path) -> subprocess.Popen:
 
 def rows(run_dir: Path) -> list[dict[str, float]]:
     """The history without the time that iterations took."""
-    drop = {"seconds"}
     return [
-        {name: x for name, x in row.items() if name not in drop}
+        {name: x for name, x in row.items() if name not in TIMES}
         for row in read_metrics(run_dir)
     ]
 

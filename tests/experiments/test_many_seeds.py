@@ -5,15 +5,16 @@ import json
 import numpy as np
 import pytest
 
+from dppo_jax.training.metric_names import TIMES
 from dppo_jax.training.metrics import read_metrics
 from experiments import evaluate, finetune, pretrain
 from tests.stages import evaluations, make_config
 
 
 def rows_of(run_dir):
-    """The logged rows without the column `seconds`."""
+    """The logged rows without the columns of times."""
     rows = read_metrics(run_dir)
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 @pytest.mark.slow

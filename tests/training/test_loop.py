@@ -9,11 +9,16 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.training.checkpoint import read_policy
 from dppo_jax.training.config_file import save_config
 from dppo_jax.training.loop import train
+from dppo_jax.training.metric_names import TIMES
 from dppo_jax.training.metrics import has_reached, read_metrics
 from dppo_jax.training.trees import with_types
 from dppo_jax.types import OF_ENVIRONMENT
 from tests import tiny
 from tests.counting import count, counter, iterations, watch
+
+
+def without_times(row):
+    return {name: x for name, x in row.items() if name not in TIMES}
 
 
 def test_a_resumed_ppo_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
@@ -36,10 +41,10 @@ def test_a_resumed_ppo_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     go("parts", 2)
     parts = go("parts", 4)
     assert tiny.same(whole, parts)
-    one, other = (read_metrics(tmp_path / name) for name in ("whole", "parts"))
-    for a, b in zip(one, other, strict=True):
-        del a["seconds"], b["seconds"]
-        assert a == b
+    whole_rows, rows = (read_metrics(tmp_path / name) for name in ("whole", "parts"))
+    assert all(0 < row["rollout_seconds"] < row["seconds"] for row in whole_rows)
+    for a, b in zip(whole_rows, rows, strict=True):
+        assert without_times(a) == without_times(b)
     policies = [read_policy(tmp_path / name).params for name in ("whole", "parts")]
     assert tiny.same(*policies)
     assert tiny.same(with_types(policies[0], whole.params), whole.params)
@@ -245,6 +250,39 @@ def test_rows_hold_the_time_of_an_iteration(tmp_path):
     count(tmp_path, 3)
     seconds = [row["seconds"] for row in read_metrics(tmp_path)]
     assert len(seconds) == 3 and np.all(np.array(seconds) > 0)
+
+
+def test_rows_hold_the_times_of_evaluations_and_of_checkpoints_before(tmp_path):
+    settings = dict(evaluate=lambda *_: {"score": 1.0}, evaluate_every=2)
+    count(tmp_path, 5, checkpoint_every=2, **settings)
+    assert iterations(tmp_path, "evaluation_seconds") == [0, 2, 4, 5]
+    assert iterations(tmp_path, "checkpoint_seconds") == [3, 5]
+
+
+def test_another_progress_sees_every_row_and_is_closed_after_a_failure(tmp_path):
+    seen = []
+
+    class Watch:
+        def __init__(self, start, total):
+            seen.append((start, total))
+
+        def see(self, numbers):
+            seen.append(numbers.get("score", numbers.get("x")))
+
+        def reach(self, iteration):
+            seen.append(f"reached {iteration}")
+
+        def close(self):
+            seen.append("closed")
+
+    def evaluate(params, run_dir, iteration):
+        if iteration:
+            raise RuntimeError("no simulator")
+        return {"score": 7.0}
+
+    with pytest.raises(RuntimeError):
+        count(tmp_path, 2, evaluate=evaluate, progress=Watch)
+    assert seen == [(0, 2), 7.0, 2.0, "reached 1", "closed"]
 
 
 def test_a_run_stops_at_its_first_evaluation_that_is_good_enough(tmp_path):

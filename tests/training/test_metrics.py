@@ -2,6 +2,7 @@ import math
 import resource
 
 import pytest
+from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from dppo_jax.training.metrics import (
@@ -9,6 +10,7 @@ from dppo_jax.training.metrics import (
     has_reached,
     read_metrics,
     recent_mean,
+    write_pictures,
 )
 
 
@@ -112,21 +114,38 @@ def test_large_iterations_stay_whole(tmp_path):
 
 
 def scalars(run_dir):
-    """(step, name, value) of all events. A record holds a length, its checksum, an
-    event and its checksum."""
+    """(step, name, value) of all events."""
     (path,) = run_dir.glob("events.out.tfevents.*")
+    values = [(event.step, v) for event in events(path) for v in event.summary.value]
+    return [(step, v.tag, v.simple_value) for step, v in values]
+
+
+def events(path):
+    """A record holds a length, its checksum, an event and its checksum."""
     data, found = path.read_bytes(), []
     while data:
         size = int.from_bytes(data[:8], "little")
-        event = event_pb2.Event.FromString(data[12 : 12 + size])
-        found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+        found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
         data = data[size + 16 :]
     return found
 
 
 def test_tensorboard_sees_every_finite_number_at_its_iteration(tmp_path):
     write(tmp_path, [(1, {"loss": 0.5, "success": math.nan}), (7, {"loss": -2.0})])
-    assert scalars(tmp_path) == [(1, "loss", 0.5), (7, "loss", -2.0)]
+    assert scalars(tmp_path) == [(1, "train/loss", 0.5), (7, "train/loss", -2.0)]
+
+
+def test_tensorboard_shows_settings_and_pictures(tmp_path):
+    tmp_path.joinpath("config.json").write_text('{\n"seed": 3\n}')
+    Image.new("RGB", (5, 4)).save(tmp_path / "curve.png")
+    write(tmp_path, [])
+    write_pictures(tmp_path, 9, [tmp_path / "curve.png"])
+    first, second = sorted(tmp_path.glob("events.out.tfevents.*"))
+    (settings,) = [v for event in events(first) for v in event.summary.value]
+    assert settings.tensor.string_val[0].decode() == '    {\n    "seed": 3\n    }'
+    (picture,) = [(e.step, v) for e in events(second) for v in e.summary.value]
+    assert picture[0] == 9 and picture[1].tag == "pictures/curve"
+    assert (picture[1].image.width, picture[1].image.height) == (5, 4)
 
 
 def test_a_resumed_run_tells_tensorboard_where_it_goes_on(tmp_path):

@@ -14,6 +14,7 @@ from dppo_jax.deploy import load_policy
 from dppo_jax.errors import SettingsError
 from dppo_jax.training import parallel
 from dppo_jax.training.checkpoint import load_critic, newest_checkpoint
+from dppo_jax.training.metric_names import TIMES
 from dppo_jax.training.metrics import read_metrics
 from experiments import collect, finetune, pretrain, processes
 from experiments.configs import avoid
@@ -287,7 +288,7 @@ def check_same_run(one, other):
     a, b = ({int(x["iteration"]): x for x in read_metrics(run)} for run in (one, other))
     assert sorted(a) == sorted(b) == list(range(6))
     for i in a:
-        for name in (a[i].keys() & b[i].keys()) - {"seconds"}:
+        for name in (a[i].keys() & b[i].keys()) - {*TIMES}:
             np.testing.assert_allclose(
                 a[i][name], b[i][name], rtol=5e-3, atol=1e-4, err_msg=f"{i} {name}"
             )

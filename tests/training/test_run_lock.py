@@ -51,6 +51,14 @@ def test_the_second_process_is_refused_until_the_first_is_gone(tmp_path, holder)
     assert iterations(tmp_path) == [1, 2, 3]
 
 
+def test_whether_a_directory_is_locked_can_be_asked(tmp_path, holder):
+    assert run_lock.is_locked(tmp_path)
+    holder.kill()
+    holder.wait()
+    assert not run_lock.is_locked(tmp_path)
+    assert not run_lock.is_locked(tmp_path / "nowhere")
+
+
 def test_a_refused_process_changes_nothing(tmp_path, holder):
     """Not even the settings of the run, which `prepare` writes."""
     with pytest.raises(SettingsError, match="is training in"):

@@ -10,6 +10,7 @@ from dppo_jax.training import seeds
 from dppo_jax.training.checkpoint import read_policy
 from dppo_jax.training.config_file import save_config
 from dppo_jax.training.loop import compiled_step, train
+from dppo_jax.training.metric_names import TIMES
 from dppo_jax.training.metrics import read_metrics
 from dppo_jax.training.trees import with_types
 from dppo_jax.types import Algorithm
@@ -123,7 +124,7 @@ def go(folder, num_iterations, algorithm, which=range(N), **settings):
 
 def rows_of(folder, seed):
     return [
-        {name: x for name, x in row.items() if name != "seconds"}
+        {name: x for name, x in row.items() if name not in TIMES}
         for row in read_metrics(folder / f"seed_{seed}")
     ]
 

@@ -1,0 +1,1 @@
+"""Pages that show a run or compare several: HTML files that need nothing else."""
