@@ -1,10 +1,11 @@
 """Parses the command line of a stage."""
 
+import argparse
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -31,6 +32,16 @@ VIDEO = flags.DEFINE_integer(
     "video", 0, "how many of the episodes to draw; 4 if no number is given."
 )
 FEW_VIDEOS = 4
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads arguments that no flags can express, such as LABEL=VALUE of any label.
+
+    It raises SettingsError, so that a wrong argument ends in one line as in a stage.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; --help lists the arguments.")
 
 
 def run_stage(

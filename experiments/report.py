@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.metrics import read_metrics
 from experiments import plots, processes
+from experiments.directories import read_groups
 
 _OUTPUT = flags.DEFINE_string("output", "report.png", "picture to write")
 _METRICS = flags.DEFINE_list(
@@ -33,7 +34,7 @@ _DEFAULTS = (("success", "eval/success"), ("episode_return", "eval/episode_retur
 def main(argv: list[str]) -> None:
     """Plot and tabulate the groups named on the command line."""
     with processes.errors_in_one_line():
-        groups = _groups(argv[1:])
+        groups = read_groups(argv[1:])
         for over in _OVER.value:
             if over not in plots.AXES:
                 raise SettingsError(
@@ -66,20 +67,6 @@ def main(argv: list[str]) -> None:
             for ax, metric in zip(row, metrics):
                 plots.plot_curves(ax, groups, metric, over)
         plots.save_figure(figure, Path(_OUTPUT.value))
-
-
-def _groups(words: list[str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for word in words:
-        label, equals, dirs = word.partition("=")
-        if not equals or not dirs:
-            raise SettingsError(f"{word!r} names no runs; write LABEL=DIR,DIR ...")
-        if label in groups:
-            raise SettingsError(f"the label {label!r} is given twice; join its runs.")
-        groups[label] = dirs.split(",")
-    if not groups:
-        raise SettingsError("no runs given; write LABEL=DIR,DIR ...")
-    return groups
 
 
 def _default_metrics(groups: dict[str, list[str]]) -> list[str]:

@@ -22,6 +22,7 @@ from benchmarks import timing
 from dppo_jax.errors import SettingsError
 from experiments import command_line, compare, convert, report
 from experiments.configs import avoid
+from experiments.directories import read_groups
 from tests.conftest import REPOSITORY
 
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
@@ -181,7 +182,7 @@ def _patches(module: ModuleType) -> list[Any]:
         return patches
     main: Any = start
     if module is report:
-        main = lambda argv: report._groups(argv[1:])  # noqa: E731
+        main = lambda argv: read_groups(argv[1:])  # noqa: E731
     if module is convert:
         main = convert._parse
     if module is compare:
