@@ -60,7 +60,8 @@ def play(
     policy.reset()
     bounds = {name: np.array(x) for name, x in policy.about["bounds"].items()}
     obs_unit, action_unit = (
-        (bounds[f"{name}_max"] - bounds[f"{name}_min"]) / 2 for name in ("obs", "action")
+        (bounds[f"{name}_max"] - bounds[f"{name}_min"]) / 2
+        for name in ("obs", "action")
     )
     rng = np.random.default_rng(seed)
     waiting = [np.zeros(env.action_space.shape)] * delay

@@ -89,7 +89,9 @@ def main(
             scored.
     """
     if not output:
-        raise SettingsError("no folder to write to; pass --output=runs/robustness/NAME.")
+        raise SettingsError(
+            "no folder to write to; pass --output=runs/robustness/NAME."
+        )
     check_folder(output)
     planned = [
         (label, run, _configs(run, conditions, changes))
@@ -152,7 +154,7 @@ def make_tables(scored: Sequence[Scored]) -> str:
             parts.append(f"| {label} | {len(cells[0])} | {found} |")
         parts.append("")
     return "\n".join(parts) + (
-        f"\n{scored[0].num_episodes} episodes of each run. Of several runs: their mean, "
+        f"\n{scored[0].num_episodes} episodes of each run. Of several runs: the mean, "
         "the least and the most; of one run: its 95 % interval.\n"
     )
 

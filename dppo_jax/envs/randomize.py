@@ -1,9 +1,9 @@
 """Other dynamics, delays and noise in every episode (domain randomisation).
 
-A policy that has been fine-tuned in many slightly different simulations should also work
-in one that it has never seen (Tobin et al. 2017, arXiv 1703.06907; of dynamics: Peng et
-al. 2018, arXiv 1710.06537). With ranges of one value the same wrapper is a test: how well
-does a policy do with 20 % more mass?
+A policy that has been fine-tuned in many slightly different simulations should also
+work in one that it has never seen (Tobin et al. 2017, arXiv 1703.06907; of dynamics:
+Peng et al. 2018, arXiv 1710.06537). With ranges of one value the same wrapper is a
+test: how well does a policy do with 20 % more mass?
 """
 
 import math
@@ -41,9 +41,9 @@ def default_config() -> ConfigDict:
     config.shared = True  # one factor for all parts; False: each body, ... its own
     config.delay = (0, 0)  # control steps until an action acts; whole numbers, uniform
     # Standard deviations of Gaussian noise in every control step, in units of half the
-    # range of an entry in the data, so 0.01 is half a percent of the range.
-    config.action_noise = 0.0
-    config.obs_noise = 0.0
+    # range of an entry in the data, so that 0.01 is half a percent of the range.
+    config.action_noise = 0.0  # of all entries of an action
+    config.obs_noise = 0.0  # of all entries of the state
     return config
 
 
@@ -186,8 +186,8 @@ def _fields(env: Env, changed: list[str]) -> dict[str, dict[str, np.ndarray]]:
         return {}
     if env.physics is None:
         raise SettingsError(
-            f"env.randomization.{changed[0]} changes a MuJoCo model, but this task does "
-            "not tell its own; return Env(..., physics=make_physics(...)) from a task "
+            f"env.randomization.{changed[0]} changes a MuJoCo model, but this task "
+            "does not tell its own; return Env(..., physics=make_physics(...)) from a task "
             "of yours, or set only delays and noise."
         )
     state = jax.eval_shape(env.reset, jax.random.key(0))
@@ -209,8 +209,8 @@ def _fields(env: Env, changed: list[str]) -> dict[str, dict[str, np.ndarray]]:
         if taken & set(names):
             raise SettingsError(
                 f"env.randomization.{factor}: the task itself overrides "
-                f"{', '.join(sorted(taken & set(names)))}; randomise it there, or leave "
-                "this at (1.0, 1.0)."
+                f"{', '.join(sorted(taken & set(names)))}; randomise it there, or "
+                "leave this at (1.0, 1.0)."
             )
     return found
 

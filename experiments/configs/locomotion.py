@@ -12,8 +12,8 @@ The other variants are:
 - `fast`: `v0_8` with iterations that take an eighth of the time and improve the policy
   about as much (docs/performance.md);
 - `fast_ddim`: the policy of `fast`, which acts and is tuned in five steps of DDIM;
-- `fast_randomized`: `fast` with other masses, friction, damping, gains, delays and noise
-  in every episode (docs/results/robustness.md);
+- `fast_randomized`: `fast` with other masses, friction, damping, gains, delays and
+  noise in every episode (docs/results/robustness.md);
 - `fast_exact`: the policy and the schedule of `fast`, tuned as in `exact`;
 - `fast_gaussian` and `fast_gmm`: a Gaussian and a mixture of five Gaussians, cloned
   from the same data and tuned on the schedule of `fast`;

@@ -6,8 +6,8 @@ its 300 human ones. An iteration is four episodes in each of 50 environments, 60
 environment steps for Lift and Can, 80,000 for Square and 160,000 for Transport.
 
 `fast` is for two CPU cores: an iteration of Can takes a quarter of the steps and a
-fifth of the updates. `demo` is the beginning of `fast`. `fast_randomized` is `fast` with
-other masses, friction, gains, delays and noise in every episode.
+fifth of the updates. `demo` is the beginning of `fast`. `fast_randomized` is `fast`
+with other masses, friction, gains, delays and noise in every episode.
 
 The other variants have settings of the reference too, release 0.8, for data sets and
 iterations like those of `paper`:

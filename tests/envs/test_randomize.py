@@ -116,12 +116,16 @@ def test_noise_has_the_configured_size_and_leaves_the_simulation_alone(counter):
         assert abs(noise.std() - 0.1) < 0.02 and abs(noise.mean()) < 0.02
     np.testing.assert_array_equal(outcomes.metrics["total"], 1.0)
     # The next step has other noise.
-    assert np.corrcoef(states.obs["state"][:, 0], outcomes.obs["state"][:, 0])[0, 1] < 0.2
+    assert (
+        np.corrcoef(states.obs["state"][:, 0], outcomes.obs["state"][:, 0])[0, 1] < 0.2
+    )
     acted = randomize.randomize(counter(), settings(action_noise=0.1), np.zeros(1))
     states = jax.vmap(acted.reset)(jax.random.split(KEY, 500))
     _, outcomes = jax.vmap(acted.step)(states, jnp.ones((500, 1)))
     assert abs(outcomes.metrics["total"].std() - 0.1) < 0.02
-    np.testing.assert_array_equal(outcomes.obs["state"][:, 0], outcomes.metrics["total"])
+    np.testing.assert_array_equal(
+        outcomes.obs["state"][:, 0], outcomes.metrics["total"]
+    )
 
 
 def test_configurations_reach_the_environment_and_idle_is_zero_in_task_units():
@@ -129,7 +133,7 @@ def test_configurations_reach_the_environment_and_idle_is_zero_in_task_units():
     config.task, config.max_steps = "avoid", 8
     config.randomization.update(gain=(0.9, 1.1), delay=(1, 1))
     bounds = Normalizer(
-        np.zeros(4), np.ones(4), np.array([-0.01, -0.01]), np.array([0.01, 0.03])
+        -np.ones(4), np.ones(4), np.array([-0.01, -0.01]), np.array([0.01, 0.012])
     )
     env = make_env(config, normalizer=bounds, chunk=2, num_envs=3)
     state = jax.jit(env.reset)(jax.random.split(KEY, 3))
@@ -143,7 +147,7 @@ def test_configurations_reach_the_environment_and_idle_is_zero_in_task_units():
         for value in (-1.0, 1.0)
     )
     moved = (high - low)[:, -1, :2]  # Desired positions differ by one action, not two.
-    np.testing.assert_allclose(moved, np.array([[0.02, 0.04]] * 3), rtol=1e-3)
+    np.testing.assert_allclose(moved, np.array([[0.02, 0.022]] * 3), rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,9 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 
 
 def test_tasks_that_cannot_be_randomized_are_refused(counter):
-    with pytest.raises(SettingsError, match="mass changes a MuJoCo model, but this task"):
+    with pytest.raises(
+        SettingsError, match="mass changes a MuJoCo model, but this task"
+    ):
         randomize.randomize(counter(), settings(mass=(0.9, 1.1)), np.zeros(1))
     config = default_config()
     config.task, config.randomization.obs_noise = "gymnasium:Hopper-v5", 0.1

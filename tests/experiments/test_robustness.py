@@ -97,7 +97,9 @@ def test_settings_are_checked_before_anything_is_scored(
     monkeypatch.setattr(robustness, "_score", None)
     conditions = robustness.read_conditions([f"{NOISE}=0", over])
     with pytest.raises(SettingsError, match=message):
-        robustness.main({"a": [str(world / "finetune")]}, conditions, str(tmp_path / "o"))
+        robustness.main(
+            {"a": [str(world / "finetune")]}, conditions, str(tmp_path / "o")
+        )
 
 
 def test_an_argument_that_is_missing_ends_in_one_line(tmp_path):
