@@ -187,8 +187,8 @@ def _fields(env: Env, changed: list[str]) -> dict[str, dict[str, np.ndarray]]:
     if env.physics is None:
         raise SettingsError(
             f"env.randomization.{changed[0]} changes a MuJoCo model, but this task "
-            "does not tell its own; return Env(..., physics=make_physics(...)) from a task "
-            "of yours, or set only delays and noise."
+            "does not tell its own; return Env(..., physics=make_physics(...)) from a "
+            "task of yours, or set only delays and noise."
         )
     state = jax.eval_shape(env.reset, jax.random.key(0))
     inside = filter(_is_physics, jax.tree.leaves(state, is_leaf=_is_physics))
