@@ -106,6 +106,8 @@ class Env(NamedTuple):
     action_range: lowest and highest action that the task takes, each a number or [Da],
         in task units; None: unknown. Data with other actions are warned of; nothing is
         clipped.
+    physics: the `envs.physics.Physics` that steps the states inside `state`, so that
+        `envs.randomize` may change its model; None: there is none, or it is unknown.
     """
 
     reset: Callable[[Array], Any]
@@ -115,6 +117,7 @@ class Env(NamedTuple):
     max_steps: int | None
     view: View | None = None
     action_range: tuple[Any, Any] | None = None
+    physics: Any = None
 
 
 class VecEnv(NamedTuple):

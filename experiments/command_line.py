@@ -1,5 +1,6 @@
 """Parses the command line of a stage."""
 
+import argparse
 import contextlib
 import inspect
 import os
@@ -7,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -39,6 +40,16 @@ JSON = flags.DEFINE_boolean("json", False, "print a summary as the last line.")
 QUIET = flags.DEFINE_boolean("quiet", False, "show no progress.")
 # Words on the command line, and the flags that they stand for.
 _ALIASES = {"video": f"video={FEW_VIDEOS}", "dry-run": "dry_run"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads arguments that no flags can express, such as LABEL=VALUE of any label.
+
+    It raises SettingsError, so that a wrong argument ends in one line as in a stage.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; --help lists the arguments.")
 
 
 def run_stage(

@@ -28,7 +28,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -37,6 +37,7 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.training.checkpoint import newest_checkpoint
 from dppo_jax.training.metrics import read_metrics
 from experiments import processes, scores
+from experiments.command_line import Parser
 from experiments.directories import run_path
 from experiments.entries import (
     Entry,
@@ -61,13 +62,6 @@ class Comparison(NamedTuple):
     entries: list[Entry]
     output: str
     metric: str
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises SettingsError, so that a wrong argument ends in one line as in a stage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; --help lists the arguments.")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -128,7 +122,7 @@ def parse(arguments: Sequence[str]) -> Comparison:
             )
         elif word != "--":
             words.append(word)
-    parser = _Parser(
+    parser = Parser(
         "experiments.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

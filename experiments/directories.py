@@ -85,6 +85,27 @@ def config_of_run(run_dir: str) -> ConfigDict:
     return config
 
 
+def read_groups(words: Sequence[str]) -> dict[str, list[str]]:
+    """Label -> run directories of words LABEL=DIR,DIR, or DIR, which is its own label.
+
+    Raises:
+        SettingsError: no word, a label without directories, or a label given twice.
+    """
+    if not words:
+        raise SettingsError("no runs given; write RUN ..., or LABEL=DIR,DIR ...")
+    groups: dict[str, list[str]] = {}
+    for word in words:
+        label, equals, dirs = word.partition("=")
+        if not equals:
+            label, dirs = word.rstrip("/"), word
+        if not label or not dirs:
+            raise SettingsError(f"{word!r} names no runs; write LABEL=DIR,DIR ...")
+        if label in groups:
+            raise SettingsError(f"the label {label!r} is given twice; join its runs.")
+        groups[label] = dirs.split(",") if equals else [dirs]
+    return groups
+
+
 def is_read(name: str, stage: str) -> bool:
     """Whether a stage reads a setting."""
     if name.startswith("loop.") and not name.startswith(f"loop.{stage}."):

@@ -27,6 +27,7 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.training.config_file import runs_inside
 from dppo_jax.training.metrics import read_metrics
 from experiments import command_line, plots, processes
+from experiments.directories import read_groups
 from experiments.reports import comparison, run_page
 
 _OUTPUT = flags.DEFINE_string(
@@ -116,17 +117,7 @@ def parse(
     labelled = ["=" in word for word in words]
     if not any(labelled) and not output:
         return {}
-    groups: dict[str, list[str]] = {}
-    for word in words:
-        label, equals, dirs = word.partition("=")
-        if not equals:
-            label, dirs = word.rstrip("/"), word
-        if not label or not dirs:
-            raise SettingsError(f"{word!r} names no runs; write LABEL=DIR,DIR ...")
-        if label in groups:
-            raise SettingsError(f"the label {label!r} is given twice; join its runs.")
-        groups[label] = dirs.split(",") if equals else [dirs]
-    return groups
+    return read_groups(words)
 
 
 def _print_table(groups: dict[str, list[str]], metrics: Sequence[str]) -> None:

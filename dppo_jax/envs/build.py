@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from dppo_jax.envs import randomize
 from dppo_jax.envs.adapters import is_host, make_host_task
 from dppo_jax.envs.adapters.host import host_vec_env
 from dppo_jax.envs.core import vectorize
@@ -19,7 +21,7 @@ from dppo_jax.envs.wrappers import (
     time_limit,
 )
 from dppo_jax.errors import SettingsError
-from dppo_jax.normalize import Normalizer
+from dppo_jax.normalize import Normalizer, normalize_action
 from dppo_jax.types import Env, VecEnv
 
 
@@ -35,6 +37,9 @@ def default_config() -> ConfigDict:
     # innermost, by name: `module:function` or `path/to/file.py:function`.
     config.wrappers = ()
     config.executed = placeholder(int)  # actions of a chunk; None: all of them
+    # Other dynamics, delays and noise in the roll-outs of training and evaluation
+    # (domain randomisation). Demonstrations are collected without.
+    config.randomization = randomize.default_config()
     return config
 
 
@@ -81,6 +86,7 @@ def make_env(
                 " which runs in host processes; remove them, and wrap the simulator "
                 "itself."
             )
+        randomize.check_off(config.randomization, config.task)
         return host_vec_env(
             make_host_task(config.task, engine=config.engine, **_options(config)),
             num_envs,
@@ -92,6 +98,8 @@ def make_env(
         )
     single = make_single(config)
     env = normalize(quarantine(single), normalizer)
+    idle = normalize_action(normalizer, np.zeros(env.action_shape, np.float32))
+    env = randomize.randomize(env, config.randomization, idle)
     env = time_limit(env, config.max_steps)
     env = stack_observations(env, config.history)
     env = chunk_actions(env, executed, trace)

@@ -70,6 +70,13 @@ _STATE_ENCODER = {
 # only to configurations that have their section.
 ADDED = {
     "env.wrappers": [],
+    "env.randomization": {
+        **dict.fromkeys(("mass", "friction", "damping", "gain"), [1.0, 1.0]),
+        "shared": True,
+        "delay": [0, 0],
+        "action_noise": 0.0,
+        "obs_noise": 0.0,
+    },
     **{
         f"{section}{name}": value
         for section in ("", "collect.")

@@ -12,6 +12,8 @@ The other variants are:
 - `fast`: `v0_8` with iterations that take an eighth of the time and improve the policy
   about as much (docs/performance.md);
 - `fast_ddim`: the policy of `fast`, which acts and is tuned in five steps of DDIM;
+- `fast_randomized`: `fast` with other masses, friction, damping, gains, delays and
+  noise in every episode (docs/results/robustness.md);
 - `fast_exact`: the policy and the schedule of `fast`, tuned as in `exact`;
 - `fast_gaussian` and `fast_gmm`: a Gaussian and a mixture of five Gaussians, cloned
   from the same data and tuned on the schedule of `fast`;
@@ -52,6 +54,7 @@ from dppo_jax.diffusion.flow import LEAST_STD
 from dppo_jax.envs.tasks.locomotion import MAX_STEPS
 from dppo_jax.errors import SettingsError
 from experiments.configs import locomotion_others as others
+from experiments.configs.randomized import use_randomization
 from experiments.defaults import default_config, demonstrator_config
 
 OFF_POLICY = ("idql", "dql", "qsm", "dipo")
@@ -135,6 +138,11 @@ def _hasten(config: ConfigDict) -> None:
     ppo.minibatch = "chain"
     # Iterations take two seconds; an evaluation takes as long as three of them.
     config.loop.finetune.evaluate_every = 6
+
+
+def _use_fast_randomized(config: ConfigDict) -> None:
+    _hasten(config)
+    use_randomization(config)
 
 
 def _use_fast_ddim(config: ConfigDict) -> None:
@@ -282,6 +290,7 @@ VARIANTS: dict[str, Callable[[ConfigDict, str], None]] = {
     "v0_6": lambda config, task: _use_release_0_6(config),
     "cpu": lambda config, task: others.shrink(config),
     "fast": lambda config, task: _hasten(config),
+    "fast_randomized": lambda config, task: _use_fast_randomized(config),
     "fast_ddim": lambda config, task: _use_fast_ddim(config),
     "fast_exact": lambda config, task: _use_fast_likelihood(config),
     "fast_gaussian": lambda config, task: _use_fast_head(config, "gaussian"),

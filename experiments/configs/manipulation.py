@@ -6,7 +6,8 @@ its 300 human ones. An iteration is four episodes in each of 50 environments, 60
 environment steps for Lift and Can, 80,000 for Square and 160,000 for Transport.
 
 `fast` is for two CPU cores: an iteration of Can takes a quarter of the steps and a
-fifth of the updates. `demo` is the beginning of `fast`.
+fifth of the updates. `demo` is the beginning of `fast`. `fast_randomized` is `fast`
+with other masses, friction, gains, delays and noise in every episode.
 
 The other variants have settings of the reference too, release 0.8, for data sets and
 iterations like those of `paper`:
@@ -47,6 +48,7 @@ from dppo_jax.envs.tasks import can, lift, square, transport
 from dppo_jax.errors import SettingsError
 from experiments.configs import manipulation_demonstrated as demonstrated
 from experiments.configs import manipulation_others as others
+from experiments.configs.randomized import use_randomization
 from experiments.defaults import default_config, script_config
 from experiments.settings import use_network
 
@@ -258,6 +260,12 @@ def _use_fast(config: ConfigDict, task: str) -> None:
     _hasten(config, task)
 
 
+def _use_fast_randomized(config: ConfigDict, task: str) -> None:
+    _use_fast(config, task)
+    # The servos of the arms have all of the damping.
+    use_randomization(config, damping=False)
+
+
 def _use_demo(config: ConfigDict, task: str) -> None:
     """Show in minutes that fine-tuning improves a policy, not how far it goes."""
     _use_fast(config, task)
@@ -284,6 +292,7 @@ def _use_fast_other(
 VARIANTS: dict[str, Callable[[ConfigDict, str], None]] = {
     "paper": lambda config, task: None,
     "fast": _use_fast,
+    "fast_randomized": _use_fast_randomized,
     "demo": _use_demo,
     "unet": _use_unet,
     "exact": lambda config, task: _use_likelihood(config),

@@ -310,7 +310,7 @@ def test_warp_has_space_for_the_contacts_of_all_simulations(
 
     monkeypatch.setattr(mjx_engine.mjx, "make_data", recorded)
     settings = dict(max_contacts=max_contacts, max_constraints=None)
-    reset, _ = mjx_engine.make_mjx(arm(sensors=""), 1, impl="warp", **settings)
+    reset, *_ = mjx_engine.make_mjx(arm(sensors=""), 1, impl="warp", **settings)
     both = jax.ShapeDtypeStruct((8, 2), jnp.float32)
     jax.eval_shape(jax.vmap(lambda qpos, qvel: reset(qpos, qvel, {}, {})), both, both)
     assert asked == expected

@@ -52,8 +52,11 @@ class Physics(NamedTuple):
         `eq_active`, `mocap_pos` and `mocap_quat` stay until they are changed again. The
         step starts from `qpos` and `qvel`. `xfrc_applied` and `qfrc_applied` act during
         this step only.
+    override: (state, overrides) -> the state with these fields of its model too, from
+        the next step on; `overrides` are as for `reset`. `sensordata` stays that of the
+        model before.
 
-    Both raise SettingsError for an unknown name or a wrong shape. C MuJoCo keeps
+    All raise SettingsError for an unknown name or a wrong shape. C MuJoCo keeps
     float64: if an entry of an override, `qpos` or `qvel` equals the entry of the model
     or state rounded to float32, the float64 value is kept.
     """
@@ -61,6 +64,7 @@ class Physics(NamedTuple):
     model: mujoco.MjModel
     reset: Callable[..., PhysicsState]
     step: Callable[..., PhysicsState]
+    override: Callable[[PhysicsState, Mapping[str, Any]], PhysicsState]
     engine: str
     num_substeps: int
 
@@ -135,11 +139,12 @@ def make_physics(
     engine = resolve_engine(engine, engine)
     if engine == "mujoco":
         engine_reset, engine_step = make_c_mujoco(model, num_substeps)
+        complete: Callable[..., dict] = dict
     else:
         # Importing MJX takes longer than all other imports of a program together.
         from dppo_jax.envs.physics.mjx_engine import make_mjx
 
-        engine_reset, engine_step = make_mjx(
+        engine_reset, engine_step, complete = make_mjx(
             model,
             num_substeps,
             impl="jax" if engine == "mjx" else "warp",
@@ -149,6 +154,7 @@ def make_physics(
     overridable, changeable = override_names(model), change_names(model)
     lasting = [name for name in changeable if name in LASTING]
     own_data = mujoco.MjData(model)
+    shapes = {name: model_field(model, name).shape for name in overridable}
 
     def changed(values: Mapping[str, Any], possible: list[str]) -> dict[str, Array]:
         shapes = {name: getattr(own_data, name).shape for name in possible}
@@ -161,7 +167,6 @@ def make_physics(
         overrides: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> PhysicsState:
-        shapes = {name: model_field(model, name).shape for name in overridable}
         start = changed(dict(qpos=qpos, qvel=qvel), ["qpos", "qvel"])
         return engine_reset(
             start["qpos"],
@@ -174,7 +179,11 @@ def make_physics(
         ctrl = changed(dict(ctrl=ctrl), ["ctrl"])["ctrl"]
         return engine_step(state, ctrl, changed(changes, changeable))
 
-    return Physics(model, reset, step, engine, num_substeps)
+    def override(state: PhysicsState, overrides: Mapping[str, Any]) -> PhysicsState:
+        own = state.overrides | _checked(overrides, shapes, "override")
+        return state._replace(overrides=complete(own))
+
+    return Physics(model, reset, step, override, engine, num_substeps)
 
 
 def _checked(

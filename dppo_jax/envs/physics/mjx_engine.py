@@ -42,8 +42,13 @@ def make_mjx(
     impl: str,
     max_contacts: int | None = None,
     max_constraints: int | None = None,
-) -> tuple[Callable[..., PhysicsState], Callable[..., PhysicsState]]:
+) -> tuple[
+    Callable[..., PhysicsState], Callable[..., PhysicsState], Callable[..., dict]
+]:
     """Make `reset` and `step` of `Physics`; here all their arguments are required.
+
+    The third function completes overrides by the constants that MuJoCo derives from
+    them, so that a state may have them.
 
     Args:
         impl: "jax" or "warp".
@@ -110,6 +115,21 @@ def make_mjx(
             for name, value in changes.items()
         }
 
+    def complete(overrides: dict[str, Array]) -> dict[str, Array]:
+        if "dof_frictionloss" in overrides:
+            # A constraint row with friction 0 would lock the joint.
+            friction = jnp.maximum(overrides["dof_frictionloss"], _LEAST_FRICTION)
+            overrides = overrides | {"dof_frictionloss": friction}
+        if not INERTIAL & overrides.keys():
+            return overrides
+        own, own_data = of(overrides)
+        if impl == "warp":
+            # The stages of "warp" cannot be run one by one, so use those of "jax".
+            own = mjx.put_model(model, impl="jax", device=_own_device())
+            own = own.tree_replace(overrides)
+            own_data = mjx.make_data(model, impl="jax", device=_own_device())
+        return overrides | _derive_constants(own, own_data)
+
     def reset(
         num: int,
         qpos: Array,
@@ -117,19 +137,8 @@ def make_mjx(
         overrides: dict[str, Array],
         changes: dict[str, Array],
     ) -> PhysicsState:
-        if "dof_frictionloss" in overrides:
-            # A constraint row with friction 0 would lock the joint.
-            friction = jnp.maximum(overrides["dof_frictionloss"], _LEAST_FRICTION)
-            overrides = overrides | {"dof_frictionloss": friction}
-        own, fresh = of(overrides, num)
-        if INERTIAL & overrides.keys():
-            own_data = fresh
-            if impl == "warp":
-                # The stages of "warp" cannot be run one by one, so use those of "jax".
-                own = mjx.put_model(model, impl="jax", device=_own_device())
-                own = own.tree_replace(overrides)
-                own_data = mjx.make_data(model, impl="jax", device=_own_device())
-            overrides = overrides | _derive_constants(own, own_data)
+        overrides = complete(overrides)
+        _, fresh = of(overrides, num)
         data = fresh.replace(qpos=qpos, qvel=qvel, **typed(changes))
         return outcome(data, jnp.zeros_like(data.qpos), overrides)
 
@@ -167,8 +176,8 @@ def make_mjx(
         return finish(fresh.replace(qpos=last_qpos, qvel=last_qvel, **acting, **raw))
 
     if impl == "warp":
-        return counted(reset), counted(step)
-    return functools.partial(reset, 1), functools.partial(step, 1)
+        return counted(reset), counted(step), complete
+    return functools.partial(reset, 1), functools.partial(step, 1), complete
 
 
 def counted(

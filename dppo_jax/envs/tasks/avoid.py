@@ -272,4 +272,5 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
         max_steps=None,
         view=View(model, CONTROL_PERIOD, "top"),
         action_range=(-MAX_ACTION, MAX_ACTION),
+        physics=physics,
     )

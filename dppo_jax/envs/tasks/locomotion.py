@@ -265,4 +265,5 @@ def make_runner(
         max_steps=None,
         view=View(model, float(period), "track"),
         action_range=tuple(model.actuator_ctrlrange.T),
+        physics=physics,
     )

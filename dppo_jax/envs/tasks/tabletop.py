@@ -198,6 +198,7 @@ def make_table_env(
         max_steps=None,
         view=View(model, 1 / CONTROL_FREQUENCY, "front"),
         action_range=(-1.0, 1.0),
+        physics=physics,
     )
 
 

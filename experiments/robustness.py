@@ -1,0 +1,312 @@
+"""Score policies under other conditions: python -m experiments.robustness \\
+       --output=FOLDER --over=SETTING=VALUE,VALUE,... LABEL=RUN,RUN ...
+
+Evaluates every run with each value of a setting, such as those of env.randomization. A
+single number for a setting that is a range means exactly this number. An example:
+
+  python -m experiments.robustness --output=runs/robustness/hopper \\
+      --over=env.randomization.mass=0.8,1,1.2,1.5 \\
+      --over=env.randomization.action_noise=0,0.1,0.2 \\
+      dppo=runs/hopper/seed0,runs/hopper/seed1 gaussian=runs/gaussian
+
+Runs with the same label are seeds of one method. --over may be repeated, ; separates
+values that contain commas, --checkpoint=best takes another checkpoint, and
+--config.KEY=VALUE changes a setting of all evaluations. It writes FOLDER/table.md,
+scores.csv and scores.png.
+"""
+
+import argparse
+import csv
+import io
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import pyplot as plt
+from ml_collections import ConfigDict
+
+from dppo_jax import runtime
+from dppo_jax.deploy import LoadedPolicy
+from dppo_jax.envs import randomize
+from dppo_jax.errors import SettingsError
+from dppo_jax.evaluate import summarize
+from dppo_jax.training.config_file import write_atomically
+from dppo_jax.training.run_directory import check_folder
+from experiments import inputs, intervals, plots, processes
+from experiments.command_line import Parser
+from experiments.directories import config_of_run, read_groups
+from experiments.evaluate import make_score
+from experiments.settings import override
+
+_CHANGE = re.compile(r"--?config\.(.*)", re.DOTALL)
+# The score of a policy: the first of these that its task has.
+_METRICS = ("success", "episode_return")
+COLUMNS = (
+    *("label", "run", "checkpoint", "setting", "value"),
+    *("metric", "score", "low", "high", "num_episodes"),
+)
+
+
+class Condition(NamedTuple):
+    """One value of a setting, as on the command line."""
+
+    setting: str
+    value: str
+
+
+class Scored(NamedTuple):
+    """The score of one run under one condition, with its 95 % interval."""
+
+    label: str
+    run: str
+    checkpoint: int
+    condition: Condition
+    metric: str
+    score: float
+    interval: tuple[float, float] | None
+    num_episodes: int
+
+
+def main(
+    groups: Mapping[str, Sequence[str]],
+    conditions: Sequence[Condition],
+    output: str,
+    *,
+    changes: Sequence[str] = (),
+    checkpoint: int | str = "latest",
+) -> list[Scored]:
+    """Run the program.
+
+    Args:
+        groups: label -> run directories.
+        changes: KEY=VALUE of all evaluations.
+
+    Raises:
+        SettingsError: a wrong argument or setting; all are checked before any policy is
+            scored.
+    """
+    if not output:
+        raise SettingsError(
+            "no folder to write to; pass --output=runs/robustness/NAME."
+        )
+    check_folder(output)
+    planned = [
+        (label, run, _configs(run, conditions, changes))
+        for label, runs in groups.items()
+        for run in runs
+    ]
+    scored: list[Scored] = []
+    for label, run, configs in planned:
+        inputs.check_task(next(iter(configs.values())), "robustness")
+        policy = inputs.find_policy(
+            next(iter(configs.values())), "finetune", checkpoint
+        )
+        for condition, config in configs.items():
+            scored.append(_score(label, run, policy, condition, config))
+            # What is done stays, however the program ends.
+            write_atomically(Path(output) / "scores.csv", _rows(scored))
+    text = make_tables(scored)
+    write_atomically(Path(output) / "table.md", text)
+    print(f"\n{text}", flush=True)
+    _draw(Path(output) / "scores.png", scored)
+    print(f"wrote {Path(output) / 'table.md'} and scores.csv")
+    return scored
+
+
+def read_conditions(words: Sequence[str]) -> list[Condition]:
+    """The conditions that SETTING=VALUE,VALUE,... name.
+
+    Raises:
+        SettingsError: no setting or no value.
+    """
+    conditions = []
+    for word in words:
+        setting, _, text = word.partition("=")
+        values = [x.strip() for x in text.split(";" if ";" in text else ",")]
+        if not setting or not all(values):
+            raise SettingsError(
+                f"--over={word} names no values; write --over=SETTING=VALUE,VALUE,..."
+            )
+        conditions += [Condition(setting, value) for value in values]
+    if not conditions:
+        raise SettingsError(
+            "nothing to vary; pass --over=SETTING=VALUE,VALUE,..., such as "
+            "--over=env.randomization.mass=0.8,1,1.2."
+        )
+    return list(dict.fromkeys(conditions))
+
+
+def make_tables(scored: Sequence[Scored]) -> str:
+    """One table for each setting, in Markdown."""
+    metric, labels = scored[0].metric, list(dict.fromkeys(x.label for x in scored))
+    parts = []
+    for setting in dict.fromkeys(x.condition.setting for x in scored):
+        own = [x for x in scored if x.condition.setting == setting]
+        values = list(dict.fromkeys(x.condition.value for x in own))
+        parts += [f"`{setting}`\n", f"| {metric} | runs | {' | '.join(values)} |"]
+        parts.append("|---" * (2 + len(values)) + "|")
+        for label in labels:
+            cells = list(_cells(own, label).values())
+            found = " | ".join(map(_cell, cells))
+            parts.append(f"| {label} | {len(cells[0])} | {found} |")
+        parts.append("")
+    return "\n".join(parts) + (
+        f"\n{scored[0].num_episodes} episodes of each run. Of several runs: the mean, "
+        "the least and the most; of one run: its 95 % interval.\n"
+    )
+
+
+def _configs(
+    run: str, conditions: Sequence[Condition], changes: Sequence[str]
+) -> dict[Condition, ConfigDict]:
+    config = config_of_run(run)
+    override(config, changes, "--config.")
+    found = {}
+    for condition in conditions:
+        own = config.copy_and_resolve_references().lock()
+        own.env.options.unlock()
+        setting, value = condition
+        *sections, key = setting.split(".")
+        node = own
+        for section in sections:
+            node = node.get(section) if isinstance(node, ConfigDict) else None
+        before = node.get(key) if isinstance(node, ConfigDict) else None
+        if isinstance(before, tuple) and len(before) == 2 and "," not in value:
+            value = f"({value},{value})"
+        override(own, [f"{setting}={value}"], "--over=")
+        randomize.check_config(own.env.randomization)
+        found[condition] = own
+    return found
+
+
+def _score(
+    label: str,
+    run: str,
+    policy: LoadedPolicy,
+    condition: Condition,
+    config: ConfigDict,
+) -> Scored:
+    assert policy.act is not None  # Its run has a configuration.
+    result = summarize(make_score(config, policy.act, policy.normalizer)(policy.params))
+    count = config.evaluate.num_episodes
+    metric = next(name for name in _METRICS if name in result)
+    ends = intervals.of_score(result, count).get(metric)
+    print(
+        f"{label} {run}  {condition.setting}={condition.value}: {metric} "
+        f"{result[metric]:.4g}  {intervals.in_words(ends)}".rstrip(),
+        flush=True,
+    )
+    return Scored(
+        label, run, policy.iteration, condition, metric, result[metric], ends, count
+    )
+
+
+def _cell(cell: Sequence[Scored]) -> str:
+    mean, ends = _spread(cell)
+    return f"{mean:.4g}" + (f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends else "")
+
+
+def _spread(cell: Sequence[Scored]) -> tuple[float, tuple[float, float] | None]:
+    """The mean of runs, and their range; of one run its interval."""
+    scores = [x.score for x in cell]
+    ends = (min(scores), max(scores)) if len(cell) > 1 else cell[0].interval
+    return float(np.mean(scores)), ends
+
+
+def _cells(scored: Sequence[Scored], label: str) -> dict[str, list[Scored]]:
+    """Value -> the runs of a label that were scored with it."""
+    cells: dict[str, list[Scored]] = {}
+    for x in scored:
+        if x.label == label:
+            cells.setdefault(x.condition.value, []).append(x)
+    return cells
+
+
+def _rows(scored: Sequence[Scored]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for x in scored:
+        ends = ["", ""] if x.interval is None else [f"{end:.6g}" for end in x.interval]
+        numbers = [x.metric, f"{x.score:.6g}", *ends, x.num_episodes]
+        writer.writerow([x.label, x.run, x.checkpoint, *x.condition, *numbers])
+    return text.getvalue()
+
+
+def _draw(path: Path, scored: Sequence[Scored]) -> None:
+    """One panel for each setting: mean and range over runs, or the interval of one."""
+    settings = list(dict.fromkeys(x.condition.setting for x in scored))
+    figure, axes = plt.subplots(
+        1, len(settings), figsize=(5 * len(settings), 3.8), squeeze=False
+    )
+    for ax, setting in zip(axes[0], settings):
+        own = [x for x in scored if x.condition.setting == setting]
+        values = list(dict.fromkeys(x.condition.value for x in own))
+        numbers = [_number(value) for value in values]
+        places = [i if None in numbers else numbers[i] for i in range(len(values))]
+        for label in dict.fromkeys(x.label for x in own):
+            means, ends = zip(*map(_spread, _cells(own, label).values()))
+            (line,) = ax.plot(places, means, "o-", markersize=3, label=label)
+            bands = [x or (mean, mean) for mean, x in zip(means, ends)]
+            ax.fill_between(
+                places, *np.transpose(bands), color=line.get_color(), alpha=0.2
+            )
+        if None in numbers:
+            ax.set_xticks(places, values)
+        ax.set(xlabel=setting, ylabel=own[0].metric.replace("_", " "))
+        if own[0].metric == "success":
+            ax.set_ylim(-0.03, 1.03)
+        ax.grid(alpha=0.3)
+    axes[0][-1].legend()
+    plots.save_figure(figure, path)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """The arguments of `main` on the command line."""
+    changes = [match[1] for x in arguments if (match := _CHANGE.fullmatch(x))]
+    parser = Parser(
+        "experiments.robustness",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", metavar="LABEL=RUN,RUN", nargs="*", help="what to score")
+    add("--output", default="", metavar="FOLDER", help="where to write (required)")
+    over = "a setting and the values to score with; may be repeated (required)"
+    add(
+        "--over",
+        action="append",
+        default=[],
+        metavar="SETTING=VALUE,VALUE,...",
+        help=over,
+    )
+    which = "an iteration, latest or best (default: latest)"
+    add("--checkpoint", default="latest", metavar="NAME", help=which)
+    options = parser.parse_intermixed_args(
+        [x for x in arguments if not _CHANGE.fullmatch(x)]
+    )
+    return dict(
+        groups=read_groups(options.runs),
+        conditions=read_conditions(options.over),
+        output=options.output,
+        changes=changes,
+        checkpoint=options.checkpoint,
+    )
+
+
+if __name__ == "__main__":
+    with processes.leaving_at_once(), processes.errors_in_one_line():
+        given = _parse(sys.argv[1:])
+        runtime.configure()
+        main(**given)
