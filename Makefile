@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.installed
 INSTALLED := $(VENV)/.installed-dev
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
-SOURCES := dppo_jax experiments benchmarks tests examples
+SOURCES := dppo_jax experiments benchmarks tests examples docs/_site
 # One process per core, at most four: compiling uses only one core.
 PYTEST_FLAGS ?= -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
@@ -93,8 +93,9 @@ figures: $(BASE)  ## Write kept measurements into docs/performance.md
 
 site: $(BASE)  ## Build the documentation in site/, without a network
 	@$(BIN)/python -c "import mkdocs, mkdocstrings" 2>/dev/null || $(INSTALL) ".[site]"
-	@$(BIN)/python -m mkdocs build --strict --quiet
-	@echo "site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html, or for the search http://localhost:8000 after:"
+	@echo "  $(BIN)/python -m http.server --directory site"
 
 clean:  ## Remove caches and build leftovers; .venv and runs/ stay
 	@rm -rf .pytest_cache .mypy_cache .jax_cache build dist site *.egg-info

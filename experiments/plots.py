@@ -15,7 +15,9 @@ from dppo_jax.envs.tasks import avoid
 from dppo_jax.evaluate import Evaluation
 from dppo_jax.training.metrics import read_metrics
 
-matplotlib.use("Agg")  # Runs must not need a display.
+# Runs must not need a display; notebooks have one of their own.
+if "inline" not in str(matplotlib.get_backend(auto_select=False)):
+    matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 _SUCCESS, _FAILURE = "#1f77b4", "#d62728"

@@ -85,7 +85,9 @@ def test_pages_have_equations_definitions_and_pictures(site):
 
     assert "dppo_jax.learning.returns.gae" in page("api/learning.html").anchors
     assert any(x.endswith("can.gif") for x in page("index.html").fetched)
-    assert any("quickstart_0.png" in x for x in page("examples/quickstart.html").fetched)
+    assert any(
+        "quickstart_0.png" in x for x in page("examples/quickstart.html").fetched
+    )
 
 
 def _normal(parts):

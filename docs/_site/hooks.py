@@ -1,7 +1,7 @@
 """Hooks of MkDocs: what the site has beside the files in docs/.
 
-The same files are read on GitHub, so links are written for the repository. Here they are
-turned into links of the site: to pages, to the API reference, or, for all other files,
+The same files are read on GitHub, so links are written for the repository. They become
+links of the site: to pages, to the API reference, or, for all other files,
 into their text alone. README.md becomes the first page, notebooks become pages, and
 equations become MathML, so that the site needs neither a network nor JavaScript.
 """
@@ -80,7 +80,8 @@ def on_page_content(content: str, page: Any, config: Any, files: Files) -> str:
     def math(match: re.Match) -> str:
         kind, text = match.groups()
         display = "block" if kind == "div" else "inline"
-        return latex2mathml.converter.convert(html.unescape(text), display=display)
+        text = re.sub(r"\\tag\{(\w+)\}", r"\\qquad (\1)", html.unescape(text))
+        return latex2mathml.converter.convert(text, display=display)
 
     return _MATH.sub(math, content)
 
