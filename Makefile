@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.installed
 INSTALLED := $(VENV)/.installed-dev
 REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
-SOURCES := dppo_jax experiments benchmarks tests examples
+SOURCES := dppo_jax experiments benchmarks tests examples docs/_site
 # One process per core, at most four: compiling uses only one core.
 PYTEST_FLAGS ?= -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test test-slow coverage mutants lint types format bench bench-gpu figures clean
+.PHONY: help demo test test-slow coverage mutants lint types format bench bench-gpu figures site clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -91,8 +91,14 @@ bench-gpu: $(BASE)  ## Measure a GPU in 8 minutes (SMALL=1 tries it on a CPU)
 figures: $(BASE)  ## Write kept measurements into docs/performance.md
 	@$(BIN)/python -m benchmarks.report
 
+site: $(BASE)  ## Build the documentation in site/, without a network
+	@$(BIN)/python -c "import mkdocs, mkdocstrings" 2>/dev/null || $(INSTALL) ".[site]"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html, or for the search http://localhost:8000 after:"
+	@echo "  $(BIN)/python -m http.server --directory site"
+
 clean:  ## Remove caches and build leftovers; .venv and runs/ stay
-	@rm -rf .pytest_cache .mypy_cache .jax_cache build dist *.egg-info
+	@rm -rf .pytest_cache .mypy_cache .jax_cache build dist site *.egg-info
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file holds the requirements that were installed, so that new file dates alone,

@@ -18,7 +18,9 @@ from dppo_jax.training.metrics import read_metrics
 from experiments.curves import AXES, curve
 from experiments.reports import panels, run
 
-matplotlib.use("Agg")  # Runs must not need a display.
+# Runs must not need a display; notebooks have one of their own.
+if "inline" not in str(matplotlib.get_backend(auto_select=False)):
+    matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 _SUCCESS, _FAILURE = "#1f77b4", "#d62728"

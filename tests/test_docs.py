@@ -19,13 +19,18 @@ from dppo_jax.deploy import LoadedPolicy
 from dppo_jax.envs.physics import make_physics
 from dppo_jax.normalize import Normalizer
 from experiments import pretrain
-from tests import commands, tiny
+from experiments.defaults import default_config
+from experiments.settings import use_network
+from experiments.settings_table import rows
+from tests import commands, demonstrated, tiny
+from tests.algorithms.test_saved_states import MAKE
 from tests.conftest import REPOSITORY
 from tests.stages import make_config
 
+DOCS = REPOSITORY / "docs"
 PAGES = {
     str(path.relative_to(REPOSITORY)): path.read_text()
-    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
+    for path in (*sorted(REPOSITORY.glob("*.md")), *sorted(DOCS.rglob("*.md")))
 }
 
 ONE = np.ones(1)
@@ -50,6 +55,27 @@ def examples(page):
     return re.findall(r"^```python\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
 
 
+def links_of(text):
+    """The targets of links that do not lead to other sites; code has none."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return dict.fromkeys(re.findall(r"\]\((?!http)([^)\s]+)\)", text))
+
+
+def leads_somewhere(page, link):
+    """Whether the file of a link exists, and its heading or the definition in it."""
+    name, _, anchor = link.partition("#")
+    path = (REPOSITORY / page).parent.joinpath(name) if name else REPOSITORY / page
+    if not path.exists() or not anchor:
+        return path.exists()
+    text = path.read_text()
+    if path.suffix == ".py":
+        return re.search(rf"^(def|class) {anchor}\b", text, re.MULTILINE) is not None
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    # As GitHub makes them: without signs, in small letters, with dashes for spaces.
+    made = {re.sub(r"[^\w\- ]", "", x).lower().replace(" ", "-") for x in titles}
+    return anchor in made
+
+
 def run(source, page, **names):
     """Run an example; returns the names that it leaves."""
     exec(compile(source, page, "exec"), names)
@@ -60,21 +86,21 @@ def test_every_example_has_a_test():
     """The one of environments.md with a task is run by experiments/test_outside.py."""
     counts = {page: len(examples(page)) for page in PAGES if examples(page)}
     assert counts == {
-        "README.md": 1,
         "docs/architecture.md": 1,
         "docs/data.md": 4,
         "docs/deployment.md": 1,
         "docs/environments.md": 2,
+        "docs/library.md": 1,
         "docs/scaling.md": 1,
     }
 
 
 def test_the_notebook_example_runs(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (source,) = examples("README.md")
+    (source,) = examples("docs/library.md")
     large = "hidden_sizes=(64, 64, 64)"
     assert large in source  # One layer compiles in less time.
-    names = run(source.replace(large, "hidden_sizes=(8,)"), "README.md")
+    names = run(source.replace(large, "hidden_sizes=(8,)"), "docs/library.md")
     assert int(names["state"].iteration) == 3
     assert len(names["scores"].metrics["success"]) == 32
     assert "episode_return" in capsys.readouterr().out
@@ -174,16 +200,63 @@ def test_the_example_of_many_devices_runs():
     assert names["algorithm"].act is algorithm.act
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_headings_and_definitions(page):
+    broken = [link for link in links_of(PAGES[page]) if not leads_somewhere(page, link)]
+    assert broken == []
+
+
 @pytest.mark.parametrize(
-    "page, link",
+    "link, leads",
     [
-        (page, link)
-        for page, text in PAGES.items()
-        for link in dict.fromkeys(re.findall(r"\]\((?!http)([^)#]+)", text))
+        ("stages.md#stop-and-resume", True),
+        ("stages.md#stop-and-resum", False),
+        ("absent.md", False),
+        ("#metrics", False),
+        ("../dppo_jax/learning/returns.py#gae", True),
+        ("../dppo_jax/learning/returns.py#gai", False),
+        ("results/hopper.md#shorter-iterations-the-variant-fast", True),
     ],
 )
-def test_links_lead_to_files(page, link):
-    assert (REPOSITORY / page).parent.joinpath(link).exists()
+def test_a_broken_link_is_noticed(link, leads):
+    assert leads_somewhere("docs/install.md", link) == leads
+
+
+def names_of_settings(text):
+    """What the second column of the tables of the reference map calls a setting."""
+    rows = re.findall(r"^\| [^|]* \| ([^|]*) \|$", text, re.MULTILINE)
+    found = {x for row in rows for x in re.findall(r"`([\w.*]+)`", row)}
+    sections = ("env", "model", "critic", "pretrain", "rollout", "algorithm", "loop")
+    return {x for x in found if x.split(".")[0] in (*sections, "evaluate") and "." in x}
+
+
+def test_the_map_of_the_reference_names_settings_that_exist():
+    known = set()
+    for kind in ("mlp", "unet", "transformer"):
+        config = default_config()
+        use_network(config, kind)
+        known |= {row.name for row in rows(config, all_algorithms=True)}
+    named = names_of_settings(PAGES["docs/reference_map.md"])
+    patterns = {
+        x: re.escape(x).replace("NAME", r"\w+").replace(r"\*", ".+") for x in named
+    }
+    assert len(named) > 60
+    assert [
+        name
+        for name, pattern in patterns.items()
+        if not any(re.fullmatch(pattern + r"(\..*)?", x) for x in known)
+    ] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo", "sac", *MAKE])
+def test_every_metric_of_an_algorithm_is_explained(name):
+    algorithm = {"ppo": tiny.make_tiny_ppo, "sac": tiny.make_tiny_sac, **MAKE}[name]()
+    state = jax.eval_shape(lambda: demonstrated.start(name, algorithm))
+    metrics = set(jax.eval_shape(algorithm.step, state)[1]) - {"steps", "goal"}
+    pages = [text for page, text in PAGES.items() if "docs/algorithms/" in page]
+    explained = set(re.findall(r"`([\w]+)`", "\n".join(pages)))
+    assert metrics and metrics - explained == set()
 
 
 @pytest.fixture
