@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test test-slow coverage mutants lint types format bench bench-gpu figures site clean
+.PHONY: help demo test test-slow coverage mutants fuzz lint types format bench bench-gpu figures site clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,13 @@ coverage: $(INSTALLED)  ## Branch coverage of dppo_jax by the fast tests
 
 mutants: $(INSTALLED)  ## Do the tests notice errors? (MODULES="learning/losses ...")
 	@nice -n 10 $(BIN)/python -m tests.mutants $(MODULES)
+
+fuzz: $(INSTALLED)  ## Damage .pt and .npz files, guided by coverage (MINUTES=5)
+	@$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
+		--constraint constraints.txt --editable ".[fuzz]"
+	@for reader in torch dppo_npz; do \
+		nice -n 10 $(BIN)/python -m tests.fuzz $$reader --minutes $(or $(MINUTES),5) || exit 1; \
+	done
 
 lint: $(INSTALLED)  ## Check with black, isort and flake8; change nothing
 	@echo "== black, isort, flake8"
@@ -74,6 +81,8 @@ bench: $(BASE)  ## Measure this machine, about 25 minutes (JSON=1 keeps the rows
 	@$(BIN)/python -m benchmarks.train_step $(HOPPER:v0_8=fast) $(KEEP)
 	@echo "== an iteration of soft actor-critic"
 	@$(BIN)/python -m benchmarks.off_policy $(KEEP)
+	@echo "== checkpoints"
+	@$(BIN)/python -m benchmarks.checkpoints $(KEEP)
 	@echo "== iterations of all algorithms"
 	@$(BIN)/python -m benchmarks.algorithms --task avoid $(KEEP)
 	@echo "== a control step of a robot"

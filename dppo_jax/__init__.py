@@ -31,6 +31,7 @@ from dppo_jax.policies import (
     flow_policy,
     gaussian_policy,
 )
+from dppo_jax.training.break_files import load_break
 from dppo_jax.training.loop import train
 from dppo_jax.types import (
     Act,
@@ -72,6 +73,7 @@ __all__ = [
     "flow_policy",
     "gae",
     "gaussian_policy",
+    "load_break",
     "load_demonstrations",
     "load_dppo_npz",
     "load_normalizer",

@@ -6,8 +6,13 @@ trained on them can be used.
 """
 
 import contextlib
+import lzma
+import math
 import os
+import struct
 import tempfile
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -15,8 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib import format as npy
 
 from dppo_jax.errors import SettingsError
+from dppo_jax.expansion import check_expansion
 from dppo_jax.types import Array
 
 Rows = Array | np.ndarray
@@ -30,7 +37,18 @@ NARROW = 1e-4
 # columns clipped to [-1, 1].
 OBS_LIMIT = 10.0
 
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
+# Errors of damaged archives; the last two come from encrypted ones and from ones that
+# are compressed in unknown ways.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
+    *(RuntimeError, NotImplementedError),
+)
+# Errors of damaged headers of arrays, which are Python literals.
+_MALFORMED = (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError)
+_NPY_HEADERS = {
+    (1, 0): npy.read_array_header_1_0,
+    (2, 0): npy.read_array_header_2_0,
+}
 
 
 class Normalizer(NamedTuple):
@@ -156,48 +174,75 @@ def save_normalizer(path: str | os.PathLike, normalizer: Normalizer) -> None:
 
 
 def read_npz(
-    path: Path, required: Sequence[str], optional: Sequence[str] = ()
+    path: Path, required: Sequence[str], optional: Sequence[str] | None = ()
 ) -> dict[str, np.ndarray]:
     """Read numeric arrays by name from an `.npz` file; nothing is unpickled.
 
+    Args:
+        required: names of arrays that must be there.
+        optional: of others to read if they are there; None: all.
+
     Raises:
-        SettingsError: a file that is missing or not readable, a missing key, or an
-            array that does not hold numbers.
+        SettingsError: a file that is missing or not readable, a missing key, an array
+            that does not hold numbers, or one that would fill the memory.
     """
     if not path.is_file():
         raise SettingsError(f"{path} does not exist; check the path.")
     with contextlib.ExitStack() as stack:
         try:
-            # np.load does not close a damaged file that it opened itself.
-            file = stack.enter_context(path.open("rb"))
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise SettingsError("it holds a single array")
-        except (*_UNREADABLE, ValueError) as error:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+        except (*_UNREADABLE, ValueError, OverflowError) as error:
+            with path.open("rb") as file:
+                single = file.read(6) == npy.MAGIC_PREFIX
+            reason = "it holds a single array" if single else error
             raise SettingsError(
-                f"{path} is not a readable .npz file: {error}."
+                f"{path} is not a readable .npz file: {reason}."
             ) from error
-        stack.enter_context(archive)
-        missing = [key for key in required if key not in archive.files]
+        there = {
+            info.filename.removesuffix(".npy"): info for info in archive.infolist()
+        }
+        missing = [key for key in required if key not in there]
         if missing:
             raise SettingsError(
                 f"{path} lacks {', '.join(missing)}; it holds "
-                f"{', '.join(archive.files) or 'nothing'}."
+                f"{', '.join(there) or 'nothing'}."
             )
-        arrays = {}
-        for key in (*required, *(key for key in optional if key in archive.files)):
-            try:
-                arrays[key] = archive[key]
-            except (*_UNREADABLE, ValueError) as error:
-                raise SettingsError(
-                    f"{path}: {key} is an object array or damaged ({error}); write it "
-                    "as one plain array of numbers."
-                ) from error
-            if arrays[key].dtype.kind not in "fiub":
-                raise SettingsError(
-                    f"{path}: {key} has type {arrays[key].dtype}; it must hold numbers."
-                )
-    return arrays
+        others = [key for key in there if optional is None or key in optional]
+        names = dict.fromkeys((*required, *others))
+        return {
+            key: _read_array(archive, there[key], f"{path}: {key}") for key in names
+        }
+
+
+def _read_array(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str
+) -> np.ndarray:
+    """Read one array, whose header must agree with the size of its entry.
+
+    `numpy.load` would allocate whatever shape the header states.
+    """
+    try:
+        with archive.open(info) as entry, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of odd literals in a damaged header.
+            version = npy.read_magic(entry)
+            shape, _, dtype = _NPY_HEADERS[version](entry)
+            header = entry.tell()
+        if dtype.kind not in "fiub":
+            found = "is an object array" if dtype.hasobject else f"has type {dtype}"
+            raise SettingsError(f"{where} {found}; it must hold numbers.")
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or header + size != info.file_size:
+            raise ValueError(f"{dtype} {shape} is not what {info.file_size} bytes hold")
+        check_expansion(size, info.compress_size, where)
+        with archive.open(info) as entry:
+            return npy.read_array(entry, allow_pickle=False)
+    except SettingsError:
+        raise
+    except (*_UNREADABLE, *_MALFORMED) as error:
+        raise SettingsError(
+            f"{where} is damaged ({error or type(error).__name__}); write it as one "
+            "plain array of numbers."
+        ) from error
 
 
 def _normalize(x: Any, low: Any, high: Any) -> Any:

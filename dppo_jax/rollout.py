@@ -6,8 +6,18 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from dppo_jax.envs.breaks import no_break, notice
 from dppo_jax.training import parallel
-from dppo_jax.types import Array, Metrics, Obs, PyTree, TimeStep, Transition, VecEnv
+from dppo_jax.types import (
+    BREAK,
+    Array,
+    Metrics,
+    Obs,
+    PyTree,
+    TimeStep,
+    Transition,
+    VecEnv,
+)
 
 BoundAct = Callable[[Array, Obs], tuple[Array, PyTree]]
 Record = TypeVar("Record")
@@ -41,16 +51,26 @@ def rollout(
 
     Returns:
         The last environment state, what `record` returned (a Transition by default) and
-        the metrics, the latter two with leading axes [T, B].
+        the metrics, the latter two with leading axes [T, B]. If `env.keeps_breaks`, the
+        metrics also have `BREAK`, the first step of the roll-out that diverged.
     """
 
-    def step(env_state: Any, time: Array) -> tuple[Any, tuple[Any, Metrics]]:
+    def step(carry: tuple[Any, Any], time: Array) -> tuple[Any, tuple[Any, Metrics]]:
+        before, broken = carry
         env_state, transition, outcome = _one_step(
-            env, act, env_state, _keys_at(keys, time)
+            env, act, before, _keys_at(keys, time)
         )
-        return env_state, (record(transition, outcome), outcome.metrics)
+        if broken is not None:
+            diverged = outcome.metrics["diverged"]
+            broken = notice(broken, before, transition.action, diverged, time)
+        return (env_state, broken), (record(transition, outcome), outcome.metrics)
 
-    env_state, (kept, metrics) = jax.lax.scan(step, env_state, jnp.arange(num_chunks))
+    broken = no_break(env_state, env.action_shape) if env.keeps_breaks else None
+    (env_state, broken), (kept, metrics) = jax.lax.scan(
+        step, (env_state, broken), jnp.arange(num_chunks)
+    )
+    if broken is not None:
+        metrics |= {BREAK: parallel.first_found(broken.found, broken)}
     return env_state, kept, metrics
 
 
@@ -129,7 +149,7 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     the bounds, and `obs_outside`, the share of them that exceed 2. If the environment
     reports which simulations diverged (`envs.quarantine`), `diverged` is the number of
     these steps; their episodes and rewards do not count, and if nothing else was left,
-    `reward` and `reward_std` are NaN.
+    `reward` and `reward_std` are NaN. The entry `BREAK` is passed on.
 
     Args:
         done: [T, B] 1 where an episode ended.
@@ -139,7 +159,7 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     """
     metrics = dict(metrics)
     diverged = metrics.pop("diverged", None)
-    counts: Metrics = {}
+    counts: Metrics = {BREAK: metrics.pop(BREAK)} if BREAK in metrics else {}
     mean_reward, variance = parallel.moments(reward)
     if diverged is not None:
         done = done * (1 - diverged)

@@ -19,6 +19,8 @@ Metrics = dict[str, Array]
 # Metrics of a roll-out that the environment alone makes NaN or infinite, and with what.
 # Single steps of that kind are left out (`envs.quarantine`), unless there is no other.
 OF_ENVIRONMENT = {"obs_magnitude": "an observation", "reward": "a reward"}
+# The one metric that is no number: the `Break` of a roll-out.
+BREAK = "break"
 
 
 class Transition(NamedTuple):
@@ -81,6 +83,23 @@ class TimeStep(NamedTuple):
     trace: dict[str, Array]
 
 
+class Break(NamedTuple):
+    """What one needs to repeat a step of a roll-out in which a simulation diverged.
+
+    found: [] bool; if False, none diverged and the rest means nothing.
+    env, chunk: [] int32 which environment, and which chunk of the roll-out.
+    state: of that environment before the step, leaves without the axis [B]; random
+        keys as integers.
+    action: [Ta, Da] the chunk that was executed.
+    """
+
+    found: Array
+    env: Array
+    chunk: Array
+    state: PyTree
+    action: Array
+
+
 class View(NamedTuple):
     """What it takes to draw an environment whose trace has `qpos`.
 
@@ -108,6 +127,7 @@ class Env(NamedTuple):
         clipped.
     physics: the `envs.physics.Physics` that steps the states inside `state`, so that
         `envs.randomize` may change its model; None: there is none, or it is unknown.
+    quarantined: whether its steps have the metric `diverged`, see `envs.quarantine`.
     """
 
     reset: Callable[[Array], Any]
@@ -118,6 +138,7 @@ class Env(NamedTuple):
     view: View | None = None
     action_range: tuple[Any, Any] | None = None
     physics: Any = None
+    quarantined: bool = False
 
 
 class VecEnv(NamedTuple):
@@ -129,6 +150,9 @@ class VecEnv(NamedTuple):
     and the returned TimeStep has the last observation of the one that ended.
 
     notes: what a user should know about it, such as actions that it does not take.
+    keeps_breaks: whether a roll-out keeps what precedes a step that diverged, as a
+        `Break`. Only for steps with the metric `diverged` that depend on nothing but
+        state and action; a simulator in a host process has more.
     """
 
     reset: Callable[[Array], Any]
@@ -138,6 +162,7 @@ class VecEnv(NamedTuple):
     max_steps: int | None
     num_envs: int
     notes: tuple[str, ...] = ()
+    keeps_breaks: bool = False
 
 
 class Algorithm(NamedTuple):
@@ -158,6 +183,10 @@ class Algorithm(NamedTuple):
         `step`. On the CPU backend the host loop compiles each phase separately, because
         a program that calls C MuJoCo has one thread less for everything it computes,
         and the compilation cache does not store it.
+    dispensable: names of fields of the state that a checkpoint may lack, such as a
+        replay buffer; a resumed run then takes them from `init`. Only for a state that
+        is a NamedTuple.
+    saves_dispensable: whether checkpoints hold them nevertheless.
     """
 
     init: Callable[..., Any]
@@ -167,3 +196,5 @@ class Algorithm(NamedTuple):
     split: Callable[[Any, int], Any] | None = None
     finite: tuple[str, ...] = ()
     phases: tuple[Callable[..., tuple], ...] = ()
+    dispensable: tuple[str, ...] = ()
+    saves_dispensable: bool = True

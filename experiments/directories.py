@@ -26,6 +26,7 @@ from experiments.settings import FREE, as_flag, override, settings_of
 _MAY_CHANGE = (
     *("run_dir", "num_seeds", "evaluate.", "loop.", "mesh."),
     *("collect.target_return", "collect.num_control_steps"),
+    ".replay.in_checkpoints",
 )
 # Paths of what a run started from. `_check_origin` compares the contents instead.
 _SOURCES = ("policy", "data")

@@ -61,7 +61,7 @@ def main(run_dir: str, config: ConfigDict, checkpoint: int | str = "latest") -> 
         "score": _score(policy, run_dir),
         "policy": _architecture(policy),
         "parameters": _parameters(policy, stored),
-        "training state in memory": _parts(stored),
+        "training state in memory": _parts(stored, policy.about),
         "on disk": _sizes(run_dir),
         "settings that differ from the defaults": _settings(policy.config, run_dir),
     }
@@ -157,7 +157,7 @@ def _parameters(policy: SavedPolicy, stored: Mapping[str, Any]) -> Iterator[str]
             yield f"{name}: {sum(map(_count, leaves)):,} in {len(leaves)} arrays"
 
 
-def _parts(stored: Mapping[str, Any]) -> Iterator[str]:
+def _parts(stored: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[str]:
     """The largest parts of the training state, among them any replay buffer."""
     sizes = {
         name: sum(_count(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -166,8 +166,12 @@ def _parts(stored: Mapping[str, Any]) -> Iterator[str]:
     if not sizes:
         yield "none: a run cannot resume from here"
         return
-    first = sorted(sizes, key=lambda name: -sizes[name])[:_SHOWN]
+    first = [x for x in sorted(sizes, key=lambda name: -sizes[name]) if sizes[x]]
+    first = first[:_SHOWN]
     yield ", ".join(f"{name} {_in_bytes(sizes[name])}" for name in first)
+    for name, size in about.get("left_out", {}).items():
+        if size:
+            yield f"left out: {name} {_in_bytes(size)}, so a resumed run fills it anew"
 
 
 def _count(leaf: Any) -> int:

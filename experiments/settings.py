@@ -14,6 +14,7 @@ import math
 import re
 import shlex
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,8 +229,10 @@ def _parse(node: ConfigDict, key: str, text: str, name: str) -> Any:
 def _literal(text: str) -> Any:
     """The value of a Python literal, or else the text itself."""
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of odd literals.
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
 
 

@@ -27,8 +27,9 @@ types <- replay <- learning <- algorithms <- deploy <- controller, exported
 interop, exported_policy <- exported
 demonstrations <- algorithms, interop
 errors <- types, objects, runtime, demonstrations, training.config_file
+errors <- expansion <- normalize, demonstrations, interop, training.orbax_manager
 training.old_settings <- training.config_file <- training.checkpoint
-types <- training.trees <- training.checkpoint
+types <- training.trees, training.left_out <- training.checkpoint
 errors <- training.provenance <- training.orbax_manager <- training.checkpoint
 normalize <- training.checkpoint <- training, interop, deploy
 """

@@ -16,13 +16,18 @@ import pytest
 
 import dppo_jax
 from dppo_jax.deploy import LoadedPolicy
+from dppo_jax.envs.build import make_env
 from dppo_jax.envs.physics import make_physics
 from dppo_jax.normalize import Normalizer
-from experiments import pretrain
+from dppo_jax.rollout import rollout
+from dppo_jax.training.break_files import save_break
+from dppo_jax.training.config_file import save_config
+from dppo_jax.types import BREAK
+from experiments import directories, pretrain
 from experiments.defaults import default_config
 from experiments.settings import use_network
 from experiments.settings_table import rows
-from tests import commands, demonstrated, tiny
+from tests import breaking, commands, demonstrated, tiny
 from tests.algorithms.test_saved_states import MAKE
 from tests.conftest import REPOSITORY
 from tests.stages import make_config
@@ -92,6 +97,7 @@ def test_every_example_has_a_test():
         "docs/environments.md": 2,
         "docs/library.md": 1,
         "docs/scaling.md": 1,
+        "docs/troubleshooting.md": 1,
     }
 
 
@@ -204,6 +210,33 @@ def test_the_example_of_many_devices_runs():
 def test_links_lead_to_files_headings_and_definitions(page):
     broken = [link for link in links_of(PAGES[page]) if not leads_somewhere(page, link)]
     assert broken == []
+
+
+def test_the_example_of_a_broken_simulation_runs(tmp_path, monkeypatch, capsys):
+    """A step of a task whose first step breaks."""
+    monkeypatch.chdir(tmp_path)
+    run_dir = tmp_path / "runs" / "hopper" / "finetune"
+    task = f"{breaking.__file__}:exploding"
+    config = make_config(tmp_path, "finetune", env__task=task, env__engine="auto")
+    with config.unlocked():
+        config.env.options = {}
+    save_config(run_dir, {"stage": "finetune", **directories.as_json(config)})
+    env = make_env(
+        config.env, normalizer=tiny.NORMALIZER, chunk=config.model.chunk, num_envs=2
+    )
+    keys = jax.random.split(jax.random.key(1), 2)
+
+    def act(keys, obs):
+        return jnp.zeros((2, *env.action_shape)), ()
+
+    _, _, metrics = jax.jit(lambda state: rollout(env, act, state, keys, 1))(
+        tiny.start(env, jax.random.key(0))
+    )
+    save_break(run_dir, 12, jax.device_get(metrics[BREAK]), tiny.NORMALIZER)
+    (source,) = examples("docs/troubleshooting.md")
+    names = run(source, "docs/troubleshooting.md")
+    assert names["outcome"].metrics["diverged"] == 1
+    assert capsys.readouterr().out.startswith("[1.]")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from dppo_jax.policies import (
 )
 from dppo_jax.policies.squashed import SquashedPolicy, squashed_policy
 from dppo_jax.rollout import env_keys
-from dppo_jax.types import Algorithm, Array, Env, Obs, TimeStep, VecEnv
+from dppo_jax.types import BREAK, Algorithm, Array, Env, Obs, TimeStep, VecEnv
 
 GOAL = 0.5
 CHUNK, ACTION_DIM = 2, 1
@@ -446,7 +446,7 @@ def run(algorithm, num_iterations: int, *, seed: int = 0):
     state, rows = algorithm.init(jax.random.key(seed)), []
     for _ in range(num_iterations):
         state, metrics = iterate(programs, state)
-        rows.append({name: float(value) for name, value in metrics.items()})
+        rows.append({k: float(x) for k, x in metrics.items() if k != BREAK})
     return state, rows
 
 

@@ -274,7 +274,7 @@ def check_episodes(episodes: Episodes, source: str) -> None:
                 f"{source}: {name} must be an array, not {type(array).__name__}; "
                 "convert it with numpy.asarray."
             )
-    steps = len(episodes.actions)
+    steps = episodes.actions.shape[0] if episodes.actions.ndim else 0
     for name, array in tables.items():
         if array.ndim != ranks[name] or len(array) != steps:
             raise SettingsError(
@@ -283,6 +283,11 @@ def check_episodes(episodes: Episodes, source: str) -> None:
             )
     _check_lengths(episodes.episode_lengths, steps, source)
     for name, array in tables.items():
+        if array.size == 0:
+            raise SettingsError(
+                f"{source}: {name} {array.shape} has rows without numbers; write the "
+                "data set again."
+            )
         if array.dtype.kind == "f":
             finite = np.isfinite(array.reshape(steps, -1)).all(axis=1)
             rows = np.flatnonzero(~finite)
@@ -351,6 +356,12 @@ def _check_lengths(lengths: np.ndarray, steps: int, source: str) -> None:
         raise SettingsError(
             f"{source}: episode {int(lengths.argmin())} has length {lengths.min()}; "
             "every episode needs at least one step."
+        )
+    # Before the sum, which could overflow.
+    if lengths.max() > steps or len(lengths) > steps:
+        raise SettingsError(
+            f"{source}: {len(lengths)} episodes with up to {lengths.max()} steps cannot"
+            f" add up to the {steps} that there are; write the data set again."
         )
     if lengths.sum() != steps:
         raise SettingsError(

@@ -103,4 +103,5 @@ def vectorize(env: Env, num_envs: int) -> VecEnv:
         action_shape=env.action_shape,
         max_steps=env.max_steps,
         num_envs=num_envs,
+        keeps_breaks=env.quarantined,
     )

@@ -50,7 +50,7 @@ def quarantine(env: Env) -> Env:
             trace=trace,
         )
 
-    return env._replace(step=step)
+    return env._replace(step=step, quarantined=True)
 
 
 def _motion(state: Any) -> list[Array]:

@@ -167,7 +167,7 @@ def _pipeline(path: Path, wanted: str) -> _Saved:
     if not (
         isinstance(modes, dict)
         and isinstance(eps, (int, float))
-        and eps >= 0
+        and 0 <= eps <= 1
         and (keys is None or isinstance(keys, list))
     ):
         raise SettingsError(
@@ -194,7 +194,7 @@ def _steps(path: Path) -> list[dict[str, Any]]:
         steps = json.loads(path.read_text())["steps"]
         if all(isinstance(step, dict) for step in steps):
             return list(steps)
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     raise SettingsError(f"{path} is no pipeline of LeRobot; copy it again.")
 

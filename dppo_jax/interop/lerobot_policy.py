@@ -67,6 +67,10 @@ _DEFAULTS: dict[str, Any] = dict(
         "ACTION": "MIN_MAX",
     },
 )
+# Counts, and what no count of a policy exceeds; a damaged one would fill the memory.
+_COUNTS = ("horizon", "n_obs_steps", "n_action_steps", "n_groups", "kernel_size")
+_COUNTS += ("num_train_timesteps", "diffusion_step_embed_dim")
+_MOST = 1_000_000
 # A wrong guess of these would go unnoticed: some defaults have changed.
 _REQUIRED = ("horizon", "n_action_steps", "n_obs_steps", "down_dims")
 
@@ -131,7 +135,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path} is not valid JSON: {error}.") from None
     kind = config.get("type") if isinstance(config, dict) else None
     if kind != "diffusion":
@@ -195,6 +199,7 @@ def _feature(where: str, name: str, entry: Mapping[str, Any]) -> Feature | None:
     if wanted is None and kind != "ENV":
         return None
     is_vector = isinstance(shape, list) and len(shape) == 1 and _is_count(shape[0])
+    is_vector = is_vector and shape[0] <= _MOST
     if shape is None or wanted is None or kind != wanted or not is_vector:
         raise SettingsError(
             f"{where} {name} of type {kind} and shape {shape}; only vectors "
@@ -212,9 +217,12 @@ def _settings(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], 
             f"{folder / _CONFIG} has {name}={config[name]!r}; it must be {wanted}."
         )
 
-    for name in ("horizon", "n_obs_steps", "n_action_steps", "n_groups"):
-        if config[name] < 1:
-            refuse(name, "positive")
+    for name in _COUNTS:
+        if not 1 <= config[name] <= _MOST:
+            refuse(name, f"a number from 1 to {_MOST}")
+    for name in ("beta_start", "beta_end", "clip_sample_range"):
+        if not 0 <= config[name] <= _MOST:  # NaN is not.
+            refuse(name, f"a number from 0 to {_MOST}")
     past = config["n_obs_steps"] - 1
     if config["n_action_steps"] > config["horizon"] - past:
         refuse(

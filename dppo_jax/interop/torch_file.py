@@ -7,6 +7,8 @@ instructions that weights need, and accepts only the names of tensors and their 
 It never imports or calls what a file names.
 """
 
+import lzma
+import math
 import os
 import pickletools
 import struct
@@ -20,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dppo_jax.errors import SettingsError
+from dppo_jax.expansion import check_expansion
 
 _STORAGES = {
     "torch FloatStorage": "f4",
@@ -44,7 +47,7 @@ _SAVE_AGAIN = (
     "with torch.save"
 )
 _UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, EOFError, OSError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
     *(RuntimeError, NotImplementedError),  # encrypted, compressed in unknown ways
 )
 # The errors that malformed instructions raise in the interpreter.
@@ -98,10 +101,14 @@ def _load(archive: zipfile.ZipFile, path: Path) -> Any:
         for name in archive.namelist()
     }
 
+    def read(info: zipfile.ZipInfo) -> bytes:
+        check_expansion(info.file_size, info.compress_size, f"{path}: {info.filename}")
+        return archive.read(info)
+
     def text(name: str, default: str) -> str:
         if name not in records:
             return default
-        return archive.read(records[name]).decode(errors="replace").strip()
+        return read(records[name]).decode(errors="replace").strip()
 
     version, byte_order = text("version", "3"), text("byteorder", "little")
     if not version.isdecimal() or int(version) not in _VERSIONS:
@@ -120,12 +127,12 @@ def _load(archive: zipfile.ZipFile, path: Path) -> Any:
         if kind != "storage" or info.file_size != size * dtype.itemsize:
             raise SettingsError(f"storage {key} has {info.file_size} bytes")
         if key not in storages:
-            storages[key] = np.frombuffer(archive.read(info), dtype)
+            storages[key] = np.frombuffer(read(info), dtype)
         if storages[key].dtype != dtype:
             raise SettingsError(f"storage {key} has two types")
         return storages[key]
 
-    instructions = archive.read(records["data.pkl"])
+    instructions = read(records["data.pkl"])
     try:
         return _interpret(instructions, storage)
     except _Refused as error:
@@ -237,6 +244,9 @@ def _tensor(
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
     if 0 not in shape and last >= storage.size:
         raise SettingsError(f"a tensor {shape} beyond the end of its storage")
+    # Strides of 0 repeat entries; whoever converts the array would copy each of them.
+    size = math.prod(shape) * storage.itemsize
+    check_expansion(size, storage.nbytes, f"a tensor {shape}")
     return np.lib.stride_tricks.as_strided(
         storage[offset:],
         shape,

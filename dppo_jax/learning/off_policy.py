@@ -76,6 +76,7 @@ def off_policy(
     updates_per_transition: float = 1.0,
     updates_per_round: int = 1,
     num_groups: int = 1,
+    in_checkpoints: bool = True,
     offline: Replay | None = None,
     offline_share: float = 0.5,
 ) -> Algorithm:
@@ -93,13 +94,16 @@ def off_policy(
         random_steps: transitions under uniform random actions, or `Learner.warm_up`,
             before the policy acts, rounded up to whole iterations.
         min_fill: transitions to collect before the first update; until then the metrics
-            of the updates are zero.
+            of the updates are zero. It counts again if a run resumes without its
+            buffer.
         updates_per_transition: the update-to-data ratio.
         updates_per_round: batches that one call of `Learner.update` gets.
         offline: a buffer of given transitions to mix into every batch; None: none.
         offline_share: share of a batch that is drawn from `offline`.
         num_groups: groups of environments that each give a batch equally many
             transitions; must be a multiple of the number of devices.
+        in_checkpoints: whether checkpoints hold the buffers. If not, a resumed run
+            begins to fill its buffer anew.
 
     Returns:
         An Algorithm; the metrics of `Learner.update` are averaged over the rounds of an
@@ -168,8 +172,12 @@ def off_policy(
         if min_fill <= per_iteration:
             return learn(*inputs)
         metrics = jax.eval_shape(learn, *inputs)[1]
+        # A buffer may start with demonstrations, or a run have resumed without it.
+        most = capacity - capacity % num_envs
+        stored = parallel.total(state.replay.size.sum())
+        collected = (state.iteration + 1) * per_iteration
         return jax.lax.cond(
-            (state.iteration + 1) * per_iteration >= min_fill,
+            (collected >= min_fill) & (stored >= min(min_fill, most)),
             lambda: learn(*inputs),
             lambda: (
                 (state.learner, state.replay.items.extras),
@@ -243,6 +251,8 @@ def off_policy(
         split=split,
         finite=(*OF_ENVIRONMENT, *learner.finite),
         phases=(collect_and_store, update),
+        dispensable=("replay", "offline"),
+        saves_dispensable=in_checkpoints,
     )
 
 

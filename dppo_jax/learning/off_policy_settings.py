@@ -17,6 +17,7 @@ def default_config() -> ConfigDict:
     config.updates_per_transition = 1.0  # the update-to-data ratio
     config.updates_per_round = 1  # batches of a round of updates
     config.num_groups = 1  # of environments; a multiple of the number of devices
+    config.in_checkpoints = True  # False: a resumed run fills its buffer anew
     return config
 
 

@@ -8,7 +8,7 @@ itself what wrote it (`provenance`), and what its run adds.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,13 @@ import orbax.checkpoint as ocp
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
+from dppo_jax.training import left_out
 from dppo_jax.training.config_file import CONFIG_FILE, load_config, runs_inside
 from dppo_jax.training.orbax_manager import (
     naming,
     open_manager,
     read_about,
+    restore_plain,
     writing,
 )
 from dppo_jax.training.provenance import provenance
@@ -151,11 +153,19 @@ class Checkpoints:
         """The bounds that were saved with the policy of an iteration."""
         return Normalizer(**read_policy_item(self._manager, iteration)["normalizer"])
 
-    def restore(self, like: PyTree, iteration: int | None = None) -> PyTree:
+    def restore(
+        self,
+        like: PyTree,
+        iteration: int | None = None,
+        *,
+        dispensable: Sequence[str] = (),
+    ) -> PyTree:
         """Read the training state of an iteration in the structure of `like`.
 
         Args:
             iteration: None: the newest one.
+            dispensable: fields of `like` that stay as they are if the checkpoint lacks
+                them; a note says so.
 
         Raises:
             SettingsError: a damaged checkpoint, or other shapes; the message names the
@@ -169,6 +179,10 @@ class Checkpoints:
             saved = self._manager.item_metadata(step)["state"]
             if saved is None:
                 raise KeyError("no state")
+        missing = left_out.lacking(saved, like, dispensable)
+        if missing:
+            left_out.note(str(self._manager.directory / str(step)), missing)
+            like, _ = left_out.leave_out(like, list(missing))
         check_matches(
             saved,
             storable(like),
@@ -180,7 +194,8 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )
-        return from_storable(restored["state"], like)
+        state = from_storable(restored["state"], like)
+        return state._replace(**missing) if missing else state
 
 
 def has_checkpoint(run_dir: str | os.PathLike) -> bool:
@@ -289,9 +304,7 @@ def described(more: Mapping[str, Any] | None) -> dict[str, Any]:
 def read_policy_item(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """The item `policy` as nested dictionaries."""
     read_about(manager, step)  # Refuses a later format.
-    with naming(manager, step):
-        restore = ocp.args.Composite(policy=ocp.args.StandardRestore())
-        return manager.restore(step, args=restore)["policy"]
+    return restore_plain(manager, step, "policy")
 
 
 def policy_item(params: PyTree, normalizer: Normalizer, **more: Any) -> Any:
@@ -330,15 +343,13 @@ def _load_item(
         about = read_about(manager, step)
         if name != "policy" and not (manager.directory / str(step) / name).exists():
             return None, step, about
+        if name != "state":
+            return restore_plain(manager, step, name), step, about
         with naming(manager, step):
-            like = None
-            if name == "state":  # Any number of devices may have saved it.
-                like = _on_one_device(manager.item_metadata(step)[name])
-            item = manager.restore(
-                step,
-                args=ocp.args.Composite(**{name: ocp.args.StandardRestore(like)}),
-            )[name]
-    return item, step, about
+            # Any number of devices may have saved it.
+            like = _on_one_device(manager.item_metadata(step)[name])
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+            return manager.restore(step, args=args)[name], step, about
 
 
 def _as_int(checkpoint: int | str) -> int:

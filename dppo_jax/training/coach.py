@@ -282,7 +282,9 @@ def _diverged(rows: Rows, settings: _Settings) -> str | None:
         f"the simulation broke in {steps[0]:.0f} steps of an iteration: an "
         "observation, a reward or a state was NaN, infinite or above 1e8. These steps "
         "are left out and their episodes start anew. See whether the task divides by "
-        "zero, and whether its physics needs a smaller time step"
+        "zero, and whether its physics needs a smaller time step; broken/ in the run "
+        "directory has states and actions to repeat such steps, unless the simulators "
+        "run in host processes"
     )
 
 

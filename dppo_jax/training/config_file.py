@@ -28,7 +28,7 @@ def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(
             f"{path} is not valid JSON ({error}); restore the file."
         ) from None

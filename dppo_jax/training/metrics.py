@@ -4,7 +4,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def _read(path: Path) -> tuple[list[dict[str, float]], int | None]:
     is_whole = text.endswith(("\n", "\r"))
     reader = csv.DictReader(lines)
     rows: list[dict[str, float]] = []
-    for cells in reader:
+    for cells in _cells(reader, path):
         is_last = reader.line_num >= len(lines)
         if is_last and not is_whole:
             return rows, reader.line_num
@@ -200,9 +200,24 @@ def _read(path: Path) -> tuple[list[dict[str, float]], int | None]:
             raise SettingsError(
                 f"{path}, line {reader.line_num}, is no row of numbers; remove it."
             ) from None
+        if not math.isfinite(row["iteration"]):
+            raise SettingsError(
+                f"{path}, line {reader.line_num}, has iteration {row['iteration']}; "
+                "remove it."
+            )
         if not rows or row["iteration"] > rows[-1]["iteration"]:
             rows.append(row)
     return rows, None
+
+
+def _cells(reader: csv.DictReader, path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file; what is no text of a table is refused."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise SettingsError(
+            f"{path}, line {reader.line_num}, is damaged ({error}); remove it."
+        ) from None
 
 
 def recent_mean(

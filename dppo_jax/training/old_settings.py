@@ -125,6 +125,13 @@ ADDED = {
     "algorithm.fpo.average_decay": 0.0,
     "algorithm.ppo_exact.ode_tolerance": None,
     "algorithm.fpo.average_start": 500,
+    **{
+        f"algorithm.{name}.replay.in_checkpoints": True
+        for name in (
+            *("sac", "rlpd", "calql", "ibrl", "dsrl"),
+            *("idql", "dql", "qsm", "dipo", "ogpo"),
+        )
+    },
     "rollout.random_steps": 20_000,
     "loop.pretrain.max_skipped": 3,
     "loop.finetune.max_skipped": 3,

@@ -2,15 +2,19 @@
 
 import contextlib
 import errno
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from dppo_jax.errors import SettingsError
+from dppo_jax.expansion import check_expansion
 from dppo_jax.training.provenance import check_format
 
 # What Orbax says when someone has removed the folder, or part of what it writes.
@@ -51,7 +55,12 @@ def naming(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
     """Raise errors of Orbax, which name only a file or key, with the checkpoint."""
     try:
         yield
-    except (KeyError, ValueError, OSError) as error:
+    except SettingsError:
+        raise
+    except (
+        *(KeyError, ValueError, OSError, TypeError, AttributeError),
+        *(RuntimeError, AssertionError),
+    ) as error:
         raise SettingsError(
             f"{manager.directory / str(step)} is damaged; remove it to use the "
             f"checkpoint before it, if there is one: {error}"
@@ -67,12 +76,36 @@ def open_manager(
         items: names of what a checkpoint may hold, in advance, so that a new process
             knows how to read it.
         **options: of `CheckpointManagerOptions`.
+
+    Raises:
+        SettingsError: one of the checkpoints is damaged.
     """
-    return ocp.CheckpointManager(
-        Path(folder).absolute(),
-        options=ocp.CheckpointManagerOptions(**options),
-        item_handlers={name: ocp.StandardCheckpointHandler() for name in items},
-    )
+    try:
+        return ocp.CheckpointManager(
+            Path(folder).absolute(),
+            options=ocp.CheckpointManagerOptions(**options),
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in items},
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise SettingsError(
+            f"a checkpoint in {folder} is damaged; remove it to use the others: {error}"
+        ) from error
+
+
+def restore_plain(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
+    """Read an item as nested dictionaries, whatever shapes it has.
+
+    Raises:
+        SettingsError: it is damaged, or has shapes that would fill the memory.
+    """
+    with naming(manager, step):
+        folder = manager.directory / str(step) / name
+        shapes = jax.tree.leaves(manager.item_metadata(step)[name])
+        size = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in shapes)
+        stored = sum(x.stat().st_size for x in Path(folder).rglob("*") if x.is_file())
+        check_expansion(size, stored, str(folder))
+        restore = ocp.args.Composite(**{name: ocp.args.StandardRestore()})
+        return manager.restore(step, args=restore)[name]
 
 
 def read_about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

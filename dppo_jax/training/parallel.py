@@ -143,6 +143,20 @@ def moments(x: Array) -> tuple[Array, Array]:
     return centre, mean(((x - centre) ** 2).mean())
 
 
+def first_found(found: Array, tree: Tree) -> Tree:
+    """The tree of the first device on which `found`, a scalar, is True."""
+    if num_shards() == 1:
+        return tree
+    rank = jnp.where(found, jax.lax.axis_index(_AXIS), num_shards())
+    is_first = found & (rank == jax.lax.pmin(rank, _AXIS))
+
+    def of_first(x: Array) -> Array:
+        numbers = x.astype(jnp.int32) if x.dtype == bool else x  # No sum of booleans.
+        return total(jnp.where(is_first, numbers, 0)).astype(x.dtype)
+
+    return jax.tree.map(of_first, tree)
+
+
 def local_part(x: Array, axis: int = 0) -> Array:
     """Slice out this device's part of an array that is the same on all devices."""
     if num_shards() == 1:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +11,17 @@ import numpy as np
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
-from dppo_jax.training import parallel, seeds
+from dppo_jax.training import left_out, parallel, seeds
+from dppo_jax.training.break_files import save_break
 from dppo_jax.training.clock import Clock
 from dppo_jax.training.coach import Coach
 from dppo_jax.training.config_file import load_config, save_config
+from dppo_jax.training.finite import check_finite
 from dppo_jax.training.metric_names import CHECKPOINT_SECONDS, EVALUATION_SECONDS
 from dppo_jax.training.metrics import MetricsWriter, read_metrics
 from dppo_jax.training.run_directory import Run, check_run_dir
 from dppo_jax.training.run_lock import locked
-from dppo_jax.types import OF_ENVIRONMENT, Algorithm, Metrics, PyTree
+from dppo_jax.types import BREAK, Algorithm, Metrics, PyTree
 
 Numbers = Mapping[str, float]
 Evaluate = Callable[[PyTree, str, int], Numbers | Callable[[], Numbers]]
@@ -138,7 +139,7 @@ class Runs:
                 run.check_bounds(newest, self._normalizer)
             rows = [x for x in read_metrics(run.run_dir) if x["iteration"] <= newest]
             ended = bool(newest) and self._stops(rows)
-            run.final = run.checkpoints.restore(like) if ended else None
+            run.final = self._restore(run, like) if ended else None
             starts.append(newest)
         # If `stop` has ended all seeds, nothing is left to do.
         start = self._shared_start(num_iterations) if self.going else max(starts)
@@ -149,7 +150,7 @@ class Runs:
                 states[i] = run.final
             elif start:
                 run.continue_from(start)
-                states[i] = run.checkpoints.restore(states[i], start)
+                states[i] = self._restore(run, states[i], start)
                 starts[i] = start
             if run.best is not None and not starts[i]:
                 run.best.clear()  # It is of a run whose checkpoints are gone.
@@ -215,9 +216,16 @@ class Runs:
         """
         going = self.going
         each = self._numbers(row.metrics)
+        self._save_breaks(row, each)
         for i in going:
             where = f"{self._runs[i].run_dir}: " if self._several else ""
-            self._check_finite(each[i], row.iteration, where)
+            check_finite(
+                each[i],
+                self._algorithm.finite,
+                iteration=row.iteration,
+                last_row=self.clock.logged,
+                where=where,
+            )
         if row.iteration > self._start:
             times = self.clock.read(row.iteration)
             for numbers in each:
@@ -279,12 +287,17 @@ class Runs:
                     about=run.about(),
                 )
 
+    def _restore(self, run: Run, like: Any, iteration: int | None = None) -> Any:
+        fields = self._algorithm.dispensable
+        return run.checkpoints.restore(like, iteration, dispensable=fields)
+
     def _save(self, run: Run, iteration: int, state: Any) -> None:
-        params = self._algorithm.params(state)
+        params, about = self._algorithm.params(state), run.about()
+        if not self._algorithm.saves_dispensable:
+            state, sizes = left_out.leave_out(state, self._algorithm.dispensable)
+            about |= {"left_out": sizes}
         with self.clock.timing(CHECKPOINT_SECONDS):
-            run.checkpoints.save(
-                iteration, state, params, self._normalizer, run.about()
-            )
+            run.checkpoints.save(iteration, state, params, self._normalizer, about)
 
     def _stops(self, rows: list[dict[str, float]]) -> bool:
         """Return the first process's result of `stop`, so that all processes end in the
@@ -333,8 +346,28 @@ class Runs:
                 run.checkpoints.forget(ahead.get(run.run_dir, ()))
         return start
 
+    def _save_breaks(self, row: Row, each: list[dict[str, float]]) -> None:
+        """Write what precedes the first broken simulation of an iteration."""
+        if BREAK not in row.metrics or not parallel.is_first_process():
+            return
+        for i in self.going:
+            if not each[i].get("diverged"):
+                continue
+            broken: Any = row.metrics[BREAK]
+            if self._several:
+                broken = jax.tree.map(lambda x, i=i: x[i], broken)
+            path = save_break(
+                self._runs[i].run_dir,
+                row.iteration,
+                jax.device_get(broken),
+                self._normalizer,
+            )
+            if path is not None:
+                print(f"note: a simulation broke; {path} has the step", flush=True)
+
     def _numbers(self, metrics: Metrics) -> list[dict[str, float]]:
-        values = {name: np.asarray(x) for name, x in jax.device_get(metrics).items()}
+        numbers = {name: x for name, x in metrics.items() if name != BREAK}
+        values = {name: np.asarray(x) for name, x in jax.device_get(numbers).items()}
         if not self._several:
             return [{name: float(x) for name, x in values.items()}]
         return [
@@ -354,35 +387,6 @@ class Runs:
 
     def _join(self, states: list[Any]) -> Any:
         return seeds.stack(states) if self._several else states[0]
-
-    def _check_finite(self, numbers: Numbers, iteration: int, where: str) -> None:
-        for name in self._algorithm.finite:
-            value = numbers.get(name, 0.0)
-            if np.isfinite(value):
-                continue
-            cure = (
-                "lower the learning rate or the clip range. If resuming fails at once, "
-                "the newest folder in checkpoints/ holds a diverged policy; remove it."
-            )
-            if name in OF_ENVIRONMENT:
-                cure = (
-                    f"the environment returned {OF_ENVIRONMENT[name]} that is NaN or "
-                    "infinite; correct env.task or env.wrappers."
-                )
-                if name == "reward" and numbers.get("diverged", 0) > 0:
-                    cure = (
-                        "every simulation broke in every step (diverged), so nothing "
-                        "is left to learn from; correct env.task or env.wrappers, or "
-                        "lower the time step of its physics."
-                    )
-            if iteration > self.clock.logged + 1:
-                cure += (
-                    f" This may have begun in any iteration after {self.clock.logged}, "
-                    "the last one with a row; set log_every=1 to see what came first."
-                )
-            raise FloatingPointError(
-                f"{where}{name} became {value} in iteration {iteration}; {cure}"
-            )
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:

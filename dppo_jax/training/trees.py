@@ -78,11 +78,14 @@ def plain(tree: PyTree) -> PyTree:
     return np.asarray(tree)
 
 
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves by the names on their paths, such as "env/physics/qpos", in order."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        "/".join(_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves
-    }
+    return {"/".join(_name(key) for key in path): leaf for path, leaf in leaves}
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
 
 
 def _name(key: Any) -> str:

@@ -294,7 +294,7 @@ STATE = {"observation.state": {"type": "STATE", "shape": [3]}}
         ),
         (dict(output_features={"b": {"type": "ACTION", "shape": [2]}}), "no action"),
         (dict(n_action_steps=4), "n_action_steps=4; it must be at most 3"),
-        (dict(n_obs_steps=0), "n_obs_steps=0; it must be positive"),
+        (dict(n_obs_steps=0), "n_obs_steps=0; it must be a number from 1 to"),
         (dict(down_dims=[]), r"down_dims=\[\]"),
         (dict(down_dims=[16, 24]), "multiples of the first, 16"),
         (dict(beta_schedule="scaled_linear"), "one of squaredcos_cap_v2, linear"),

@@ -96,6 +96,14 @@ def test_uniform_actions_come_first_and_updates_after_enough_data():
     assert step._cache_size() == 1
     assert [row["num_updates"] for row in rows] == [0, 0, 24, 24]
     assert [row["reward_seen"] != 0 for row in rows] == [False, False, True, True]
+    # A run that resumes without its buffer waits again, and does not act at random.
+    fresh = algorithm.init(jax.random.key(1)).replay
+    again, emptied = [], state._replace(replay=fresh)
+    for _ in range(3):
+        emptied, metrics = step(emptied)
+        again.append(float(metrics["num_updates"]))
+    assert again == [0, 0, 24] and (fresh.items.action == 0).all()
+    assert (emptied.replay.items.action[:, :9] == ACTION).all()
     action = np.asarray(state.replay.items.action).reshape(4, 10, 2)
     # Each ring holds the last ten of twelve steps.
     is_random = (action != ACTION).any(-1)

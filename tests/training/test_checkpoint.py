@@ -16,6 +16,7 @@ from dppo_jax.training.checkpoint import (
     load_critic,
     newest_checkpoint,
     read_policy,
+    read_state,
 )
 from dppo_jax.training.config_file import load_config, save_config
 from dppo_jax.training.trees import check_matches, with_types
@@ -72,6 +73,39 @@ def test_a_checkpoint_is_not_affected_by_donated_buffers(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore({"w": weights})
     np.testing.assert_array_equal(restored["w"], expected)
+
+
+EIGHT_GPUS = {
+    "sharding_type": "NamedSharding",
+    "shape": [8],
+    "axis_names": ["envs"],
+    "axis_types": [str(jax.sharding.AxisType.Auto)],
+    "partition_spec": ["envs"],
+    "device_mesh": {"mesh": [{"id": i + 100} for i in range(8)]},
+}
+ONE_GPU = {"sharding_type": "SingleDeviceSharding", "device_str": "cuda:0"}
+
+
+@pytest.mark.parametrize("sharding", [ONE_GPU, EIGHT_GPUS], ids=["one", "eight"])
+def test_a_checkpoint_of_gpus_loads_without_them(tmp_path, sharding):
+    """Orbax keeps the devices of every array; here they are devices that are absent."""
+    save_config(tmp_path, CONFIG)
+    state = state_at(1) | {"critic_params": {"w": jnp.arange(8.0)}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, PARAMS, tiny.NORMALIZER)
+    files = list(tmp_path.rglob("_sharding"))
+    assert [path.parent.name for path in files] == ["state"]
+    names = json.loads(files[0].read_text())
+    assert len(names) == len(state) - 1  # All but the empty array.
+    files[0].write_text(json.dumps(dict.fromkeys(names, json.dumps(sharding))))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert tiny.same(
+            checkpoints.restore(state_at(0) | {"critic_params": {"w": jnp.zeros(8)}}),
+            state,
+        )
+    assert tiny.same(with_types(read_policy(tmp_path).params, PARAMS), PARAMS)
+    np.testing.assert_array_equal(read_state(tmp_path)["float"], state["float"])
+    np.testing.assert_array_equal(load_critic(tmp_path)["w"], np.arange(8.0))
 
 
 def test_a_policy_is_saved_with_its_normalizer_and_config(tmp_path):

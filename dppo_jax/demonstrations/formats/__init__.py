@@ -23,7 +23,7 @@ from dppo_jax.demonstrations.formats.minari import (
     save_minari,
 )
 from dppo_jax.demonstrations.formats.robomimic import load_robomimic
-from dppo_jax.demonstrations.formats.tables import open_hdf5
+from dppo_jax.demonstrations.formats.tables import member, open_hdf5
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import OBS_LIMIT
 
@@ -193,10 +193,12 @@ def detect_format(path: str | os.PathLike) -> str:
         if (minari_folder(path) / "metadata.json").is_file():
             return "minari"
         content = sorted(entry.name for entry in path.iterdir())
+    elif not path.is_file():  # Opening a pipe would wait for a writer.
+        raise SettingsError(f"{path} is no file; check the path.")
     elif h5py.is_hdf5(path):
         with open_hdf5(path) as file:
             content = list(file)
-            if isinstance(file.get("data"), h5py.Group):
+            if isinstance(member(file, "data", str(path)), h5py.Group):
                 return "robomimic"
         if "observations" in content or "actions" in content:
             return "d4rl"

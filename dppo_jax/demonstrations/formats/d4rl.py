@@ -17,8 +17,10 @@ from dppo_jax.demonstrations.dataset import (
     unnormalize_episodes,
 )
 from dppo_jax.demonstrations.formats.tables import (
+    as_float32,
     check_max_episodes,
     flat,
+    member,
     open_hdf5,
     read_optional_rows,
     read_rows,
@@ -54,8 +56,8 @@ def load_d4rl(path: str | os.PathLike, max_episodes: int | None = None) -> Episo
         actions = read_rows(file, "actions", str(path), steps)
         rewards = read_optional_rows(file, "rewards", str(path), steps)
     episodes = Episodes(
-        observations={"state": state.astype(np.float32)},
-        actions=actions.astype(np.float32),
+        observations={"state": as_float32(state)},
+        actions=as_float32(actions),
         episode_lengths=lengths,
         rewards=None if rewards is None else flat(rewards, "rewards", str(path)),
         terminals=ends["terminals"][:steps],
@@ -111,7 +113,7 @@ def save_d4rl(path: str | os.PathLike, episodes: Episodes) -> None:
 def _check_lengths(file: h5py.File, steps: int, path: Path) -> None:
     """Check that all tables are equally long; slices of them would hide extra rows."""
     for name in ("observations", "actions", "rewards", "timeouts"):
-        table = file.get(name)
+        table = member(file, name, str(path))
         rows = steps if getattr(table, "ndim", 0) == 0 else len(table)
         if rows != steps:
             raise SettingsError(

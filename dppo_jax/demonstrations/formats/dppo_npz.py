@@ -16,6 +16,7 @@ from dppo_jax.demonstrations.dataset import (
     check_episodes,
     normalize_episodes,
 )
+from dppo_jax.demonstrations.formats.tables import as_float32
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import (
     Normalizer,
@@ -134,17 +135,20 @@ def _data_path(path: Path) -> Path:
 
 
 def _to_episodes(arrays: dict[str, np.ndarray]) -> Episodes:
-    observations = {"state": arrays["states"].astype(np.float32)}
+    observations = {"state": as_float32(arrays["states"])}
     if "images" in arrays:
         images = arrays["images"]
         channels_last = np.moveaxis(images, 1, -1) if images.ndim == 4 else images
         observations["rgb"] = np.ascontiguousarray(channels_last)
     rewards, terminals = arrays.get("rewards"), arrays.get("terminals")
+    lengths = arrays["traj_lengths"]
+    if lengths.dtype.kind in "iu":  # Sums of unsigned ones are no indices.
+        lengths = lengths.astype(np.int64)
     return Episodes(
         observations=observations,
-        actions=arrays["actions"].astype(np.float32),
-        episode_lengths=arrays["traj_lengths"],
-        rewards=None if rewards is None else rewards.astype(np.float32),
+        actions=as_float32(arrays["actions"]),
+        episode_lengths=lengths,
+        rewards=None if rewards is None else as_float32(rewards),
         terminals=None if terminals is None else terminals.astype(bool),
     )
 

@@ -16,11 +16,14 @@ import numpy as np
 
 from dppo_jax.demonstrations.dataset import Episodes, check_episodes
 from dppo_jax.demonstrations.formats.tables import (
+    as_float32,
     check_max_episodes,
+    flat,
     import_extra,
     require_key,
 )
 from dppo_jax.errors import SettingsError
+from dppo_jax.expansion import check_expansion
 
 _STATE = "observation.state"
 _ACTION = "action"
@@ -63,7 +66,8 @@ def load_lerobot(
     keys = tuple(obs_keys or (_STATE,))
     for key in (*keys, _ACTION):
         require_key(key, list(info["features"]), "column", f"{folder}/meta/info.json")
-        kind = info["features"][key].get("dtype", "")
+        feature = info["features"][key]
+        kind = feature.get("dtype", "") if isinstance(feature, dict) else ""
         if kind in ("video", "image", "string"):
             raise SettingsError(
                 f"{folder}: {key} is of the kind {kind}, but a state consists of "
@@ -73,8 +77,10 @@ def load_lerobot(
     seen: set[int] = set()
     paths = _data_files(folder)
     for batch in _read_batches(folder, paths, (*keys, _ACTION)):
-        rows = np.isin(batch[_EPISODE], wanted) if wanted is not None else slice(None)
-        batch = {name: column[rows] for name, column in batch.items()}
+        if wanted is not None:
+            begin, end = wanted
+            rows = (batch[_EPISODE] >= begin) & (batch[_EPISODE] < end)
+            batch = {name: column[rows] for name, column in batch.items()}
         batches.append(batch)
         seen.update(np.unique(batch[_EPISODE]).tolist())
         if max_episodes is not None and len(seen) > max_episodes:
@@ -84,6 +90,13 @@ def load_lerobot(
             f"{folder} holds no episodes; check data/ and the filter_key."
         )
     common = set.intersection(*(set(batch) for batch in batches))
+    for name in common:
+        sizes = {batch[name].shape[1:] for batch in batches}
+        if len(sizes) > 1:
+            raise SettingsError(
+                f"{folder}: {name} has vectors of {len(sizes)} different sizes; do not "
+                "mix data of different tasks."
+            )
     columns = {k: np.concatenate([batch[k] for batch in batches]) for k in common}
     _check_frames(columns, paths)
     return _to_episodes(columns, keys, max_episodes, folder)
@@ -130,10 +143,13 @@ def _to_episodes(
     if _DONE in columns:
         terminals = np.zeros(steps, bool)
         ends = np.cumsum(lengths) - 1
-        terminals[ends] = columns[_DONE][ends, 0] > 0
+        terminals[ends] = flat(columns[_DONE], _DONE, str(folder))[ends] > 0
         if _TRUNCATED in columns:
-            terminals[ends] &= columns[_TRUNCATED][ends, 0] == 0
-    rewards = columns[_REWARD][:steps, 0] if _REWARD in columns else None
+            truncated = flat(columns[_TRUNCATED], _TRUNCATED, str(folder))
+            terminals[ends] &= truncated[ends] == 0
+    rewards = None
+    if _REWARD in columns:
+        rewards = flat(columns[_REWARD], _REWARD, str(folder))[:steps]
     episodes = Episodes(
         observations={
             "state": np.concatenate([columns[key][:steps] for key in keys], axis=1)
@@ -149,9 +165,13 @@ def _to_episodes(
 
 def _read_info(folder: Path) -> dict[str, Any]:
     path = folder / "meta" / "info.json"
+    if not path.is_file():
+        raise SettingsError(
+            f"{path} cannot be read (no such file); a LeRobot data set needs it."
+        )
     try:
         info = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(
             f"{path} cannot be read ({error}); a LeRobot data set needs it."
         ) from error
@@ -164,19 +184,23 @@ def _read_info(folder: Path) -> dict[str, Any]:
 
 def _split(
     info: dict[str, Any], filter_key: str | None, folder: Path
-) -> np.ndarray | None:
-    """Indices of the episodes of a split, which is written "begin:end"; None: all."""
+) -> tuple[int, int] | None:
+    """First episode of a split, and the one after its last; None: all.
+
+    It is written "begin:end".
+    """
     if filter_key is None:
         return None
-    splits = info.get("splits") or {}
+    splits = info.get("splits")
+    splits = splits if isinstance(splits, dict) else {}
     require_key(filter_key, list(splits), "split", str(folder))
-    bounds = re.fullmatch(r"(\d+):(\d+)", str(splits[filter_key]))
+    bounds = re.fullmatch(r"(\d{1,18}):(\d{1,18})", str(splits[filter_key]))
     if not bounds:
         raise SettingsError(
             f"{folder}: the split {filter_key} is {splits[filter_key]!r}; it must be "
             "begin:end, for example 0:50."
         )
-    return np.arange(int(bounds[1]), int(bounds[2]))
+    return int(bounds[1]), int(bounds[2])
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -204,6 +228,8 @@ def _read_batches(
     parquet = import_extra("pyarrow.parquet", "lerobot", purpose)
     for index, path in enumerate(paths):
         begin = 0
+        if not path.is_file():  # Opening a pipe would wait for a writer.
+            raise SettingsError(f"{path} is no file; copy the data again.")
         try:
             with parquet.ParquetFile(path) as file:
                 there = file.schema_arrow.names
@@ -212,20 +238,47 @@ def _read_batches(
                 unique = dict.fromkeys((*required, _REWARD, _DONE, _TRUNCATED))
                 names = [name for name in unique if name in there]
                 whole = [name for name in (_EPISODE, _FRAME) if name in there]
+                _check_expansion(file.metadata, [*names, *whole], path)
                 for batch in file.iter_batches(_BATCH_ROWS, columns=[*names, *whole]):
                     if batch.num_rows:
                         columns = {n: _table(batch.column(n), n, path) for n in names}
-                        for name in whole:
-                            number = batch.column(name).to_numpy(zero_copy_only=False)
-                            columns[name] = number.astype(np.int64)
+                        columns |= {n: _whole(batch.column(n), n, path) for n in whole}
                         row = begin + np.arange(batch.num_rows)
                         place = np.stack([np.full_like(row, index), row], axis=1)
                         yield columns | {_PLACE: place}
                         begin += batch.num_rows
-        except (OSError, arrow.ArrowException) as error:
+        except SettingsError:
+            raise
+        except (OSError, ValueError, OverflowError, arrow.ArrowException) as error:
             raise SettingsError(
                 f"{path} is not a readable Parquet file ({error}); download it again."
             ) from error
+
+
+def _check_expansion(metadata: Any, names: Sequence[str], path: Path) -> None:
+    """Refuse columns that expand too far, as runs of one value do."""
+    size, stored = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            # That of a list is followed by the names of its parts.
+            for name in names:
+                if f"{column.path_in_schema}.".startswith(f"{name}."):
+                    size[name] += 8 * max(column.num_values, metadata.num_rows)
+                    stored[name] += column.total_compressed_size
+    for name in names:
+        check_expansion(size[name], stored[name], f"{path}: {name}")
+
+
+def _whole(column: Any, name: str, path: Path) -> np.ndarray:
+    """Convert an Arrow column of whole numbers to [N] int64."""
+    number = column.to_numpy(zero_copy_only=False)
+    if column.null_count or number.dtype.kind not in "iu":
+        raise SettingsError(
+            f"{path}: {name} has type {column.type} and {column.null_count} missing "
+            "values; it must hold whole numbers."
+        )
+    return number.astype(np.int64)
 
 
 def _table(column: Any, name: str, path: Path) -> np.ndarray:
@@ -247,4 +300,4 @@ def _table(column: Any, name: str, path: Path) -> np.ndarray:
         raise SettingsError(
             f"{path}: {name} has type {column.type}; it must hold numbers."
         )
-    return flat.reshape(rows, -1).astype(np.float32)
+    return as_float32(flat.reshape(rows, int(sizes[0])))

@@ -22,8 +22,10 @@ from dppo_jax.demonstrations.dataset import (
 )
 from dppo_jax.demonstrations.formats.tables import (
     check_max_episodes,
+    check_tables,
     import_extra,
     one_episode,
+    open_hdf5,
     require_key,
 )
 from dppo_jax.errors import SettingsError
@@ -60,6 +62,9 @@ def load_minari(
     folder = minari_folder(Path(folder))
     check_max_episodes(max_episodes)
     _check_metadata(folder)
+    for path in sorted(folder.glob("*.hdf5")):
+        with open_hdf5(path) as file:
+            check_tables(file, str(path))
     minari = import_extra(
         "minari", "minari", f"{folder} is a Minari data set; reading it"
     )
@@ -72,7 +77,9 @@ def load_minari(
             _read(episode, obs_keys, space, rewarded, f"{folder}: episode {episode.id}")
             for episode in dataset.iterate_episodes(indices)
         ]
-    except (OSError, KeyError, AssertionError, ImportError, RuntimeError) as error:
+    except SettingsError:
+        raise
+    except Exception as error:  # The package trusts its files.
         raise SettingsError(
             f"{folder} is not a readable Minari data set ({error!r}); download it "
             "again."
@@ -153,7 +160,7 @@ def _check_metadata(folder: Path) -> None:
     """
     try:
         metadata = json.loads((folder / _METADATA).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(
             f"{folder} is not a Minari data set: {_METADATA} cannot be read ({error}); "
             "check the path."

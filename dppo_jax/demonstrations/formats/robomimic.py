@@ -17,6 +17,7 @@ from dppo_jax.demonstrations.dataset import Episodes, concatenate
 from dppo_jax.demonstrations.formats.tables import (
     check_max_episodes,
     flat,
+    member,
     one_episode,
     open_hdf5,
     read_optional_rows,
@@ -24,6 +25,7 @@ from dppo_jax.demonstrations.formats.tables import (
     require_key,
 )
 from dppo_jax.errors import SettingsError
+from dppo_jax.expansion import check_expansion
 
 # Observations of each arm, and then of the task, in the order that DPPO's robomimic
 # policies were trained with.
@@ -61,10 +63,10 @@ def load_robomimic(
     path = Path(path)
     check_max_episodes(max_episodes)
     with open_hdf5(path) as file:
-        names = _episode_names(file, path, filter_key)[:max_episodes]
-        data = file["data"]
-        keys = tuple(obs_keys or _default_keys(data[names[0]], f"{path}: {names[0]}"))
-        parts = [_read(data[name], keys, f"{path}: {name}") for name in names]
+        demos = _episodes(file, path, filter_key)[:max_episodes]
+        name, first = demos[0]
+        keys = tuple(obs_keys or _default_keys(first, f"{path}: {name}"))
+        parts = [_read(demo, keys, f"{path}: {name}") for name, demo in demos]
     return concatenate(parts, str(path))
 
 
@@ -87,26 +89,23 @@ def _read(demo: h5py.Group, keys: Sequence[str], source: str) -> Episodes:
     )
 
 
-def _episode_names(file: h5py.File, path: Path, filter_key: str | None) -> list[str]:
-    """Names of the groups, sorted by number: demo_2 before demo_10."""
-    data = file.get("data")
+def _episodes(
+    file: h5py.File, path: Path, filter_key: str | None
+) -> list[tuple[str, h5py.Group]]:
+    """Episodes and their names, sorted by number: demo_2 before demo_10."""
+    data = member(file, "data", str(path))
     groups = data if isinstance(data, h5py.Group) else {}
-    names = [name for name in groups if isinstance(groups.get(name), h5py.Group)]
+    members = {name: member(groups, name, f"{path}: data") for name in groups}
+    demos = {name: x for name, x in members.items() if isinstance(x, h5py.Group)}
+    names = list(demos)
     if filter_key is not None:
-        mask = file.get("mask")
-        masks = mask if isinstance(mask, h5py.Group) else {}
-        require_key(filter_key, list(masks), "filter_key", str(path))
-        chosen = [
-            name.decode() if isinstance(name, bytes) else str(name)
-            for name in np.asarray(masks[filter_key]).ravel()
-        ]
-        missing = [name for name in chosen if name not in names]
+        names = _masked(file, path, filter_key)
+        missing = [name for name in names if name not in demos]
         if missing:
             raise SettingsError(
                 f"{path}: mask/{filter_key} lists {missing[0]}, which is not among the "
-                f"{len(names)} episodes in data; correct the mask."
+                f"{len(demos)} episodes in data; correct the mask."
             )
-        names = chosen
     if not names:
         raise SettingsError(
             f"{path} holds no episodes (data/demo_*"
@@ -115,14 +114,31 @@ def _episode_names(file: h5py.File, path: Path, filter_key: str | None) -> list[
         )
 
     def number(name: str) -> tuple[float, str]:
-        digits = re.search(r"\d+$", name)
-        return (int(digits[0]) if digits else float("inf"), name)
+        digits = re.search(r"\d{1,300}$", name)  # As many as a float can hold.
+        return (float(digits[0]) if digits else float("inf"), name)
 
-    return sorted(names, key=number)
+    return [(name, demos[name]) for name in sorted(names, key=number)]
+
+
+def _masked(file: h5py.File, path: Path, filter_key: str) -> list[str]:
+    """Names of the episodes of a subset."""
+    mask = member(file, "mask", str(path))
+    masks = mask if isinstance(mask, h5py.Group) else {}
+    require_key(filter_key, list(masks), "filter_key", str(path))
+    table = member(masks, filter_key, f"{path}: mask")
+    if not isinstance(table, h5py.Dataset) or table.dtype.kind not in "SO":
+        raise SettingsError(
+            f"{path}: mask/{filter_key} must be a list of names of episodes."
+        )
+    check_expansion(table.nbytes, table.id.get_storage_size(), f"mask/{filter_key}")
+    return [
+        name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        for name in np.asarray(table).ravel()
+    ]
 
 
 def _observations(demo: h5py.Group, source: str) -> h5py.Group:
-    group = demo.get("obs")
+    group = member(demo, "obs", source)
     if not isinstance(group, h5py.Group):
         raise SettingsError(
             f"{source} lacks obs; it holds {', '.join(demo)}. Extract them with "

@@ -1,16 +1,19 @@
 """Functions that readers share: HDF5 tables, optional packages, making an episode."""
 
 import importlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import h5py
 import numpy as np
 
 from dppo_jax.demonstrations.dataset import Episodes, check_episodes
 from dppo_jax.errors import SettingsError
+from dppo_jax.expansion import check_expansion
 
 
 @contextmanager
@@ -25,16 +28,69 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         raise SettingsError(
             f"{path} is a folder, not an HDF5 file; name the file in it."
         )
-    if not path.exists():
-        raise SettingsError(f"{path} does not exist; check the path.")
+    if not path.is_file():  # Opening a pipe would wait for a writer.
+        raise SettingsError(f"{path} does not exist, or is no file; check the path.")
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError) as error:
+    except SettingsError:
+        raise
+    except (OSError, RuntimeError, KeyError) as error:
         raise SettingsError(
             f"{path} is not a readable HDF5 file ({error}); download or write it "
             "again."
         ) from error
+
+
+def member(group: h5py.Group, name: str, source: str) -> Any:
+    """What a group holds under a name; None: nothing.
+
+    Raises:
+        SettingsError: it is in another file, or the link to it is damaged.
+    """
+    try:
+        link = group.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise SettingsError(
+                f"{source}: {name} is a link to {link.filename}; data must be in one "
+                "file, so copy them."
+            )
+        found = group.get(name)
+        is_outside = isinstance(found, h5py.Dataset) and (
+            found.is_virtual or found.external is not None
+        )
+    except SettingsError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise SettingsError(f"{source}: {name} is damaged ({error}).") from error
+    if is_outside:
+        raise SettingsError(
+            f"{source}: {name} has its numbers in another file; data must be in one "
+            "file, so copy them."
+        )
+    return found
+
+
+def check_tables(group: h5py.Group, source: str) -> None:
+    """Refuse tables that lie in another file, or expand too far, anywhere in a group.
+
+    For packages that read files without such checks.
+    """
+    seen, groups = set(), [(source, group)]
+    while groups:
+        where, group = groups.pop()
+        address = h5py.h5o.get_info(group.id).addr
+        if address in seen:  # A link leads back.
+            continue
+        seen.add(address)
+        for name in group:
+            found = member(group, name, where)
+            if isinstance(found, h5py.Group):
+                groups.append((f"{where}/{name}", found))
+            elif isinstance(found, h5py.Dataset) and found.shape is not None:
+                size = math.prod(found.shape) * found.dtype.itemsize
+                stored = found.id.get_storage_size()
+                check_expansion(size, stored, f"{where}: {name}")
 
 
 def read_rows(
@@ -45,17 +101,29 @@ def read_rows(
     Raises:
         SettingsError: the table is missing, holds no numbers, or is a scalar.
     """
-    table = group.get(name)
+    table = member(group, name, source)
     if not isinstance(table, h5py.Dataset):
         raise SettingsError(
             f"{source} lacks {name}; it holds {', '.join(group) or 'nothing'}."
         )
-    if table.ndim == 0 or table.dtype.kind not in "fiub":
+    try:
+        kind, shape = table.dtype.kind, table.shape
+        if not shape or kind not in "fiub":
+            raise SettingsError(
+                f"{source}: {name} has type {table.dtype} and shape {shape}; it must "
+                "hold numbers, one row per step."
+            )
+        rows = len(table) if stop is None else min(stop, len(table))
+        size = rows * math.prod(shape[1:]) * table.dtype.itemsize
+        # What was never written takes no space in the file.
+        check_expansion(size, table.id.get_storage_size(), f"{source}: {name}")
+        return table[:stop]
+    except SettingsError:
+        raise
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise SettingsError(
-            f"{source}: {name} has type {table.dtype} and shape {table.shape}; it must "
-            "hold numbers, one row per step."
-        )
-    return table[:stop]
+            f"{source}: {name} cannot be read ({error}); write the data again."
+        ) from error
 
 
 def read_optional_rows(
@@ -101,7 +169,7 @@ def one_episode(
             images.append(part)
         elif part.ndim in (1, 2):
             table = part if part.ndim == 2 else part[:, None]
-            vectors.append(table.astype(np.float32))
+            vectors.append(as_float32(table))
         else:
             raise SettingsError(
                 f"{source}: {name} {part.dtype} {part.shape} is neither a table of "
@@ -120,7 +188,7 @@ def one_episode(
         terminals[-1] = ended
     episode = Episodes(
         observations=observations,
-        actions=actions.astype(np.float32),
+        actions=as_float32(actions),
         episode_lengths=np.array([steps]),
         rewards=None if rewards is None else flat(rewards, "rewards", source),
         terminals=terminals,
@@ -129,13 +197,22 @@ def one_episode(
     return episode
 
 
+def as_float32(table: np.ndarray) -> np.ndarray:
+    """Convert numbers; larger ones than float32 holds become infinite, in silence.
+
+    `check_episodes` refuses these.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return table.astype(np.float32)
+
+
 def flat(column: np.ndarray, name: str, source: str) -> np.ndarray:
     """Convert a column [N] or [N, 1] to [N] float32."""
     if column.shape not in ((len(column),), (len(column), 1)):
         raise SettingsError(
             f"{source}: {name} {column.shape} must have one entry per step."
         )
-    return column.reshape(-1).astype(np.float32)
+    return as_float32(column.reshape(-1))
 
 
 def check_max_episodes(max_episodes: int | None) -> None:
