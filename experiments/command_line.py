@@ -17,7 +17,7 @@ from dppo_jax import runtime
 from dppo_jax.errors import SettingsError
 from experiments import console, dry_run
 from experiments import help as helps
-from experiments import processes, summaries
+from experiments import latest, processes, summaries
 from experiments.defaults import default_config
 from experiments.directories import config_of_run
 from experiments.settings import load_config as load_config_file
@@ -211,10 +211,10 @@ def _parse(
             f"name the policy with --config.policy={given[0]}."
         )
     if takes_run and len(given) == 1 and not _CONFIG.value:
-        config = config_of_run(given.pop())
+        config = config_of_run(latest.followed(given.pop()))
         override(config, changes, "--config.")
         runtime.configure()
-        return [_expand_home(config)]
+        return [_paths_in_full(config)]
     if given and not words:
         word = (stray or given)[0]
         raise SettingsError(f"{word!r} is not a flag; write --config.KEY=VALUE.")
@@ -228,11 +228,14 @@ def _parse(
     config = load_config_file(_CONFIG.value) if _CONFIG.value else default_config()
     override(config, changes, "--config.")
     runtime.configure()
-    return [*given, _expand_home(config)]
+    return [*given, _paths_in_full(config)]
 
 
-def _expand_home(config: ConfigDict) -> ConfigDict:
-    """Replace a leading "~" of paths, which shells keep in the middle of a word."""
+def _paths_in_full(config: ConfigDict) -> ConfigDict:
+    """Replace a leading "~" of paths, which shells keep in the middle of a word.
+
+    Also replace `runs/latest` by the run that it leads to.
+    """
     for name in ("data", "policy", "run_dir"):
-        config[name] = os.path.expanduser(config[name])
+        config[name] = latest.followed(os.path.expanduser(config[name]))
     return config

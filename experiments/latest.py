@@ -8,6 +8,17 @@ NAME = "latest"
 _FOLDER = "runs"
 
 
+def followed(path: str) -> str:
+    """The path of a run that `latest` leads to now; other paths stay.
+
+    Tomorrow it may lead to another run, so nothing should be recorded under its name.
+    """
+    link = Path(path)
+    if link.name != NAME or not link.is_symlink():
+        return path
+    return str(link.parent / os.readlink(link))
+
+
 def point_to(run_dir: str | os.PathLike) -> None:
     """Let `latest` in the folder `runs` above a run lead to it.
 

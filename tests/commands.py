@@ -35,7 +35,7 @@ _PIECE = re.compile(
 )
 # Blocks without such a line hold no commands of this repository. A launcher such as
 # srun may stand before one, or a line of the block before it.
-_COMMAND_LINE = re.compile(r"^[^#\n]*\b(?:python -m|make) ", re.MULTILINE)
+_COMMAND_LINE = re.compile(r"^[^#\n]*\b(?:python -m|make|dppo-jax) ", re.MULTILINE)
 
 # Writes the words of every command that this repository has, and does nothing else: a
 # restricted shell (set -r) starts no program by its path and writes no file.

@@ -9,6 +9,8 @@ def test_the_link_leads_to_the_last_run_and_moves_with_the_folder(tmp_path):
         (runs / name).mkdir(parents=True)
         latest.point_to(runs / name)
     assert (runs / "latest").resolve() == runs / "a" / "finetune"
+    assert latest.followed(f"{runs}/latest") == f"{runs}/a/finetune"
+    assert latest.followed(f"{runs}/a/latest") == f"{runs}/a/latest"  # no link
     # A run that is resumed by the name of the link.
     latest.point_to(runs / "latest")
     assert (runs / "latest").resolve() == runs / "a" / "finetune"
