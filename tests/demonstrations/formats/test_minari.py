@@ -120,7 +120,9 @@ def test_damage_is_named_in_one_line_with_the_folder(tmp_path):
     folder = write(tmp_path / "tiny")
     file = folder / "data" / "main_data.hdf5"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="main_data.hdf5 is not a readable HDF5") as error:
+    with pytest.raises(
+        ValueError, match="main_data.hdf5 is not a readable HDF5"
+    ) as error:
         load_minari(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
