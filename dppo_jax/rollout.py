@@ -69,9 +69,10 @@ def rollout(
     (env_state, broken), (kept, metrics) = jax.lax.scan(
         step, (env_state, broken), jnp.arange(num_chunks)
     )
+    kept_break: dict[str, Any] = {}
     if broken is not None:
-        metrics |= {BREAK: parallel.first_found(broken.found, broken)}
-    return env_state, kept, metrics
+        kept_break = {BREAK: parallel.first_found(broken.found, broken)}
+    return env_state, kept, metrics | kept_break
 
 
 class FirstEpisodes(NamedTuple):

@@ -5,6 +5,7 @@ a file, a `Link`, or a function that writes to the path it gets.
 """
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import shutil
 import signal
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -120,7 +122,7 @@ def damaged_json(draw: Any, tree: Any) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         nodes = list(_containers(tree))
         node = nodes[draw(st.integers(0, 2**16)) % len(nodes)] if nodes else None
-        odd = draw(st.sampled_from(ODD))
+        odd = copy.deepcopy(draw(st.sampled_from(ODD)))
         if not node:
             return json.dumps(odd).encode()
         keys = list(node) if isinstance(node, dict) else list(range(len(node)))
@@ -180,7 +182,7 @@ def _damaged_file(content: bytes) -> st.SearchStrategy[bytes]:
         with contextlib.suppress(Exception):  # It may be damaged already.
             strategies += 2 * [damaged_archive(unzipped(content))]
     elif content[:1] in b"{[":
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             strategies += 3 * [damaged_json(json.loads(content))]
     return st.one_of(strategies)
 
@@ -214,7 +216,8 @@ def unzipped(content: bytes) -> list[list[Any]]:
 def zipped(members: Sequence[Sequence[Any]], method: int = zipfile.ZIP_STORED) -> bytes:
     """A zip archive of (name, content)."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of names that occur twice.
         for name, content in members:
             info = zipfile.ZipInfo(name)
             info.compress_type = method

@@ -382,7 +382,7 @@ def reference_cases(draw: Any) -> Folder:
                 weights[name] = (
                     array if array.dtype != np.uint64 else array.astype("i8")
                 )
-    tree |= {"model": weights, "ema": weights}
+    tree = tree | {"model": weights, "ema": weights}
     if draw(st.integers(0, 5)) == 0:
         tree[draw(st.sampled_from(["epoch", "itr", "model"]))] = draw(
             st.sampled_from([None, "x", -1, 2.5, []])

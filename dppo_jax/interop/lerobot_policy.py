@@ -68,8 +68,10 @@ _DEFAULTS: dict[str, Any] = dict(
     },
 )
 # Counts, and what no count of a policy exceeds; a damaged one would fill the memory.
-_COUNTS = ("horizon", "n_obs_steps", "n_action_steps", "n_groups", "kernel_size")
-_COUNTS += ("num_train_timesteps", "diffusion_step_embed_dim")
+_COUNTS = (
+    *("horizon", "n_obs_steps", "n_action_steps", "n_groups", "kernel_size"),
+    *("num_train_timesteps", "diffusion_step_embed_dim"),
+)
 _MOST = 1_000_000
 # A wrong guess of these would go unnoticed: some defaults have changed.
 _REQUIRED = ("horizon", "n_action_steps", "n_obs_steps", "down_dims")
@@ -198,8 +200,12 @@ def _feature(where: str, name: str, entry: Mapping[str, Any]) -> Feature | None:
     wanted = _KINDS.get(name)
     if wanted is None and kind != "ENV":
         return None
-    is_vector = isinstance(shape, list) and len(shape) == 1 and _is_count(shape[0])
-    is_vector = is_vector and shape[0] <= _MOST
+    is_vector = (
+        isinstance(shape, list)
+        and len(shape) == 1
+        and _is_count(shape[0])
+        and shape[0] <= _MOST
+    )
     if shape is None or wanted is None or kind != wanted or not is_vector:
         raise SettingsError(
             f"{where} {name} of type {kind} and shape {shape}; only vectors "

@@ -48,7 +48,8 @@ def save_break(
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        np.savez(file, **{name: np.asarray(x) for name, x in arrays.items()})
+        whole = {name: np.asarray(x) for name, x in arrays.items()}
+        np.savez(file, allow_pickle=False, **whole)
     temporary.replace(path)
     return path
 
