@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         max_episodes=options.max_episodes,
         obs_keys=options.obs_keys,
         filter_key=options.filter_key,
+        task=options.task,
     )
     print(f"{options.source}: {summary(episodes)}", flush=True)
     written = save_demonstrations(options.target, episodes, format=options.format)
@@ -66,6 +67,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     keys = "entries to concatenate to the state, if the format has several"
     add("--obs_keys", nargs="+", metavar="KEY", help=keys)
     add("--filter_key", metavar="NAME", help="only this mask (robomimic) or split")
+    task = "make the observations of this task (lift, can, ...) of robosuite's"
+    add("--task", metavar="TASK", help=task)
     return parser.parse_args(arguments)
 
 

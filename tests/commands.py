@@ -20,7 +20,7 @@ from absl import app, flags
 
 from benchmarks import timing
 from dppo_jax.errors import SettingsError
-from experiments import command_line, compare, convert, report
+from experiments import command_line, compare, convert, replay, report
 from experiments.configs import avoid
 from tests.conftest import REPOSITORY
 
@@ -185,8 +185,8 @@ def _patches(module: ModuleType) -> list[Any]:
         main = lambda words, output="", over=(), **_: start(  # noqa: E731
             report.parse(words, output, over)
         )
-    if module is convert:
-        main = convert._parse
+    if module in (convert, replay):
+        main = module._parse
     if module is compare:
         main = lambda argv: start(compare.parse(argv))  # noqa: E731
     config = avoid.get_config().lock()

@@ -37,7 +37,7 @@ class Format(NamedTuple):
 
     looks: a description of its files or folders, for messages.
     load: (path, max_episodes, **options) -> Episodes.
-    options: the keyword arguments of `load`, among obs_keys and filter_key.
+    options: the keyword arguments of `load`, among obs_keys, filter_key and task.
     save: (path, episodes) writes to a path that does not exist; None: the format can
         only be read.
     """
@@ -88,7 +88,9 @@ FORMATS = {
         "a folder with data/metadata.json", load_minari, ("obs_keys",), save_minari
     ),
     "robomimic": Format(
-        "an HDF5 file with data/demo_*", load_robomimic, ("obs_keys", "filter_key")
+        "an HDF5 file with data/demo_*",
+        load_robomimic,
+        ("obs_keys", "filter_key", "task"),
     ),
     "lerobot": Format(
         "a folder with meta/info.json", load_lerobot, ("obs_keys", "filter_key")
@@ -103,6 +105,7 @@ def load_demonstrations(
     max_episodes: int | None = None,
     obs_keys: Sequence[str] | None = None,
     filter_key: str | None = None,
+    task: str | None = None,
 ) -> Episodes:
     """Read demonstrations of any known format and normalise them.
 
@@ -113,6 +116,7 @@ def load_demonstrations(
         obs_keys: entries of an observation to concatenate to the state, for formats
             with several entries.
         filter_key: name of the subset to read, for formats with named subsets.
+        task: task of this project whose observations to make of robosuite's.
 
     Returns:
         Episodes normalised to [-1, 1], with their bounds. If the format stores task
@@ -125,7 +129,7 @@ def load_demonstrations(
     name = _known(format) if format is not None else detect_format(path)
     if not path.exists():
         raise SettingsError(f"{path} does not exist; check the path.")
-    chosen = {"obs_keys": obs_keys, "filter_key": filter_key}
+    chosen = {"obs_keys": obs_keys, "filter_key": filter_key, "task": task}
     given = {option: value for option, value in chosen.items() if value is not None}
     for option, value in given.items():
         if option not in FORMATS[name].options:

@@ -3,17 +3,24 @@
 `data/demo_<i>` holds `actions [T, Da]`, either `obs/<key>` (robomimic) or the
 simulator's `states [T, D]` (robosuite's recordings), and optionally `rewards [T]` and
 `dones [T]`. `mask/<filter>` lists the names of a subset of episodes.
+`robosuite_scenes` makes observations of this project's tasks of them.
 """
 
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from dppo_jax.demonstrations.dataset import Episodes, concatenate
+from dppo_jax.demonstrations.formats import robosuite_scenes
+from dppo_jax.demonstrations.formats.robosuite_origin import (
+    check_origin,
+    convert_actions,
+)
 from dppo_jax.demonstrations.formats.tables import (
     check_max_episodes,
     flat,
@@ -40,6 +47,7 @@ def load_robomimic(
     *,
     obs_keys: Sequence[str] | None = None,
     filter_key: str | None = None,
+    task: str | None = None,
 ) -> Episodes:
     """Read a robomimic or robosuite file episode by episode, in the order of numbers.
 
@@ -52,6 +60,8 @@ def load_robomimic(
             `robot<i>_eef_quat` and `robot<i>_gripper_qpos` of each arm, then `object`;
             or `states` in a file without `obs`.
         filter_key: read only the episodes that `mask/<filter_key>` lists.
+        task: make the observations and actions of this task of the project, see
+            `robosuite_scenes` and `robosuite_origin`; needs the default of `obs_keys`.
 
     Returns:
         Episodes in task units, float32. The last step is a terminal if `dones` is set
@@ -62,12 +72,28 @@ def load_robomimic(
     """
     path = Path(path)
     check_max_episodes(max_episodes)
+    if task is not None and obs_keys:
+        raise SettingsError(
+            f"task={task!r} chooses the entries of its observation; leave out obs_keys="
+            f"{obs_keys!r}."
+        )
     with open_hdf5(path) as file:
         demos = _episodes(file, path, filter_key)[:max_episodes]
+        origin: dict[str, Any] = {}
+        if task is not None:
+            origin = dict(member(file, "data", str(path)).attrs)
+            check_origin(origin, task, str(path))
         name, first = demos[0]
         keys = tuple(obs_keys or _default_keys(first, f"{path}: {name}"))
         parts = [_read(demo, keys, f"{path}: {name}") for name, demo in demos]
-    return concatenate(parts, str(path))
+    episodes = concatenate(parts, str(path))
+    if task is None:
+        return episodes
+    episodes = robosuite_scenes.convert(
+        episodes, task, str(path), states=keys == (_STATES_KEY,)
+    )
+    actions = convert_actions(episodes.actions, origin, str(path))
+    return episodes._replace(actions=actions)
 
 
 def _read(demo: h5py.Group, keys: Sequence[str], source: str) -> Episodes:

@@ -15,7 +15,12 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from dppo_jax.envs.physics import PhysicsState, make_physics, resolve_engine
+from dppo_jax.envs.physics import (
+    Physics,
+    PhysicsState,
+    make_physics,
+    resolve_engine,
+)
 from dppo_jax.envs.robots import control, kinematics, panda, rotations
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Array, Env, Obs, TimeStep, View
@@ -130,25 +135,9 @@ def make_table_env(
     if not 0 < response <= 1:
         raise SettingsError(f"response={response} must lie in (0, 1].")
     reach = (response * action_scale[0], response * action_scale[1])
-    model = build_model(task)
-    layout = find_layout(model, task)
-    physics = make_physics(
-        model, NUM_SUBSTEPS, resolve_engine(engine, cpu_engine="mujoco")
-    )
+    world = make_world(task, engine)
+    model, layout, physics = world
     bases = [kinematics.base_pose(arm.position, arm.yaw) for arm in task.arms]
-
-    def observe(scene: Scene) -> Obs:
-        parts = [
-            part
-            for hand in scene.hands
-            for part in (
-                hand.position,
-                xyzw(hand.quaternion),
-                # The second finger moves the other way in robosuite.
-                hand.fingers * jnp.array([1.0, -1.0]),
-            )
-        ]
-        return {"state": jnp.concatenate([*parts, task.observe(scene)])}
 
     def reset(key: Array) -> TableState:
         arm_key, object_key = jax.random.split(key)
@@ -160,9 +149,7 @@ def make_table_env(
         for name, body in task.place(object_key).items():
             pose = jnp.concatenate([body.position, body.quaternion])
             qpos = qpos.at[layout.bodies[name]].set(pose)
-        physics_state = physics.reset(qpos, jnp.zeros(model.nv))
-        scene = look(layout, task, physics_state.qpos)
-        return TableState(physics_state, observe(scene), jnp.float32(0))
+        return state_at(world, task, qpos)
 
     def step(state: TableState, action: Array) -> tuple[TableState, TimeStep]:
         chex.assert_shape(action, (control.NUM_ACTIONS * len(task.arms),))
@@ -176,7 +163,8 @@ def make_table_env(
         scene = look(layout, task, physics_state.qpos)
         solved = task.solved(scene).astype(jnp.float32)
         success = jnp.maximum(state.success, solved)
-        state = TableState(physics_state, observe(scene), success)
+        obs = {"state": observation(task, scene)}
+        state = TableState(physics_state, obs, success)
         return state, TimeStep(
             obs=state.obs,
             reward=solved,
@@ -202,6 +190,14 @@ def make_table_env(
     )
 
 
+class World(NamedTuple):
+    """The compiled scene of a task, where things are in its qpos, and its physics."""
+
+    model: mujoco.MjModel
+    layout: "Layout"
+    physics: Physics
+
+
 class Layout(NamedTuple):
     """Indices into qpos.
 
@@ -211,6 +207,28 @@ class Layout(NamedTuple):
     joints: tuple[np.ndarray, ...]
     fingers: tuple[np.ndarray, ...]
     bodies: dict[str, np.ndarray]
+
+
+def make_world(task: TableTask, engine: str = "auto") -> World:
+    """Compile the scene of a task for an engine.
+
+    Raises:
+        SettingsError: an engine that cannot run.
+    """
+    model = build_model(task)
+    physics = make_physics(
+        model, NUM_SUBSTEPS, resolve_engine(engine, cpu_engine="mujoco")
+    )
+    return World(model, find_layout(model, task), physics)
+
+
+def state_at(world: World, task: TableTask, qpos: Array) -> TableState:
+    """The state of a task that begins at rest in a configuration [nq]."""
+    physics_state = world.physics.reset(qpos, jnp.zeros(world.model.nv))
+    scene = look(world.layout, task, physics_state.qpos)
+    return TableState(
+        physics_state, {"state": observation(task, scene)}, jnp.float32(0)
+    )
 
 
 def build_model(task: TableTask) -> mujoco.MjModel:
@@ -259,6 +277,21 @@ def look(layout: Layout, task: TableTask, qpos: Array) -> Scene:
         for name, index in layout.bodies.items()
     }
     return Scene(tuple(hands), bodies)
+
+
+def observation(task: TableTask, scene: Scene) -> Array:
+    """What a policy sees of a scene [Do], see `make_table_env`."""
+    parts = [
+        part
+        for hand in scene.hands
+        for part in (
+            hand.position,
+            xyzw(hand.quaternion),
+            # The second finger moves the other way in robosuite.
+            hand.fingers * jnp.array([1.0, -1.0]),
+        )
+    ]
+    return jnp.concatenate([*parts, task.observe(scene)])
 
 
 def xyzw(quaternion: Array) -> Array:
