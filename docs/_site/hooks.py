@@ -104,6 +104,8 @@ def goal_of(path: str, anchor: str) -> tuple[str, str] | None:
         return path.removeprefix("docs/"), anchor
     if path.endswith(".ipynb"):
         return path.removesuffix(".ipynb") + ".md", anchor
+    if path.startswith("examples/") and path.endswith(".png"):
+        return path, anchor  # A picture of a notebook.
     if path.startswith(f"{PACKAGE}/") and path.endswith(".py"):
         module = module_of(path)
         return page_of(module), f"{module}.{anchor}" if anchor else module

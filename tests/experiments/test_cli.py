@@ -20,8 +20,9 @@ def test_the_command_is_declared():
     assert declared == ["dppo-jax", "=", f"{cli.__name__}:{cli.main.__name__}"]
 
 
-def test_a_program_runs_with_its_arguments_as_by_python_m(monkeypatch):
+def test_a_program_runs_with_its_arguments_as_by_python_m(monkeypatch, tmp_path):
     """`test_wheel.py` starts it."""
+    monkeypatch.chdir(tmp_path)
     started = []
 
     def run_module(name, **settings):
@@ -32,7 +33,7 @@ def test_a_program_runs_with_its_arguments_as_by_python_m(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     cli.main()
     module = "experiments.export_reference"
-    assert started == [(module, "__main__", ["a", "b"], os.getcwd())]
+    assert started == [(module, "__main__", ["a", "b"], str(tmp_path))]
 
 
 def test_an_unknown_program_suggests_another(monkeypatch, capsys):

@@ -23,9 +23,10 @@ def test_nothing_else_is_touched(tmp_path):
     latest.point_to(tmp_path / "elsewhere" / "run")
     assert [x.name for x in tmp_path.rglob("latest")] == []
     own = tmp_path / "runs" / "latest"
-    own.mkdir(parents=True)
+    own.parent.mkdir()
+    own.write_text("a note")
     latest.point_to(own.parent / "run")
-    assert own.is_dir() and not own.is_symlink()
+    assert own.read_text() == "a note" and not own.is_symlink()
 
 
 def test_a_file_system_without_links_fails_no_run(tmp_path, monkeypatch):
