@@ -100,10 +100,7 @@ def main(
     ]
     scored: list[Scored] = []
     for label, run, configs in planned:
-        inputs.check_task(next(iter(configs.values())), "robustness")
-        policy = inputs.find_policy(
-            next(iter(configs.values())), "finetune", checkpoint
-        )
+        policy = inputs.find_policy(config_of_run(run), "finetune", checkpoint)
         for condition, config in configs.items():
             scored.append(_score(label, run, policy, condition, config))
             # What is done stays, however the program ends.
@@ -163,6 +160,7 @@ def _configs(
     run: str, conditions: Sequence[Condition], changes: Sequence[str]
 ) -> dict[Condition, ConfigDict]:
     config = config_of_run(run)
+    inputs.check_task(config, "robustness")
     override(config, changes, "--config.")
     found = {}
     for condition in conditions:
