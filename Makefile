@@ -67,7 +67,7 @@ format: $(INSTALLED)  ## Let black and isort rewrite the sources
 KEEP := $(if $(JSON),--json)
 HOPPER := --config experiments/configs/hopper.py:v0_8
 
-bench: $(BASE)  ## Measure this machine, about 25 minutes (JSON=1 keeps the rows)
+bench: $(BASE)  ## Measure this machine, about 30 minutes (JSON=1 keeps the rows)
 	@echo "== physics"
 	@$(BIN)/python -m benchmarks.physics --batch 512 $(KEEP)
 	@echo "== denoising"

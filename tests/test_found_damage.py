@@ -160,6 +160,11 @@ CASES = {
         *("robomimic", lambda: hdf5(readers.robomimic(), "mask/train", endless)),
         "mask/train must be a list of names",
     ),
+    "metadata in a pipe": (
+        "minari",
+        lambda: readers.minari() | {"set/data/metadata.json": os.mkfifo},
+        "no such file",
+    ),
     "a pipe": ("d4rl", lambda: {"data.hdf5": os.mkfifo}, "is no file"),
     "a split of a trillion episodes": (
         *("lerobot", lambda: info(splits={"train": "0:1000000000000"})),

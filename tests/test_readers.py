@@ -40,7 +40,7 @@ def check(name: str, folder: Path, case: damage.Folder, outcomes: collections.Co
         outcomes["refused"] += 1
         if "\n" in str(error).strip():
             outcomes["lines"] += 1
-    except Exception as error:
+    except (Exception, damage.Hang) as error:
         frames = traceback.extract_tb(error.__traceback__)
         ours = [x for x in frames if "site-packages" not in x.filename]
         places = [f"{Path(x.filename).name}:{x.lineno}" for x in (ours[-1], frames[-1])]

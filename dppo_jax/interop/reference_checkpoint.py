@@ -59,6 +59,7 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
     if (
         not isinstance(weights, dict)
         or not weights
+        or not all(isinstance(name, str) for name in weights)
         or not all(isinstance(array, np.ndarray) for array in weights.values())
         or not isinstance(iteration, int)
     ):
@@ -66,6 +67,7 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
             f"{path} is not a checkpoint of the reference's pre-training (epoch, model,"
             " ema) or fine-tuning (itr, model); pass a state_<n>.pt that it saved."
         )
+    _check_numbers(weights, path)
     tuned = any(name.startswith("actor_ft.") for name in weights)
     base_prefix, prefix = ("actor.", "actor_ft.") if tuned else ("network.", "network.")
     try:
@@ -77,11 +79,14 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
         critic = None
         if _has_state_critic(weights):
             critic = params_from_reference(weights, prefix="critic.")
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise SettingsError(f"{path}: {error}") from None
     log_bounds = [weights.get(f"{prefix}logvar_{end}") for end in ("min", "max")]
+    if any(bound is not None and bound.size != 1 for bound in log_bounds):
+        raise SettingsError(f"{path}: {prefix}logvar_min and _max must be one number.")
     low, high = (
-        None if bound is None else float(np.exp(0.5 * bound)) for bound in log_bounds
+        None if bound is None else float(np.exp(0.5 * bound.reshape(())))
+        for bound in log_bounds
     )
     return ReferenceCheckpoint(
         stage="finetune" if tuned else "pretrain",
@@ -90,6 +95,21 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
         std_bounds=None if low is None or high is None else (low, high),
         iteration=iteration,
     )
+
+
+def _check_numbers(weights: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+    """Refuse weights that are no numbers of float32; masks may be infinite."""
+    largest = np.finfo(np.float32).max
+    for name, array in weights.items():
+        is_mask = name.endswith("mask")
+        if array.dtype.kind == "f" and not is_mask:
+            with np.errstate(invalid="ignore"):
+                if not (np.abs(array) <= largest).all():
+                    raise SettingsError(
+                        f"{path}: {name} has entries that are NaN, infinite or too "
+                        "large for float32; copy the file again, or pass a checkpoint "
+                        "of a run that did not diverge."
+                    )
 
 
 def save_reference_checkpoint(

@@ -250,8 +250,9 @@ def _read_batches(
         except SettingsError:
             raise
         except (OSError, ValueError, OverflowError, arrow.ArrowException) as error:
+            reason = " ".join(str(error).split())
             raise SettingsError(
-                f"{path} is not a readable Parquet file ({error}); download it again."
+                f"{path} is not a readable Parquet file ({reason}); download it again."
             ) from error
 
 

@@ -159,6 +159,8 @@ def _check_metadata(folder: Path) -> None:
     spaces.
     """
     try:
+        if not (folder / _METADATA).is_file():  # Opening a pipe would wait.
+            raise OSError("no such file")
         metadata = json.loads((folder / _METADATA).read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(
