@@ -103,7 +103,18 @@ def settings(text):
 
 
 NESTED = {"config.json": b'{"a":' + damage.NESTED}
+HUGE_NUMBER = b'{"algorithm": {"ppo": {"discount": 1%s}}}' % (400 * b"0")
+_ENTRY = b'{"x":{"dtype":"F32","shape":[0,%d,%d],"data_offsets":[0,0]}}' % (2**62, 8)
+EMPTY_TENSOR = len(_ENTRY).to_bytes(8, "little") + _ENTRY
 CASES = {
+    "an empty tensor with axes that no array can have": (
+        *("safetensors", lambda: {"a.safetensors": EMPTY_TENSOR}),
+        "no readable .safetensors file",
+    ),
+    "a setting that no float can hold": (
+        *("config", lambda: {"config.json": HUGE_NUMBER}),
+        "algorithm.ppo.discount=1000",
+    ),
     "a header that states a terabyte": (
         *("dppo_npz", lambda: npz(states=damage.npy_lie("(1000000000000,)"))),
         "states is damaged",
@@ -231,3 +242,7 @@ def test_little_may_expand_to_much_and_much_by_little():
     expansion.check_expansion(expansion.ALWAYS, stored, "it")
     with pytest.raises(SettingsError, match="it would take 1.07.* GB"):
         expansion.check_expansion(expansion.ALWAYS + 1, stored - 1, "it")
+
+
+def test_a_message_is_one_line_whatever_it_quotes():
+    assert str(SettingsError("lacks a\nb; restore it")) == "lacks a\\nb; restore it"

@@ -73,7 +73,11 @@ def _tensors(content: bytes) -> dict[str, np.ndarray]:
             raise _Damaged(f"{name} {shape} has {last - first} bytes")
         array = np.frombuffer(
             content, dtype, math.prod(shape), offset=8 + length + first
-        ).reshape(shape)
+        )
+        try:
+            array = array.reshape(shape)
+        except ValueError as error:  # One axis of none makes all others possible.
+            raise _Damaged(f"{name} {shape}: {error}") from None
         if entry["dtype"] == "BF16":
             array = (array[None].astype(np.uint32) << 16).view(np.float32)[0]
         tensors[name], start = array, last

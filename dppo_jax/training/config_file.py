@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def check_types(
             is_kind = isinstance(value, _IN_JSON[kind]) and (
                 isinstance(value, bool) == (kind is bool)
             )
+            if is_kind and kind is float and isinstance(value, int):
+                is_kind = abs(value) <= sys.float_info.max  # JSON knows no limit.
             fits = is_kind or (optional and value is None)
         if not fits:
             raise SettingsError(
