@@ -1,8 +1,9 @@
 """Score policies under other conditions: python -m experiments.robustness \\
        --output=FOLDER --over=SETTING=VALUE,VALUE,... LABEL=RUN,RUN ...
 
-Evaluates every run with each value of a setting, such as those of env.randomization. A
-single number for a setting that is a range means exactly this number. An example:
+Evaluates every run with each value of a setting, such as those of env.randomization,
+which are off otherwise, also for runs that were trained with them. A single number for
+a setting that is a range means exactly this number. An example:
 
   python -m experiments.robustness --output=runs/robustness/hopper \\
       --over=env.randomization.mass=0.8,1,1.2,1.5 \\
@@ -161,6 +162,8 @@ def _configs(
 ) -> dict[Condition, ConfigDict]:
     config = config_of_run(run)
     inputs.check_task(config, "robustness")
+    # What a run varied in training would hide the one condition.
+    config.env.randomization.update(randomize.default_config())
     override(config, changes, "--config.")
     found = {}
     for condition in conditions:

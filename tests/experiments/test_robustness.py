@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -39,6 +40,17 @@ def test_runs_are_scored_with_every_value_and_0_is_the_plain_score(world, tmp_pa
     assert {row["checkpoint"] for row in rows} == {"2"}
     assert "| dppo | 1 |" in (tmp_path / "out" / "table.md").read_text()
     assert (tmp_path / "out" / "scores.png").exists()
+
+
+def test_what_a_run_varied_in_training_is_off(world, tmp_path):
+    shutil.copytree(world / "finetune", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    saved = json.loads(path.read_text())
+    saved["env"]["randomization"]["delay"] = [0, 3]
+    path.write_text(json.dumps(saved))
+    condition = Condition("env.randomization.mass", "1")
+    config = robustness._configs(str(tmp_path / "run"), [condition], [])[condition]
+    assert config.env.randomization.delay == (0, 0)
 
 
 def test_a_number_for_a_range_means_this_number(world):
