@@ -164,8 +164,8 @@ def _comparable(
             if _settings(settings_of(saved), stage) != wanted:
                 continue
             rows = [x for x in read_metrics(folder) if ITERATION_SECONDS in x]
-        except (ValueError, OSError):
-            continue  # A damaged run says nothing.
+        except Exception:
+            continue  # A damaged run says nothing, whatever is wrong with it.
         if len(rows) > 1:  # The first one includes compilation.
             return str(folder), rows[-1][ITERATION_SECONDS]
     return None
