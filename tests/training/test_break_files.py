@@ -11,7 +11,7 @@ from dppo_jax.envs.tasks.locomotion import make_runner
 from dppo_jax.envs.wrappers import chunk_actions
 from dppo_jax.errors import SettingsError
 from dppo_jax.rollout import env_keys, rollout
-from dppo_jax.training import break_files, runs
+from dppo_jax.training import break_files, parallel, runs
 from dppo_jax.training.break_files import load_break, save_break
 from dppo_jax.training.loop import train
 from dppo_jax.types import BREAK, Break
@@ -122,6 +122,18 @@ def test_a_physics_state_breaks_again(engine, tmp_path, monkeypatch):
     np.testing.assert_array_equal(before.env.physics.qpos[0], physics.qpos[1])
     _, outcome = jax.jit(again.step)(before, action)
     assert outcome.metrics["diverged"] == 1
+
+
+def test_of_many_devices_the_first_that_found_a_break_tells_it():
+    found = jnp.array([False, True, True])
+    tree = {"found": found, "x": jnp.array([jnp.nan, 5, 7]), "env": jnp.arange(3)}
+    shards = parallel._SHARDS.set(3)
+    try:
+        told = jax.vmap(parallel.first_found, axis_name="envs")(found, tree)
+    finally:
+        parallel._SHARDS.reset(shards)
+    assert told["found"].dtype == bool and told["found"].all()
+    assert told["x"].tolist() == [5, 5, 5] and told["env"].tolist() == [1, 1, 1]
 
 
 def reporting(found, num_seeds=0):
