@@ -31,6 +31,7 @@ from dppo_jax.replay import Replay
 from dppo_jax.training import left_out, seeds
 from dppo_jax.training.checkpoint import CHECKPOINTS, Checkpoints
 from dppo_jax.training.loop import compiled_step
+from dppo_jax.training.trees import storable
 from dppo_jax.types import Algorithm
 from experiments.settings import load_config, override
 
@@ -102,7 +103,7 @@ def measure_saving(
         "cost s": cost,
         "share": cost / (every * iteration + cost),
         "MB on disk": max(sizes) / 1e6,
-        "state MB": left_out.num_bytes(jax.tree.map(_data, state)) / 1e6,
+        "state MB": left_out.num_bytes(storable(state)) / 1e6,
     }
 
 
@@ -115,11 +116,6 @@ def save(
     if not algorithm.saves_dispensable:
         kept, _ = left_out.leave_out(kept, algorithm.dispensable)
     checkpoints.save(1, kept, params, unit_normalizer(config))
-
-
-def _data(x: jax.Array) -> jax.Array:
-    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(x) if is_key else x
 
 
 def _bytes(folder: Path) -> int:

@@ -6,9 +6,9 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
-_FOLDER = Path(__file__).resolve().parent
+from experiments import help as helps
+
 # In the order in which they are used; others follow by name.
 _FIRST = ("demo", "collect", "pretrain", "finetune", "evaluate", "compare", "report")
 # Started by other programs only.
@@ -38,10 +38,10 @@ def main() -> None:
 def programs() -> Iterator[tuple[str, str]]:
     """Name and purpose of every program, without importing it."""
     found = {}
-    for path in sorted(_FOLDER.glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if 'if __name__ == "__main__"' in text and path.stem not in _INNER:
-            found[path.stem] = _purpose(text)
+    for path in sorted(helps.FOLDER.glob("*.py")):
+        source = helps.source_of(path.stem)
+        if source is not None and path.stem not in _INNER:
+            found[path.stem] = _purpose(source)
     for name in (*(x for x in _FIRST if x in found), *found):
         if name in found:
             yield name, found.pop(name)
@@ -49,7 +49,7 @@ def programs() -> Iterator[tuple[str, str]]:
 
 def configurations() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Name, purpose and variants of every configuration file."""
-    for path in sorted((_FOLDER / "configs").glob("*.py")):
+    for path in sorted((helps.FOLDER / "configs").glob("*.py")):
         text = path.read_text(encoding="utf-8")
         if "def get_config" in text:
             module = importlib.import_module(f"experiments.configs.{path.stem}")

@@ -38,6 +38,7 @@ DRY_RUN = flags.DEFINE_boolean(
 )
 JSON = flags.DEFINE_boolean("json", False, "print a summary as the last line.")
 QUIET = flags.DEFINE_boolean("quiet", False, "show no progress.")
+_CHANGE = re.compile(r"--?config\.(.*)", re.DOTALL)
 # Words on the command line, and the flags that they stand for.
 _ALIASES = {"video": f"video={FEW_VIDEOS}", "dry-run": "dry_run"}
 
@@ -160,6 +161,15 @@ def _summary_of_failure(name: str) -> Iterator[None]:
         raise
 
 
+def split_changes(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """KEY=VALUE of every --config.KEY=VALUE, and the other words."""
+    found = [(_CHANGE.fullmatch(word), word) for word in words]
+    return (
+        [match[1] for match, _ in found if match],
+        [word for match, word in found if not match],
+    )
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """The positional arguments; the flags get the values of the command line.
 
@@ -192,9 +202,7 @@ def _parse(
         SettingsError: no configuration, an unknown key, a value of the wrong type, or
             not as many positional arguments as `words`, or several run directories.
     """
-    flag = re.compile(r"--?config\.(.*)", re.DOTALL)
-    changes = [match[1] for arg in argv[1:] if (match := flag.fullmatch(arg))]
-    words_left = [arg for arg in argv if not flag.fullmatch(arg)]
+    changes, words_left = split_changes(argv)
     alone = {
         f"{dash}{x}": f"--{y}" for x, y in _ALIASES.items() for dash in ("-", "--")
     }

@@ -7,7 +7,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from dppo_jax.demonstrations.dataset import summary
 from dppo_jax.demonstrations.formats import (
@@ -17,15 +16,9 @@ from dppo_jax.demonstrations.formats import (
 )
 from dppo_jax.errors import SettingsError
 from experiments import processes
+from experiments.command_line import Parser
 
 _WRITABLE = [name for name, entry in FORMATS.items() if entry.save is not None]
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises SettingsError, so that a wrong argument ends in one line as in a stage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; --help lists the arguments.")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -55,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     description = (__doc__ or "").splitlines()[-1]
-    parser = _Parser("experiments.convert", description=description)
+    parser = Parser("experiments.convert", description=description)
     add = parser.add_argument
     add("source", metavar="IN", help="file or folder to read")
     add("target", metavar="OUT", help="file or folder to write; must not exist")

@@ -8,6 +8,8 @@ AXES = {
     "env_steps": "environment steps",
     "seconds": "training time without evaluations (s)",
 }
+# Their order on pages, where the first is chosen at first.
+ON_PAGES = ("env_steps", "seconds", "iteration")
 
 
 def curve(

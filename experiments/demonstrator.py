@@ -15,6 +15,7 @@ from dppo_jax.demonstrations.recorder import (
     make_recorder,
     random_bounds,
 )
+from dppo_jax.envs import randomize
 from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.checkpoint import has_checkpoint, read_policy
@@ -101,4 +102,5 @@ def _own_config(config: ConfigDict) -> ConfigDict:
     own.rollout, own.algorithm.ppo = own.collect.rollout, own.collect.ppo
     own.algorithm.name = "ppo"
     own.env.update(history=1, executed=None)
+    own.env.randomization = randomize.default_config()
     return own

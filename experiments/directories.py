@@ -19,6 +19,7 @@ from dppo_jax.training import parallel
 from dppo_jax.training.config_file import load_config, runs_inside, save_config
 from dppo_jax.training.old_settings import flatten, nested
 from dppo_jax.training.run_directory import check_run_dir
+from experiments import latest
 from experiments.defaults import default_config
 from experiments.settings import FREE, as_flag, override, settings_of
 
@@ -103,7 +104,8 @@ def read_groups(words: Sequence[str]) -> dict[str, list[str]]:
             raise SettingsError(f"{word!r} names no runs; write LABEL=DIR,DIR ...")
         if label in groups:
             raise SettingsError(f"the label {label!r} is given twice; join its runs.")
-        groups[label] = dirs.split(",") if equals else [dirs]
+        paths = dirs.split(",") if equals else [dirs]
+        groups[label] = [latest.followed(path) for path in paths]
     return groups
 
 

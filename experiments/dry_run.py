@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 from dppo_jax.policies import num_executable
 from dppo_jax.training.checkpoint import newest_checkpoint
 from dppo_jax.training.config_file import CONFIG_FILE, load_config
-from dppo_jax.training.metric_names import ITERATION_SECONDS, in_time
+from dppo_jax.training.left_out import num_bytes
+from dppo_jax.training.metric_names import ITERATION_SECONDS, in_bytes, in_time
 from dppo_jax.training.metrics import read_metrics
+from dppo_jax.training.trees import storable
 from dppo_jax.types import Algorithm, PyTree
 from experiments import directories
 from experiments.settings import settings_of
@@ -116,11 +118,6 @@ def _lines_of_training(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "time", "unknown: no run with these settings is here"
 
 
-def in_bytes(size: int) -> str:
-    """A size in words."""
-    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-
-
 def _parts(params: PyTree) -> Iterator[tuple[str, PyTree]]:
     """The parts of parameters by name, without single numbers."""
     named = params._asdict() if hasattr(params, "_asdict") else {"policy": params}
@@ -140,12 +137,7 @@ def _count(tree: PyTree) -> int:
 
 
 def _bytes(tree: PyTree) -> int:
-    def size(leaf: Any) -> int:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
-        return math.prod(leaf.shape) * leaf.dtype.itemsize
-
-    return sum(map(size, jax.tree.leaves(tree)))
+    return num_bytes(jax.eval_shape(storable, tree))
 
 
 def _comparable(
@@ -164,8 +156,8 @@ def _comparable(
             if _settings(settings_of(saved), stage) != wanted:
                 continue
             rows = [x for x in read_metrics(folder) if ITERATION_SECONDS in x]
-        except (ValueError, OSError):
-            continue  # A damaged run says nothing.
+        except Exception:
+            continue  # A damaged run says nothing, whatever is wrong with it.
         if len(rows) > 1:  # The first one includes compilation.
             return str(folder), rows[-1][ITERATION_SECONDS]
     return None

@@ -1,11 +1,14 @@
 """What --help prints: the docstring of a program, read without importing it."""
 
 import ast
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+# At the beginning of a line, as this file is no program.
+_MAIN = re.compile(r'^if __name__ == "__main__":', re.MULTILINE)
 # Programs that read a configuration.
 _STAGE = "command_line.run_stage("
 # The others that do not print their own help.
@@ -40,7 +43,7 @@ def source_of(name: str) -> str | None:
     if not name.isidentifier() or not path.is_file():
         return None
     source = path.read_text(encoding="utf-8")
-    return source if 'if __name__ == "__main__"' in source else None
+    return source if _MAIN.search(source) else None
 
 
 def answer(arguments: Sequence[str]) -> None:

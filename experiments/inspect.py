@@ -24,6 +24,7 @@ from dppo_jax.training.checkpoint import (
     saved_shapes,
 )
 from dppo_jax.training.config_file import CONFIG_FILE
+from dppo_jax.training.metric_names import in_bytes
 from dppo_jax.training.old_settings import flatten
 from experiments import command_line, directories
 from experiments.defaults import default_config
@@ -168,10 +169,10 @@ def _parts(stored: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[str]
         return
     first = [x for x in sorted(sizes, key=lambda name: -sizes[name]) if sizes[x]]
     first = first[:_SHOWN]
-    yield ", ".join(f"{name} {_in_bytes(sizes[name])}" for name in first)
+    yield ", ".join(f"{name} {in_bytes(sizes[name])}" for name in first)
     for name, size in about.get("left_out", {}).items():
         if size:
-            yield f"left out: {name} {_in_bytes(size)}, so a resumed run fills it anew"
+            yield f"left out: {name} {in_bytes(size)}, so a resumed run fills it anew"
 
 
 def _count(leaf: Any) -> int:
@@ -191,11 +192,7 @@ def _sizes(run_dir: str) -> Iterator[str]:
 
 
 def _bytes(folder: Path) -> str:
-    return _in_bytes(sum(x.stat().st_size for x in folder.rglob("*") if x.is_file()))
-
-
-def _in_bytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    return in_bytes(sum(x.stat().st_size for x in folder.rglob("*") if x.is_file()))
 
 
 def _settings(config: Mapping[str, Any], run_dir: str) -> Iterator[str]:

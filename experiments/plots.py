@@ -119,7 +119,7 @@ def save_curve(run_dir: str) -> None:
     shown = [names for names in shown if names]
     if not shown:
         return  # No episode has ended yet.
-    over = "steps" if "env_steps" in logged else "iteration"
+    over = "env_steps" if "env_steps" in logged else "iteration"
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure, axes = plt.subplots(

@@ -9,7 +9,6 @@ hand and object are from the recording, and whether the task is solved.
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import numpy as np
 
@@ -26,16 +25,10 @@ from dppo_jax.demonstrations.robosuite_replay import (
 from dppo_jax.envs.tasks.tabletop import CONTROL_FREQUENCY
 from dppo_jax.errors import SettingsError
 from experiments import processes
+from experiments.command_line import Parser
 
 # Seconds after which the distance of the hand is printed.
 _MOMENTS = (1, 2, 5, 10)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises SettingsError, so that a wrong argument ends in one line as in a stage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; --help lists the arguments.")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -99,7 +92,7 @@ def _described(found: Replay) -> str:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     description = (__doc__ or "").partition("\n\n")[2]
-    parser = _Parser("experiments.replay", description=description)
+    parser = Parser("experiments.replay", description=description)
     add = parser.add_argument
     add("file", metavar="FILE", help="HDF5 file of robosuite with simulator states")
     one_arm = [name for name, source in SOURCES.items() if source.free_bodies]

@@ -112,10 +112,7 @@ def parse(
             raise SettingsError(
                 f"--over={axis} is unknown; use one of {', '.join(plots.AXES)}."
             )
-    if not words:
-        raise SettingsError("no runs given; write RUN ..., or LABEL=DIR,DIR ...")
-    labelled = ["=" in word for word in words]
-    if not any(labelled) and not output:
+    if words and not output and not any("=" in word for word in words):
         return {}
     return read_groups(words)
 

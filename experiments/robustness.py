@@ -12,14 +12,13 @@ a setting that is a range means exactly this number. An example:
 
 Runs with the same label are seeds of one method. --over may be repeated, ; separates
 values that contain commas, --checkpoint=best takes another checkpoint, and
---config.KEY=VALUE changes a setting of all evaluations. It writes FOLDER/table.md,
-scores.csv and scores.png.
+--config.KEY=VALUE changes a setting of all evaluations. Settings of env and evaluate
+can be changed. It writes FOLDER/table.md, scores.csv and scores.png.
 """
 
 import argparse
 import csv
 import io
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,12 +36,13 @@ from dppo_jax.evaluate import summarize
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.run_directory import check_folder
 from experiments import inputs, intervals, plots, processes
-from experiments.command_line import Parser
+from experiments.command_line import Parser, split_changes
 from experiments.directories import config_of_run, read_groups
 from experiments.evaluate import make_score
 from experiments.settings import override
 
-_CHANGE = re.compile(r"--?config\.(.*)", re.DOTALL)
+# The sections that a score depends on.
+_READ = ("env.", "evaluate.")
 # The score of a policy: the first of these that its task has.
 _METRICS = ("success", "episode_return")
 COLUMNS = (
@@ -160,6 +160,12 @@ def make_tables(scored: Sequence[Scored]) -> str:
 def _configs(
     run: str, conditions: Sequence[Condition], changes: Sequence[str]
 ) -> dict[Condition, ConfigDict]:
+    for setting in (*(x.setting for x in conditions), *changes):
+        if not setting.startswith(_READ):
+            raise SettingsError(
+                f"{setting.partition('=')[0]} does not change the score of a policy "
+                "that is trained; change settings of env and evaluate."
+            )
     config = config_of_run(run)
     inputs.check_task(config, "robustness")
     # What a run varied in training would hide the one condition.
@@ -274,7 +280,7 @@ def _number(text: str) -> float | None:
 
 def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     """The arguments of `main` on the command line."""
-    changes = [match[1] for x in arguments if (match := _CHANGE.fullmatch(x))]
+    changes, words = split_changes(arguments)
     parser = Parser(
         "experiments.robustness",
         description=__doc__,
@@ -294,9 +300,7 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     )
     which = "an iteration, latest or best (default: latest)"
     add("--checkpoint", default="latest", metavar="NAME", help=which)
-    options = parser.parse_intermixed_args(
-        [x for x in arguments if not _CHANGE.fullmatch(x)]
-    )
+    options = parser.parse_intermixed_args(words)
     return dict(
         groups=read_groups(options.runs),
         conditions=read_conditions(options.over),

@@ -142,3 +142,8 @@ def in_time(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 100 else f"{hours} h"
+
+
+def in_bytes(size: int) -> str:
+    """A size, such as "45.0 kB" and "1,200.0 MB"."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

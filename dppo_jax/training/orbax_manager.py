@@ -55,8 +55,8 @@ def naming(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
     """Raise errors of Orbax, which name only a file or key, with the checkpoint."""
     try:
         yield
-    except SettingsError:
-        raise
+    except (SettingsError, jax.errors.JaxRuntimeError):
+        raise  # Too little memory on a device is no damage.
     except (
         *(KeyError, ValueError, OSError, TypeError, AttributeError),
         *(RuntimeError, AssertionError),

@@ -357,12 +357,13 @@ class Runs:
             broken: Any = row.metrics[BREAK]
             if self._several:
                 broken = jax.tree.map(lambda x, i=i: x[i], broken)
-            path = save_break(
-                self._runs[i].run_dir,
-                row.iteration,
-                jax.device_get(broken),
-                self._normalizer,
-            )
+            broken = jax.device_get(broken)
+            run_dir = self._runs[i].run_dir
+            try:
+                path = save_break(run_dir, row.iteration, broken, self._normalizer)
+            except OSError as error:  # Training can go on without the file.
+                print(f"warning: a broken step was not written: {error}", flush=True)
+                continue
             if path is not None:
                 print(f"note: a simulation broke; {path} has the step", flush=True)
 

@@ -7,14 +7,13 @@ import numpy as np
 
 from dppo_jax.training.metric_names import EVALUATION, about
 from experiments import directories
-from experiments.curves import AXES, curve
+from experiments.curves import AXES, ON_PAGES, curve
 from experiments.reports import html, run
 from experiments.reports.run import Facts
 from experiments.reports.svg import Chart, Curve
 
 Groups = Mapping[str, Sequence[str]]
 
-_OVER = {"steps": "env_steps", "seconds": "seconds", "iteration": "iteration"}
 # Settings that only some algorithms and networks have; their names say enough.
 _OWN = ("algorithm.", "model.network.", "critic.")
 # Settings that only name a run or its sources.
@@ -62,12 +61,7 @@ def _axes(facts: Mapping[str, Sequence[Facts]]) -> dict[str, str]:
     logged = [
         {name for row in one.rows for name in row} for x in facts.values() for one in x
     ]
-    names = {key: AXES[over] for key, over in _OVER.items()}
-    return {
-        key: name
-        for key, name in names.items()
-        if all(_OVER[key] in found for found in logged)
-    }
+    return {key: AXES[key] for key in ON_PAGES if all(key in found for found in logged)}
 
 
 def _figure(
@@ -82,7 +76,7 @@ def _figure(
             x_label=x_label,
             y_label=metric.label + (metric.unit and f" ({metric.unit})"),
             curves=[
-                Curve(label, _points(group, name, _OVER[key], factor), color=i)
+                Curve(label, _points(group, name, key, factor), color=i)
                 for i, (label, group) in enumerate(facts.items())
             ],
             y_range=(0.0, 100.0) if name.endswith(("success", "solved")) else None,

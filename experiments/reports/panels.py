@@ -4,18 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from dppo_jax.training.metric_names import EVALUATION, TIMES, about
 from experiments import intervals
-from experiments.curves import curve
+from experiments.curves import AXES, ON_PAGES, curve
 from experiments.reports import html
 from experiments.reports.run import Facts, Row, scores
 from experiments.reports.svg import Chart, Curve
 
-# Key of an axis -> the argument of `curves.curve` that it is.
-_OVER = {"steps": "env_steps", "seconds": "seconds", "iteration": "iteration"}
-_AXIS_NAMES = {
-    "steps": "environment steps",
-    "seconds": "training time without evaluations (s)",
-    "iteration": "iteration",
-}
 # Charts that are always shown: the title, and the metrics of one chart.
 _MAIN = (
     ("Success", ("success", "eval/success")),
@@ -43,9 +36,9 @@ _HIDDEN = ("iteration", "env_steps", "eval/episode_return_stderr", *TIMES)
 
 
 def axes(facts: Facts) -> dict[str, str]:
-    """Key of an axis -> its name, for the axes that a run has."""
+    """Axis -> its name, for the axes that a run has."""
     names = {name for row in facts.rows for name in row}
-    found = {key: _AXIS_NAMES[key] for key in _OVER if _OVER[key] in names}
+    found = {key: AXES[key] for key in ON_PAGES if key in names}
     if facts.is_cloning:
         found = {"iteration": "epoch"} | found
         found["iteration"] = "epoch"
@@ -140,12 +133,12 @@ def points(
     """The points of a curve, with 95 % intervals where they are known.
 
     Args:
-        axis: a key of `_OVER`.
+        axis: a key of `curves.AXES`.
         evaluation: the settings of evaluations, of which `num_episodes` is used.
     """
     by_iteration = {row["iteration"]: row for row in rows}
     found = []
-    for iteration, (x, y) in curve(rows, name, _OVER[axis]).items():
+    for iteration, (x, y) in curve(rows, name, axis).items():
         ends = _interval(name, by_iteration[iteration], evaluation)
         found.append((x, y) if ends is None else (x, y, *ends))
     return found

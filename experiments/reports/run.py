@@ -111,6 +111,7 @@ def read(run_dir: str | Path) -> Facts:
     rows = _rows(folder, problems)
     checkpoint = _newest(folder / CHECKPOINTS)
     metadata = _metadata(folder / CHECKPOINTS / str(checkpoint))
+    about, written = metadata.get(_ABOUT), metadata.get("commit_timestamp_nsecs")
     stage = str(settings.get("stage") or "")
     return Facts(
         run_dir=folder,
@@ -118,11 +119,11 @@ def read(run_dir: str | Path) -> Facts:
         settings=settings,
         config=config,
         rows=rows,
-        about=metadata.get(_ABOUT) or {},
+        about=about if isinstance(about, dict) else {},
         checkpoint=checkpoint,
         best=_newest(folder / BEST),
         started=_started(folder),
-        ended=_time(metadata.get("commit_timestamp_nsecs", 0) / 1e9),
+        ended=_time(written / 1e9 if isinstance(written, (int, float)) else 0),
         total=_total(config, stage),
         problems=problems,
     )

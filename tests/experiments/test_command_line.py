@@ -101,7 +101,7 @@ def test_a_reader_that_has_read_enough_is_no_error(
             raise BrokenPipeError
         assert ended.value.code == status
         stream.write("another line")  # It goes nowhere.
-    assert capsys.readouterr().err == "" if is_gone else "error: \n"
+    assert capsys.readouterr().err == ("" if is_gone else "error: \n")
 
 
 def test_a_callback_that_fails_in_a_compiled_program_tells_its_own_error(capsys):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dppo_jax.demonstrations import load_demonstrations
+from dppo_jax.envs import randomize
 from dppo_jax.policies import make_policy
 from dppo_jax.training.metrics import read_metrics
 from experiments import collect, demonstrator, inputs, pretrain
@@ -145,6 +146,13 @@ def test_every_variant_describes_a_demonstrator(task, variant):
     small = (*OFF_POLICY, "drwr", "dawr", "dsrl", "rlpd", "calql", "ibrl", "cpu")
     is_small = variant in small
     assert settings.num_control_steps == (100_000 if is_small else 1_000_000)
+
+
+def test_a_demonstrator_is_trained_without_randomization():
+    """Its episodes are recorded without, too."""
+    config = hopper.get_config("fast_randomized")
+    assert randomize.is_on(config.env.randomization)
+    assert not randomize.is_on(demonstrator._own_config(config).env.randomization)
 
 
 def test_a_demonstrator_belongs_to_its_task(tmp_path):

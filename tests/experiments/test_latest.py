@@ -1,6 +1,7 @@
 """`runs/latest` leads to the run that was started last."""
 
 from experiments import latest
+from experiments.directories import read_groups
 
 
 def test_the_link_leads_to_the_last_run_and_moves_with_the_folder(tmp_path):
@@ -11,6 +12,7 @@ def test_the_link_leads_to_the_last_run_and_moves_with_the_folder(tmp_path):
     assert (runs / "latest").resolve() == runs / "a" / "finetune"
     assert latest.followed(f"{runs}/latest") == f"{runs}/a/finetune"
     assert latest.followed(f"{runs}/a/latest") == f"{runs}/a/latest"  # no link
+    assert read_groups([f"a={runs}/latest"]) == {"a": [f"{runs}/a/finetune"]}
     # A run that is resumed by the name of the link.
     latest.point_to(runs / "latest")
     assert (runs / "latest").resolve() == runs / "a" / "finetune"

@@ -120,9 +120,11 @@ def test_a_report_of_a_run_that_goes_on_says_so(tmp_path):
 
 def test_damaged_files_are_named(tmp_path):
     make_run(tmp_path)
-    (tmp_path / "checkpoints/3/_CHECKPOINT_METADATA").write_text("{")
+    metadata = tmp_path / "checkpoints/3/_CHECKPOINT_METADATA"
     (tmp_path / "evaluation.json").write_text("[]")
-    assert "not recorded" in page_of(tmp_path).text
+    for text in ("{", '{"commit_timestamp_nsecs": null, "custom_metadata": [1]}'):
+        metadata.write_text(text)
+        assert "not recorded" in page_of(tmp_path).text
     (tmp_path / "config.json").write_text('{"stage": ')
     assert "config.json is not valid JSON" in page_of(tmp_path).text
     (tmp_path / "metrics.csv").unlink()

@@ -100,6 +100,7 @@ def test_wrong_conditions_are_refused(over, message):
     [
         ("env.randomisation.mass=1", "did you mean env.randomization.mass"),
         ("env.randomization.mass=-1", "must be two positive numbers"),
+        ("model.sampling.ddim_steps=5", "ddim_steps does not change the score"),
         ("env.randomization.obs_noise=x", "the value must be of type float"),
     ],
 )

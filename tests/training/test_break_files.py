@@ -11,7 +11,7 @@ from dppo_jax.envs.tasks.locomotion import make_runner
 from dppo_jax.envs.wrappers import chunk_actions
 from dppo_jax.errors import SettingsError
 from dppo_jax.rollout import env_keys, rollout
-from dppo_jax.training import break_files
+from dppo_jax.training import break_files, parallel, runs
 from dppo_jax.training.break_files import load_break, save_break
 from dppo_jax.training.loop import train
 from dppo_jax.types import BREAK, Break
@@ -124,6 +124,18 @@ def test_a_physics_state_breaks_again(engine, tmp_path, monkeypatch):
     assert outcome.metrics["diverged"] == 1
 
 
+def test_of_many_devices_the_first_that_found_a_break_tells_it():
+    found = jnp.array([False, True, True])
+    tree = {"found": found, "x": jnp.array([jnp.nan, 5, 7]), "env": jnp.arange(3)}
+    shards = parallel._SHARDS.set(3)
+    try:
+        told = jax.vmap(parallel.first_found, axis_name="envs")(found, tree)
+    finally:
+        parallel._SHARDS.reset(shards)
+    assert told["found"].dtype == bool and told["found"].all()
+    assert told["x"].tolist() == [5, 5, 5] and told["env"].tolist() == [1, 1, 1]
+
+
 def reporting(found, num_seeds=0):
     """`counter` whose iterations report a break in environment 1, of each seed."""
 
@@ -156,13 +168,23 @@ def test_a_run_keeps_only_its_first_breaks(tmp_path, monkeypatch, capsys):
     assert len(files(tmp_path)) == 3
 
 
+def test_a_break_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(runs, "save_break", full)
+    count(tmp_path, 2, reporting(1.0))
+    said = capsys.readouterr().out
+    assert said.count("warning: a broken step was not written: no space left") == 2
+
+
 def test_every_seed_keeps_its_own_breaks(tmp_path):
-    runs = [str(tmp_path / name) for name in ("a", "b")]
+    run_dirs = [str(tmp_path / name) for name in ("a", "b")]
     algorithm = reporting(1.0, num_seeds=2)
     train(
         algorithm,
         algorithm.init(None),
-        run_dir=runs,
+        run_dir=run_dirs,
         num_iterations=1,
         normalizer=BOUNDS,
     )

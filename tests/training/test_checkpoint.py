@@ -59,6 +59,19 @@ def test_a_training_state_returns_bit_for_bit(tmp_path):
     assert drawn == wanted
 
 
+def test_too_little_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
+    """Whoever removes a checkpoint that is not damaged loses it."""
+
+    def restore(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+
+    save(tmp_path, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", restore)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+            checkpoints.restore(state_at(0))
+
+
 def test_a_checkpoint_is_not_affected_by_donated_buffers(tmp_path):
     """The next training step overwrites the state while the file is being written."""
     overwrite = jax.jit(lambda x: x + 1, donate_argnums=0)

@@ -259,13 +259,13 @@ def _read_batches(
 def _check_expansion(metadata: Any, names: Sequence[str], path: Path) -> None:
     """Refuse columns that expand too far, as runs of one value do."""
     size, stored = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    for group in range(metadata.num_row_groups):
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for index in range(metadata.num_columns):
-            column = metadata.row_group(group).column(index)
+            column = group.column(index)
             # That of a list is followed by the names of its parts.
             for name in names:
                 if f"{column.path_in_schema}.".startswith(f"{name}."):
-                    size[name] += 8 * max(column.num_values, metadata.num_rows)
+                    size[name] += 8 * max(column.num_values, group.num_rows)
                     stored[name] += column.total_compressed_size
     for name in names:
         check_expansion(size[name], stored[name], f"{path}: {name}")

@@ -33,7 +33,7 @@ def check_origin(attributes: Mapping[str, Any], task: str, path: str) -> None:
             f"{path} was recorded in {name}, but task={task} reads "
             f"{' or '.join(source.environments)}; choose another task."
         )
-    settings = recorded.get("env_kwargs", recorded).get("controller_configs")
+    settings = (recorded.get("env_kwargs") or recorded).get("controller_configs")
     for controller in _controllers(settings):
         unfit = _unfit(controller, has_turned_bases=len(source.task.arms) > 1)
         if unfit:
@@ -63,12 +63,15 @@ def convert_actions(
 def _described(attributes: Mapping[str, Any], path: str) -> dict[str, Any]:
     text = attributes.get("env_args") or attributes.get("env_info") or "{}"
     try:
-        return json.loads(text)
-    except ValueError as error:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"{text!r:.100} has no names")
+    except (ValueError, TypeError, RecursionError) as error:
         raise SettingsError(
             f"{path}: the description of the environment is no JSON ({error}); correct "
             "or remove the attribute of data."
         ) from error
+    return found
 
 
 def _controllers(settings: Any) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from dppo_jax import expansion
 from dppo_jax.demonstrations import load_lerobot
 from tests.demonstrations.raw import ACTIONS, RAW, REWARDS, STATE, assert_same
 
@@ -68,6 +69,19 @@ def test_lists_of_any_type_and_plain_numbers_become_tables(tmp_path):
     (tmp_path / FIRST).parent.mkdir(parents=True)
     parquet.write_table(arrow.table(columns), tmp_path / FIRST)
     assert_same(load_lerobot(folder), RAW._replace(rewards=None, terminals=None))
+
+
+def test_many_small_groups_of_rows_are_no_expansion(tmp_path, monkeypatch):
+    """As a recorder makes them that writes every episode by itself."""
+    monkeypatch.setattr(expansion, "ALWAYS", 2**20)
+    rows = 20_000
+    columns = {k: rows // 5 * v for k, v in COLUMNS.items() if "next" not in k}
+    columns |= {"episode_index": [0] * rows, "frame_index": list(range(rows))}
+    folder = write(tmp_path, [])
+    (tmp_path / FIRST).parent.mkdir(parents=True)
+    table = arrow.table(columns)
+    parquet.write_table(table, tmp_path / FIRST, row_group_size=100)
+    assert load_lerobot(folder).episode_lengths.tolist() == [rows]
 
 
 def test_the_first_episodes_or_those_of_a_split(tmp_path):

@@ -185,6 +185,15 @@ def test_missing_or_other_quantities_are_named(tmp_path):
         load_robomimic(path, task="transport")
 
 
+@pytest.mark.parametrize("text", ["[1]", "{", "[" * 50_000])
+def test_a_damaged_description_is_named(tmp_path, text):
+    path = write(tmp_path / "a.hdf5", *LIFT)
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = text
+    with pytest.raises(ValueError, match="description of the environment is no JSON"):
+        load_robomimic(path, task="lift")
+
+
 def test_only_files_of_robosuite_take_a_task(tmp_path):
     with h5py.File(tmp_path / "d4rl.hdf5", "w") as file:
         file["observations"] = np.zeros((2, 1))
