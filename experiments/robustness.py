@@ -43,6 +43,8 @@ from experiments.settings import override
 
 # The sections that a score depends on.
 _READ = ("env.", "evaluate.")
+# They decide what the networks read, or how many episodes there are.
+_NOT = ("env.task", "env.history", "evaluate.until_width")
 # The score of a policy: the first of these that its task has.
 _METRICS = ("success", "episode_return")
 COLUMNS = (
@@ -99,6 +101,12 @@ def main(
         for label, runs in groups.items()
         for run in runs
     ]
+    tasks = {next(iter(x.values())).env.task for _, _, x in planned}
+    if len(tasks) > 1:
+        raise SettingsError(
+            f"the runs are of the tasks {', '.join(sorted(tasks))}, whose scores are "
+            "not the same; compare runs of one task."
+        )
     scored: list[Scored] = []
     for label, run, configs in planned:
         policy = inputs.find_policy(config_of_run(run), "finetune", checkpoint)
@@ -161,10 +169,11 @@ def _configs(
     run: str, conditions: Sequence[Condition], changes: Sequence[str]
 ) -> dict[Condition, ConfigDict]:
     for setting in (*(x.setting for x in conditions), *changes):
-        if not setting.startswith(_READ):
+        name = setting.partition("=")[0]
+        if not name.startswith(_READ) or name in _NOT:
             raise SettingsError(
-                f"{setting.partition('=')[0]} does not change the score of a policy "
-                "that is trained; change settings of env and evaluate."
+                f"{name} does not change the score of a policy that is trained, or "
+                "would not suit it; change other settings of env and evaluate."
             )
     config = config_of_run(run)
     inputs.check_task(config, "robustness")

@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from benchmarks import checkpoints, timing
 
 
+@pytest.mark.slow
 def test_rows_of_an_off_policy_run_are_with_and_without_its_buffer(
     tiny_sac, tmp_path, monkeypatch
 ):

@@ -100,6 +100,10 @@ def test_wrong_conditions_are_refused(over, message):
     [
         ("env.randomisation.mass=1", "did you mean env.randomization.mass"),
         ("env.randomization.mass=-1", "must be two positive numbers"),
+        (
+            "env.history=2",
+            "env.history does not change the score of a policy .* or would",
+        ),
         ("model.sampling.ddim_steps=5", "ddim_steps does not change the score"),
         ("env.randomization.obs_noise=x", "the value must be of type float"),
     ],
@@ -112,6 +116,21 @@ def test_settings_are_checked_before_anything_is_scored(
     with pytest.raises(SettingsError, match=message):
         robustness.main(
             {"a": [str(world / "finetune")]}, conditions, str(tmp_path / "o")
+        )
+
+
+def test_runs_of_different_tasks_are_not_compared(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(robustness, "_score", None)
+    shutil.copytree(world / "finetune", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    saved = json.loads(path.read_text())
+    saved["env"]["task"], saved["env"]["options"] = "hopper", {}
+    path.write_text(json.dumps(saved))
+    with pytest.raises(SettingsError, match="tasks avoid, hopper, whose scores"):
+        robustness.main(
+            {"a": [str(world / "finetune"), str(tmp_path / "run")]},
+            [Condition(NOISE, "0")],
+            str(tmp_path / "out"),
         )
 
 
