@@ -2,7 +2,8 @@
 
 A roll-out carries one `Break`, the first that it finds. Nothing is called outside of
 the compiled program; each chunk costs one look at `diverged` and the copy of the state
-of one environment. The host loop writes it (`training.break_files`).
+of one environment, and the states of all stay in memory until it has ended. The host
+loop writes it (`training.break_files`).
 """
 
 from typing import Any
