@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from hypothesis import strategies as st
 from numpy.lib import format as npy
@@ -309,7 +310,9 @@ class Watch:
         if now is None:
             return
         if event == "open":
-            _, _, flags = args
+            path, _, flags = args
+            if str(path).startswith(str(jax.config.jax_compilation_cache_dir)):
+                return  # JAX keeps the programs that it compiles.
             if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR):
                 return
         elif not Watch._FORBIDDEN.match(event):

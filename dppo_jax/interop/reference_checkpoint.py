@@ -98,11 +98,13 @@ def load_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
 
 
 def _check_numbers(weights: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
-    """Refuse weights that are no numbers of float32; masks may be infinite."""
+    """Refuse weights that are no numbers of float32.
+
+    Masks may be infinite, and so may the logit of an eta at an end of its range.
+    """
     largest = np.finfo(np.float32).max
     for name, array in weights.items():
-        is_mask = name.endswith("mask")
-        if array.dtype.kind == "f" and not is_mask:
+        if array.dtype.kind == "f" and not name.endswith(("mask", "eta_logit")):
             with np.errstate(invalid="ignore"):
                 if not (np.abs(array) <= largest).all():
                     raise SettingsError(

@@ -98,7 +98,7 @@ def test_the_documentation_has_a_place_for_every_table(tmp_path):
         *("physics", "physics_arms", "denoising-hopper", "train_step-avoid_m1"),
         *("train_step-hopper", "train_step-hopper_chain", "train_step-hopper_fast"),
         *("train_step-avoid_unet", "train_step-avoid_pixels", "off_policy-hopper_sac"),
-        *("train_step-can_fast", "algorithms-avoid", "latency-hopper"),
+        *("checkpoints", "train_step-can_fast", "algorithms-avoid", "latency-hopper"),
         *("pretrain-hopper", "scaling-hopper", "compile_time", "gpu"),
     ]
     # `make figures` has filled every block.
