@@ -6,15 +6,12 @@ trained on them can be used.
 """
 
 import contextlib
-import lzma
 import math
 import os
-import struct
 import tempfile
 import tokenize
 import warnings
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +22,7 @@ from numpy.lib import format as npy
 from dppo_jax.errors import SettingsError
 from dppo_jax.expansion import check_expansion
 from dppo_jax.types import Array
+from dppo_jax.zip_archive import UNREADABLE, open_entry
 
 Rows = Array | np.ndarray
 
@@ -37,12 +35,6 @@ NARROW = 1e-4
 # columns clipped to [-1, 1].
 OBS_LIMIT = 10.0
 
-# Errors of damaged archives; the last two come from encrypted ones and from ones that
-# are compressed in unknown ways.
-_UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
-    *(RuntimeError, NotImplementedError),
-)
 # Errors of damaged headers of arrays, which are Python literals.
 _MALFORMED = (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError)
 _NPY_HEADERS = {
@@ -191,7 +183,7 @@ def read_npz(
     with contextlib.ExitStack() as stack:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
-        except (*_UNREADABLE, ValueError, OverflowError) as error:
+        except (*UNREADABLE, ValueError, OverflowError) as error:
             with path.open("rb") as file:
                 single = file.read(6) == npy.MAGIC_PREFIX
             reason = "it holds a single array" if single else error
@@ -222,7 +214,7 @@ def _read_array(
     `numpy.load` would allocate whatever shape the header states.
     """
     try:
-        with archive.open(info) as entry, warnings.catch_warnings():
+        with open_entry(archive, info) as entry, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of odd literals in a damaged header.
             version = npy.read_magic(entry)
             shape, _, dtype = _NPY_HEADERS[version](entry)
@@ -234,11 +226,11 @@ def _read_array(
         if min(shape, default=0) < 0 or header + size != info.file_size:
             raise ValueError(f"{dtype} {shape} is not what {info.file_size} bytes hold")
         check_expansion(size, info.compress_size, where)
-        with archive.open(info) as entry:
+        with open_entry(archive, info) as entry:
             return npy.read_array(entry, allow_pickle=False)
     except SettingsError:
         raise
-    except (*_UNREADABLE, *_MALFORMED) as error:
+    except (*UNREADABLE, *_MALFORMED) as error:
         raise SettingsError(
             f"{where} is damaged ({error or type(error).__name__}); write it as one "
             "plain array of numbers."

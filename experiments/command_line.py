@@ -47,7 +47,19 @@ class Parser(argparse.ArgumentParser):
     """Reads arguments that no flags can express, such as LABEL=VALUE of any label.
 
     It raises SettingsError, so that a wrong argument ends in one line as in a stage.
+
+    Args:
+        program: such as "experiments.compare".
+        description: printed as it is by --help.
     """
+
+    def __init__(self, program: str, description: str | None) -> None:
+        super().__init__(
+            program,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"{message}; --help lists the arguments.")

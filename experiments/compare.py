@@ -20,7 +20,6 @@ same command resumes; finished runs stay as they are, and more entries, seeds or
 iterations may be added. If a run fails, the others go on and the exit status is 1.
 """
 
-import argparse
 import contextlib
 import re
 import shlex
@@ -122,12 +121,7 @@ def parse(arguments: Sequence[str]) -> Comparison:
             )
         elif word != "--":
             words.append(word)
-    parser = Parser(
-        "experiments.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("experiments.compare", __doc__)
     add = parser.add_argument
     add("entries", metavar="LABEL=FILE.py:VARIANT", nargs="*", help="what to compare")
     add("--output", metavar="FOLDER", help="where to write (required)")

@@ -16,7 +16,6 @@ values that contain commas, --checkpoint=best takes another checkpoint, and
 can be changed. It writes FOLDER/table.md, scores.csv and scores.png.
 """
 
-import argparse
 import csv
 import io
 import sys
@@ -290,12 +289,7 @@ def _number(text: str) -> float | None:
 def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     """The arguments of `main` on the command line."""
     changes, words = split_changes(arguments)
-    parser = Parser(
-        "experiments.robustness",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("experiments.robustness", __doc__)
     add = parser.add_argument
     add("runs", metavar="LABEL=RUN,RUN", nargs="*", help="what to score")
     add("--output", default="", metavar="FOLDER", help="where to write (required)")

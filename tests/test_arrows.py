@@ -28,6 +28,7 @@ interop, exported_policy <- exported
 demonstrations <- algorithms, interop
 errors <- types, objects, runtime, demonstrations, training.config_file
 errors <- expansion <- normalize, demonstrations, interop, training.orbax_manager
+zip_archive <- normalize, interop
 training.old_settings <- training.config_file <- training.checkpoint
 types <- training.trees, training.left_out <- training.checkpoint
 errors <- training.provenance <- training.orbax_manager <- training.checkpoint

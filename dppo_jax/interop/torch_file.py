@@ -7,14 +7,12 @@ instructions that weights need, and accepts only the names of tensors and their 
 It never imports or calls what a file names.
 """
 
-import lzma
 import math
 import os
 import pickletools
 import struct
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +21,7 @@ import numpy as np
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.expansion import check_expansion
+from dppo_jax.zip_archive import UNREADABLE, open_entry
 
 _STORAGES = {
     "torch FloatStorage": "f4",
@@ -45,10 +44,6 @@ _BYTE_ORDERS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
 _SAVE_AGAIN = (
     "read it with torch.load and write what is needed, plain tensors in dictionaries, "
     "with torch.save"
-)
-_UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
-    *(RuntimeError, NotImplementedError),  # encrypted, compressed in unknown ways
 )
 # The errors that malformed instructions raise in the interpreter.
 _MALFORMED = (
@@ -79,7 +74,7 @@ def load_torch_file(path: str | os.PathLike) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             return _load(archive, path)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise SettingsError(
             f"{path} is not a readable file of torch.save ({error}); copy it again, "
             "or, if torch older than 1.6 wrote it, load and save it with a newer one."
@@ -103,7 +98,8 @@ def _load(archive: zipfile.ZipFile, path: Path) -> Any:
 
     def read(info: zipfile.ZipInfo) -> bytes:
         check_expansion(info.file_size, info.compress_size, f"{path}: {info.filename}")
-        return archive.read(info)
+        with open_entry(archive, info) as entry:
+            return entry.read()
 
     def text(name: str, default: str) -> str:
         if name not in records:
