@@ -150,7 +150,8 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     the bounds, and `obs_outside`, the share of them that exceed 2. If the environment
     reports which simulations diverged (`envs.quarantine`), `diverged` is the number of
     these steps; their episodes and rewards do not count, and if nothing else was left,
-    `reward` and `reward_std` are NaN. The entry `BREAK` is passed on.
+    `reward` and `reward_std` are NaN. The entry `BREAK` is passed on. Of the
+    metrics that end with `_full`, the greatest of all steps counts.
 
     Args:
         done: [T, B] 1 where an episode ended.
@@ -161,6 +162,8 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     metrics = dict(metrics)
     diverged = metrics.pop("diverged", None)
     counts: Metrics = {BREAK: metrics.pop(BREAK)} if BREAK in metrics else {}
+    for name in [name for name in metrics if name.endswith("_full")]:
+        counts[name] = parallel.greatest(metrics.pop(name).max())
     mean_reward, variance = parallel.moments(reward)
     if diverged is not None:
         done = done * (1 - diverged)

@@ -29,7 +29,9 @@ def default_config() -> ConfigDict:
     """Settings of an environment."""
     config = ConfigDict()
     config.task = ""  # see docs/environments.md
-    config.engine = "auto"  # or "mujoco", "mjx", "mjx-warp"
+    # "auto", "mujoco", "mjx", or "mjx-warp", which may state its space for one
+    # simulation: "mjx-warp:contacts=64,constraints=256".
+    config.engine = "auto"
     config.options = ConfigDict()  # keyword arguments of the task
     config.max_steps = 100  # control steps until the time limit
     config.history = 1  # To

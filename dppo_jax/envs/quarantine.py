@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dppo_jax.envs.physics.state import PhysicsState
+from dppo_jax.envs.physics.state import PhysicsState, full
 from dppo_jax.types import Array, Env, PyTree, TimeStep
 
 # Numbers of a simulation beyond this count as exploded. MuJoCo's own limit is 1e10, but
@@ -21,6 +21,9 @@ def quarantine(env: Env) -> Env:
     reward 0 and the observation before it, so that nothing broken leaves the
     environment, and `vectorize` starts a new episode. The metric `diverged` is 1 in
     such a step, else 0; whoever learns from roll-outs leaves these steps out.
+
+    On the engine `mjx-warp` the metrics `contacts_full` and `constraints_full` are the
+    space for those of one simulation if it was too small since the reset, else 0.
 
     It must be the first wrapper, because normalising clips what has exploded.
     """
@@ -46,7 +49,11 @@ def quarantine(env: Env) -> Env:
             reward=instead(0.0, outcome.reward),
             terminated=instead(0.0, outcome.terminated),
             truncated=instead(1.0, outcome.truncated),
-            metrics={**metrics, "diverged": diverged.astype(jnp.float32)},
+            metrics={
+                **metrics,
+                "diverged": diverged.astype(jnp.float32),
+                **_full(state),
+            },
             trace=trace,
         )
 
@@ -58,9 +65,22 @@ def _motion(state: Any) -> list[Array]:
 
     A task may clip them, or leave some of them out.
     """
+    return [x for state in _physics(state) for x in (state.qpos, state.qvel)]
+
+
+def _full(state: Any) -> dict[str, Array]:
+    """The greatest space that was too small in any simulation of a state."""
+    found: dict[str, Array] = {}
+    for physics in _physics(state):
+        for what, space in full(physics).items():
+            name = f"{what}_full"
+            found[name] = jnp.maximum(found.get(name, 0.0), space)
+    return found
+
+
+def _physics(state: Any) -> list[PhysicsState]:
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, PhysicsState))
-    physics = [x for x in leaves if isinstance(x, PhysicsState)]
-    return [x for state in physics for x in (state.qpos, state.qvel)]
+    return [x for x in leaves if isinstance(x, PhysicsState)]
 
 
 def _is_sound(x: Array) -> Array:

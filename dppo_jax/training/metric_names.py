@@ -41,6 +41,16 @@ _ROLLOUT = {
     "reward": ("reward of a chunk", "", "mean over the chunks of an iteration"),
     "reward_std": ("spread of rewards", "", "standard deviation over chunks"),
     "diverged": ("broken steps", "", "control steps in which the simulation broke"),
+    "contacts_full": (
+        "too little space for contacts",
+        "",
+        "of a simulation of MuJoCo Warp, where some were left out; 0: enough",
+    ),
+    "constraints_full": (
+        "too little space for constraints",
+        "",
+        "of a simulation of MuJoCo Warp, where some were left out; 0: enough",
+    ),
     "obs_outside": ("entries outside", "%", "observations outside of [-2, 2]"),
     "obs_magnitude": ("observations", "", "mean size of a normalised entry"),
 }

@@ -120,6 +120,11 @@ def total(tree: Tree) -> Tree:
     return tree if num_shards() == 1 else jax.lax.psum(tree, _AXIS)
 
 
+def greatest(tree: Tree) -> Tree:
+    """Greatest over all devices."""
+    return tree if num_shards() == 1 else jax.lax.pmax(tree, _AXIS)
+
+
 def mean(tree: Tree, weight: Array | None = None) -> Tree:
     """Mean over devices.
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from dppo_jax.envs.physics import make_physics, mjx_engine, resolve_engine
+from dppo_jax.envs.physics.build import split_engine
+from dppo_jax.envs.physics.state import full
 from dppo_jax.errors import SettingsError
 
 ARM = """
@@ -265,6 +267,18 @@ def test_unusable_settings_are_named():
             make_physics(arm(), 1, "mjx-warp")
 
 
+def test_the_space_of_warp_is_part_of_the_engine():
+    full = "mjx-warp:contacts=64,constraints=256"
+    assert split_engine(full) == ("mjx-warp", {"contacts": 64, "constraints": 256})
+    assert split_engine("mjx-warp") == ("mjx-warp", {})
+    assert split_engine("mujoco") == ("mujoco", {})
+    for wrong in ("contacts", "contacts=0", "contacts=x", "bodies=3", "contacts=1;2"):
+        with pytest.raises(SettingsError, match="mjx-warp:contacts=64,constr"):
+            split_engine(f"mjx-warp:{wrong}")
+    with pytest.raises(SettingsError, match="Only 'mjx-warp' has one"):
+        resolve_engine("mujoco:contacts=64", "mujoco")
+
+
 def test_auto_takes_the_engine_of_the_task_on_cpu_and_mjx_elsewhere(monkeypatch):
     for backend, expected in (("cpu", "mujoco"), ("gpu", "mjx"), ("tpu", "mjx")):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
@@ -294,6 +308,46 @@ def test_a_function_is_told_how_often_it_is_mapped():
     twice = jax.jit(jax.vmap(once, (1, 0)))(jnp.ones((3, 2)), trees)
     np.testing.assert_array_equal(twice["x"], np.full((2, 3), 6))
     np.testing.assert_array_equal(twice["y"], [[5, 5, 5], [7, 7, 7]])
+
+
+# Two balls that overlap the ground and each other.
+BALLS = """
+<mujoco>
+  <worldbody>
+    <geom type="plane" size="5 5 .1"/>
+    <body pos="0 0 .1"><freejoint/><geom type="sphere" size=".12"/></body>
+    <body pos=".2 0 .1"><freejoint/><geom type="sphere" size=".12"/></body>
+  </worldbody>
+</mujoco>"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "contacts, constraints, expected",
+    [(None, None, (0, 0)), (2, 64, (2, 0)), (8, 3, (0, 3))],
+)
+def test_warp_tells_that_contacts_were_left_out(contacts, constraints, expected, capfd):
+    """Warp compiles its kernels for the CPU here, which no other test does."""
+    pytest.importorskip("warp")
+    model = mujoco.MjModel.from_xml_string(BALLS)
+    reset, step, _ = mjx_engine.make_mjx(
+        model, 1, impl="warp", max_contacts=contacts, max_constraints=constraints
+    )
+    qpos = jnp.tile(jnp.asarray(model.qpos0, jnp.float32), (2, 1))
+    # In the second step the balls are far from everything.
+    apart = qpos.at[:, 2].set(5.0).at[:, 9].set(9.0)
+
+    def both(qpos, apart):
+        state = reset(qpos, jnp.zeros(12), {}, {})
+        assert set(full(state)) == {"contacts", "constraints"}
+        touching = step(state, jnp.zeros(0), {})
+        return full(touching), full(step(touching, jnp.zeros(0), {"qpos": apart}))
+
+    for found in jax.jit(jax.vmap(both))(qpos, apart):
+        # What was left out stays told until the reset.
+        np.testing.assert_array_equal(found["contacts"], [expected[0]] * 2)
+        np.testing.assert_array_equal(found["constraints"], [expected[1]] * 2)
+    assert "overflow" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("max_contacts, expected", [(5, [5, 40]), (None, [None, 384])])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dppo_jax.envs import build
+from dppo_jax.envs.physics.state import FULL
 from dppo_jax.envs.quarantine import LARGEST, quarantine
 from dppo_jax.envs.tasks.locomotion import make_runner
 from tests import breaking, tiny
@@ -75,6 +76,31 @@ def test_c_mujoco_reports_a_broken_state_instead_of_starting_anew(
     np.testing.assert_array_equal(found.metrics["diverged"], [0, 1])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
     assert tiny.same(*(jax.tree.map(lambda x: x[0], y) for y in (whole, found)))
+
+
+def test_too_little_space_for_contacts_is_reported():
+    """Any simulation of a state counts, and the state of C MuJoCo has no such entry."""
+    runner = make_runner("hopper")
+
+    def step(state, action):
+        state, outcome = runner.step(state["runner"], action)
+        full = {"contacts": jnp.float32(48), "constraints": jnp.float32(0)}
+        other = state.physics._replace(raw={FULL: full})
+        return {"runner": state, "other": other}, outcome
+
+    reset = runner.reset(KEY)
+    assert {"contacts_full", "constraints_full"}.isdisjoint(
+        quarantine(runner).step(reset, jnp.zeros(3))[1].metrics
+    )
+
+    class State(dict):
+        obs = reset.obs
+
+    _, outcome = quarantine(runner._replace(step=step)).step(
+        State(runner=reset), jnp.zeros(3)
+    )
+    assert outcome.metrics["contacts_full"] == 48
+    assert outcome.metrics["constraints_full"] == 0
 
 
 def test_configured_environments_have_it():

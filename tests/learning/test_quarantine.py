@@ -101,10 +101,13 @@ def test_broken_episodes_are_counted_and_not_averaged():
 
     def means(diverged):
         metrics = {"score": jnp.array([[5.0, 9.0], [9.0, 7.0]]), "diverged": diverged}
+        metrics["contacts_full"] = jnp.array([[0.0, 0.0], [48.0, 0.0]])
         return episode_means(done, reward, obs, metrics)
 
     found = means(broken)
     assert found["diverged"] == 1 and found["num_episodes"] == 2
+    # Also of an episode that goes on.
+    assert found["contacts_full"] == 48
     assert found["score"] == 6.0 and found["reward"] == 3.0
     np.testing.assert_allclose(found["reward_std"], np.std([4.0, 2.0, 3.0]), rtol=1e-6)
     nothing = means(jnp.ones((2, 2)))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dppo_jax.envs.physics.build import split_engine
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.coach import CODES, Coach, advise, check_updates
 from dppo_jax.training.config_file import save_config
@@ -34,6 +35,8 @@ WELL = {
     "obs_outside": 0.0,
     "num_episodes": 7.0,
     "diverged": 0.0,
+    "contacts_full": 0.0,
+    "constraints_full": 0.0,
     "average_loss": 0.1,
     "loss": 0.1,
     "episode_length": 80.0,
@@ -50,6 +53,7 @@ ILL = {
     "obs_outside": {"obs_outside": 0.2},
     "no_episode": {"num_episodes": 0.0},
     "diverged": {"diverged": 3.0},
+    "full": {"contacts_full": 48.0},
     "skipped": {"skipped_updates": 2.0},
     "average_lags": {"average_loss": 0.5},
     "short_episodes": {"episode_length": 3.0},
@@ -85,7 +89,7 @@ def test_each_sign_gives_its_warning_and_no_other(code):
     bad = WELL | ILL[code]
     assert codes([WELL] * 5 + [bad] * 10) == [code]
     # One bad iteration after good ones alarms only where nothing good can come of it.
-    at_once = ("first_ratio", "diverged", "skipped")
+    at_once = ("first_ratio", "diverged", "full", "skipped")
     assert codes([WELL] * 10 + [bad]) == [code] * (code in at_once)
 
 
@@ -102,6 +106,29 @@ def test_a_shell_and_the_configuration_take_every_advised_flag(name):
         for flag in flags:
             setting, _, value = flag.removeprefix("--config.").partition("=")
             assert value and value != str(now[setting]), flag
+
+
+@pytest.mark.parametrize(
+    "engine, row, cure",
+    [
+        ("mjx-warp", {"contacts_full": 48.0}, "mjx-warp:contacts=96"),
+        (
+            "mjx-warp:contacts=99,constraints=64",
+            {"constraints_full": 64.0},
+            "mjx-warp:contacts=99,constraints=128",
+        ),
+        (
+            "mjx-warp",
+            {"contacts_full": 8.0, "constraints_full": 5.0},
+            "mjx-warp:contacts=16,constraints=10",
+        ),
+    ],
+)
+def test_too_little_space_for_contacts_gets_a_number_to_raise(engine, row, cure):
+    [advice] = advise([WELL | row], {"env": {"engine": engine}})
+    assert advice.code == "full"
+    assert advice.text.endswith(f"Try --config.env.engine={cure}")
+    assert split_engine(cure)[1]
 
 
 def test_critic_warm_up_is_not_taken_for_a_policy_that_hardly_changes():

@@ -12,6 +12,9 @@ its data, in the same way on every engine:
 
     state = physics.reset(qpos, qvel, overrides={"body_mass": mass})
     state = physics.step(state, ctrl, eq_active=grasped)
+
+The space that MuJoCo Warp has for contacts and constraints of a simulation is limited,
+and what does not fit is left out. `mjx-warp:contacts=64,constraints=256` sets it.
 """
 
 import importlib.util
@@ -73,21 +76,19 @@ def resolve_engine(engine: str, cpu_engine: str) -> str:
     """Replace "auto" by an engine, and check that the engine can run here.
 
     Args:
-        engine: "auto" or one of `ENGINES`.
+        engine: "auto" or one of `ENGINES`, see `split_engine`.
         cpu_engine: what "auto" means on CPU, the faster engine for the task; on
             accelerators it means "mjx".
 
     Raises:
-        SettingsError: an unknown engine, or "mjx-warp" without NVIDIA GPU or Warp.
+        SettingsError: an unknown engine, "mjx-warp" without NVIDIA GPU or Warp, or a
+            wrong space.
     """
     backend = jax.default_backend()
     if engine == "auto":
         return cpu_engine if backend == "cpu" else "mjx"
-    if engine not in ENGINES:
-        raise SettingsError(
-            f"Unknown engine {engine!r}; choose 'auto' or one of {list(ENGINES)}."
-        )
-    if engine == "mjx-warp":
+    name, _ = split_engine(engine)
+    if name == "mjx-warp":
         if backend != "gpu":
             raise SettingsError(
                 f"engine='mjx-warp' needs an NVIDIA GPU, but JAX runs on {backend!r}; "
@@ -99,6 +100,40 @@ def resolve_engine(engine: str, cpu_engine: str) -> str:
                 "choose 'mjx'."
             )
     return engine
+
+
+def split_engine(engine: str) -> tuple[str, dict[str, int]]:
+    """Split an engine into its name and its space.
+
+    Args:
+        engine: one of `ENGINES`, such as "mjx"; "mjx-warp" may be followed by the space
+            for one simulation, as in "mjx-warp:contacts=64,constraints=256".
+
+    Returns:
+        The name, and the numbers given for "contacts" and "constraints".
+
+    Raises:
+        SettingsError: an unknown engine, or a wrong space.
+    """
+    name, _, text = engine.partition(":")
+    if name not in ENGINES:
+        raise SettingsError(
+            f"Unknown engine {engine!r}; choose 'auto' or one of {list(ENGINES)}."
+        )
+    space = {}
+    for entry in text.split(",") if text else ():
+        what, _, number = entry.partition("=")
+        if (
+            name != "mjx-warp"
+            or what not in ("contacts", "constraints")
+            or not (number.isdecimal() and int(number))
+        ):
+            raise SettingsError(
+                f"engine={engine!r}: {entry!r} is no space. Only 'mjx-warp' has one, "
+                "written as 'mjx-warp:contacts=64,constraints=256'."
+            )
+        space[what] = int(number)
+    return name, space
 
 
 def compile_model(xml: str) -> mujoco.MjModel:
@@ -125,7 +160,8 @@ def make_physics(
     Args:
         model: the compiled model; its options (solver, timestep) apply to every engine.
         num_substeps: simulator steps with constant ctrl in one `step`.
-        engine: one of `ENGINES`, see `resolve_engine`.
+        engine: one of `ENGINES`, see `resolve_engine`; the space that it states has
+            precedence.
         max_contacts: only for "mjx-warp", contacts to allocate for each simulation;
             those that run at once share this space. None: as MuJoCo Warp chooses.
         max_constraints: only for "mjx-warp", constraint rows to allocate for each
@@ -136,7 +172,7 @@ def make_physics(
     """
     if num_substeps < 1:
         raise SettingsError(f"num_substeps={num_substeps} must be at least 1.")
-    engine = resolve_engine(engine, engine)
+    engine, space = split_engine(resolve_engine(engine, engine))
     if engine == "mujoco":
         engine_reset, engine_step = make_c_mujoco(model, num_substeps)
         complete: Callable[..., dict] = dict
@@ -148,8 +184,8 @@ def make_physics(
             model,
             num_substeps,
             impl="jax" if engine == "mjx" else "warp",
-            max_contacts=max_contacts,
-            max_constraints=max_constraints,
+            max_contacts=space.get("contacts", max_contacts),
+            max_constraints=space.get("constraints", max_constraints),
         )
     overridable, changeable = override_names(model), change_names(model)
     lasting = [name for name in changeable if name in LASTING]

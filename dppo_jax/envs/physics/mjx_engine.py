@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from dppo_jax.envs.physics.state import INERTIAL, LASTING, MOMENTARY, PhysicsState
+from dppo_jax.envs.physics.state import (
+    FULL,
+    INERTIAL,
+    LASTING,
+    MOMENTARY,
+    PhysicsState,
+)
 from dppo_jax.types import Array
 
 # On import, MJX prints which optional packages are missing.
@@ -58,6 +64,7 @@ def make_mjx(
     room = {}
     if impl == "warp":
         room = {"naconmax": max_contacts, "njmax": max_constraints}
+        overflowed = _make_overflowed()
     template = mjx.make_data(model, impl=impl, device=_own_device(), **room)
 
     @functools.cache
@@ -72,6 +79,9 @@ def make_mjx(
             )
 
     mjx_model = mjx.put_model(model, impl=impl, device=_own_device())
+    if impl == "warp":
+        # By default every simulation prints a line in every step that overflows.
+        mjx_model = mjx_model.tree_replace({"opt._impl.warn_overflow": 0})
     names = [name for name in _MJX_FIELDS if getattr(template, name).size]
 
     @functools.cache
@@ -140,7 +150,11 @@ def make_mjx(
         overrides = complete(overrides)
         _, fresh = of(overrides, num)
         data = fresh.replace(qpos=qpos, qvel=qvel, **typed(changes))
-        return outcome(data, jnp.zeros_like(data.qpos), overrides)
+        state = outcome(data, jnp.zeros_like(data.qpos), overrides)
+        if impl == "warp":
+            full = overflowed(template._impl, jnp.int32(0))
+            state = state._replace(raw=state.raw | {FULL: full})
+        return state
 
     def step(
         num: int, state: PhysicsState, ctrl: Array, changes: dict[str, Array]
@@ -156,11 +170,15 @@ def make_mjx(
             return outcome(data, data.qpos - qpos, state.overrides)
 
         if impl == "warp":
+            before = raw.pop(FULL)
             data = fresh.replace(qpos=qpos, qvel=qvel, **raw, **acting)
             data = jax.lax.fori_loop(
                 0, num_substeps, lambda _, data: mjx.step(own_model, data), data
             )
-            return finish(data)
+            now = overflowed(template._impl, data._impl.overflow)
+            after = finish(data)
+            full = jax.tree.map(jnp.maximum, before, now)
+            return after._replace(raw=after.raw | {FULL: full})
 
         def substep(carry, _):
             qpos, qvel, raw = carry
@@ -178,6 +196,31 @@ def make_mjx(
     if impl == "warp":
         return counted(reset), counted(step), complete
     return functools.partial(reset, 1), functools.partial(step, 1), complete
+
+
+def _make_overflowed() -> Callable[[Any, Array], dict[str, Array]]:
+    """Make the function that reads which space of MuJoCo Warp was too small.
+
+    It takes the data of one simulation, which have its space, and the flags that its
+    steps have left in `overflow`, which nothing clears until a reset. It returns the
+    entry `FULL` of a state.
+    """
+    from mujoco.mjx.third_party import mujoco_warp
+
+    kind = mujoco_warp.OverflowType
+    of_contacts = kind.BROADPHASE | kind.NARROWPHASE | kind.CCD
+    of_constraints = kind.NEFC | kind.NJMAX_NNZ
+
+    def overflowed(space: Any, flags: Array) -> dict[str, Array]:
+        def full(mask: int, room: int) -> Array:
+            return jnp.where(flags & mask, float(room), 0.0)
+
+        return {
+            "contacts": full(int(of_contacts), space.naconmax),
+            "constraints": full(int(of_constraints), space.njmax),
+        }
+
+    return overflowed
 
 
 def counted(

@@ -47,6 +47,10 @@ MOMENTARY = ("xfrc_applied", "qfrc_applied")
 CHANGES = ("qpos", "qvel", *LASTING, *MOMENTARY)
 
 
+# Entry of `raw` on the engine `mjx-warp`: where simulations lacked space, see `full`.
+FULL = "full"
+
+
 class PhysicsState(NamedTuple):
     """State of one simulation; tasks read all fields except `raw`.
 
@@ -57,8 +61,9 @@ class PhysicsState(NamedTuple):
         the step got a `qpos`, the change from there. C MuJoCo subtracts in float64, so
         a velocity computed from it is exact at any distance from the origin. The
         difference of two rounded positions would not be.
-    raw: what the engine needs to continue exactly: for MJX a dict of its fields, for
-        C MuJoCo the float64 integration state as bits, uint32 [2 * nstate].
+    raw: what the engine needs to continue exactly: for MJX a dict of its fields, which
+        for `mjx-warp` also has `FULL`, for C MuJoCo the float64 integration state as
+        bits, uint32 [2 * nstate].
     overrides: fields of this simulation's own model, by name, from one reset to the
         next; empty if `reset` got none. For MJX also the constants derived from them.
     """
@@ -69,6 +74,17 @@ class PhysicsState(NamedTuple):
     displacement: Array
     raw: PyTree
     overrides: dict[str, Array]
+
+
+def full(state: PhysicsState) -> dict[str, Array]:
+    """Where a simulation has lacked space since its reset, on the engine `mjx-warp`.
+
+    Returns:
+        `contacts` and `constraints`, each []: the space for those of one simulation if
+        a step needed more and left some out, else 0. Empty for other engines, which
+        have space for all.
+    """
+    return state.raw.get(FULL, {}) if isinstance(state.raw, dict) else {}
 
 
 def override_names(model: mujoco.MjModel) -> list[str]:
