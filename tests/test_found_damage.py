@@ -60,6 +60,18 @@ def looping(group, name):
     group[name] = h5py.SoftLink(f"{group.name}/{name}")
 
 
+def not_text(group, name):
+    """The name of a neighbour is no UTF-8; what was there is gone."""
+    group.create_group(name.encode() + b"_\xff")
+
+
+def in_minari(name, put):
+    """The same for a data set of Minari."""
+    (table,) = [path for path in readers.minari() if path.endswith(".hdf5")]
+    sound = {"data.hdf5": readers.minari()[table]}
+    return readers.minari() | {table: hdf5(sound, name, put)["data.hdf5"]}
+
+
 def info(**changes):
     about = json.loads(readers.lerobot()["meta/info.json"]) | changes
     return readers.lerobot() | {"meta/info.json": json.dumps(about).encode()}
@@ -158,6 +170,23 @@ CASES = {
     "a table that was never written": (
         *("d4rl", lambda: hdf5(readers.d4rl(), "actions", endless)),
         "actions would take 20 GB",
+    ),
+    "a missing table beside a name that is no text": (
+        *("d4rl", lambda: hdf5(readers.d4rl(), "actions", not_text)),
+        r"holds the name b'actions_.xff', which is not text",
+    ),
+    "an episode whose name is no text": (
+        *("robomimic", lambda: hdf5(readers.robomimic(), "data/demo_0", not_text)),
+        r"data holds the name b'demo_0_.xff', which is not text",
+    ),
+    "a subset whose name is no text": (
+        *("robomimic", lambda: hdf5(readers.robomimic(), "mask/train", not_text)),
+        r"mask holds the name b'train_.xff', which is not text",
+    ),
+    "a table of Minari whose name is no text": (
+        "minari",
+        lambda: in_minari("x", not_text),
+        r"holds the name b'x_.xff', which is not text",
     ),
     "a link to itself": (
         *("robomimic", lambda: hdf5(readers.robomimic(), "data", looping)),

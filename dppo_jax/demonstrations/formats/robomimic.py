@@ -25,6 +25,7 @@ from dppo_jax.demonstrations.formats.tables import (
     check_max_episodes,
     flat,
     member,
+    names,
     one_episode,
     open_hdf5,
     read_optional_rows,
@@ -120,19 +121,23 @@ def _episodes(
 ) -> list[tuple[str, h5py.Group]]:
     """Episodes and their names, sorted by number: demo_2 before demo_10."""
     data = member(file, "data", str(path))
-    groups = data if isinstance(data, h5py.Group) else {}
-    members = {name: member(groups, name, f"{path}: data") for name in groups}
+    if not isinstance(data, h5py.Group):
+        data = {}
+    members = {
+        name: member(data, name, f"{path}: data")
+        for name in names(data, f"{path}: data")
+    }
     demos = {name: x for name, x in members.items() if isinstance(x, h5py.Group)}
-    names = list(demos)
+    chosen = list(demos)
     if filter_key is not None:
-        names = _masked(file, path, filter_key)
-        missing = [name for name in names if name not in demos]
+        chosen = _masked(file, path, filter_key)
+        missing = [name for name in chosen if name not in demos]
         if missing:
             raise SettingsError(
                 f"{path}: mask/{filter_key} lists {missing[0]}, which is not among the "
                 f"{len(demos)} episodes in data; correct the mask."
             )
-    if not names:
+    if not chosen:
         raise SettingsError(
             f"{path} holds no episodes (data/demo_*"
             + (f" in mask/{filter_key})" if filter_key else ")")
@@ -143,14 +148,14 @@ def _episodes(
         digits = re.search(r"\d{1,300}$", name)  # As many as a float can hold.
         return (float(digits[0]) if digits else float("inf"), name)
 
-    return [(name, demos[name]) for name in sorted(names, key=number)]
+    return [(name, demos[name]) for name in sorted(chosen, key=number)]
 
 
 def _masked(file: h5py.File, path: Path, filter_key: str) -> list[str]:
     """Names of the episodes of a subset."""
     mask = member(file, "mask", str(path))
     masks = mask if isinstance(mask, h5py.Group) else {}
-    require_key(filter_key, list(masks), "filter_key", str(path))
+    require_key(filter_key, names(masks, f"{path}: mask"), "filter_key", str(path))
     table = member(masks, filter_key, f"{path}: mask")
     if not isinstance(table, h5py.Dataset) or table.dtype.kind not in "SO":
         raise SettingsError(
@@ -167,8 +172,8 @@ def _observations(demo: h5py.Group, source: str) -> h5py.Group:
     group = member(demo, "obs", source)
     if not isinstance(group, h5py.Group):
         raise SettingsError(
-            f"{source} lacks obs; it holds {', '.join(demo)}. Extract them with "
-            "robomimic's dataset_states_to_obs.py, or use obs_keys=states."
+            f"{source} lacks obs; it holds {', '.join(names(demo, source))}. Extract "
+            "them with robomimic's dataset_states_to_obs.py, or use obs_keys=states."
         )
     return group
 

@@ -71,6 +71,22 @@ def member(group: h5py.Group, name: str, source: str) -> Any:
     return found
 
 
+def names(group: h5py.Group, source: str) -> list[str]:
+    """The names of what a group holds.
+
+    Raises:
+        SettingsError: one of them is no text in UTF-8, which h5py returns as bytes.
+    """
+    found = list(group)
+    for name in found:
+        if not isinstance(name, str):
+            raise SettingsError(
+                f"{source} holds the name {name!r}, which is not text in UTF-8; write "
+                "the data again."
+            )
+    return found
+
+
 def check_tables(group: h5py.Group, source: str) -> None:
     """Refuse tables that lie in another file, or expand too far, anywhere in a group.
 
@@ -83,7 +99,7 @@ def check_tables(group: h5py.Group, source: str) -> None:
         if address in seen:  # A link leads back.
             continue
         seen.add(address)
-        for name in group:
+        for name in names(group, where):
             found = member(group, name, where)
             if isinstance(found, h5py.Group):
                 groups.append((f"{where}/{name}", found))
@@ -104,7 +120,8 @@ def read_rows(
     table = member(group, name, source)
     if not isinstance(table, h5py.Dataset):
         raise SettingsError(
-            f"{source} lacks {name}; it holds {', '.join(group) or 'nothing'}."
+            f"{source} lacks {name}; it holds "
+            f"{', '.join(names(group, source)) or 'nothing'}."
         )
     try:
         kind, shape = table.dtype.kind, table.shape
