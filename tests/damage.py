@@ -59,7 +59,8 @@ PICKLE = pickle.dumps(_Payload())
 
 
 def write(folder: Path, case: Folder) -> None:
-    """Write a case, whose folder must not exist."""
+    """Write a case in place of the one before."""
+    remove(folder)
     folder.mkdir(parents=True)
     for name, content in case.items():
         path = folder / name
