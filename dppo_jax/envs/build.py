@@ -34,6 +34,10 @@ def default_config() -> ConfigDict:
     config.engine = "auto"
     config.options = ConfigDict()  # keyword arguments of the task
     config.max_steps = 100  # control steps until the time limit
+    # What follows the time limit. False: an episode could have gone on, so learning
+    # expects the rewards that the critic predicts for its last observation. True:
+    # nothing, so the limit is a part of the task.
+    config.limit_terminates = False
     config.history = 1  # To
     # User functions Env -> Env that wrap the task in task units, the first one
     # innermost, by name: `module:function` or `path/to/file.py:function`.
@@ -95,6 +99,7 @@ def make_env(
             chunk=executed,
             history=config.history,
             max_steps=config.max_steps,
+            limit_terminates=config.limit_terminates,
             normalizer=normalizer,
             trace=trace,
         )
@@ -102,7 +107,7 @@ def make_env(
     env = normalize(quarantine(single), normalizer)
     idle = normalize_action(normalizer, np.zeros(env.action_shape, np.float32))
     env = randomize.randomize(env, config.randomization, idle)
-    env = time_limit(env, config.max_steps)
+    env = time_limit(env, config.max_steps, terminates=config.limit_terminates)
     env = stack_observations(env, config.history)
     env = chunk_actions(env, executed, trace)
     notes = action_notes(config.task, normalizer, single.action_range)

@@ -111,11 +111,14 @@ def normalize(env: Env, normalizer: Normalizer) -> Env:
     return env._replace(reset=reset, step=step)
 
 
-def time_limit(env: Env, max_steps: int) -> Env:
+def time_limit(env: Env, max_steps: int, *, terminates: bool = False) -> Env:
     """Truncate an episode after `max_steps` steps, unless the last step terminates it.
 
     The metric `episode_length` is added, the number of steps so far. Inside
     `chunk_actions` it counts control steps.
+
+    Args:
+        terminates: terminate it instead, so that learning expects no reward after it.
 
     Raises:
         SettingsError: `max_steps` is not positive.
@@ -129,11 +132,16 @@ def time_limit(env: Env, max_steps: int) -> Env:
     def step(state: TimeLimitState, action: Array) -> tuple[TimeLimitState, TimeStep]:
         env_state, time_step = env.step(state.env, action)
         count = state.step + 1
-        at_limit = (count >= max_steps) & (time_step.terminated == 0)
-        truncated = jnp.maximum(time_step.truncated, at_limit.astype(jnp.float32))
+        terminated, truncated = time_step.terminated, time_step.truncated
+        at_limit = (count >= max_steps).astype(jnp.float32)
+        if terminates:
+            # What the task itself has truncated, or what broke, could have gone on.
+            terminated = jnp.maximum(terminated, at_limit * (1 - truncated))
+        else:
+            truncated = jnp.maximum(truncated, at_limit * (1 - terminated))
         metrics = {**time_step.metrics, "episode_length": count.astype(jnp.float32)}
         return TimeLimitState(env_state, count), time_step._replace(
-            truncated=truncated, metrics=metrics
+            terminated=terminated, truncated=truncated, metrics=metrics
         )
 
     return env._replace(reset=reset, step=step, max_steps=max_steps)

@@ -74,6 +74,23 @@ def test_termination_at_the_time_limit_is_no_truncation(counter):
         assert (float(step.terminated), float(step.truncated)) == expected
 
 
+@pytest.mark.parametrize("own, expected", [(0.0, (1.0, 0.0)), (1.0, (0.0, 1.0))])
+def test_a_limit_of_the_task_terminates_what_nothing_else_truncates(
+    counter, own, expected
+):
+    task = counter(end=9.0)
+
+    def step(state, action):
+        state, outcome = task.step(state, action)
+        return state, outcome._replace(truncated=jnp.float32(own))
+
+    env = time_limit(task._replace(step=step), 2, terminates=True)
+    state, first = env.step(env.reset(KEY), jnp.ones(1))
+    assert (float(first.terminated), float(first.truncated)) == (0.0, own)
+    _, last = env.step(state, jnp.ones(1))
+    assert (float(last.terminated), float(last.truncated)) == expected
+
+
 def test_history_repeats_the_first_observation_and_ends_with_the_latest(counter):
     env = stack_observations(counter(), 3)
     assert env.obs_shape == {"state": (3, 1)}

@@ -57,6 +57,7 @@ def host_vec_env(
     chunk: int = 1,
     history: int = 1,
     max_steps: int | None = None,
+    limit_terminates: bool = False,
     normalizer: Normalizer | None = None,
     trace: Sequence[str] = (),
 ) -> VecEnv:
@@ -73,6 +74,7 @@ def host_vec_env(
         history: To, number of observations, the newest last.
         max_steps: control steps until an episode is truncated, in addition to the
             environment's own time limit; None: no additional limit.
+        limit_terminates: terminate it there instead, see `wrappers.time_limit`.
         normalizer: bounds for observations and actions; None: task units.
         trace: names of metrics to return as `TimeStep.trace`, [B, Ta].
 
@@ -98,7 +100,12 @@ def host_vec_env(
             f"processes={processes} must not be negative; use 0 to run the simulators "
             "in this process."
         )
-    plan = look_at(task)._replace(chunk=chunk, history=history, max_steps=max_steps)
+    plan = look_at(task)._replace(
+        chunk=chunk,
+        history=history,
+        max_steps=max_steps,
+        limit_terminates=limit_terminates,
+    )
     unknown = sorted(set(trace) - set(plan.metrics))
     if unknown:
         raise SettingsError(

@@ -86,6 +86,7 @@ def look_into(task: HostTask, env: Any) -> Any:
         chunk=1,
         history=1,
         max_steps=None,
+        limit_terminates=False,
         action_range=(env.action_space.low, env.action_space.high),
     )
 

@@ -29,6 +29,7 @@ class Plan(NamedTuple):
     obs_size, action_shape: Do, and the shape of one action.
     chunk, history: Ta, To.
     max_steps: control steps until the time limit; None: no time limit.
+    limit_terminates: whether the time limit terminates an episode or truncates it.
     action_range: lowest and highest action.
     """
 
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
     chunk: int
     history: int
     max_steps: int | None
+    limit_terminates: bool
     action_range: tuple[np.ndarray, np.ndarray]
 
 
@@ -172,7 +174,11 @@ class Episode:
             return reward, False, True, True
         ended = bool(one_number(terminated, "terminated"))
         at_limit = plan.max_steps is not None and self.count >= plan.max_steps
-        cut = bool(one_number(truncated, "truncated")) or at_limit
+        cut = bool(one_number(truncated, "truncated"))
+        if plan.limit_terminates:
+            ended = ended or (at_limit and not cut)
+        else:
+            cut = cut or at_limit
         return reward, ended, cut and not ended, False
 
     def _flat(self, obs: Any) -> np.ndarray:

@@ -39,19 +39,19 @@ def counters(num_envs=1, *, processes=0, end=1e9, random_start=False, **settings
     return host_vec_env(task, num_envs, **settings)
 
 
-@pytest.mark.parametrize("processes", [0, 2])
-def test_a_host_environment_equals_the_same_pure_one(counter, processes):
+@pytest.mark.parametrize("processes, terminates", [(0, False), (2, True)])
+def test_a_host_environment_equals_the_same_pure_one(counter, processes, terminates):
     """Chunks, history, normaliser, time limit, resets, metrics, traces, quarantine."""
     num_envs, chunk, history, max_steps = 3, 2, 3, 5
     normalizer = Normalizer(*(np.array([x], np.float32) for x in (-2.0, 8.0, 0.0, 4.0)))
-    pure = stack_observations(
-        time_limit(normalize(quarantine(counter(end=10.0)), normalizer), max_steps),
-        history,
-    )
+    pure = normalize(quarantine(counter(end=10.0)), normalizer)
+    pure = time_limit(pure, max_steps, terminates=terminates)
+    pure = stack_observations(pure, history)
     pure = vectorize(chunk_actions(pure, chunk, ("total",)), num_envs)
     host = counters(
         num_envs,
         **dict(processes=processes, end=10.0, chunk=chunk, history=history),
+        **dict(limit_terminates=terminates),
         **dict(max_steps=max_steps, normalizer=normalizer, trace=("total",)),
     )
     assert host.obs_shape == pure.obs_shape and host.max_steps == pure.max_steps == 3
