@@ -175,6 +175,10 @@ CASES = {
         *("d4rl", lambda: hdf5(readers.d4rl(), "actions", not_text)),
         r"holds the name b'actions_.xff', which is not text",
     ),
+    "a file without data whose name is no text": (
+        *("robomimic", lambda: hdf5(readers.robomimic(), "data", not_text)),
+        r"data.hdf5 holds the name b'data_.xff', which is not text",
+    ),
     "an episode whose name is no text": (
         *("robomimic", lambda: hdf5(readers.robomimic(), "data/demo_0", not_text)),
         r"data holds the name b'demo_0_.xff', which is not text",

@@ -23,7 +23,7 @@ from dppo_jax.demonstrations.formats.minari import (
     save_minari,
 )
 from dppo_jax.demonstrations.formats.robomimic import load_robomimic
-from dppo_jax.demonstrations.formats.tables import member, open_hdf5
+from dppo_jax.demonstrations.formats.tables import member, names, open_hdf5
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import OBS_LIMIT
 
@@ -201,7 +201,7 @@ def detect_format(path: str | os.PathLike) -> str:
         raise SettingsError(f"{path} is no file; check the path.")
     elif h5py.is_hdf5(path):
         with open_hdf5(path) as file:
-            content = list(file)
+            content = names(file, str(path))
             if isinstance(member(file, "data", str(path)), h5py.Group):
                 return "robomimic"
         if "observations" in content or "actions" in content:
