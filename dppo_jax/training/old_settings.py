@@ -70,6 +70,7 @@ _STATE_ENCODER = {
 # only to configurations that have their section.
 ADDED = {
     "env.wrappers": [],
+    "env.limit_terminates": False,
     "env.randomization": {
         **dict.fromkeys(("mass", "friction", "damping", "gain"), [1.0, 1.0]),
         "shared": True,

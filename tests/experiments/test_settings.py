@@ -172,6 +172,8 @@ def test_old_runs_read_like_new_ones():
     override(config, ["rollout.num_envs=7", "model.sampling.ddim_steps=5"])
     override(config, ["loop.finetune.num_iterations=9", "model.sampling.eta=0.5"])
     override(config, ["loop.pretrain.num_epochs=11", "algorithm.ppo.epochs=3"])
+    # What the run did, and the default of runs that do not say.
+    override(config, ["env.limit_terminates=False"])
     config.run_dir, config.policy = "old", "cloned"
     old = updated(json.loads(OLD_RUN.read_text()))
     assert old.pop("stage") == "finetune"
@@ -182,6 +184,15 @@ def test_old_runs_read_like_new_ones():
         "loop.finetune.keep_best",
         "pretrain.ema_warmup",
     }
+
+
+def test_the_limit_ends_avoid_where_that_was_measured():
+    """Off-policy kinds were measured with the value after the limit."""
+    for variant in ("m1", "demo", "m2_flow2", "m3_gaussian", "m2_fpo", "m1_exact"):
+        assert avoid.get_config(variant).env.limit_terminates
+    for variant in ("m1_idql", "m2_ogpo", "m3_drwr", "m1_dsrl", "m1_rlpd", "m1_ibrl"):
+        assert not avoid.get_config(variant).env.limit_terminates
+    assert not default_config().env.limit_terminates
 
 
 def test_a_present_configuration_is_not_changed():
