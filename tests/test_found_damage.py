@@ -10,9 +10,9 @@ import pytest
 
 from dppo_jax import expansion
 from dppo_jax.errors import SettingsError
-from tests import damage, readers
+from tests import damage
 from tests.demonstrations.raw import ACTIONS, LENGTHS, STATE
-from tests.readers import READERS
+from tests.readers import READERS, demonstrations, policies
 
 ARRAYS = {"states": np.clip(STATE, -1, 1), "actions": np.clip(ACTIONS, -1, 1)}
 ARRAYS |= {"traj_lengths": LENGTHS}
@@ -25,7 +25,7 @@ def npz(**changes):
         for name, x in (ARRAYS | changes).items()
     ]
     archive = damage.zipped(members, zipfile.ZIP_DEFLATED)
-    return readers.npz() | {"train.npz": archive}
+    return demonstrations.npz() | {"train.npz": archive}
 
 
 def hdf5(sound, name, put):
@@ -67,25 +67,25 @@ def not_text(group, name):
 
 def in_minari(name, put):
     """The same for a data set of Minari."""
-    (table,) = [path for path in readers.minari() if path.endswith(".hdf5")]
-    sound = {"data.hdf5": readers.minari()[table]}
-    return readers.minari() | {table: hdf5(sound, name, put)["data.hdf5"]}
+    (table,) = [path for path in demonstrations.minari() if path.endswith(".hdf5")]
+    sound = {"data.hdf5": demonstrations.minari()[table]}
+    return demonstrations.minari() | {table: hdf5(sound, name, put)["data.hdf5"]}
 
 
 def info(**changes):
-    about = json.loads(readers.lerobot()["meta/info.json"]) | changes
-    return readers.lerobot() | {"meta/info.json": json.dumps(about).encode()}
+    about = json.loads(demonstrations.lerobot()["meta/info.json"]) | changes
+    return demonstrations.lerobot() | {"meta/info.json": json.dumps(about).encode()}
 
 
 def columns(**changes):
-    return readers.lerobot(readers._COLUMNS | changes)
+    return demonstrations.lerobot(demonstrations.COLUMNS | changes)
 
 
 def two_sizes():
     name = "data/chunk-000/file-001.parquet"
     other = columns(**{"observation.state": [[1.0]] * 5, "episode_index": [2] * 5})
     other["data/chunk-000/file-000.parquet"], other[name] = (
-        readers.lerobot()["data/chunk-000/file-000.parquet"],
+        demonstrations.lerobot()["data/chunk-000/file-000.parquet"],
         other["data/chunk-000/file-000.parquet"],
     )
     return other
@@ -99,7 +99,7 @@ def torch(instructions):
 
 def repeated(size):
     """A tensor [size] with a stride of 0, so that one number stands for all."""
-    storage = b"(" + readers._STORAGE + b"K\x06tQ"
+    storage = b"(" + policies.STORAGE + b"K\x06tQ"
     layout = b"K\x00(\x8a\x05" + size.to_bytes(5, "little") + b"t(K\x00t"
     hooks = b"\x89ccollections\nOrderedDict\n)R"
     rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n("
@@ -160,31 +160,37 @@ CASES = {
         "",
     ),
     "a link to another file": (
-        *("d4rl", lambda: hdf5(readers.d4rl(), "rewards", outside)),
+        *("d4rl", lambda: hdf5(demonstrations.d4rl(), "rewards", outside)),
         "rewards is a link to /etc/passwd",
     ),
     "numbers in another file": (
-        *("d4rl", lambda: hdf5(readers.d4rl(), "observations", in_other_file)),
+        *("d4rl", lambda: hdf5(demonstrations.d4rl(), "observations", in_other_file)),
         "observations has its numbers in another file",
     ),
     "a table that was never written": (
-        *("d4rl", lambda: hdf5(readers.d4rl(), "actions", endless)),
+        *("d4rl", lambda: hdf5(demonstrations.d4rl(), "actions", endless)),
         "actions would take 20 GB",
     ),
     "a missing table beside a name that is no text": (
-        *("d4rl", lambda: hdf5(readers.d4rl(), "actions", not_text)),
+        *("d4rl", lambda: hdf5(demonstrations.d4rl(), "actions", not_text)),
         r"holds the name b'actions_.xff', which is not text",
     ),
     "a file without data whose name is no text": (
-        *("robomimic", lambda: hdf5(readers.robomimic(), "data", not_text)),
+        *("robomimic", lambda: hdf5(demonstrations.robomimic(), "data", not_text)),
         r"data.hdf5 holds the name b'data_.xff', which is not text",
     ),
     "an episode whose name is no text": (
-        *("robomimic", lambda: hdf5(readers.robomimic(), "data/demo_0", not_text)),
+        *(
+            "robomimic",
+            lambda: hdf5(demonstrations.robomimic(), "data/demo_0", not_text),
+        ),
         r"data holds the name b'demo_0_.xff', which is not text",
     ),
     "a subset whose name is no text": (
-        *("robomimic", lambda: hdf5(readers.robomimic(), "mask/train", not_text)),
+        *(
+            "robomimic",
+            lambda: hdf5(demonstrations.robomimic(), "mask/train", not_text),
+        ),
         r"mask holds the name b'train_.xff', which is not text",
     ),
     "a table of Minari whose name is no text": (
@@ -193,20 +199,20 @@ CASES = {
         r"holds the name b'x_.xff', which is not text",
     ),
     "a link to itself": (
-        *("robomimic", lambda: hdf5(readers.robomimic(), "data", looping)),
+        *("robomimic", lambda: hdf5(demonstrations.robomimic(), "data", looping)),
         "data is damaged",
     ),
     "episodes in another file": (
-        *("robomimic", lambda: hdf5(readers.robomimic(), "data", outside)),
+        *("robomimic", lambda: hdf5(demonstrations.robomimic(), "data", outside)),
         "data is a link to /etc/passwd",
     ),
     "a subset that lists no names": (
-        *("robomimic", lambda: hdf5(readers.robomimic(), "mask/train", endless)),
+        *("robomimic", lambda: hdf5(demonstrations.robomimic(), "mask/train", endless)),
         "mask/train must be a list of names",
     ),
     "metadata in a pipe": (
         "minari",
-        lambda: readers.minari() | {"set/data/metadata.json": os.mkfifo},
+        lambda: demonstrations.minari() | {"set/data/metadata.json": os.mkfifo},
         "no such file",
     ),
     "a pipe": ("d4rl", lambda: {"data.hdf5": os.mkfifo}, "is no file"),
@@ -216,7 +222,7 @@ CASES = {
     ),
     "splits that are no dictionary": ("lerobot", lambda: info(splits=3), "train"),
     "a column without a description": (
-        *("lerobot", lambda: info(features=dict.fromkeys(readers._COLUMNS))),
+        *("lerobot", lambda: info(features=dict.fromkeys(demonstrations.COLUMNS))),
         "",
     ),
     "episodes that are numbered by fractions": (
