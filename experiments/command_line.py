@@ -163,13 +163,19 @@ def _keywords(
 @contextlib.contextmanager
 def _summary_of_failure(name: str) -> Iterator[None]:
     """With --json print a last line for a stage that ends with an error, too."""
+
+    def say(status: Any) -> None:
+        if status and "--json" in sys.argv[1:]:
+            told = {"exit_status": status}
+            print(summaries.line(name, "failed", told), flush=True)
+
     try:
         yield
     except SystemExit as error:
-        if error.code and "--json" in sys.argv[1:]:
-            print(
-                summaries.line(name, "failed", {"exit_status": error.code}), flush=True
-            )
+        say(error.code)
+        raise
+    except Exception:
+        say(1)  # With which Python ends after it has printed the traceback.
         raise
 
 

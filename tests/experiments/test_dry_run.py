@@ -83,6 +83,17 @@ def test_programs_without_a_plan_refuse_the_flag(monkeypatch, capsys):
     assert (summary["status"], summary["exit_status"]) == ("failed", 2)
 
 
+def test_an_error_of_the_program_itself_has_a_summary_too(monkeypatch, capsys):
+    def stage(config):
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(command_line.sys, "argv", ["stage", "--json"])
+    with pytest.raises(ZeroDivisionError):
+        command_line.run_stage(stage, needs_config=False, summarize=lambda *_: {})
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["status"], summary["exit_status"]) == ("failed", 1)
+
+
 def test_a_plan_ends_well_and_can_be_read_by_programs(monkeypatch, capsys):
     def stage(config):
         assert console.is_dry_run()
