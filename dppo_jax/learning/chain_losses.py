@@ -1,4 +1,4 @@
-"""Losses over the moves of a policy's chain; `losses` has those on plain arrays."""
+"""Losses over the moves of a policy's chain; `losses` has losses of plain arrays."""
 
 from collections.abc import Callable
 
@@ -235,9 +235,9 @@ def chain_kl(old: Moments, new: Moments, weight: Array | None = None) -> Array:
     which is sum (m - M)^2 / (2 S^2) where the schedule fixes the standard deviation.
     Its mean over chains of the old policy is the divergence of the chains' densities,
     an upper bound of that of the chunks. It is what TruDi (arXiv 2606.15260) bounds,
-    whose code leaves out the terms of the standard deviations. (These are those of
-    log-probabilities: where the floor of sampling is a different one, chains are
-    not drawn from the old densities.)
+    whose code leaves out the terms of the standard deviations. (These are the standard
+    deviations of log-probabilities; if the floor of sampling differs, chains are not
+    drawn from the old densities.)
 
     Args:
         old, new: of the same chains, [R, K', Ta, Da].

@@ -1,9 +1,9 @@
 """What off-policy algorithms for diffusion policies share.
 
 IDQL, DQL, QSM, DIPO and OGPO learn Q(s, a) of whole chunks from a replay buffer, and
-the denoising network of a cloned policy by that Q. In a round first the critics learn,
-then the actor. An update is a function (state, batch, key) -> (state, metrics), with
-batch leaves [N, ...] (in a sharded step, this device's part).
+train the denoising network of a cloned policy by that Q. In a round first the critics
+learn, then the actor. An update is a function (state, batch, key) -> (state, metrics),
+with batch leaves [N, ...] (in a sharded step, this device's part).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What the updates of on-policy algorithms have in common, see `on_policy`."""
+"""Shared parts of the updates of on-policy algorithms, see `on_policy`."""
 
 import functools
 from collections.abc import Callable

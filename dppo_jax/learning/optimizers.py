@@ -39,8 +39,8 @@ def update(
     """Make one update; return new parameters and optimizer state.
 
     If an entry of the gradients is NaN or infinite, the parameters stay as they are,
-    and the optimizer sees gradients of zero: one such update would make all parameters
-    NaN for ever.
+    and the optimizer gets gradients of zero. One update with a NaN would make all
+    parameters NaN.
 
     Args:
         finite: [] whether to make the update, where that also depends on the gradients
@@ -55,7 +55,7 @@ def update(
 
 
 def are_finite(grads: PyTree) -> Array:
-    """Whether all entries are finite."""
+    """Whether all entries are finite, [] bool."""
 
     def total(x: Array) -> Array:
         # XLA's compiler for CPUs vectorises a product, but not a sum.

@@ -3,14 +3,14 @@
 The frozen policy decodes the start w of its chain into an action, a = f(s, w). The
 policy over w is that of soft actor-critic; the two variants differ in their critics.
 
-- "sac": one ensemble Q(s, w), as if decoding were a part of the environment.
+- "sac": one ensemble Q(s, w); decoding is a part of the environment.
 - "noise_aliasing": an ensemble Q^A(s, a) with the target
 
       r + discount (1 - terminated) (min_i Q^A_i(s', f(s', w')) - alpha log pi(w' | s'))
 
   and an ensemble Q^W(s, w), which the actor maximises and which is distilled from the
   other: Q^W_i(s, w) approaches Q^A_i(s, f(s, w)) for w ~ N(0, I). Starts that give the
-  same action share its value, and transitions of any policy can be learned from.
+  same action share its value, and the critics can learn from transitions of any policy.
 """
 
 from collections.abc import Callable
