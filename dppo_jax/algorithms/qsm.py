@@ -41,7 +41,11 @@ def default_config() -> ConfigDict:
 
 
 def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:
-    """Make the learner from a whole configuration."""
+    """Make the learner from a whole configuration.
+
+    Raises:
+        SettingsError: an invalid setting, which the message names.
+    """
     if not config.model.diffusion.predict_noise:
         raise SettingsError(
             "qsm trains the predicted noise, but this network predicts the clean action"

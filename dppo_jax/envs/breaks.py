@@ -37,6 +37,7 @@ def notice(
     """Keep a step if it is the first in which a simulation diverged.
 
     Args:
+        broken: the break so far.
         env_state: before the step.
         action: [B, Ta, Da] of the step.
         diverged: [B] 1 where a simulation diverged.

@@ -95,6 +95,10 @@ def policy_loss(
         step: [B] index of the move; 0 is the noisiest tuned one.
         old_log_prob: [B] computed while sampling, averaged by `mean`.
         advantage: [B] of the chunk that the move belongs to.
+        clip_top, clip_base, clip_rate: see `losses.clip_range`.
+        denoising_discount: see `losses.denoising_discount`.
+        normalize: whether advantages are normalised over the minibatch.
+        quantiles: of the advantages, to which they are then clipped.
         mean: averages the log-probabilities of a move, [B, Ta, Da] -> [B].
         num_active: number of last moves that are still tuned if K' is annealed; earlier
             moves get weight zero. None: all K'.

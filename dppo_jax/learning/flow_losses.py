@@ -56,6 +56,7 @@ def draw_pairs(
 
     Args:
         draw_time: key -> time, scalar.
+        num_pairs: N.
     """
 
     def draw(key: Array) -> tuple[Array, Array]:

@@ -142,6 +142,7 @@ def evaluate_returns(
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
         discount: per chunk.
+        gae_lambda: see `returns.gae`.
         scale_rewards: divide rewards by the standard deviation of returns.
         reward_scale: a factor of what `scale_rewards` leaves.
     """

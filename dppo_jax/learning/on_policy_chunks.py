@@ -47,6 +47,7 @@ def make_chunk_algorithm(
 
     Args:
         critic, config, rows_each, name: as in `make_chunk_updates`.
+        objective: what roll-outs store, and the loss of the actor.
         num_chunks, reset_at_iteration: as in `on_policy.collect`.
 
     Returns:

@@ -36,6 +36,8 @@ def value_gradient(
     Args:
         data: observations, targets and old values, leaves [N, ...].
         row: [B] indices into N.
+        value_coef: factor of the loss whose gradient is returned.
+        value_clip: `clip` of `losses.value_loss`.
     """
     drawn, weight = drawn_rows(data, row)
 

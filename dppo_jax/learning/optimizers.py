@@ -70,6 +70,7 @@ def mean_of_made(values: Array, made: Array) -> Array:
     """Mean of a metric [U] over the updates that were made; 0 if all were skipped.
 
     Args:
+        values: [U].
         made: [U] bool, `are_finite` of the gradients.
     """
     return jnp.where(made, values, 0.0).sum() / jnp.maximum(made.sum(), 1)
@@ -149,6 +150,7 @@ def cosine_restarts(
     Args:
         step: number of scheduler steps taken so far.
         cycle_steps: length of a cycle, warm-up included.
+        warmup_steps: length of the warm-up in every cycle.
     """
     position = step % cycle_steps
     rise = position / max(warmup_steps, 1)

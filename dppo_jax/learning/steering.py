@@ -69,6 +69,7 @@ def steering(
         action_shape: [Ta, Da] that the environment executes, the first actions of what
             is decoded.
         distillation_updates: fewer than the batches of a round.
+        initial_temperature: alpha at the start.
 
     Returns:
         A Learner; `init(key, obs, params=None)` takes parameters of the frozen policy,
