@@ -31,7 +31,7 @@ class Metric(NamedTuple):
 
 _ROLLOUT = {
     "success": ("success", "%", "episodes of the roll-outs that succeeded"),
-    "solved": ("solved", "%", "episodes that earned every reward of the task"),
+    "solved": ("solved", "%", "episodes that are solved, as the task defines it"),
     "collision": ("collision", "%", "episodes with a collision"),
     "outside": ("outside", "%", "episodes that left the workspace"),
     "episode_return": ("return", "", "mean sum of the rewards of an episode"),
