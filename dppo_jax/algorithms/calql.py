@@ -1,8 +1,8 @@
 """Cal-QL: conservative Q-learning, calibrated for fine-tuning (arXiv 2303.05479).
 
 Nakamoto et al. (2023): the critics are trained from demonstrations alone first, then
-from demonstrations and collected transitions, half of a batch each. Their values of the
-policy's actions are pushed down, but not below the return of the stored behaviour
+from demonstrations and collected transitions, half of a batch each. A penalty lowers
+their values of the policy's actions, but not below the return-to-go of the stored chunk
 (`learning/calibrated_q.py`, `learning/returns_to_go.py`).
 """
 

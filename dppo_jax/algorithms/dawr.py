@@ -57,7 +57,11 @@ def default_config() -> ConfigDict:
 def make(
     env: VecEnv, policy: ChainPolicy, config: ConfigDict, data: Any = None
 ) -> Algorithm:
-    """Make DAWR as `drwr.make` makes DRWR, with `algorithm.dawr` and `critic`."""
+    """Make DAWR as `drwr.make` makes DRWR, with `algorithm.dawr` and `critic`.
+
+    Raises:
+        SettingsError: invalid or contradictory settings, which the message names.
+    """
     del data
     settings, rollout = config.algorithm.dawr, config.rollout
     _check_config(settings)

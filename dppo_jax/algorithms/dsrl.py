@@ -1,13 +1,14 @@
 """Diffusion steering, DSRL (arXiv 2506.15799): RL in a frozen policy's noise space.
 
-Soft actor-critic learns from which noise the chains of the cloned policy start. Their
-deterministic mode makes the action of it (DDIM with eta = 0, or a flow), so whatever is
-learned, the cloned policy can do. See `learning/steering.py` for the two variants.
+Soft actor-critic chooses the noise from which the chains of the cloned policy start.
+In deterministic mode (DDIM with eta = 0, or a flow) the action is a function of this
+noise, so every action is one that the cloned policy can take. See
+`learning/steering.py` for the two variants.
 
-The zero line is the cloned policy itself, whose chains start from N(0, I): score it
-in its deterministic mode with the same settings, `experiments.evaluate
---config.policy=RUN_OF_PRETRAIN --config.evaluate.deterministic=True`. A bound cuts the
-tails of N(0, I), so the actor cannot imitate it exactly.
+The baseline is the cloned policy, whose chains start from N(0, I): score it in its
+deterministic mode with the same settings, `experiments.evaluate
+--config.policy=RUN_OF_PRETRAIN --config.evaluate.deterministic=True`. The bound cuts
+off the tails of N(0, I), so the actor cannot imitate it exactly.
 
 Not copied from the published code: it bounds the noise of "noise_aliasing" by the
 actions' bounds whatever `noise_bound` is, and it bootstraps nothing after a time limit.

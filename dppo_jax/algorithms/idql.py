@@ -6,8 +6,8 @@ drawing several chunks and choosing one of them by the target critics and V.
 
 The published code also averages the weights of the actor, and weighs candidates by the
 same expectile that V has; here these are two settings, as in the reference
-implementation of DPPO. Unlike the reference, nothing acts on an observation of an
-episode that has ended.
+implementation of DPPO. The reference also acts on the last observation of an episode
+that has ended; this module does not.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,8 @@
 """PPO with the exact likelihood of a diffusion policy's actions (DPPO paper, App. B.5).
 
-The paper (arXiv 2409.00588) compares DPPO with this: no chain is looked at, and PPO's
-ratio is that of the densities of a chunk under the probability-flow ODE, see
+The paper (arXiv 2409.00588) compares DPPO with this algorithm: it does not use the
+chain, and PPO's ratio is that of the densities of a chunk under the probability-flow
+ODE, see
 `diffusion/likelihood.py` and `learning/likelihood_losses.py`. Every evaluation of a
 density takes about 2 K (1 + P) evaluations of the network, P being the probes.
 

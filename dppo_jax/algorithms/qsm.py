@@ -1,9 +1,8 @@
 """QSM: Q-score matching (Psenka et al. 2024, arXiv 2312.11752).
 
 The score of the diffusion policy, minus its predicted noise, is regressed on the
-gradient of Q with respect to the action, times `gradient_scale`. There is no cloning
-term: what the policy has learnt from demonstrations is kept only as far as the gradient
-of Q agrees with it.
+gradient of Q with respect to the action, times `gradient_scale`. No cloning term keeps
+the policy near the demonstrations.
 """
 
 from collections.abc import Callable
@@ -42,7 +41,11 @@ def default_config() -> ConfigDict:
 
 
 def make_learner(env: VecEnv, policy: ChainPolicy, config: ConfigDict) -> Learner:
-    """Make the learner from a whole configuration."""
+    """Make the learner from a whole configuration.
+
+    Raises:
+        SettingsError: an invalid setting, which the message names.
+    """
     if not config.model.diffusion.predict_noise:
         raise SettingsError(
             "qsm trains the predicted noise, but this network predicts the clean action"

@@ -1,9 +1,9 @@
-"""Keeps what precedes a step in which a simulation diverged, to repeat it later.
+"""Keep the state before a step in which a simulation diverged, to repeat the step.
 
-A roll-out carries one `Break`, the first that it finds. Nothing is called outside of
-the compiled program; each chunk costs one look at `diverged` and the copy of the state
-of one environment, and the states of all stay in memory until it has ended. The host
-loop writes it (`training.break_files`).
+A roll-out carries one `Break`, the first that it finds. The compiled program calls no
+host function for this; each chunk costs one test of `diverged` and the copy of the
+state of one environment, and the states of all environments stay in memory until the
+chunk has ended. The host loop writes the break (`training.break_files`).
 """
 
 from typing import Any
@@ -16,11 +16,11 @@ from dppo_jax.types import Array, Break, PyTree
 
 
 def no_break(env_state: Any, action_shape: tuple[int, ...]) -> Break:
-    """What a roll-out starts with.
+    """Make the `Break` with which a roll-out starts; its `found` is False.
 
     Args:
         env_state: of a VecEnv.
-        action_shape: of one environment.
+        action_shape: of one environment, (Ta, Da).
     """
     return Break(
         found=jnp.bool_(False),
@@ -37,6 +37,7 @@ def notice(
     """Keep a step if it is the first in which a simulation diverged.
 
     Args:
+        broken: the break so far.
         env_state: before the step.
         action: [B, Ta, Da] of the step.
         diverged: [B] 1 where a simulation diverged.

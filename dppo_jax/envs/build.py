@@ -74,6 +74,7 @@ def make_env(
 
     Args:
         chunk: Ta, actions that the policy predicts.
+        num_envs: B, environments that run at once.
         trace: metrics to report at every control step.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Checks what an environment returns, before anything is compiled or trained."""
+"""Check what an environment returns, before anything is compiled or trained."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,12 +14,12 @@ _NUMBERS = ("reward", "terminated", "truncated")
 
 
 def check_env(env: Any, name: str = "the environment") -> None:
-    """Say which entry of what an environment returns is wrong, and what it should be.
+    """Check what an environment returns; name a wrong entry and what it should be.
 
-    Without this check it would fail deep inside a roll-out. An `Env` is not computed,
-    only its shapes are. A Gymnasium environment takes one step, because nothing else
-    shows what it returns; it is at its start, or after one step, afterwards. Numbers in
-    arrays of shape (1,) are accepted, because the stages convert them
+    Without this check the error would occur inside a compiled roll-out. For an `Env`
+    only shapes are computed. A Gymnasium environment takes one step, because only a
+    step shows what it returns; afterwards it is at its start, or after one step.
+    Numbers in arrays of shape (1,) are accepted, because the stages convert them
     (`with_plain_numbers`).
 
     Args:
@@ -51,7 +51,7 @@ def check_env(env: Any, name: str = "the environment") -> None:
 
 
 def with_plain_numbers(env: Env) -> Env:
-    """Make numbers of what was in arrays of shape (1,): reward, end flags, metrics."""
+    """Convert reward, end flags and metrics of shape (1,) to scalars."""
     state = jax.eval_shape(env.reset, jax.random.key(0))
     action = jax.ShapeDtypeStruct(tuple(env.action_shape), jnp.float32)
     outcome = jax.eval_shape(env.step, state, action)[1]

@@ -1,4 +1,4 @@
-"""Load a user's own tasks and wrappers, outside the package, by name.
+"""Load tasks and wrappers of a user by name.
 
 See `dppo_jax.objects` for the names: `module:function` or `path/to/file.py:function`.
 """

@@ -1,4 +1,4 @@
-"""Ends episodes whose simulation breaks, before their numbers reach anything else."""
+"""End episodes whose simulation diverges, before other code reads their numbers."""
 
 from typing import Any
 
@@ -18,14 +18,15 @@ def quarantine(env: Env) -> Env:
 
     A step *diverges* if an observation, the reward, or a position or velocity of the
     physics is NaN, infinite, or larger than `LARGEST`. Its outcome is a truncation with
-    reward 0 and the observation before it, so that nothing broken leaves the
-    environment, and `vectorize` starts a new episode. The metric `diverged` is 1 in
-    such a step, else 0; whoever learns from roll-outs leaves these steps out.
+    reward 0 and the observation before it, so all returned numbers are finite, and
+    `vectorize` starts a new episode. The metric `diverged` is 1 in such a step, else 0;
+    algorithms leave these steps out of learning.
 
     On the engine `mjx-warp` the metrics `contacts_full` and `constraints_full` are the
-    space for those of one simulation if it was too small since the reset, else 0.
+    space for contacts and constraints of one simulation if it was too small since the
+    reset, else 0.
 
-    It must be the first wrapper, because normalising clips what has exploded.
+    It must wrap the task before `normalize`, which clips large numbers.
     """
 
     def step(state: Any, action: Array) -> tuple[Any, TimeStep]:

@@ -1,9 +1,9 @@
 """Other dynamics, delays and noise in every episode (domain randomisation).
 
 A policy that has been fine-tuned in many slightly different simulations should also
-work in one that it has never seen (Tobin et al. 2017, arXiv 1703.06907; of dynamics:
-Peng et al. 2018, arXiv 1710.06537). With ranges of one value the same wrapper is a
-test: how well does a policy do with 20 % more mass?
+work in one that is not among them (Tobin et al. 2017, arXiv 1703.06907; of dynamics:
+Peng et al. 2018, arXiv 1710.06537). With ranges of a single value the same wrapper
+tests a policy, for example with 20 % more mass.
 """
 
 import math
@@ -31,7 +31,7 @@ _NOISES = ("action_noise", "obs_noise")
 
 
 def default_config() -> ConfigDict:
-    """Settings of `randomize`, which leave everything as it is."""
+    """Settings of `randomize`; by default it changes nothing."""
     config = ConfigDict()
     # Factors, each uniform between two numbers and drawn anew for every episode:
     config.mass = (1.0, 1.0)  # of masses and inertias of bodies
@@ -70,7 +70,7 @@ def randomize(env: Env, config: ConfigDict, idle: Array | np.ndarray) -> Env:
     Args:
         env: observations and actions are normalised.
         config: `default_config` with changes.
-        idle: [Da] the action that acts before the first one arrives.
+        idle: [Da] the action that is executed until the first delayed one.
 
     Returns:
         `env` itself if `config` changes nothing.
@@ -135,7 +135,7 @@ def is_on(config: ConfigDict) -> bool:
 
 
 def check_off(config: ConfigDict, task: str) -> None:
-    """Raise a SettingsError if a task that cannot be randomised should be."""
+    """Raise a SettingsError if `config` randomises a task that cannot be randomised."""
     check_config(config)
     if is_on(config):
         raise SettingsError(

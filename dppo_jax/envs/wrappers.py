@@ -19,6 +19,8 @@ from dppo_jax.types import Array, Env, Obs, TimeStep
 
 
 class NormalizeState(NamedTuple):
+    """obs: normalised; `state` is clipped by `policy_obs`."""
+
     env: Any
     obs: Obs
 
@@ -58,7 +60,7 @@ def check_sizes(normalizer: Normalizer, obs_size: int, action_dim: int) -> None:
 def action_notes(
     name: str, normalizer: Normalizer, action_range: tuple[Any, Any] | None
 ) -> tuple[str, ...]:
-    """Say where the actions of the data leave the range that an environment takes.
+    """Notes on actions of the data outside of the range that an environment accepts.
 
     Args:
         name: of the environment.
@@ -118,7 +120,7 @@ def time_limit(env: Env, max_steps: int, *, terminates: bool = False) -> Env:
     `chunk_actions` it counts control steps.
 
     Args:
-        terminates: terminate it instead, so that learning expects no reward after it.
+        terminates: terminate the episode instead, so that nothing is bootstrapped.
 
     Raises:
         SettingsError: `max_steps` is not positive.

@@ -1,1 +1,1 @@
-"""Losses, returns, minibatches, optimizers and the off-policy iteration."""
+"""Losses, returns, minibatches, optimizers, on-policy and off-policy iterations."""

@@ -69,7 +69,7 @@ def buffer_targets(
         reward_scale: a factor of rewards.
 
     Returns:
-        Both [B, L], in the order of the slots; those of empty slots mean nothing.
+        Both [B, L], in the order of the slots; those of empty slots are arbitrary.
     """
     rows = replay.items
 
@@ -127,8 +127,8 @@ def advantage_regression(
         critic_warmup: iterations in which the policy stays as it is.
         discount, td_lambda, reward_scale: as in `buffer_targets`.
         beta, max_weight: as in `regression_weight`.
-        reset_at_iteration: whether the last episodes of a roll-out are broken off; what
-            follows them in the buffer are other episodes.
+        reset_at_iteration: whether every iteration starts new episodes, so that targets
+            end at the last chunk of a roll-out.
         quirks: names in `QUIRKS`.
     """
     estimate = dict(discount=discount, td_lambda=td_lambda, error_scale=1.0)

@@ -1,4 +1,4 @@
-"""An on-policy algorithm whose result is an average of its actor over iterations."""
+"""An on-policy algorithm that saves an average of its actor over iterations."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """Calibrated conservative Q-learning (Nakamoto et al. 2023, arXiv 2303.05479).
 
-It is CQL (Kumar et al. 2020, arXiv 2006.04779), whose values of the policy's actions
-are not pushed below the return that the stored behaviour had from the same observation.
+It is CQL (Kumar et al. 2020, arXiv 2006.04779) with a bound: its penalty does not lower
+values of the policy's actions below the return-to-go of the stored chunk.
 """
 
 from collections.abc import Callable

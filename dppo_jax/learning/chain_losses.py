@@ -1,4 +1,4 @@
-"""Losses over the moves of a policy's chain; `losses` has those on plain arrays."""
+"""Losses over the moves of a policy's chain; `losses` has losses of plain arrays."""
 
 from collections.abc import Callable
 
@@ -95,6 +95,10 @@ def policy_loss(
         step: [B] index of the move; 0 is the noisiest tuned one.
         old_log_prob: [B] computed while sampling, averaged by `mean`.
         advantage: [B] of the chunk that the move belongs to.
+        clip_top, clip_base, clip_rate: see `losses.clip_range`.
+        denoising_discount: see `losses.denoising_discount`.
+        normalize: whether advantages are normalised over the minibatch.
+        quantiles: of the advantages, to which they are then clipped.
         mean: averages the log-probabilities of a move, [B, Ta, Da] -> [B].
         num_active: number of last moves that are still tuned if K' is annealed; earlier
             moves get weight zero. None: all K'.
@@ -235,9 +239,9 @@ def chain_kl(old: Moments, new: Moments, weight: Array | None = None) -> Array:
     which is sum (m - M)^2 / (2 S^2) where the schedule fixes the standard deviation.
     Its mean over chains of the old policy is the divergence of the chains' densities,
     an upper bound of that of the chunks. It is what TruDi (arXiv 2606.15260) bounds,
-    whose code leaves out the terms of the standard deviations. (These are those of
-    log-probabilities: where the floor of sampling is a different one, chains are
-    not drawn from the old densities.)
+    whose code leaves out the terms of the standard deviations. (These are the standard
+    deviations of log-probabilities; if the floor of sampling differs, chains are not
+    drawn from the old densities.)
 
     Args:
         old, new: of the same chains, [R, K', Ta, Da].

@@ -1,9 +1,9 @@
 """What off-policy algorithms for diffusion policies share.
 
 IDQL, DQL, QSM, DIPO and OGPO learn Q(s, a) of whole chunks from a replay buffer, and
-the denoising network of a cloned policy by that Q. In a round first the critics learn,
-then the actor. An update is a function (state, batch, key) -> (state, metrics), with
-batch leaves [N, ...] (in a sharded step, this device's part).
+train the denoising network of a cloned policy by that Q. In a round first the critics
+learn, then the actor. An update is a function (state, batch, key) -> (state, metrics),
+with batch leaves [N, ...] (in a sharded step, this device's part).
 """
 
 from collections.abc import Callable, Sequence
@@ -69,6 +69,7 @@ def sampled_target(
 
     Args:
         discount: per chunk.
+        reward_scale: factor of the rewards.
         use_target_actor: whether a' is sampled by `state.target_actor`.
         combine: values of all critics [num_critics, N] -> [N], in place of the minimum.
     """
@@ -98,6 +99,8 @@ def critic_update(
     """Update all critics towards one target; then move their target network.
 
     Args:
+        trainer: the optimizer of the critics.
+        target_of: (state, batch, key) -> target [N].
         target_rate: see `optimizers.polyak`.
     """
     value_of: Callable[..., Any] = critic.apply
@@ -179,6 +182,7 @@ def diffusion_q(
         action_shape: [Ta, Da] that the environment executes.
         critic_warmup: rounds in which only the critics learn; until then the metrics of
             the actor are zero.
+        has_target_actor: whether the actor has a target network.
         value: V(s) and its optimizer, for `DiffusionQState.value`.
         act, params: how the algorithm acts, and its parameters; None: by the actor.
         improve: (state, batch) -> better actions for the batch's observations, which

@@ -69,7 +69,9 @@ def ascend(
     start at zero.
 
     Args:
+        value_of: chunks [B, Ta, Da] -> [num_critics, B].
         action: [B, Ta, Da]; results are clipped to [-1, 1] after every step.
+        num_steps, learning_rate: of Adam.
         max_norm: bound of the gradient's norm over the whole batch, on all devices.
     """
     adam = optax.adam(learning_rate, eps=1e-5)

@@ -48,6 +48,7 @@ def default_config(*, updates_per_transition: float, target_rate: float) -> Conf
 
     Args:
         updates_per_transition: the reference's replay ratio over its batch size.
+        target_rate: see `optimizers.polyak`.
     """
     config = ConfigDict()
     config.replay = off_policy_settings.default_config()

@@ -1,9 +1,9 @@
 """Losses of flow policy optimisation: FPO and FPO++.
 
-FPO (arXiv 2507.21053) replaces the log-probability of an action, which a flow does not
-have at hand, by minus its flow-matching loss l on N pairs (noise, time). The pairs are
-drawn in the roll-out and kept, so that the loss before and after an update differs by
-the parameters alone:
+FPO (arXiv 2507.21053) replaces the log-probability of an action, which a flow cannot
+compute cheaply, by minus its flow-matching loss l on N pairs (noise, time). The pairs
+are drawn in the roll-out and stored, so that the losses before and after an update
+differ only by the parameters:
 
     FPO     r   = exp(mean_n l_old,n - mean_n l_new,n)    one ratio for each chunk
     FPO++   r_n = exp(l_old,n - l_new,n)                  one for each pair
@@ -56,6 +56,7 @@ def draw_pairs(
 
     Args:
         draw_time: key -> time, scalar.
+        num_pairs: N.
     """
 
     def draw(key: Array) -> tuple[Array, Array]:
@@ -210,7 +211,7 @@ def flow_objective(
 
     Args:
         policy: with a `velocity_error`.
-        executed: first actions of a chunk, on which its losses are.
+        executed: number of first actions of a chunk that its losses are computed on.
         draw_time: key -> time of a pair.
         num_pairs: N.
         loss_max: `bound` of the losses before and after.

@@ -80,6 +80,7 @@ def bootstrap_updates(
         discount: per chunk.
         target_rate: of both target networks, see `optimizers.polyak`.
         target_critics: critics drawn at random for every target.
+        reward_scale: factor of the rewards.
     """
     value_of: Callable[..., Any] = critic.apply
     target_of: Callable[..., Any] = critic.clone(num_critics=target_critics).apply

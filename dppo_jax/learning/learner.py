@@ -1,4 +1,4 @@
-"""What an off-policy algorithm adds to the iteration that all of them share."""
+"""The functions that an off-policy algorithm adds to the shared iteration."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from dppo_jax.types import Act, Array, Obs, PyTree, Transition
 
 
 class Learner(NamedTuple):
-    """What an off-policy algorithm adds to the shared iteration.
+    """The functions that an off-policy algorithm adds to the shared iteration.
 
     init: (key, obs with leaves [1, ...], ...) -> state, any pytree; the arguments after
         the observation are those of the Algorithm's `init` after its key.

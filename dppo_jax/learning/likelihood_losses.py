@@ -3,8 +3,8 @@
 The DPPO paper (arXiv 2409.00588, App. B.5) compares with this policy gradient: the
 clipped objective with r = exp(log p_new(a | s) - log p_old(a | s)), where log p is the
 log-density of the action under the probability-flow ODE, `diffusion/likelihood.py`.
-The probes of its divergence are drawn in the roll-out and kept, so that the two
-log-densities of a chunk differ by the parameters alone.
+The probes of its divergence are drawn in the roll-out and stored, so that the two
+log-densities of a chunk differ only by the parameters.
 """
 
 from typing import NamedTuple

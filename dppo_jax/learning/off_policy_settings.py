@@ -71,6 +71,7 @@ def num_rounds(
 
     Args:
         num_transitions: that an iteration collects.
+        updates_per_transition, updates_per_round: as in `off_policy`.
 
     Raises:
         SettingsError: it is no whole number, or none.

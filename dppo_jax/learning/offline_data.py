@@ -56,7 +56,7 @@ def offline_replay(items: Transition, *, num_groups: int) -> Replay:
         num_groups: number of rings, that of `off_policy`.
 
     Raises:
-        SettingsError: less transitions than groups.
+        SettingsError: fewer transitions than groups.
     """
     num_items = len(items.reward)
     if not 1 <= num_groups <= num_items:
@@ -89,7 +89,7 @@ def with_offline_phase(
 ) -> Algorithm:
     """Put iterations of updates from the offline data alone before an Algorithm.
 
-    In these iterations the environments stand still, and metrics of episodes are NaN.
+    In these iterations no environment is stepped, and metrics of episodes are NaN.
     Both kinds of iterations are branches of one program.
 
     Args:

@@ -1,8 +1,8 @@
-"""The iteration that on-policy algorithms share, which learn from a roll-out once.
+"""The iteration that on-policy algorithms share: a roll-out, then updates on it.
 
-`on_policy` makes an `Algorithm` of what one algorithm adds, a `Learner`. Roll-out and
-returns, which learners have in common, are here too; `on_policy_updates` has what their
-updates have in common.
+`on_policy` makes an `Algorithm` from a `Learner`, the functions that one algorithm
+adds. The roll-out and the returns, which learners share, are here too;
+`on_policy_updates` has the shared parts of their updates.
 """
 
 from collections.abc import Callable
@@ -48,9 +48,9 @@ class OnPolicyState(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """What is kept of a roll-out; leaves [T, B, ...].
+    """The stored data of a roll-out; leaves [T, B, ...].
 
-    extras: what the exploring policy returned besides its action.
+    extras: of the exploring policy, see `types.Act`.
     end_value: V of the observation that followed, in steps at which an environment
         reached a time limit; 0 in all other steps.
     diverged: [T, B] 1 where a simulation broke; None: the environment does not tell.
@@ -142,6 +142,7 @@ def evaluate_returns(
     Args:
         critic: a module, `apply(params, obs) -> [B]`.
         discount: per chunk.
+        gae_lambda: see `returns.gae`.
         scale_rewards: divide rewards by the standard deviation of returns.
         reward_scale: a factor of what `scale_rewards` leaves.
     """
@@ -195,7 +196,7 @@ def make_collect(
     num_chunks: int,
     reset_at_iteration: bool,
 ) -> Callable[[OnPolicyState, Array], tuple[OnPolicyState, Steps, Metrics]]:
-    """Make `Learner.collect` of an algorithm that needs nothing between its two parts.
+    """Make a `Learner.collect` that runs `collect` and then `evaluate_returns`.
 
     Args:
         config: `on_policy_settings.default_config` with changes, already checked.
@@ -242,7 +243,7 @@ def sound_steps(steps: PyTree, collected: Collected) -> PyTree:
 
 
 class Learner(NamedTuple):
-    """What one algorithm adds to the shared iteration.
+    """The functions that one algorithm adds to the shared iteration.
 
     init: (key, parameters to start from or None, obs [1, ...]) -> PolicyParams.
     init_optimizers: as `Optimizers.init`.

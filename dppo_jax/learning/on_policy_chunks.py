@@ -1,4 +1,4 @@
-"""On-policy algorithms whose minibatches are of whole chunks, of an objective alone."""
+"""On-policy algorithms with minibatches of whole chunks, each from its objective."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from dppo_jax.types import Algorithm, Array, Metrics, Obs, PyTree, VecEnv
 
 
 class ChunkObjective(NamedTuple):
-    """What is kept of the chunks of a roll-out, and what is learned from it.
+    """The extras that roll-outs store, and the loss that is computed from them.
 
     explore: parameters -> `act` of a roll-out, whose extras become those of the steps.
     loss: (tuned parameters, parameters, steps with these extras) -> (mean over the
@@ -47,6 +47,7 @@ def make_chunk_algorithm(
 
     Args:
         critic, config, rows_each, name: as in `make_chunk_updates`.
+        objective: what roll-outs store, and the loss of the actor.
         num_chunks, reset_at_iteration: as in `on_policy.collect`.
 
     Returns:

@@ -141,6 +141,7 @@ def check_groups(num_groups: int, sizes: dict[str, int]) -> None:
     """Raise a SettingsError if `shuffle_groups` does not divide one of the sizes.
 
     Args:
+        num_groups: the setting `shuffle_groups`.
         sizes: what is divided into groups -> how many there are.
     """
     for what, size in sizes.items():

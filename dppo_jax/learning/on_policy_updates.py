@@ -1,4 +1,4 @@
-"""What the updates of on-policy algorithms have in common, see `on_policy`."""
+"""Shared parts of the updates of on-policy algorithms, see `on_policy`."""
 
 import functools
 from collections.abc import Callable
@@ -36,6 +36,8 @@ def value_gradient(
     Args:
         data: observations, targets and old values, leaves [N, ...].
         row: [B] indices into N.
+        value_coef: factor of the loss whose gradient is returned.
+        value_clip: `clip` of `losses.value_loss`.
     """
     drawn, weight = drawn_rows(data, row)
 

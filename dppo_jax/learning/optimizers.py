@@ -39,8 +39,8 @@ def update(
     """Make one update; return new parameters and optimizer state.
 
     If an entry of the gradients is NaN or infinite, the parameters stay as they are,
-    and the optimizer sees gradients of zero: one such update would make all parameters
-    NaN for ever.
+    and the optimizer gets gradients of zero. One update with a NaN would make all
+    parameters NaN.
 
     Args:
         finite: [] whether to make the update, where that also depends on the gradients
@@ -55,7 +55,7 @@ def update(
 
 
 def are_finite(grads: PyTree) -> Array:
-    """Whether all entries are finite."""
+    """Whether all entries are finite, [] bool."""
 
     def total(x: Array) -> Array:
         # XLA's compiler for CPUs vectorises a product, but not a sum.
@@ -70,6 +70,7 @@ def mean_of_made(values: Array, made: Array) -> Array:
     """Mean of a metric [U] over the updates that were made; 0 if all were skipped.
 
     Args:
+        values: [U].
         made: [U] bool, `are_finite` of the gradients.
     """
     return jnp.where(made, values, 0.0).sum() / jnp.maximum(made.sum(), 1)
@@ -149,6 +150,7 @@ def cosine_restarts(
     Args:
         step: number of scheduler steps taken so far.
         cycle_steps: length of a cycle, warm-up included.
+        warmup_steps: length of the warm-up in every cycle.
     """
     position = step % cycle_steps
     rise = position / max(warmup_steps, 1)

@@ -1,9 +1,9 @@
-"""Leaves the steps out of what is learned in which a simulation diverged.
+"""Leave steps in which a simulation diverged out of learning.
 
 `envs.quarantine` reports them. Shapes are fixed inside a compiled program, so such a
-step is not removed: a copy of the step before it, which is that of a neighbouring
-environment, stands in its place. Where nothing diverged, nothing is computed, unless
-several seeds train at once: then XLA computes both cases and selects one.
+step is not removed but replaced by a copy of the row before it, in the order of [T, B]
+that of a neighbouring environment. If no simulation diverged, this costs nothing,
+unless several seeds train in one `vmap`: then XLA computes both cases and selects one.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from dppo_jax.types import Array, PyTree
 
 
 def without_diverged(rows: PyTree, diverged: Array | None) -> PyTree:
-    """Replace rows by sound ones; if there are none, all stay as they are.
+    """Replace rows that diverged by others; if all diverged, all stay as they are.
 
     Args:
         rows: leaves [N, ...].
@@ -39,9 +39,9 @@ def without_diverged(rows: PyTree, diverged: Array | None) -> PyTree:
 def sound_transitions(rows: Any, diverged: Array | None) -> Any:
     """As `without_diverged`, for transitions that follow one another in a buffer.
 
-    The copy ends an episode of its own, and the step before it ends its episode, as by
-    a time limit, so that no sum of rewards goes across. For the step before the first
-    one, which is stored already, see `cut_newest`.
+    The copy and the step before it are marked as truncated, so that no sum of rewards
+    crosses the copy. The step before the first one is already in the buffer; see
+    `cut_newest`.
 
     Args:
         rows: leaves [T, B, ...]; `Transition`, or another NamedTuple that has its
@@ -60,9 +60,9 @@ def sound_transitions(rows: Any, diverged: Array | None) -> Any:
 
 
 def cut_newest(replay: Replay, diverged: Array | None) -> Replay:
-    """End the episode of the newest stored step where the step after it diverged.
+    """Mark the newest stored step as truncated where the step after it diverged.
 
-    Call it before what `sound_transitions` returns is inserted.
+    Call it before inserting the result of `sound_transitions`.
 
     Args:
         replay: of items as in `sound_transitions`; an empty one may be changed in a

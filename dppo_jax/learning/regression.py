@@ -122,8 +122,8 @@ def value_regression_loss(
 
     Args:
         value, target: [B].
-        broadcast: every value against every target. The reference subtracts an array
-            [B] from one [B, 1], so that V learns the mean of a batch's targets alone.
+        broadcast: compare every value with every target. The reference subtracts an
+            array [B] from one [B, 1], so its V learns only the mean of the targets.
     """
     chex.assert_equal_shape([value, target])
     if not broadcast:

@@ -40,7 +40,7 @@ class RegressionState(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What is kept of a roll-out; leaves [T, B, ...].
+    """The stored data of a roll-out; leaves [T, B, ...].
 
     chunk: the whole chunk [T, B, Ta, Da], also actions that were not executed.
     next_obs: the observation that followed, before any reset.
@@ -55,7 +55,7 @@ class Rows(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What one algorithm adds to the shared iteration.
+    """The functions that one algorithm adds to the shared iteration.
 
     init: (key, obs [1, ...], one row without leading axes) -> memory.
     store: (memory, Rows, diverged) -> (memory, data), with what `update` needs of the

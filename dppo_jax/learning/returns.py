@@ -93,9 +93,9 @@ def scale_rewards(
 ) -> tuple[RewardScale, Array]:
     """Divide rewards by the standard deviation of returns (Engstrom et al. 2020).
 
-    Future returns are unknown. Discounted sums of past rewards replace them, because
-    they have similar statistics. No mean is subtracted, because only the scale must
-    suit the critic.
+    Future returns are unknown, so discounted sums of past rewards, which have similar
+    statistics, replace them. The mean is not subtracted: only the scale matters to the
+    critic.
 
     Args:
         reward: [T, B].

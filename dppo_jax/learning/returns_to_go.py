@@ -1,11 +1,10 @@
 """Returns-to-go of stored transitions, beside each of them in the replay buffer.
 
-A return is known only when its episode has ended. Until then the transition stands in
-the buffer with a return of -infinity, which is a lower bound of everything. When the
-episode ends, its transitions in the buffer get their returns, also those of earlier
-iterations. As a return lies in the item of its own transition, nothing can come apart:
-neither evaluations, which have environments of their own, nor resets, nor rings that
-overwrite their oldest items change which return belongs to which transition.
+A return is known only when its episode has ended. Until then it is -infinity in the
+buffer, which is a lower bound of every value. When the episode ends, its transitions in
+the buffer get their returns, also those of earlier iterations. A return is stored in
+the item of its own transition, so resets and rings that overwrite their oldest items
+cannot assign it to another transition.
 """
 
 from typing import Any
@@ -22,7 +21,7 @@ def returns_to_go(reward: Array, ended: Array, *, discount: float) -> Array:
     """Discounted sums of rewards up to the end of the episode.
 
     G_t = r_t + discount G_(t+1), and G_t = r_t where an episode ended. Time limits end
-    episodes too: nothing is bootstrapped, so their returns are those of what happened.
+    episodes too: nothing is bootstrapped, so a return sums only received rewards.
 
     Args:
         reward: [T, B] summed over the executed chunk.

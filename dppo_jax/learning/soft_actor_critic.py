@@ -119,6 +119,7 @@ def soft_updates(
             of their values enters the target.
         actor_value: how the actor's objective combines the critics, a name in
             `COMBINE`.
+        reward_scale: factor of the rewards.
         tune_temperature: False keeps the temperature constant.
     """
     value_of: Callable[..., Any] = critic.apply
@@ -205,6 +206,7 @@ def soft_actor_critic(
     Args:
         action_shape: [Ta, Da] that the environment executes.
         actor_updates: updates of the actor per round, all on its last batch.
+        initial_temperature: alpha at the start.
 
     Returns:
         A Learner; `init(key, obs, params=None)` starts from given parameters of the

@@ -3,14 +3,14 @@
 The frozen policy decodes the start w of its chain into an action, a = f(s, w). The
 policy over w is that of soft actor-critic; the two variants differ in their critics.
 
-- "sac": one ensemble Q(s, w), as if decoding were a part of the environment.
+- "sac": one ensemble Q(s, w); decoding is a part of the environment.
 - "noise_aliasing": an ensemble Q^A(s, a) with the target
 
       r + discount (1 - terminated) (min_i Q^A_i(s', f(s', w')) - alpha log pi(w' | s'))
 
   and an ensemble Q^W(s, w), which the actor maximises and which is distilled from the
   other: Q^W_i(s, w) approaches Q^A_i(s, f(s, w)) for w ~ N(0, I). Starts that give the
-  same action share its value, and transitions of any policy can be learned from.
+  same action share its value, and the critics can learn from transitions of any policy.
 """
 
 from collections.abc import Callable
@@ -69,6 +69,7 @@ def steering(
         action_shape: [Ta, Da] that the environment executes, the first actions of what
             is decoded.
         distillation_updates: fewer than the batches of a round.
+        initial_temperature: alpha at the start.
 
     Returns:
         A Learner; `init(key, obs, params=None)` takes parameters of the frozen policy,

@@ -1,7 +1,7 @@
-"""Exploring by the best of several chunks, as a few of many critics judge them.
+"""Explore by the best of several chunks, as a random subset of the critics scores them.
 
-OGPO (arXiv 2605.03065) explores so. Deterministic actions are those of the policy that
-proposes the chunks.
+OGPO (arXiv 2605.03065) explores in this way. Deterministic actions are those of the
+policy that proposes the chunks.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from dppo_jax.types import Act, Array, Obs, PyTree
 
 
 class BestOfParams(NamedTuple):
-    """policy: which proposes. critic: of Q(s, a), an ensemble."""
+    """policy: proposes chunks. critic: of Q(s, a), an ensemble."""
 
     policy: PolicyParams
     critic: PyTree
@@ -39,16 +39,17 @@ def best_of_policy(
     judges: int,
     own_judges: bool = False,
 ) -> BestOfPolicy:
-    """Make a policy that proposes, and explores by the proposal of the highest value.
+    """Make a policy that explores by the proposed chunk of the highest value.
 
-    The value of a chunk is the least of `judges` critics, which are drawn at random in
-    every step, for each observation anew.
+    The value of a chunk is the least of `judges` random critics, which are drawn anew
+    for each observation.
 
     Args:
         policy: proposes chunks as it explores.
         num_samples: proposals for an observation; 1 acts as `policy` does, from the
             same draws.
-        own_judges: draw them for each proposal anew.
+        judges: how many critics score a chunk.
+        own_judges: draw them anew for each proposal.
 
     Raises:
         SettingsError: no proposal, or more judges than critics.

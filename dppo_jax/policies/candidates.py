@@ -1,4 +1,4 @@
-"""Acting by the best of several chunks that a policy proposes (IDQL, arXiv 2304.10573).
+"""Act by one of several chunks that a policy proposes (IDQL, arXiv 2304.10573).
 
 A critic Q(s, a) scores the candidates of an observation, with V(s) as the reference for
 their advantages Q - V; one of them is executed.
@@ -25,7 +25,7 @@ CHOICES = ("argmax", "expectile", "boltzmann", "first")
 
 
 class CandidateParams(NamedTuple):
-    """policy: which proposes. critic: of Q(s, a). value: of V(s)."""
+    """policy: proposes chunks. critic: of Q(s, a). value: of V(s)."""
 
     policy: PolicyParams
     critic: PyTree
@@ -42,12 +42,16 @@ class CandidatePolicy(NamedTuple):
 def choose(
     kind: str, key: Array, advantage: Array, *, expectile: float, temperature: float
 ) -> Array:
-    """Index of a candidate.
+    """Choose one of S candidates.
 
     Args:
         kind: a name in `CHOICES`.
         advantage: [S].
         expectile: tau, the weight of candidates better than V.
+        temperature: divides advantages; only "boltzmann" uses it.
+
+    Returns:
+        [] int32, the index of the candidate.
     """
     if kind == "argmax":
         return advantage.argmax()
@@ -70,11 +74,11 @@ def candidate_policy(
     expectile: float,
     temperature: float,
 ) -> CandidatePolicy:
-    """Make a policy that proposes, scores and chooses.
+    """Make a policy that proposes several chunks, scores them and executes one.
 
     Args:
-        policy: proposes, deterministic or exploring as it is asked to act.
-        critic: the least of its members' values counts.
+        policy: proposes chunks in the mode, deterministic or exploring, of `act`.
+        critic: the value of a chunk is the least of its members.
         num_samples: S; 1 acts as `policy` does, from the same draws.
         explore, evaluate: names in `CHOICES`, for exploring and deterministic actions.
         expectile, temperature: see `choose`.

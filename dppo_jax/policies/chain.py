@@ -31,7 +31,7 @@ class PolicyParams(NamedTuple):
 
 
 def as_they_are(key: Array, params: PolicyParams, obs: Obs) -> PolicyParams:
-    """The `ChainPolicy.prepare` of policies that are cloned whole."""
+    """The `ChainPolicy.prepare` of policies that cloning trains completely."""
     return params
 
 
@@ -209,7 +209,7 @@ def chain_policy(
     min_std: float,
     past_actions: int = 0,
 ) -> ChainPolicy:
-    """Make a policy that denoises by any kind of moves.
+    """Make a policy whose chain has Gaussian moves of any kind.
 
     Args:
         network: a module (x [B, Ta, Da], time [B] or [1], obs) -> like x, which is
@@ -369,6 +369,7 @@ def row_normal(keys: Array, shape: tuple[int, ...]) -> Array:
 
 
 def gaussian_entropy(std: Array) -> Array:
+    """Entropy in nats of Gaussians with these standard deviations, like `std`."""
     return 0.5 * jnp.log(2 * jnp.pi * jnp.e) + jnp.log(std)
 
 

@@ -56,17 +56,18 @@ def flow_policy(
 ) -> ChainPolicy:
     """A flow whose last K' Euler steps are a tunable policy (arXiv 2505.22094).
 
-    The noise network has no share in cloning: `init` leaves it out, and so does a
-    cloned checkpoint. `prepare` adds it, alike to the tuned and to the frozen
-    parameters; the velocity of the latter stays the cloned one. No gradient reaches
-    the velocity's network through the standard deviation, so the entropy moves the
-    noise alone. (In ReinFlow one reaches the encoder.)
+    Cloning does not train the noise network: `init` leaves it out, and so does a cloned
+    checkpoint. `prepare` adds the same noise network to the tuned and to the frozen
+    parameters; the frozen velocity stays the cloned one. The standard deviation gives
+    the velocity network no gradient, so the entropy bonus changes only the noise
+    network. (In ReinFlow the encoder gets a gradient too.)
 
     Args:
         network: see `chain_policy`; its output is the velocity.
         flow: steps and bounds.
         cloning: what the network learns from demonstrations, such as `flow_cloning`.
         chunk: Ta.
+        action_dim: Da.
         num_tuned_steps: K'; None: all K.
         noise_network: a module (time [B] or [1], condition) -> [B, Ta, Da], to be
             bounded by `bounded_std`; None: the standard deviation is

@@ -4,16 +4,16 @@ A mixture of M modes has the density
 
     p(a) = sum_m w_m prod_i N(a_i; mean_mi, std_mi)
 
-over all entries i of a chunk. The modes tie the entries together, so a single entry has
-no log-density of its own. What `log_prob` gives entry by entry, in the order of time,
-is its log-density given the entries before it,
+over all entries i of a chunk. All entries come from the same mode, so they depend on
+each other. For each entry, in the order of time, `log_prob` gives the log-density given
+the entries before it,
 
     log p(a_i | a_0 ... a_{i-1}) = log p(a_0 ... a_i) - log p(a_0 ... a_{i-1}).
 
-These sum to the joint log-density, the first actions of a chunk to the marginal one of
-these actions, and with one mode each is the log-density of a Gaussian. Single ones
-depend on the order, so the policy is marked `joint`: whoever makes one number of
-them has to add them up, as PPO does (`learning.chain_losses.joint_log_prob`).
+Their sum is the joint log-density, the sum over the first actions of a chunk is the
+marginal log-density of these actions, and with one mode each is the log-density of a
+Gaussian. Single values depend on the order of the entries, so the policy is marked
+`joint`: only their sum may be used (`learning.chain_losses.joint_log_prob`).
 """
 
 from collections.abc import Callable
@@ -55,11 +55,11 @@ def mixture_log_prob(action: Array, means: Array, stds: Array, logits: Array) ->
 
 
 def component_entropy(stds: Array, logits: Array) -> Array:
-    """The mean entropy of the modes, [B]: what the reference rewards as entropy.
+    """The mean entropy of the modes, [B] in nats, which the reference uses as entropy.
 
-    It is a lower bound of the mixture's entropy, because that is concave in the
-    density, and off by the entropy of the weights at most, which is log M at most.
-    Arguments as in `mixture_log_prob`.
+    It is a lower bound of the mixture's entropy, because entropy is concave in the
+    density. The difference is at most the entropy of the weights, which is at most
+    log M. Arguments as in `mixture_log_prob`.
     """
     of_modes = gaussian_entropy(stds).sum((-2, -1))
     return (jax.nn.softmax(logits) * of_modes).sum(-1)
@@ -94,10 +94,10 @@ def gmm_policy(
 ) -> ChainPolicy:
     """A Gaussian mixture over action chunks, as a chain of one move from zero.
 
-    A sample takes one mode for the whole chunk, then the chunk from it. A deterministic
-    policy still draws the mode, as in the reference, and keeps hardly any noise within
-    it. `clone_loss` is minus the joint log-density and `entropy` is
-    `mixture_entropy`, both of the whole chunk.
+    A sample draws one mode for the whole chunk, then the chunk from this mode. A
+    deterministic policy still draws the mode, as in the reference; then it takes the
+    mean, with a standard deviation of 1e-4. `clone_loss` is minus the joint log-density
+    and `entropy` is `mixture_entropy`, both of the whole chunk.
 
     Args:
         network: `apply(params, obs) -> means, stds, logits`, [B, M, Ta, Da] twice and

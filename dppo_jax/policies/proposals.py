@@ -17,7 +17,7 @@ from dppo_jax.types import Act, Array, Obs, PyTree
 
 
 class ProposalParams(NamedTuple):
-    """All that acts.
+    """Parameters of all networks that act.
 
     cloned, actor: parameters of the network of each Gaussian policy.
     critic: of the ensemble that chooses.
@@ -48,14 +48,14 @@ def proposal_policy(
 ) -> ProposalPolicy:
     """Make the policy; the value of an action is the least of all critics.
 
-    The deterministic action is that of the higher value, and the actor proposes its
-    mean. Exploring, the actor proposes a sample, and an action is drawn with
+    Deterministic: the actor proposes its mean, and the proposal of the higher value is
+    executed. Exploring: the actor proposes a sample, and one of the two is drawn with
     probabilities softmax(beta Q). The cloned policy always proposes its mean.
 
     Args:
         policy: the Gaussian policy of both networks.
         beta: inverse temperature; None: exploring takes the higher value too.
-        exponent_twice: softmax(exp(beta Q)), as the reference implementation has it.
+        exponent_twice: softmax(exp(beta Q)), as in the reference implementation.
     """
 
     def init(key: Array, obs: Obs) -> ProposalParams:

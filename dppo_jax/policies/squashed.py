@@ -65,6 +65,7 @@ def squashed_log_prob(
     """Log-probability [B] of given actions [B, Ta, Da].
 
     Args:
+        mean, std: [B, Ta, Da], before tanh.
         margin: actions are clipped to [-1 + margin, 1 - margin], because tanh does not
             reach +-1.
     """

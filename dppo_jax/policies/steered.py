@@ -1,4 +1,4 @@
-"""A frozen policy that another one steers by the noise its chains start from.
+"""A frozen policy, steered by a second policy over the noise its chains start from.
 
 DSRL (arXiv 2506.15799): where a policy's deterministic mode is a function of the start
 of its chain, a = f(s, w), a policy over w acts through it.

@@ -1,9 +1,9 @@
-"""Write what precedes a broken simulation into the run directory, and read it.
+"""Write the state before a simulation diverged to the run directory, and read it.
 
 `broken/<iteration>.npz` holds the first step of an iteration in which a simulation
 diverged: the state of the environment before the step, one array for each leaf, such as
 `state/env/env/env/env/physics/qpos`, the chunk of actions `action`, and the bounds of
-observations and actions, with which the environment is made again.
+observations and actions, from which the environment is made again.
 """
 
 import os
@@ -29,7 +29,7 @@ _STATE, _BOUNDS = "state/", "normalizer/"
 def save_break(
     run_dir: str | os.PathLike, iteration: int, broken: Break, normalizer: Normalizer
 ) -> Path | None:
-    """Write the break of an iteration, unless there was none or there are enough files.
+    """Write the break of an iteration, unless there was none or `MOST` files exist.
 
     Returns:
         The new file; None: nothing was written.

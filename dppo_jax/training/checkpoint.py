@@ -3,8 +3,8 @@
 A run directory holds `config.json` and `checkpoints/<iteration>/` with the items
 `policy` (parameters and bounds, for other stages and deployment) and `state` (for
 resuming). A policy that was trained elsewhere has no `state`, but may have a `critic`.
-`best/<iteration>/` may hold the `policy` with the highest score. Each also says of
-itself what wrote it (`provenance`), and what its run adds.
+`best/<iteration>/` may hold the `policy` with the highest score. Each also records the
+versions and the device that wrote it (`provenance`), and the entries of its run.
 """
 
 import os
@@ -42,7 +42,7 @@ class SavedPolicy(NamedTuple):
     normalizer: bounds of the observations and actions that it was trained with.
     config: the whole configuration of its run, plain dictionaries.
     iteration: the iteration that was saved.
-    about: what the checkpoint says of itself; empty in older ones.
+    about: the record of the checkpoint, see `provenance`; empty in older ones.
     """
 
     params: PyTree
@@ -99,7 +99,7 @@ class Checkpoints:
 
         Args:
             params: the parameters that act, any pytree.
-            about: what to say beside the `provenance`, values that JSON can hold.
+            about: what to record beside the `provenance`, values that JSON can hold.
 
         Raises:
             OSError: this checkpoint or the one before it cannot be written, for example
@@ -142,7 +142,7 @@ class Checkpoints:
             self._manager.delete(iteration)
 
     def about(self, iteration: int) -> dict[str, Any]:
-        """What the checkpoint of an iteration says of itself.
+        """The record of the checkpoint of an iteration, see `provenance`.
 
         Raises:
             SettingsError: its format is newer than this package.
@@ -297,7 +297,7 @@ def open_folder(
 
 
 def described(more: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a checkpoint that is written now says of itself."""
+    """The record of a checkpoint that is written now."""
     return provenance() | dict(more or {})
 
 

@@ -1,4 +1,4 @@
-"""Recognises runs that will not learn, and says what to try.
+"""Warn of runs that are unlikely to learn, with settings to try.
 
 `advise` is a pure function of rows of metrics and settings. A `Coach` calls it after
 every row of a run and prints each warning once. docs/troubleshooting.md explains them.
@@ -19,14 +19,14 @@ CODES = tuple(SIGNS)
 
 
 class Advice(NamedTuple):
-    """A warning. code: names it, for ever. text: what was seen, and what to try."""
+    """A warning. code: its name, which never changes. text: the sign, what to try."""
 
     code: str
     text: str
 
 
 def advise(rows: Rows, settings: Mapping[str, Any] | None = None) -> list[Advice]:
-    """Say what is wrong with a run, judged by its rows of metrics.
+    """Return the warnings for a run, from its rows of metrics.
 
     Args:
         rows: as in `metrics.csv`, the newest last; a metric may be missing or NaN.

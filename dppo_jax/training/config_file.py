@@ -23,7 +23,11 @@ _IN_JSON: dict[type, Any] = {
 
 
 def load_config(run_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """Read a run's configuration with today's setting names; None if there is none."""
+    """Read a run's configuration with today's setting names; None if there is none.
+
+    Raises:
+        SettingsError: the file is damaged.
+    """
     path = Path(run_dir) / CONFIG_FILE
     if not path.is_file():
         return None

@@ -46,12 +46,13 @@ def train(
 
     On an accelerator, the rows and checkpoints of an iteration are written while the
     device computes the next one. The loop waits for the metrics of an iteration only at
-    the end and if `stop` is given. On the CPU backend it always waits: there a program
-    that calls C MuJoCo runs while it is dispatched, and two such programs could wait
-    for each other's threads forever.
+    the end, if `stop` is given, and if `evaluate_if` needs them. On the CPU backend it
+    always waits: there a program that calls C MuJoCo runs while it is dispatched, and
+    two such programs could wait for each other's threads forever.
 
     SIGINT (Ctrl-C) and SIGTERM end the loop after the running iteration, with a row and
-    a checkpoint of it. A second SIGINT ends it at once.
+    a checkpoint of it. A second SIGINT ends it at once. With several processes only
+    SIGTERM does this; a SIGINT ends its process at once.
 
     Args:
         state: the state to start from; a resumed state must have its shapes.
@@ -72,9 +73,10 @@ def train(
             one, and the others continue.
         evaluate_every: iterations between evaluations; 0: only first and last.
         evaluate_if: metrics of an iteration -> whether an evaluation that is due after
-            it is made; with many seeds one that wants it suffices. The evaluation at
-            the end is always made, the one before the first iteration never. Every
-            iteration with an evaluation due waits for its metrics.
+            it is made; with many seeds True for one of them suffices. With
+            `evaluate_if` the evaluation at the end is always made, and the one before
+            the first iteration never. Iterations after which an evaluation is due wait
+            for their metrics.
         checkpoint_every: iterations between checkpoints; 0: only at the end.
         log_every: iterations between rows of metrics; an evaluation or a checkpoint
             also writes a row.
@@ -86,11 +88,12 @@ def train(
             highest are kept as the checkpoint `best`. Empty: none.
         prepare: called when the run directories are locked, before anything else is
             read from them or written to them.
-        about: what every checkpoint says of the run, values that JSON can hold, beside
-            versions and device (`provenance`) and its last evaluation, `score`. An
-            entry `evaluate`, the settings of the evaluation, becomes part of the score.
-        max_skipped: rows in a row in which every update was skipped, because its
-            gradients were not finite, that end the run; 0: none do.
+        about: what every checkpoint records of the run, values that JSON can hold,
+            beside versions and device (`provenance`) and its last evaluation, `score`.
+            An entry `evaluate`, the settings of the evaluation, becomes part of the
+            score.
+        max_skipped: the run ends after this many consecutive rows in which every update
+            was skipped, because its gradients were not finite; 0: it never ends so.
 
     Returns:
         The final state; for many seeds a list of the final state of each.

@@ -1,4 +1,4 @@
-"""What the columns of `metrics.csv` are called and mean, for tables, plots and reports.
+"""Labels and meanings of the columns of `metrics.csv`, for tables, plots and reports.
 
 Algorithms and tasks may log other names too; these keep their own name.
 """
@@ -31,7 +31,7 @@ class Metric(NamedTuple):
 
 _ROLLOUT = {
     "success": ("success", "%", "episodes of the roll-outs that succeeded"),
-    "solved": ("solved", "%", "episodes that earned every reward of the task"),
+    "solved": ("solved", "%", "episodes that are solved, as the task defines it"),
     "collision": ("collision", "%", "episodes with a collision"),
     "outside": ("outside", "%", "episodes that left the workspace"),
     "episode_return": ("return", "", "mean sum of the rewards of an episode"),
@@ -73,9 +73,13 @@ _TRAIN = {
         "share of the variance of the returns that the critic predicts; 1 is perfect, "
         "below 0 it is worse than their mean",
     ),
-    "value_loss": ("critic loss", "", "half the mean square of the critic's error"),
+    "value_loss": ("critic loss", "", "half the mean squared error of the critic"),
     "policy_loss": ("policy loss", "", "surrogate objective of PPO, negative"),
-    "critic_loss": ("critic loss", "", "mean square of the error of the Q functions"),
+    "critic_loss": (
+        "critic loss",
+        "",
+        "half the mean squared error, sum of all critics",
+    ),
     "actor_loss": ("actor loss", "", "what the updates of the actor minimise"),
     "value": ("mean value", "", "mean of the critic over the batch"),
     "entropy": ("entropy", "nats", "how random the policy acts"),
@@ -121,7 +125,7 @@ TIMES = tuple(name for name in _TIME if name.endswith("seconds"))
 
 
 def about(name: str) -> Metric:
-    """What a column is called and means; its own name where this is not known."""
+    """The label and meaning of a column; an unknown one is labelled by its name."""
     plain = name.removeprefix(EVALUATION)
     known = METRICS.get(plain)
     if known is None:

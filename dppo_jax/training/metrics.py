@@ -229,6 +229,7 @@ def recent_mean(
     rows from there, gets exactly the same mean.
 
     Args:
+        num_rows: how many of the last rows.
         weight: name of the metric to weight by, such as a count of episodes; rows in
             which either metric is missing or NaN are ignored.
     """

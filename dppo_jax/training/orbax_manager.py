@@ -1,4 +1,4 @@
-"""Orbax's checkpoint manager: its errors, and what a checkpoint says of itself."""
+"""Orbax's checkpoint manager: its errors, and the records of checkpoints."""
 
 import contextlib
 import errno
@@ -109,7 +109,7 @@ def restore_plain(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
 
 
 def read_about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """What a checkpoint says of itself; empty if it is older than that.
+    """The record of a checkpoint, see `provenance`; empty if it is older.
 
     Raises:
         SettingsError: a later format, see `provenance.check_format`.

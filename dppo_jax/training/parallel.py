@@ -1,8 +1,8 @@
 """One Algorithm on many devices: each device steps its part of the environments.
 
-The reductions below are the identity outside a sharded step. Therefore algorithms call
-them without a case for one device, where the compiled program is the same as without
-them. A context variable tells them, while a step is traced, whether it is sharded.
+Outside a sharded step the reductions below do not communicate. Therefore algorithms
+call them without a case for one device. While a step is traced, a context variable
+holds whether it is sharded.
 """
 
 import contextvars

@@ -101,7 +101,7 @@ class Progress:
 
 
 class Silent:
-    """Shows nothing."""
+    """Shows no progress."""
 
     def __init__(self, start: int, total: int) -> None:
         del start, total

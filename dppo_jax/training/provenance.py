@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: its format, and what wrote it.
+"""The record in a checkpoint: its format, and the versions and device that wrote it.
 
 Orbax keeps it as `custom_metadata` of a checkpoint, beside the time of saving.
 """

@@ -21,7 +21,7 @@ class Run:
     """One run directory: its checkpoints, its rows, and whether `stop` ended it.
 
     Args:
-        about: what its checkpoints say of it, values that JSON can hold.
+        about: what its checkpoints record of it, values that JSON can hold.
     """
 
     def __init__(
@@ -40,18 +40,18 @@ class Run:
         self.final: Any = None  # The last state, once `stop` has ended the run.
 
     def note_score(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Let checkpoints from now on state this evaluation as their score."""
+        """Record this evaluation as the score of the checkpoints that follow."""
         how = self._about.get("evaluate", {})
         # JSON has no NaN; a metric without a value is left out.
         known = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
         self._score = {"iteration": iteration, **how, "metrics": known}
 
     def about(self) -> dict[str, Any]:
-        """What a checkpoint that is written now says of the run."""
+        """What a checkpoint that is written now records of the run."""
         return {**self._about, "score": self._score}
 
     def continue_from(self, iteration: int) -> None:
-        """State the score of the checkpoint of an iteration until the next one."""
+        """Take the score of a checkpoint, until the next evaluation."""
         self._score = self.checkpoints.about(iteration).get("score")
 
     def check_bounds(self, iteration: int, normalizer: Normalizer) -> None:

@@ -20,11 +20,10 @@ def many(
         vectorize: True: all seeds in every operation (`vmap`). False: one seed after
             the other inside the program (`lax.map`). None: `vmap` on accelerators,
             where the small matrices of one seed leave most of the device idle, and
-            `lax.map` on CPU. On CPU a seed of `avoid` takes as long with `lax.map` as
-            alone, and 1.8 times as long in a `vmap` of five: batched matrix products
-            take 1.5 times as long each, and both sides of a branch are computed, so
-            every step also resets all environments. With `lax.map` every seed equals
-            the run of that seed bit for bit, with `vmap` up to the order of sums.
+            `lax.map` on CPU. On CPU `vmap` is slower: batches of small matrix products
+            are not faster, and both sides of a branch are computed, so every step also
+            resets all environments. With `lax.map` every seed equals the run of that
+            seed bit for bit, with `vmap` up to the order of sums.
 
     Returns:
         An Algorithm. `init(keys [N], *args)` starts every seed from its own key and
@@ -32,7 +31,7 @@ def many(
         leading axis [N]; `params` and `act` are those of one seed.
 
     Raises:
-        SettingsError: less than one seed, or another number of keys.
+        SettingsError: fewer than one seed, or another number of keys.
     """
     if num_seeds < 1:
         raise SettingsError(f"num_seeds={num_seeds} must be at least 1.")

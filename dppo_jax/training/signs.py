@@ -1,7 +1,7 @@
 """The signs of runs that will not learn, and what to try against each.
 
-A sign looks at rows of metrics and says what it sees, or None. `SIGNS` has all of them
-by the code of their warning, which docs/troubleshooting.md explains.
+A sign is a function from rows of metrics to the text of a warning, or to None. `SIGNS`
+has all of them by the code of the warning, which docs/troubleshooting.md explains.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 Rows = Sequence[Mapping[str, float]]
 
-# Rows in a row for which most signs must hold: a single iteration alarms nobody.
+# Consecutive rows for which most signs must hold: a single iteration gives no warning.
 PATIENCE = 5
 # Share of ratios that PPO clips: outside, updates are too large or nearly nothing.
 CLIP_FRACTIONS = (0.01, 0.3)
@@ -30,6 +30,7 @@ class Settings:
         self.section = f"algorithm.{self.get('algorithm.name', 'ppo')}"
 
     def get(self, name: str, default: Any = None) -> Any:
+        """The value of a setting, such as "env.max_steps"; `default` if it is None."""
         node: Any = self._tree
         for key in name.split("."):
             if not isinstance(node, Mapping) or key not in node:
