@@ -38,6 +38,7 @@ def train(
     prepare: Callable[[], object] | None = None,
     about: Mapping[str, Any] | None = None,
     max_skipped: int = 3,
+    wandb: Mapping[str, Any] | None = None,
 ) -> Any:
     """Run `algorithm.step` until `num_iterations`, from the newest checkpoint if any.
 
@@ -91,6 +92,8 @@ def train(
             entry `evaluate`, the settings of the evaluation, becomes part of the score.
         max_skipped: rows in a row in which every update was skipped, because its
             gradients were not finite, that end the run; 0: none do.
+        wandb: arguments of `wandb.init`, such as `project`, to send every row to
+            Weights & Biases too; None: that is not used.
 
     Returns:
         The final state; for many seeds a list of the final state of each.
@@ -106,6 +109,7 @@ def train(
         Interrupted: a signal has ended the loop; its state is saved.
         SettingsError: another process trains in a directory, or the checkpoints of the
             seeds have no iteration in common, or have other bounds than `normalizer`.
+            Or `wandb` is given, but its package is missing.
     """
     on_cpu = jax.default_backend() == "cpu"
     runs = Runs(
@@ -119,6 +123,7 @@ def train(
         prepare=prepare,
         about=about,
         max_skipped=max_skipped,
+        wandb=wandb,
     )
     with runs, StopRequest() as request:
         runs.describe({"stage": "train", **(config or {})})
