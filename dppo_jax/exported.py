@@ -4,7 +4,8 @@
 random numbers inside, to StableHLO by `jax.export`, whose files later releases of JAX
 load for at least six months (JAX's documentation, "Exporting and serializing staged-out
 computations"). `write_exported` adds what a reader needs: the weights as
-`.safetensors`, a description in JSON, and a loader of one file.
+`.safetensors`, a description in JSON, a loader of one file, and if asked the policy as
+ONNX for programs without JAX.
 """
 
 import importlib.resources
@@ -15,12 +16,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax import export
 
+from dppo_jax import onnx_file
+from dppo_jax.compared import Difference, compare
 from dppo_jax.deploy import LoadedPolicy, chunk_in_task_units
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop.safetensors_file import save_safetensors
@@ -28,20 +31,7 @@ from dppo_jax.types import Array
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 PROGRAM, WEIGHTS, ABOUT = "policy.stablehlo", "weights.safetensors", "policy.json"
-LOADER = "exported_policy.py"
-# Observations on which the exported program is compared with the policy.
-NUM_COMPARED = 16
-
-
-class Difference(NamedTuple):
-    """How far the actions of an exported program are from those of its policy.
-
-    largest: of all entries of all compared chunks, in the units of the task.
-    share: the same in shares of the range of the entry in the demonstrations.
-    """
-
-    largest: float
-    share: float
+LOADER, ONNX = "exported_policy.py", "policy.onnx"
 
 
 def export_policy(
@@ -102,6 +92,7 @@ def write_exported(
     *,
     deterministic: bool = True,
     platforms: Sequence[str] = ("cpu", "cuda"),
+    onnx: bool = False,
     about: Mapping[str, Any] | None = None,
 ) -> Difference:
     """Write an exported policy to a new folder, and compare it with the policy.
@@ -112,18 +103,25 @@ def write_exported(
     programs. The folder appears only when all of them are written.
 
     Args:
+        onnx: also write `policy.onnx`, see `onnx_file`.
         about: entries to add to `policy.json`, such as the run.
+
+    Returns:
+        The difference of `policy.stablehlo`; `policy.json` has that of `policy.onnx`.
 
     Raises:
         SettingsError: the folder exists, or as `export_policy`.
-        RuntimeError: the written program acts otherwise than the policy.
+        RuntimeError: a written program acts otherwise than the policy.
     """
     folder = Path(folder)
     if folder.exists():
         raise SettingsError(f"{folder} exists; give another name.")
+    if onnx:
+        onnx_file.check_installed()
     program = export_policy(policy, deterministic=deterministic, platforms=platforms)
     content = bytes(program.serialize())
     difference = _compare(policy, content, deterministic)
+    other = onnx_file.to_onnx(policy, deterministic=deterministic) if onnx else None
     (shape,) = (x.shape for x in program.out_avals)
     normalizer, env = policy.normalizer, policy.config.get("env")
     description = {
@@ -143,12 +141,19 @@ def write_exported(
         "largest_difference": difference.largest,
         "executed": env.get("executed") if isinstance(env, dict) else None,
     }
+    if other is not None:
+        description["onnx"] = {
+            "noise": dict(other.noise),
+            "largest_difference": other.difference.largest,
+        }
     description = {**(about or {}), **description}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as new:
         inside = Path(new) / folder.name
         inside.mkdir()
         (inside / PROGRAM).write_bytes(content)
+        if other is not None:
+            (inside / ONNX).write_bytes(other.content)
         (inside / ABOUT).write_text(json.dumps(description, indent=2) + "\n")
         save_safetensors(inside / WEIGHTS, _named_weights(policy.params))
         loader = importlib.resources.files("dppo_jax") / LOADER
@@ -159,48 +164,15 @@ def write_exported(
 
 
 def _compare(policy: LoadedPolicy, content: bytes, deterministic: bool) -> Difference:
-    """Compare a serialized program with the policy on random observations.
-
-    Raises:
-        RuntimeError: they differ by more than a thousandth of the range of actions.
-    """
+    """Compare a serialized program with the policy; raises as `compared.compare`."""
     call = jax.jit(export.deserialize(bytearray(content)).call)
-    rng = np.random.default_rng(0)
-    normalizer = policy.normalizer
-    span = np.asarray(normalizer.action_max) - np.asarray(normalizer.action_min)
-    span = np.where(span > 0, span, 1.0)
-    errors = []
-    for seed in range(NUM_COMPARED):
-        obs = {
-            name: _random_entry(rng, name, x, policy)
-            for name, x in policy.reads.items()
-        }
+
+    def chunks(seed: int, obs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         key = jax.random.key(seed, impl="threefry2x32")
         wanted = policy.sample(key, obs, deterministic=deterministic)
-        found = np.asarray(call(np.uint32(seed), obs))
-        errors.append(np.abs(found - wanted))
-    # The largest of numbers that are not finite is not finite either.
-    largest, share = (float(np.max(x)) for x in (errors, np.array(errors) / span))
-    if not share <= 1e-3:
-        raise RuntimeError(
-            f"the exported program differs from the policy by {largest:.3g}, "
-            f"{share:.2%} of the range of actions; nothing was written. Please report "
-            "the run and the versions of jax."
-        )
-    return Difference(largest, share)
+        return np.asarray(call(np.uint32(seed), obs)), wanted
 
-
-def _random_entry(
-    rng: np.random.Generator, name: str, like: Any, policy: LoadedPolicy
-) -> np.ndarray:
-    if like.dtype == np.uint8:
-        return rng.integers(0, 256, like.shape, np.uint8)
-    if name != "state":
-        return rng.uniform(-1, 1, like.shape).astype(like.dtype)
-    low, high = (
-        np.asarray(x) for x in (policy.normalizer.obs_min, policy.normalizer.obs_max)
-    )
-    return rng.uniform(low, high, like.shape).astype(like.dtype)
+    return compare(policy, chunks, what="the exported program")
 
 
 def _named_weights(params: Any) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Run a policy that `python -m experiments.deploy` has written.
 
-It needs JAX, NumPy and flatbuffers; copy the whole folder to the robot.
+It needs NumPy, and JAX with flatbuffers; or onnxruntime instead of these, if the folder
+has a policy.onnx. Copy the whole folder to the robot.
 
     policy = ExportedPolicy("runs/can/exported")
     policy.reset()
@@ -10,16 +11,19 @@ It needs JAX, NumPy and flatbuffers; copy the whole folder to the robot.
 As a program it prints the actions of one chunk, for the middle of all observations:
 
     python exported_policy.py
+    python exported_policy.py . onnx
 """
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
-from jax import export
+
+# (seed, entries [To, ...] of an observation) -> actions [n, Da].
+Program = Callable[[int, Mapping[str, np.ndarray]], Any]
 
 
 class ExportedPolicy:
@@ -33,15 +37,24 @@ class ExportedPolicy:
         executed: actions of a chunk that are executed before the next one is sampled;
             None: as in training.
         seed: of the random numbers; the same seed gives the same actions.
+        runtime: "jax", or "onnx" to run `policy.onnx` in one thread of onnxruntime. The
+            two draw other random numbers from a seed.
     """
 
     def __init__(
-        self, folder: str | None = None, *, executed: int | None = None, seed: int = 0
+        self,
+        folder: str | None = None,
+        *,
+        executed: int | None = None,
+        seed: int = 0,
+        runtime: str = "jax",
     ) -> None:
         path = Path(__file__).parent if folder is None else Path(folder)
         self.about = json.loads((path / "policy.json").read_text())
-        content = (path / "policy.stablehlo").read_bytes()
-        self._call = jax.jit(export.deserialize(bytearray(content)).call)
+        load = {"jax": _load_stablehlo, "onnx": _load_onnx}.get(runtime)
+        if load is None:
+            raise ValueError(f"runtime={runtime!r} must be 'jax' or 'onnx'.")
+        self._call = load(path, self.about)
         length = self.about["actions"]["shape"][0]
         if executed is None:
             executed = min(self.about.get("executed") or length, length)
@@ -87,7 +100,40 @@ class ExportedPolicy:
 
     def chunk(self, obs: Mapping[str, np.ndarray], seed: int) -> np.ndarray:
         """The chunk of actions [n, Da] for entries [To, ...] of an observation."""
-        return np.asarray(self._call(np.uint32(seed), dict(obs)))
+        return np.asarray(self._call(seed, dict(obs)))
+
+
+def _load_stablehlo(path: Path, about: dict) -> Program:
+    import jax
+    from jax import export
+
+    content = (path / "policy.stablehlo").read_bytes()
+    call = jax.jit(export.deserialize(bytearray(content)).call)
+    return lambda seed, obs: call(np.uint32(seed), obs)
+
+
+def _load_onnx(path: Path, about: dict) -> Program:
+    if "onnx" not in about:
+        raise ValueError(f"{path} has no policy.onnx; export with --onnx.")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        path / "policy.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    noise = about["onnx"]["noise"]
+
+    def call(seed: int, obs: Mapping[str, np.ndarray]) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        drawn = {
+            name: rng.standard_normal(shape).astype(np.float32)
+            for name, shape in noise.items()
+        }
+        return session.run(["actions"], {**drawn, **obs})[0]
+
+    return call
 
 
 def _checked(name: str, given: Mapping[str, np.ndarray], like: dict) -> np.ndarray:
@@ -105,7 +151,7 @@ def _checked(name: str, given: Mapping[str, np.ndarray], like: dict) -> np.ndarr
 
 
 if __name__ == "__main__":
-    policy = ExportedPolicy(*sys.argv[1:2])
+    policy = ExportedPolicy(*sys.argv[1:2], runtime=(*sys.argv[2:], "jax")[0])
     bounds = policy.about["bounds"]
     middle = {
         name: np.zeros(x["shape"][1:], x["dtype"])

@@ -48,6 +48,14 @@ def default_config() -> ConfigDict:
             process_id=placeholder(int),  # of this host, from 0
         )
     )
+    # Where to send the metrics besides the run directory: Weights & Biases.
+    config.wandb = ConfigDict(
+        dict(
+            project=placeholder(str),  # None: nothing is sent
+            entity=placeholder(str),  # user or team; None: that of the login
+            mode=placeholder(str),  # "online" or "offline"; None: as WANDB_MODE says
+        )
+    )
     config.evaluate = ConfigDict(
         dict(
             num_episodes=200,  # one from each start

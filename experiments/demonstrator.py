@@ -24,7 +24,7 @@ from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import read_metrics, recent_mean
 from dppo_jax.types import VecEnv
 from experiments import console, directories, inputs
-from experiments.seeds import loop_settings
+from experiments.seeds import loop_settings, wandb_options
 
 
 def trained_episodes(config: ConfigDict) -> Episodes:
@@ -66,6 +66,7 @@ def trained_episodes(config: ConfigDict) -> Episodes:
         stop=lambda rows: recent_return(rows) >= settings.target_return,
         show=("episode_return", "env_steps"),
         progress=console.progress(may_stop=True),
+        wandb=wandb_options(config, "collect"),
         **loop_settings(config, "collect"),
     )
     reached = recent_return(read_metrics(run_dir))

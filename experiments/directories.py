@@ -25,7 +25,7 @@ from experiments.settings import FREE, as_flag, override, settings_of
 
 # Settings that a user may change when resuming a run.
 _MAY_CHANGE = (
-    *("run_dir", "num_seeds", "evaluate.", "loop.", "mesh."),
+    *("run_dir", "num_seeds", "evaluate.", "loop.", "mesh.", "wandb."),
     *("collect.target_return", "collect.num_control_steps"),
     ".replay.in_checkpoints",
 )
@@ -118,7 +118,7 @@ def is_read(name: str, stage: str) -> bool:
 
 def settings_read(config: ConfigDict, stage: str) -> dict[str, Any]:
     """The settings that the result of a stage depends on, by their dotted names."""
-    free = ("name", "run_dir", "num_seeds", "evaluate.", "mesh.")
+    free = ("name", "run_dir", "num_seeds", "evaluate.", "mesh.", "wandb.")
     return {
         name: value
         for name, value in flatten(as_json(config)).items()

@@ -6,7 +6,8 @@ instead of RUN_DIR it scores the policy that the configuration names. It writes
 of every metric, and where the expected success and return lie (95 % intervals).
 --config.evaluate.until_width=0.05 scores episodes until the interval of the success is
 so narrow. With --video or --video=N it draws N of the episodes, by default 4, half of
-them successes if there are any: videos/*.gif and plots/episodes.png.
+them successes if there are any: videos/*.gif, where there is ffmpeg also *.mp4, and
+plots/episodes.png.
 """
 
 import json

@@ -7,6 +7,7 @@ FOLDER holds `model.mjb`, `job.json` and `episode_<i>.npy`, qpos [S, nq] of S fr
 """
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ _COLORS = 128
 
 
 def main(folder: str) -> None:
-    """Write the GIF of every episode, and the contact sheet."""
+    """Write the GIF of every episode, its MP4 if it is asked for, and the sheet."""
     job = json.loads((Path(folder) / "job.json").read_text())
     rows = []
     try:
@@ -38,7 +39,15 @@ def main(folder: str) -> None:
         for i, episode in enumerate(job["episodes"]):
             qpos = np.load(Path(folder) / f"episode_{i}.npy")
             frames = list(draw(model, renderer, qpos, job["camera"]))
-            save_gif(frames, Path(episode["path"]), milliseconds=job["milliseconds"])
+            path = Path(episode["path"])
+            save_gif(frames, path, milliseconds=job["milliseconds"])
+            if job["ffmpeg"]:
+                save_mp4(
+                    frames,
+                    path.with_suffix(".mp4"),
+                    milliseconds=job["milliseconds"],
+                    ffmpeg=job["ffmpeg"],
+                )
             rows.append(label_row(frames, episode["title"]))
     sheet = Image.fromarray(np.concatenate([np.asarray(row) for row in rows]))
     Path(job["sheet"]).parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +80,28 @@ def save_gif(frames: list[Image.Image], path: Path, *, milliseconds: int) -> Non
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+
+
+def save_mp4(
+    frames: list[Image.Image], path: Path, *, milliseconds: int, ffmpeg: str
+) -> None:
+    """Let ffmpeg write an MP4; where it fails there is none, and a line says why."""
+    width, height = frames[0].size
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+    rate = ["-r", f"{1000 / milliseconds:.6f}"]
+    # Most players read only pictures with halved colours.
+    written = ["-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path)]
+    command = [ffmpeg, "-y", "-loglevel", "error", *raw, *rate, "-i", "-", *written]
+    content = b"".join(frame.convert("RGB").tobytes() for frame in frames)
+    try:
+        done = subprocess.run(command, input=content, capture_output=True)
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        failed = (said or ["it said nothing"])[-1] if done.returncode else ""
+    except OSError as error:
+        failed = str(error)
+    if failed:
+        path.unlink(missing_ok=True)
+        print(f"warning: {ffmpeg} wrote no {path.name}: {failed}")
 
 
 def label_row(frames: list[Image.Image], title: str) -> Image.Image:

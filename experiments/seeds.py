@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dppo_jax.envs.adapters import is_host
 from dppo_jax.errors import SettingsError
-from dppo_jax.training import parallel, seeds
+from dppo_jax.training import parallel, seeds, wandb_run
 from dppo_jax.training.config_file import load_config
 from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import has_reached
@@ -78,6 +78,7 @@ def train_seeds(
         Planned: of a dry run, instead of training.
     """
     settings |= loop_settings(config, stage)
+    settings["wandb"] = wandb_options(config, stage)
     configs = seed_configs(config, stage)
     run_dirs = [directories.run_path(own, stage) for own in configs]
 
@@ -112,6 +113,25 @@ def train_seeds(
     state = algorithm.init(jax.random.key(config.seed), *args)
     (run_dir,) = run_dirs
     return {run_dir: train(algorithm, state, run_dir=run_dir, **settings)}
+
+
+def wandb_options(config: ConfigDict, stage: str) -> dict[str, Any] | None:
+    """The argument `wandb` of `train`.
+
+    Raises:
+        SettingsError: the package is missing, or an unknown mode.
+    """
+    if config.wandb.project is None:
+        return None
+    modes = (None, "online", "offline")
+    if config.wandb.mode not in modes:
+        raise SettingsError(
+            f"wandb.mode={config.wandb.mode!r} must be 'online' or 'offline'."
+        )
+    wandb_run.check_installed()
+    given = {"group": config.name or None, **config.wandb}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {"job_type": stage, **chosen}
 
 
 def about_evaluation(config: ConfigDict) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Videos of evaluated episodes, drawn by MuJoCo without a display."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,8 +73,8 @@ def choose(evaluation: Evaluation, count: int) -> list[tuple[int, str]]:
 def save(evaluation: Evaluation, view: View, count: int, folder: Path) -> list[Path]:
     """Draw `count` episodes; prints and returns the paths.
 
-    Writes `folder`/videos/episode_<index>_<name>.gif and `folder`/plots/episodes.png, a
-    row of frames for each.
+    Writes `folder`/videos/episode_<index>_<name>.gif, where there is ffmpeg also the
+    same as .mp4, and `folder`/plots/episodes.png, a row of frames for each.
 
     Raises:
         SettingsError: MuJoCo finds no OpenGL library.
@@ -96,6 +98,7 @@ def save(evaluation: Evaluation, view: View, count: int, folder: Path) -> list[P
             for path, (i, name) in zip(paths, chosen)
         ],
         "sheet": str(sheet.absolute()),
+        "ffmpeg": find_ffmpeg(),
     }
     with tempfile.TemporaryDirectory() as work:
         for place, (i, _) in enumerate(chosen):
@@ -104,9 +107,23 @@ def save(evaluation: Evaluation, view: View, count: int, folder: Path) -> list[P
         mujoco.mj_saveModel(view.model, str(Path(work) / "model.mjb"), None)
         (Path(work) / "job.json").write_text(json.dumps(job))
         _render(work)
-    for path in (*paths, sheet):
+    films = [path.with_suffix(".mp4") for path in paths] if job["ffmpeg"] else []
+    written = [*paths, *(path for path in films if path.is_file()), sheet]
+    for path in written:
         print(f"wrote {path}")
-    return [*paths, sheet]
+    return written
+
+
+def find_ffmpeg() -> str | None:
+    """The program, of the machine or of the package imageio-ffmpeg; None if missing."""
+    found = shutil.which("ffmpeg")
+    if found is not None:
+        return found
+    with contextlib.suppress(ImportError, RuntimeError):
+        import imageio_ffmpeg
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    return None
 
 
 def _render(work: str) -> None:
@@ -121,6 +138,7 @@ def _render(work: str) -> None:
             text=True,
         )
         if not drawn.returncode:
+            print(drawn.stdout, end="")  # Its warnings.
             return
         lines = drawn.stderr.strip().splitlines() or ["it said nothing"]
         # MuJoCo cannot even be imported with some values of the user's.

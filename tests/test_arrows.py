@@ -25,6 +25,8 @@ runtime <- envs, learning
 types <- normalize <- envs <- rollout <- evaluate, learning, demonstrations, algorithms
 types <- replay <- learning <- algorithms <- deploy <- controller, exported
 interop, exported_policy <- exported
+deploy <- compared <- onnx_file <- exported
+types <- noise_inputs <- onnx_file
 demonstrations <- algorithms, interop
 errors <- types, objects, runtime, demonstrations, training.config_file
 errors <- expansion <- normalize, demonstrations, interop, training.orbax_manager

@@ -38,6 +38,7 @@ def train(
     prepare: Callable[[], object] | None = None,
     about: Mapping[str, Any] | None = None,
     max_skipped: int = 3,
+    wandb: Mapping[str, Any] | None = None,
 ) -> Any:
     """Run `algorithm.step` until `num_iterations`, from the newest checkpoint if any.
 
@@ -94,6 +95,8 @@ def train(
             score.
         max_skipped: the run ends after this many consecutive rows in which every update
             was skipped, because its gradients were not finite; 0: it never ends so.
+        wandb: arguments of `wandb.init`, such as `project`, to send every row to
+            Weights & Biases too; None: that is not used.
 
     Returns:
         The final state; for many seeds a list of the final state of each.
@@ -109,6 +112,7 @@ def train(
         Interrupted: a signal has ended the loop; its state is saved.
         SettingsError: another process trains in a directory, or the checkpoints of the
             seeds have no iteration in common, or have other bounds than `normalizer`.
+            Or `wandb` is given, but its package is missing.
     """
     on_cpu = jax.default_backend() == "cpu"
     runs = Runs(
@@ -122,6 +126,7 @@ def train(
         prepare=prepare,
         about=about,
         max_skipped=max_skipped,
+        wandb=wandb,
     )
     with runs, StopRequest() as request:
         runs.describe({"stage": "train", **(config or {})})

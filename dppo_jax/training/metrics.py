@@ -1,4 +1,7 @@
-"""Write and read the metrics of a run: `metrics.csv` and TensorBoard events."""
+"""Write and read the metrics of a run: `metrics.csv` and TensorBoard events.
+
+They also go to Weights & Biases if that is asked for (`wandb_run`).
+"""
 
 import csv
 import math
@@ -17,6 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.config_file import CONFIG_FILE
 from dppo_jax.training.metric_names import tag
+from dppo_jax.training.wandb_run import WandbRun
 
 CSV_FILE = "metrics.csv"
 
@@ -31,10 +35,16 @@ class MetricsWriter:
     Args:
         resume_at: the next iteration; 1 starts new files.
         writes: False keeps rows in memory only, while another process writes the files.
+        wandb: arguments of `wandb.init`, see `WandbRun`; None: W&B is not used.
     """
 
     def __init__(
-        self, run_dir: str | os.PathLike, *, resume_at: int = 1, writes: bool = True
+        self,
+        run_dir: str | os.PathLike,
+        *,
+        resume_at: int = 1,
+        writes: bool = True,
+        wandb: Mapping[str, Any] | None = None,
     ) -> None:
         self._path = Path(run_dir) / CSV_FILE
         rows, cut = _read(self._path)
@@ -45,10 +55,12 @@ class MetricsWriter:
         ]
         self._names = list(dict.fromkeys(name for row in self._rows for name in row))
         self._events: _Events | None = None
+        self._wandb: WandbRun | None = None
         if writes:
             self._rewrite()
             self._events = _Events(run_dir, suffix=str(resume_at))
             self._events.start(run_dir, resume_at=resume_at)
+            self._wandb = None if wandb is None else WandbRun(run_dir, wandb)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -58,8 +70,12 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self._events is not None:
-            self._events.close()
+        try:
+            if self._events is not None:
+                self._events.close()
+        finally:
+            if self._wandb is not None:
+                self._wandb.close()
 
     @property
     def rows(self) -> list[dict[str, float]]:
@@ -88,6 +104,8 @@ class MetricsWriter:
                 file.seek(0, os.SEEK_END)
                 csv.DictWriter(file, self._names).writerow(_printable(row))
         self._events.write(iteration, row)
+        if self._wandb is not None:
+            self._wandb.write(iteration, row)
 
     def _rewrite(self) -> None:
         temporary = self._path.with_suffix(".tmp")

@@ -12,7 +12,7 @@ import numpy as np
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
-from dppo_jax.training import left_out, parallel, seeds
+from dppo_jax.training import left_out, parallel, seeds, wandb_run
 from dppo_jax.training.break_files import save_break
 from dppo_jax.training.clock import Clock
 from dppo_jax.training.coach import Coach
@@ -55,7 +55,7 @@ class Runs:
         run_dir: one directory, or a sequence of N, for which states and metrics have a
             leading axis [N].
         algorithm, normalizer, evaluate, stop, keep, keep_best, prepare, about,
-        max_skipped: see `train`.
+        max_skipped, wandb: see `train`.
 
     Attributes:
         clock: its time excludes evaluations and checkpoints if it is restarted then.
@@ -74,7 +74,10 @@ class Runs:
         prepare: Callable[[], object] | None = None,
         about: Mapping[str, Any] | None = None,
         max_skipped: int = 0,
+        wandb: Mapping[str, Any] | None = None,
     ) -> None:
+        if wandb is not None:
+            wandb_run.check_installed()
         if isinstance(run_dir, (str, os.PathLike)):
             self._several, self._dirs = False, [str(run_dir)]
         else:
@@ -83,6 +86,7 @@ class Runs:
         self._evaluate, self._stop = evaluate, stop
         self._keep, self._keep_best = keep, keep_best
         self._prepare, self._about = prepare, about or {}
+        self._wandb = wandb
         self._coaches = [
             Coach(name, names_run=self._several, max_skipped=max_skipped)
             for name in self._dirs
@@ -159,6 +163,7 @@ class Runs:
                 run.run_dir,
                 resume_at=starts[i] + 1,
                 writes=parallel.is_first_process(),
+                wandb=self._wandb,
             )
         self._start = start
         self.clock.restart(logged=start)

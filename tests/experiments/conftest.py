@@ -15,6 +15,7 @@ from tests.stages import make_config
 
 # Sections that neither an algorithm nor an evaluation depends on.
 NOT_THESE = ("run_dir", "policy", "data", "name", "seed", "loop", "collect", "pretrain")
+NOT_THESE += ("wandb",)
 MADE: dict[tuple[str, ...], object] = {}
 
 

@@ -1,6 +1,8 @@
 """Which episodes become videos, and what the program draws, where it can draw."""
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import jax
@@ -69,8 +71,11 @@ def test_without_success_the_highest_and_the_lowest_returns_are_shown():
     assert found == [(1, "return_30"), (3, "return_4"), (2, "return_-2")]
 
 
-def test_videos_show_the_steps_of_the_chosen_episodes(view, tmp_path, capsys):
+def test_videos_show_the_steps_of_the_chosen_episodes(
+    view, tmp_path, monkeypatch, capsys
+):
     """25 control steps a second are drawn at half of that, up to the episode's end."""
+    monkeypatch.setattr(videos, "find_ffmpeg", lambda: None)
     try:
         paths = videos.save(evaluation([9, 5], success=[0, 1]), view, 2, tmp_path)
     except SettingsError as error:
@@ -93,6 +98,66 @@ def test_videos_show_the_steps_of_the_chosen_episodes(view, tmp_path, capsys):
     with Image.open(sheet) as picture:
         assert picture.size == (6 * 320, 2 * 240)
     assert capsys.readouterr().out.count("wrote") == 3
+
+
+FRAMES = [Image.new("RGB", (4, 2), (i, 0, 0)) for i in (1, 2, 3)]
+
+
+def stand_in(folder, body):
+    """A program in place of ffmpeg."""
+    program = folder / "ffmpeg"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_ffmpeg_gets_the_frames_and_their_rate(tmp_path):
+    keep = f'cat > {tmp_path}/frames; echo "$@" > {tmp_path}/words'
+    path = tmp_path / "film.mp4"
+    program = stand_in(tmp_path, keep)
+    render.save_mp4(FRAMES, path, milliseconds=80, ffmpeg=program)
+    pixels = np.fromfile(tmp_path / "frames", np.uint8).reshape(3, 2, 4, 3)
+    np.testing.assert_array_equal(pixels[:, 0, 0, 0], [1, 2, 3])
+    words = (tmp_path / "words").read_text()
+    assert "-s 4x2 -r 12.5" in words and words.endswith(f"{path}\n")
+
+
+def test_where_ffmpeg_fails_half_a_film_is_removed(tmp_path, capsys):
+    path = tmp_path / "film.mp4"
+    program = stand_in(tmp_path, f"echo half > {path}; echo no codec >&2; exit 1")
+    for name, said in ((program, "no codec"), (f"{tmp_path}/none", "No such file")):
+        render.save_mp4(FRAMES, path, milliseconds=80, ffmpeg=name)
+        assert not path.exists()
+        line = capsys.readouterr().out
+        assert line.startswith(f"warning: {name} wrote no film.mp4: ") and said in line
+
+
+def test_ffmpeg_is_that_of_the_machine_or_of_a_package(tmp_path, monkeypatch):
+    package = types.ModuleType("imageio_ffmpeg")
+    package.get_ffmpeg_exe = lambda: "/package/ffmpeg"
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", package)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert videos.find_ffmpeg() == "/package/ffmpeg"
+    program = stand_in(tmp_path, "")
+    assert videos.find_ffmpeg() == program
+    (tmp_path / "ffmpeg").unlink()
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    assert videos.find_ffmpeg() is None
+
+
+def test_films_are_named_where_they_were_written(view, tmp_path, monkeypatch):
+    def look(work):
+        job = json.loads((Path(work) / "job.json").read_text())
+        assert job["ffmpeg"] == "some/ffmpeg"
+        # Of the first episode alone.
+        film = Path(job["episodes"][0]["path"]).with_suffix(".mp4")
+        film.parent.mkdir(parents=True)
+        film.touch()
+
+    monkeypatch.setattr(videos, "_render", look)
+    monkeypatch.setattr(videos, "find_ffmpeg", lambda: "some/ffmpeg")
+    paths = videos.save(evaluation([9, 5], success=[0, 1]), view, 2, tmp_path)
+    assert [path.suffix for path in paths] == [".gif", ".gif", ".mp4", ".png"]
 
 
 def test_a_machine_that_cannot_draw_is_told_what_to_install(
