@@ -25,6 +25,10 @@ _CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
+_REFUSED = (
+    "this policy draws random numbers that are not standard-normal, or draws them "
+    "within a loop; these cannot become inputs of its program, so leave out --onnx."
+)
 # (equation, its inputs) -> the numbers that it draws.
 _Draw = Callable[[Any, list[Any]], Array]
 
@@ -43,7 +47,7 @@ class Opened(NamedTuple):
 
 
 def open_draws(
-    function: Callable[..., Array], *examples: PyTree, max_equations: int = 20_000
+    function: Callable[..., Array], *examples: PyTree, max_equations: int = 3_000
 ) -> Opened:
     """Make the random numbers of a function its inputs.
 
@@ -148,10 +152,7 @@ class _Evaluator(NamedTuple):
             if isinstance(inner, ClosedJaxpr):
                 return self.evaluate(inner, inputs, needed)
         if any(x is None for x in inputs):
-            raise SettingsError(
-                f"this policy draws random numbers in a way ({kind}) that cannot "
-                "become an input of its program; leave out --onnx."
-            )
+            raise SettingsError(_REFUSED)
         if kind == "scan":
             return self._loop(equation.params, inputs, needed)
         if kind == "stack":
@@ -196,10 +197,7 @@ def _draws(equation: Any) -> bool:
 
 
 def _refuse(equation: Any, inputs: list[Any]) -> Array:
-    raise SettingsError(
-        "this policy draws random numbers within a loop, which cannot become inputs of "
-        "its program; leave out --onnx."
-    )
+    raise SettingsError(_REFUSED)
 
 
 def _bind(equation: Any, inputs: list[Any]) -> list[Any]:

@@ -24,7 +24,7 @@ def walk(key, x):
     return xs
 
 
-@pytest.mark.parametrize("max_equations", [0, 20_000], ids=["loop", "unrolled"])
+@pytest.mark.parametrize("max_equations", [0, 3_000], ids=["loop", "unrolled"])
 def test_draws_become_an_input_and_loops_are_unrolled(max_equations):
     opened = open_draws(walk, X, max_equations=max_equations)
     assert opened.shapes == ((4, 2),)
@@ -66,10 +66,8 @@ def test_other_random_numbers_are_refused():
     def uniform(key, x):
         return x + jax.random.uniform(key)
 
-    with pytest.raises(SettingsError, match=r"\(scan\) that cannot become an input"):
-        open_draws(in_loop, X)
-    for function in (uniform, jax.random.categorical):
-        with pytest.raises(SettingsError, match=r"\(random_bits\) that cannot become"):
+    for function in (in_loop, uniform, jax.random.categorical):
+        with pytest.raises(SettingsError, match="not standard-normal, or draws them w"):
             open_draws(function, X)
 
 
