@@ -20,7 +20,7 @@ from dppo_jax.policies import num_executable
 from dppo_jax.training import parallel
 from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.trees import check_matches
-from dppo_jax.types import Algorithm, PyTree
+from dppo_jax.types import Act, Algorithm, Array, PyTree
 from experiments import (
     command_line,
     console,
@@ -130,6 +130,33 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
         plots.save_curve(run_dir)
         run_page.finish(run_dir)
     return list(final)
+
+
+def first_policy(
+    config: ConfigDict, checkpoint: int | str = "latest"
+) -> tuple[Act, PyTree, Normalizer]:
+    """What explores in the first iteration of fine-tuning: act, parameters and bounds.
+
+    It has what fine-tuning adds to the policy that it starts from, such as the noise
+    network of a flow.
+
+    Args:
+        config: with the policy to start from; new networks cannot be asked for.
+        checkpoint: which one of that policy.
+    """
+    pretrained = inputs.find_policy(config, "pretrain", checkpoint)
+    data = None
+    if find_algorithm(config.algorithm.name).uses_data:
+        data = inputs.as_observed(inputs.load_data(config), pretrained.normalizer)
+    algorithm = _make_algorithm(config, pretrained.normalizer, data)
+    start = _start_from(config, pretrained, algorithm, checkpoint)
+
+    @jax.jit
+    def first(key: Array, *start: PyTree) -> PyTree:
+        return algorithm.params(algorithm.init(key, *start))
+
+    params = first(jax.random.key(config.seed), *start)
+    return algorithm.act, params, pretrained.normalizer
 
 
 def _make_algorithm(

@@ -7,6 +7,8 @@ import math
 from typing import NamedTuple
 
 EVALUATION = "eval/"
+# What a policy is judged by: the first of these that its task has.
+SCORES = ("success", "episode_return")
 # Seconds of an iteration, as `train` logs them.
 ITERATION_SECONDS, ROLLOUT_SECONDS = "seconds", "rollout_seconds"
 EVALUATION_SECONDS, CHECKPOINT_SECONDS = "evaluation_seconds", "checkpoint_seconds"
