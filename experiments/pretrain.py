@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import clone as pretrain
-from dppo_jax.demonstrations.dataset import summary, windows
+from dppo_jax.demonstrations.dataset import summary, thin_episodes, windows
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import summarize
 from dppo_jax.networks.build_encoder import image_shape
@@ -28,6 +28,8 @@ def main(config: ConfigDict) -> list[str]:
         )
     episodes = inputs.load_data(config)
     assert episodes.normalizer is not None  # `load_data` normalises.
+    if config.pretrain.num_episodes is not None:
+        episodes = thin_episodes(episodes, config.pretrain.num_episodes)
     coef, kind = config.pretrain.clone_entropy_coef, config.model.kind
     if coef and kind not in ("gaussian", "gmm"):
         raise SettingsError(

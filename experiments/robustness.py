@@ -34,7 +34,7 @@ from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.metric_names import SCORES
 from dppo_jax.training.run_directory import check_folder
 from experiments import inputs, intervals, plots, processes, tables
-from experiments.command_line import Parser, split_changes
+from experiments.command_line import Parser, split_changes, split_values
 from experiments.directories import config_of_run, read_groups
 from experiments.evaluate import make_score
 from experiments.settings import override
@@ -127,7 +127,7 @@ def read_conditions(words: Sequence[str]) -> list[Condition]:
     conditions = []
     for word in words:
         setting, _, text = word.partition("=")
-        values = [x.strip() for x in text.split(";" if ";" in text else ",")]
+        values = split_values(text)
         if not setting or not all(values):
             raise SettingsError(
                 f"--over={word} names no values; write --over=SETTING=VALUE,VALUE,..."

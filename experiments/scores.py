@@ -65,7 +65,7 @@ def save(output: str, runs: Sequence[Run], metric: str = "") -> None:
         SettingsError: a run without this metric.
     """
     done = [run for run in runs if not run.failure]
-    metric = metric or _default_metric(done)
+    metric = metric or default_metric(done)
     check_metric(done, metric)
     save_scores(Path(output) / "scores.csv", done, metric)
     text = make_table(runs, metric)
@@ -86,10 +86,15 @@ def check_metric(runs: Sequence[Run], metric: str) -> None:
             )
 
 
-def make_table(
+def make_table(runs: Sequence[Run], metric: str) -> str:
+    """The comparison in Markdown, and below it what its columns mean."""
+    return f"{compare_runs(runs, metric)}\n{notes(runs)}"
+
+
+def compare_runs(
     runs: Sequence[Run], metric: str, *, target: float | None = None
 ) -> str:
-    """The comparison in Markdown, and below it what its columns mean.
+    """The comparison in Markdown, and the runs that failed.
 
     Args:
         target: a score; when evaluations first reach it is told too. None: no columns.
@@ -121,8 +126,7 @@ def make_table(
         for run in runs
         if run.failure
     ]
-    notes = _notes(runs) + ("" if target is None else _NOTE_ON_TARGETS)
-    return "\n".join([table, "", *failed, *([""] if failed else []), notes])
+    return "\n".join([table, "", *failed, *([""] if failed else [])])
 
 
 def reached(run: Run, metric: str, target: float) -> tuple[float, float] | None:
@@ -149,7 +153,8 @@ def _until(runs: Sequence[Run], metric: str, target: float) -> list[str]:
     return [f"{steps:.0f}{few}", f"{seconds:.3g}{few}"]
 
 
-def _notes(runs: Sequence[Run]) -> str:
+def notes(runs: Sequence[Run], *, target: float | None = None) -> str:
+    """What the columns of `compare_runs` mean."""
     evaluation = runs[0].config.evaluate
     mode = "deterministic" if evaluation.deterministic else "exploring"
     start = ""
@@ -167,15 +172,15 @@ def _notes(runs: Sequence[Run]) -> str:
         "seeds make them too narrow, and one seed has none. P(better): the "
         "probability that a run scores higher than one of the first entry, ties "
         "counted half (Agarwal et al. 2021, arXiv 2108.13264). Environment steps and "
-        f"seconds are medians; the time of the curves includes compiling.{start}\n"
+        f"seconds are medians; the time of the curves includes compiling.{start}"
+        f"{_NOTE_ON_TARGETS if target is not None else ''}\n"
     )
 
 
-# Ends with the line break of `_notes` before it.
 _NOTE_ON_TARGETS = (
-    "Steps and seconds to a score: until the first evaluation that reaches it, without "
-    "the time of evaluations; medians over the seeds that reach it, whose number is "
-    "given if not all do.\n"
+    " Steps and seconds to a score: until the first evaluation that reaches it, "
+    "without the time of evaluations; medians over the seeds that reach it, whose "
+    "number is given if not all do."
 )
 
 
@@ -225,7 +230,8 @@ def _names(run: Run) -> set[str]:
     return {name for row in run.rows() for name in row}
 
 
-def _default_metric(runs: Sequence[Run]) -> str:
+def default_metric(runs: Sequence[Run]) -> str:
+    """The success if all runs have evaluated it, or else the return."""
     logged = [_names(run) for run in runs]
     shared = set.intersection(*logged) if logged else set()
     return next(filter(shared.__contains__, _DEFAULTS), _DEFAULTS[-1])

@@ -86,9 +86,7 @@ def headline(facts: Facts, times: Times) -> Iterator[tuple[str, str, str]]:
         yield "Best checkpoint", str(facts.best), "--checkpoint=best reads it"
 
 
-def _score_card(
-    facts: Facts, rows: Sequence[Row], name: str
-) -> tuple[str, str, str]:
+def _score_card(facts: Facts, rows: Sequence[Row], name: str) -> tuple[str, str, str]:
     shown = [rows[0], rows[-1]] if len(rows) > 1 else [rows[-1]]
     label, factor, unit = _shown(name)
     values = [_number(factor * row[EVALUATION + name]) for row in shown]
