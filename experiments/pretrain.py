@@ -27,9 +27,9 @@ def main(config: ConfigDict) -> list[str]:
             "cloning has no actions before the present one in its chunks; use 0."
         )
     episodes = inputs.load_data(config)
-    assert episodes.normalizer is not None  # `load_data` normalises.
     if config.pretrain.num_episodes is not None:
         episodes = thin_episodes(episodes, config.pretrain.num_episodes)
+    assert episodes.normalizer is not None  # `load_data` normalises.
     coef, kind = config.pretrain.clone_entropy_coef, config.model.kind
     if coef and kind not in ("gaussian", "gmm"):
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""Vary one setting at a time: python -m experiments.studies.ablations --output=FOLDER ...
+"""Vary one setting at a time: python -m experiments.studies.ablations ...
 
 Fine-tunes variants of one configuration with the same seeds, one run after another, and
 writes a table and curves for each axis. Two examples:
@@ -128,7 +128,8 @@ def parse(arguments: Sequence[str]) -> Ablations:
     if options.seeds < 1:
         raise SettingsError(f"--seeds={options.seeds} must be at least 1.")
     axes = _read_axes(options.axis)
-    spec, target, others = options.config, options.target, ()
+    spec, target = options.config, options.target
+    others: tuple[str, ...] = ()
     if options.preset:
         task, presets = _find_presets(options.preset)
         spec = spec or task.config
@@ -143,7 +144,11 @@ def parse(arguments: Sequence[str]) -> Ablations:
     bases = [Base("base", spec), *(Base(x.strip("_"), spec + x) for x in others)]
     variants, tables = make_variants(bases, axes, changes)
     settings = [(ALL, change) for change in changes]
-    settings += [(x.label, f"{k}={v}") for x in variants for k, v in x.settings.items()]
+    settings += [
+        (variant.label, f"{key}={value}")
+        for variant in variants
+        for key, value in variant.settings.items()
+    ]
     entries = read_entries(
         [f"{x.label}={x.spec}" for x in variants],
         settings,

@@ -61,7 +61,7 @@ def avoid_routes(trajectories: Sequence[np.ndarray]) -> Routes:
     )
     gaps, collisions = map(np.asarray, _follow(jnp.asarray(padded, jnp.float32)))
     codes = [[str(int(gap)) for gap in row] for row in gaps]
-    has_ended = (gaps >= 0).all(axis=1)
+    has_ended = np.all(gaps >= 0, axis=1).tolist()
     return Routes(
         collision=collisions > 0,
         mode=[row[2] if gap >= 0 else NO_MODE for row, gap in zip(codes, gaps[:, 2])],

@@ -1,4 +1,4 @@
-"""The variants of an ablation: their labels, their settings and the tables they fill."""
+"""The variants of an ablation: labels, settings, and the tables that they fill."""
 
 import re
 from collections.abc import Mapping, Sequence

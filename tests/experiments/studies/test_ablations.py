@@ -61,7 +61,7 @@ def test_a_dry_run_lists_what_is_left_and_writes_nothing(programs, capsys):
     said = capsys.readouterr().out
     assert programs.words == [] and not Path("out").exists()
     # Four environments with two chunks of four actions, twice.
-    line = "| base | - | 0, 0 of 2 | 32 | 64 | unknown | out/base/pretrain (to be cloned) |"
+    line = "| base | - | 0, 0 of 2 | 32 | 64 | unknown | out/base/pretrain (to be "
     assert line in said and "algorithm.ppo.clip_top=0.5" in said
     assert "In all 0 s and more" in said
     ablations.main(WORDS)
