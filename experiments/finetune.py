@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dppo_jax.algorithms import find_acting, find_algorithm, make_algorithm
 from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.deploy import LoadedPolicy
+from dppo_jax.envs.action_noise import disturb_actions
 from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import Evaluation, summarize
@@ -168,6 +169,13 @@ def _make_algorithm(
         normalizer=normalizer,
         chunk=num_executable(config.model),
         num_envs=config.rollout.num_envs,
+    )
+    env = disturb_actions(
+        env,
+        scale=config.rollout.action_noise,
+        start=config.rollout.action_noise_start,
+        ramp=config.rollout.action_noise_ramp,
+        num_chunks=config.rollout.num_chunks,
     )
     return make_algorithm(env, policy, config, data)
 

@@ -39,6 +39,7 @@ _ROLLOUT = {
     "episode_return": ("return", "", "mean sum of the rewards of an episode"),
     "episode_return_stderr": ("error of return", "", "standard error of the return"),
     "episode_length": ("episode length", "control steps", "mean length of an episode"),
+    "action_noise": ("noise on actions", "", "standard deviation in the roll-outs"),
     "num_episodes": ("episodes", "", "episodes that ended in an iteration"),
     "reward": ("reward of a chunk", "", "mean over the chunks of an iteration"),
     "reward_std": ("spread of rewards", "", "standard deviation over chunks"),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dppo_jax.errors import SettingsError
+from experiments.inputs import NO_POLICY
 from experiments.settings import load_config, override
 from experiments.studies.axes import settings_for
 
@@ -70,8 +71,9 @@ def make_variants(
             found: dict[str, str] = {}
             for value in values:
                 settings = own.settings | settings_for(config, axis, value)
-                if any(key.startswith(_OF_CLONING) for key in settings):
-                    # A policy that was given has not been cloned like that.
+                cloned_so = any(key.startswith(_OF_CLONING) for key in settings)
+                if cloned_so and config.policy not in ("", NO_POLICY):
+                    # The policy that was given has not been cloned like that.
                     settings.setdefault("policy", "")
                 wanted = _label(f"{prefix}{axis}-{value}")
                 label = known.setdefault(frozenset(settings.items()), wanted)
