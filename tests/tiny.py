@@ -364,9 +364,7 @@ def make_tiny_sac(
 ):
     """SAC on `point_env`: 16 transitions and 16 updates of 32 rows per iteration."""
     config = ConfigDict()
-    config.rollout = dict(
-        num_chunks=num_chunks, reset_at_iteration=reset_at_iteration
-    )
+    config.rollout = dict(num_chunks=num_chunks, reset_at_iteration=reset_at_iteration)
     config.critic = dict(hidden_sizes=(32,), activation="relu")
     config.algorithm = dict(sac=sac.default_config())
     settings = config.algorithm.sac

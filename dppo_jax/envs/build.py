@@ -25,7 +25,6 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer, normalize_action
 from dppo_jax.types import Env, VecEnv
 
-
 # The argument of tasks for `env.randomization.initial_state`.
 _INITIAL = "initial_noise"
 

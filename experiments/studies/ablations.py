@@ -35,8 +35,9 @@ from dppo_jax.training.config_file import write_atomically
 from experiments import compare, processes, scores
 from experiments.command_line import Parser, split_changes, split_values
 from experiments.entries import ALL, prepare, read_entries
+from experiments.settings import load_config, override
 from experiments.studies import plan
-from experiments.studies.axes import find_axis
+from experiments.studies.axes import find_axis, settings_for
 from experiments.studies.presets import TASKS, Preset, Task
 from experiments.studies.variants import Base, Table, Variant, make_variants
 
@@ -128,20 +129,19 @@ def parse(arguments: Sequence[str]) -> Ablations:
     if options.seeds < 1:
         raise SettingsError(f"--seeds={options.seeds} must be at least 1.")
     axes = _read_axes(options.axis)
-    spec, target = options.config, options.target
-    others: tuple[str, ...] = ()
+    spec, target, preset = options.config, options.target, None
     if options.preset:
         task, presets = _find_presets(options.preset)
         spec = spec or task.config
         target = task.target if target is None else target
-        others = next(iter(presets.values())).others
+        preset = next(iter(presets.values()))
         axes = {name: list(x.values) for name, x in presets.items()} | axes
     if not spec or not axes:
         raise SettingsError(
             "nothing to vary; pass --preset=TASK, or --config=FILE.py:VARIANT and "
             "--axis=NAME=VALUE,VALUE,..."
         )
-    bases = [Base("base", spec), *(Base(x.strip("_"), spec + x) for x in others)]
+    bases = [Base("base", spec), *(_others(spec, preset, changes) if preset else [])]
     variants, tables = make_variants(bases, axes, changes)
     settings = [(ALL, change) for change in changes]
     settings += [
@@ -191,8 +191,19 @@ def _find_presets(name: str) -> tuple[Task, dict[str, Preset]]:
     if axis:
         return TASKS[task], {axis: presets[axis]}
     # Those of several configurations are studies of their own.
-    alone = {name: x for name, x in presets.items() if not x.others}
-    return TASKS[task], alone
+    return TASKS[task], {name: x for name, x in presets.items() if x.is_alone}
+
+
+def _others(spec: str, preset: Preset, changes: Sequence[str]) -> list[Base]:
+    """The configurations that a preset varies beside its first one."""
+    config = load_config(spec)
+    override(config, changes, "--config.")
+    axis = "tuned_steps"
+    chains = [
+        Base(f"{axis}-{value}", spec, settings_for(config, axis, value))
+        for value in preset.tuned_steps
+    ]
+    return [*chains, *(Base(x.strip("_"), spec + x) for x in preset.others)]
 
 
 if __name__ == "__main__":

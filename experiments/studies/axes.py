@@ -77,6 +77,13 @@ def _num_envs(config: ConfigDict, text: str) -> None:
         override(config, [f"rollout.num_envs={text}"])
 
 
+def _action_noise(config: ConfigDict, text: str) -> None:
+    """Noise begins after five iterations and rises in five, as in the paper."""
+    override(config, [f"rollout.action_noise={text}"])
+    if config.rollout.action_noise:
+        config.rollout.update(action_noise_start=5, action_noise_ramp=5)
+
+
 @contextlib.contextmanager
 def _same_share_of_pairs(config: ConfigDict) -> Iterator[None]:
     """Let `algorithm.ppo.batch_size` follow the pairs that an iteration collects."""
@@ -127,6 +134,13 @@ AXES = {
     "num_demonstrations": Axis(
         "demonstrations to clone from; needs a clone for each",
         _set("pretrain.num_episodes"),
+    ),
+    "action_noise": Axis(
+        "standard deviation of noise on actions, in training alone", _action_noise
+    ),
+    "initial_state": Axis(
+        "noise on the initial state, in training and evaluation",
+        _set("env.randomization.initial_state"),
     ),
 }
 

@@ -6,7 +6,7 @@ import pytest
 
 from dppo_jax.errors import SettingsError
 from experiments.settings import load_config, override
-from experiments.studies import presets
+from experiments.studies import ablations, presets
 from experiments.studies.axes import AXES, settings_for
 from experiments.studies.variants import Base, make_variants
 from tests.conftest import REPOSITORY
@@ -135,14 +135,45 @@ def test_labels_that_two_values_share_are_refused():
         make_variants([base], {"env.options.x": ["1.5", "1_5"]}, [])
 
 
+def test_noise_on_actions_begins_as_in_the_paper():
+    assert settings_for(avoid(), "action_noise", "0") == {}
+    assert settings_for(avoid(), "action_noise", "0.1") == {
+        "rollout.action_noise": "0.1",
+        "rollout.action_noise_start": "5",
+        "rollout.action_noise_ramp": "5",
+    }
+
+
 @pytest.mark.parametrize("name", presets.TASKS)
 def test_every_preset_makes_variants(name, monkeypatch):
+    """One configuration by default; of several, each with every value."""
     monkeypatch.chdir(REPOSITORY)
-    task = presets.TASKS[name]
-    for axis, preset in task.presets.items():
-        assert axis in AXES
-        bases = [Base("base", task.config)]
-        bases += [Base(x.strip("_"), task.config + x) for x in preset.others]
-        variants, (table,) = make_variants(bases, {axis: preset.values}, [])
-        expected = len(bases) * len(preset.values)
-        assert expected <= len(table.rows) <= len(variants) <= expected + len(bases)
+    words, axes = ["--output=out"], set()
+    for axis, preset in presets.TASKS[name].presets.items():
+        found = ablations.parse([*words, f"--preset={name}:{axis}"])
+        bases = 1 + len(preset.tuned_steps) + len(preset.others)
+        least = bases * len(preset.values)
+        (table,) = found.tables
+        assert axis in AXES and found.target == presets.TASKS[name].target
+        # The value of a base is the base, or else the base is one more.
+        assert len(found.variants) == len(set(table.rows.values()))
+        assert least <= len(table.rows) <= least + bases
+        axes |= {axis} if preset.is_alone else set()
+    assert {
+        x.axis for x in ablations.parse([*words, f"--preset={name}"]).tables
+    } == axes
+
+
+def test_policies_under_noise_are_diffusion_with_three_k_and_other_heads(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    found = ablations.parse(["--output=out", "--preset=avoid:action_noise"])
+    labels = ["base", "tuned_steps-4", "tuned_steps-20", "gaussian", "gmm"]
+    assert [x.label for x in found.variants if "noise" not in x.label] == labels
+    entries = {x.label: x.config for x in found.comparison.entries}
+    noisy = entries["tuned_steps-20-action_noise-0_2"]
+    assert noisy.model.sampling.num_tuned_steps == 20
+    assert noisy.algorithm.ppo.batch_size == 12500 and noisy.rollout.action_noise == 0.2
+    assert entries["gmm-action_noise-0_1"].model.kind == "gmm"
+    assert list(found.tables[0].rows)[:4] == [
+        *("base, 0 (base)", "base, 0.1", "base, 0.2", "tuned_steps-4, 0 (base)")
+    ]
