@@ -12,7 +12,7 @@ from experiments import help as helps
 # In the order in which they are used; others follow by name.
 _FIRST = ("demo", "collect", "pretrain", "finetune", "evaluate", "compare", "report")
 # Started by other programs only.
-_INNER = ("__main__", "render")
+_INNER = ("__main__", "render", "studies.play_exported")
 _WIDTH = 88
 
 
