@@ -21,16 +21,13 @@ class Axis(NamedTuple):
     """One thing that an ablation varies.
 
     meaning: for a reader.
-    change: sets a value, and whatever has to follow it.
+    setting: the name of what is varied.
+    change: sets a value, and whatever has to follow it; None: only the setting.
     """
 
     meaning: str
-    change: Change
-
-
-def _set(name: str) -> Change:
-    """An axis that is a setting by itself."""
-    return lambda config, text: override(config, [f"{name}={text}"])
+    setting: str
+    change: Change | None = None
 
 
 def _tuned_steps(config: ConfigDict, text: str) -> None:
@@ -113,34 +110,45 @@ def _pairs(config: ConfigDict) -> int:
 
 
 AXES = {
-    "tuned_steps": Axis("K', the denoising steps that are tuned", _tuned_steps),
+    "tuned_steps": Axis(
+        "K', the denoising steps that are tuned",
+        "model.sampling.num_tuned_steps",
+        _tuned_steps,
+    ),
     "min_std": Axis(
-        "floor of the standard deviation in sampling", _set("model.sampling.min_std")
+        "floor of the standard deviation in sampling", "model.sampling.min_std"
     ),
     "min_log_prob_std": Axis(
-        "floor of it in log-probabilities", _set("model.sampling.min_log_prob_std")
+        "floor of it in log-probabilities", "model.sampling.min_log_prob_std"
     ),
-    "std": Axis("both floors together", _std),
+    "std": Axis("both floors together", "model.sampling.min_std", _std),
     "denoising_discount": Axis(
-        "denoising discount", _set("algorithm.ppo.denoising_discount")
+        "denoising discount", "algorithm.ppo.denoising_discount"
     ),
-    "clip": Axis("clip range of the last denoising step, and of the others", _clip),
+    "clip": Axis(
+        "clip range of the last denoising step, and of the others",
+        "algorithm.ppo.clip_top",
+        _clip,
+    ),
     "clip_base": Axis(
-        "clip range of the first denoising step", _set("algorithm.ppo.clip_base")
+        "clip range of the first denoising step", "algorithm.ppo.clip_base"
     ),
-    "chunk": Axis("actions of a chunk; needs a clone for each", _chunk),
-    "num_envs": Axis("environments that run at once", _num_envs),
-    "ddim_steps": Axis("steps of DDIM; None: DDPM", _ddim_steps),
+    "chunk": Axis("actions of a chunk", "model.chunk", _chunk),
+    "num_envs": Axis("environments that run at once", "rollout.num_envs", _num_envs),
+    "ddim_steps": Axis(
+        "steps of DDIM; None: DDPM", "model.sampling.ddim_steps", _ddim_steps
+    ),
     "num_demonstrations": Axis(
-        "demonstrations to clone from; needs a clone for each",
-        _set("pretrain.num_episodes"),
+        "demonstrations to clone from; None: all", "pretrain.num_episodes"
     ),
     "action_noise": Axis(
-        "standard deviation of noise on actions, in training alone", _action_noise
+        "standard deviation of noise on actions, in training alone",
+        "rollout.action_noise",
+        _action_noise,
     ),
     "initial_state": Axis(
         "noise on the initial state, in training and evaluation",
-        _set("env.randomization.initial_state"),
+        "env.randomization.initial_state",
     ),
 }
 
@@ -154,11 +162,21 @@ def find_axis(name: str) -> Axis:
     if name in AXES:
         return AXES[name]
     if "." in name:
-        return Axis(f"the setting {name}", _set(name))
+        return Axis(f"the setting {name}", name)
     raise SettingsError(
         f"--axis={name} is unknown; use {', '.join(AXES)}, or a setting such as "
         "algorithm.ppo.epochs."
     )
+
+
+def value_of(config: ConfigDict, name: str) -> str:
+    """What a configuration has on an axis, as on the command line.
+
+    Raises:
+        SettingsError: no such axis.
+    """
+    # An option of a task may have no value yet.
+    return str(flatten(config.to_dict()).get(find_axis(name).setting, "unset"))
 
 
 def settings_for(config: ConfigDict, name: str, text: str) -> dict[str, str]:
@@ -175,7 +193,11 @@ def settings_for(config: ConfigDict, name: str, text: str) -> dict[str, str]:
     changed.env.options.unlock()
     changed.model.network.options.unlock()
     try:
-        find_axis(name).change(changed, text)
+        axis = find_axis(name)
+        if axis.change is None:
+            override(changed, [f"{axis.setting}={text}"])
+        else:
+            axis.change(changed, text)
     except SettingsError as error:
         raise SettingsError(f"--axis={name}={text}: {error}") from None
     before, after = (flatten(x.to_dict()) for x in (config, changed))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from dppo_jax.errors import SettingsError
 from experiments.inputs import NO_POLICY
 from experiments.settings import load_config, override
-from experiments.studies.axes import settings_for
+from experiments.studies.axes import settings_for, value_of
 
 # Labels name folders and flags, so points and signs do not suit them.
 _UNSUITED = re.compile(r"[^\w+-]+")
@@ -80,15 +80,23 @@ def make_variants(
                 _check_new(variants, Variant(label, base.spec, settings))
                 variants.setdefault(label, Variant(label, base.spec, settings))
                 found[value] = label
-            rows[axis] |= _rows(base, found, several=len(bases) > 1)
+            value = value_of(config, axis)
+            rows[axis] |= _rows(base, value, found, several=len(bases) > 1)
     return list(variants.values()), [Table(axis, x) for axis, x in rows.items()]
 
 
-def _rows(base: Base, found: Mapping[str, str], *, several: bool) -> dict[str, str]:
-    """What the rows of a base are called: the base first, then the other values."""
+def _rows(
+    base: Base, value: str, found: Mapping[str, str], *, several: bool
+) -> dict[str, str]:
+    """What the rows of a base are called: the base first, then the other values.
+
+    Args:
+        value: what the base has.
+        found: value -> label of its variant.
+    """
     owner = f"{base.label}, " if several else ""
-    same = [value for value, label in found.items() if label == base.label]
-    first = f"{owner}{same[0]} (base)" if same else base.label
+    same = [x for x, label in found.items() if label == base.label]
+    first = f"{owner}{same[0] if same else value} (base)"
     others = {
         f"{owner}{value}": label
         for value, label in found.items()

@@ -105,7 +105,7 @@ def test_a_value_that_is_that_of_the_base_is_the_base():
     assert [x.rows for x in tables] == [
         {"10 (base)": "base", "5": "tuned_steps-5"},
         {"0.1 (base)": "base"},
-        {"base": "base", "0.01": "clip-0_01"},
+        {"0.1 (base)": "base", "0.01": "clip-0_01"},
     ]
 
 
@@ -116,7 +116,7 @@ def test_several_bases_share_a_table():
     assert [x.label for x in variants] == [
         *("a", "a-algorithm_ppo_epochs-5", "b", "b-algorithm_ppo_epochs-5")
     ]
-    assert list(table.rows) == ["a", "a, 5", "b", "b, 5"]
+    assert list(table.rows) == ["a, 10 (base)", "a, 5", "b, 10 (base)", "b, 5"]
     assert variants[3].settings == {"seed": "3", "algorithm.ppo.epochs": "5"}
 
 
