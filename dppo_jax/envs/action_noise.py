@@ -38,7 +38,8 @@ def disturb_actions(
     Its standard deviation is 0 in the first `start` iterations, rises in equal steps in
     the next `ramp` ones, and is `scale` from the last of these on. The state counts the
     chunks, so the level is no constant of the compiled program and a resumed run goes
-    on with it. The metric `action_noise` is the level.
+    on with it. The metric `action_noise` is the level. A step that broke
+    (`envs.breaks`) is repeated by an environment with the same wrapper.
 
     Args:
         env: actions are normalised.

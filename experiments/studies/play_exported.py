@@ -98,5 +98,5 @@ if __name__ == "__main__":
         if not 2 <= len(words) <= 4 or not all(x.isdigit() for x in words[2:]):
             raise SettingsError(f"{words} given; write POLICY RUN [EPISODES [SEED]].")
         runtime.configure()
-        numbers = [int(x) for x in words[2:]] + [20, 0][len(words) - 2 :]
-        main(words[0], words[1], *numbers, changes=own_changes)
+        count, first = [int(x) for x in words[2:]] + [20, 0][len(words) - 2 :]
+        main(words[0], words[1], count, first, own_changes)

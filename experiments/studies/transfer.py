@@ -36,7 +36,7 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.metric_names import SCORES
 from dppo_jax.training.run_directory import check_folder
-from experiments import deploy, processes, tables
+from experiments import deploy, intervals, processes, tables
 from experiments.command_line import Parser, split_values
 from experiments.directories import config_of_run, read_groups
 from experiments.settings import as_flag
@@ -46,7 +46,10 @@ _SECTION = "env.randomization"
 # What Gymnasium's side cannot change, and how it calls the rest.
 _NOT_IN_GYMNASIUM = ("initial_state", "shared")
 AS_TRAINED = "as trained"
-COLUMNS = ("label", "run", "condition", "metric", "score", "stderr", "num_episodes")
+COLUMNS = (
+    *("label", "run", "condition"),
+    *("metric", "score", "low", "high", "num_episodes"),
+)
 
 
 class Condition(NamedTuple):
@@ -60,14 +63,14 @@ class Condition(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The score of one run under one condition."""
+    """The score of one run under one condition, with its 95 % interval."""
 
     label: str
     run: str
     condition: Condition
     metric: str
     score: float
-    stderr: float
+    interval: intervals.Interval | None
     num_episodes: int
 
 
@@ -152,20 +155,18 @@ def make_table(scored: Sequence[Scored]) -> str:
         cells = [str(condition)]
         for label in labels:
             own = [x for x in scored if (x.label, x.condition) == (label, condition)]
-            cells.append(_cell([x.score for x in own], own[0].stderr))
+            cells.append(_cell([x.score for x in own], own[0].interval))
         rows.append(cells)
     return tables.markdown([scored[0].metric.replace("_", " "), *labels], rows) + (
         f"\n\n{scored[0].num_episodes} episodes of each run by its exported policy. Of "
-        "several runs: the mean, the least and the most; of one run: the mean and its "
-        "standard error.\n"
+        "several runs: the mean, the least and the most; of one run: its 95 % "
+        "interval.\n"
     )
 
 
-def _cell(scores: Sequence[float], stderr: float) -> str:
-    if len(scores) > 1:
-        ends = (min(scores), max(scores))
-        return tables.with_interval(float(np.mean(scores)), ends)
-    return f"{scores[0]:.4g} +- {stderr:.2g}"
+def _cell(scores: Sequence[float], interval: intervals.Interval | None) -> str:
+    ends = (min(scores), max(scores)) if len(scores) > 1 else interval
+    return tables.with_interval(float(np.mean(scores)), ends)
 
 
 def _check(condition: Condition, gymnasium: str) -> None:
@@ -234,18 +235,15 @@ def _scored(
     num_episodes: int,
 ) -> Scored:
     metric = next(x for x in SCORES if x in result)
-    stderr = result["episode_return_stderr"]
-    if metric == "success":
-        rate = result[metric]
-        stderr = float(np.sqrt(rate * (1 - rate) / num_episodes))
-    return Scored(label, run, condition, metric, result[metric], stderr, num_episodes)
+    ends = intervals.of_score(result, num_episodes).get(metric)
+    return Scored(label, run, condition, metric, result[metric], ends, num_episodes)
 
 
 def _rows(scored: Sequence[Scored]) -> str:
-    rows: list[list[Any]] = [
-        [x.label, x.run, x.condition, x.metric, x.score, x.stderr, x.num_episodes]
-        for x in scored
-    ]
+    rows: list[list[Any]] = []
+    for x in scored:
+        numbers = [x.metric, x.score, *(x.interval or ("", "")), x.num_episodes]
+        rows.append([x.label, x.run, x.condition, *numbers])
     return tables.comma_separated(COLUMNS, rows)
 
 
