@@ -87,8 +87,9 @@ def test_times_are_measured_or_estimated_from_another_variant(tmp_path, monkeypa
     twice = entry.config.copy_and_resolve_references()
     twice.rollout.num_envs *= 2
     twice.algorithm.ppo.epochs *= 2
-    # Twice the steps, and four times as many updates of pairs.
-    assert plan.estimate(measured, twice).seconds == pytest.approx(2 * 3 + 4 * 1)
+    twice.model.sampling.num_tuned_steps *= 2
+    # Twice the steps, and eight times as many updates of pairs.
+    assert plan.estimate(measured, twice).seconds == pytest.approx(2 * 3 + 8 * 1)
     assert run.exists()
 
 

@@ -40,7 +40,11 @@ def test_a_minibatch_of_chains_holds_all_their_moves():
     )
     # 50 x 13 chains of 3 of 10 moves: 1875 of 6250 pairs.
     assert found["algorithm.ppo.batch_size"] == "1875"
-    assert int(found["algorithm.ppo.batch_size"]) % 3 == 0
+    # Half of 7 x 25 chains of 10 moves are 875 pairs, which are no whole chains.
+    for minibatch, pairs in (("pair", "875"), ("chain", "880")):
+        config = avoid(f"algorithm.ppo.minibatch={minibatch}")
+        found = settings_for(config, "num_envs", "7")
+        assert found["algorithm.ppo.batch_size"] == pairs
 
 
 @pytest.mark.parametrize("chunk, chunks", [("1", 100), ("2", 50), ("8", 13)])

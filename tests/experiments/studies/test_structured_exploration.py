@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dppo_jax.errors import SettingsError
+from experiments.studies import exploration_results as results
 from experiments.studies import structured_exploration as study
 from experiments.studies.exploration import Exploration
 from experiments.studies.planes import PLANES, Routes
@@ -60,12 +61,17 @@ def test_the_table_has_means_over_runs_and_shares_over_episodes():
         routes = Routes(np.array(hits), ["5"] * len(hits), ["1-3-5"] * len(hits))
         numbers = Exploration(*[number] * 8)
         paths = [LINE] * len(hits)
-        return study.Explored("a", "run", "m1", paths, numbers, routes, number)
+        return results.Explored("a", "run", "m1", paths, numbers, routes, number)
 
-    text = study.make_tables(
+    text = results.make_tables(
         [explored(1.0, [True, False]), explored(3.0, [True] * 2)], PLANES["avoid"], "x"
     )
     assert "| a | 2 | 4 | 2 | 0.75 [0.3, 0.95] | 5: 1 | 0.00 | 2 | 2 |" in text
+
+
+def test_the_entropy_of_routes_is_that_of_episodes_that_have_one():
+    assert results.entropy_of_routes(["1-3-5", "none", "0-2-5", "none"]) == 1.0
+    assert results.entropy_of_routes(["none"]) == 0.0
 
 
 @pytest.mark.parametrize(
