@@ -33,6 +33,8 @@ import numpy as np
 from dppo_jax import runtime
 from dppo_jax.envs import randomize
 from dppo_jax.errors import SettingsError
+from dppo_jax.exported import ABOUT
+from dppo_jax.training.checkpoint import newest_checkpoint
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.metric_names import SCORES
 from dppo_jax.training.run_directory import check_folder
@@ -43,8 +45,8 @@ from experiments.settings import as_flag
 
 _EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "run_in_gymnasium.py"
 _SECTION = "env.randomization"
-# What Gymnasium's side cannot change, and how it calls the rest.
-_NOT_IN_GYMNASIUM = ("initial_state", "shared")
+# What `_EXAMPLE` cannot change.
+_NOT_IN_GYMNASIUM = ("initial_state",)
 AS_TRAINED = "as trained"
 COLUMNS = (
     *("label", "run", "condition"),
@@ -114,8 +116,7 @@ def main(
     for label, runs in groups.items():
         for number, run in enumerate(runs):
             folder = str(Path(output) / "policies" / f"{label}-{number}")
-            if not Path(folder).exists():
-                deploy.main(run, folder, platforms=("cpu",))
+            _export(run, folder)
             for condition in (Condition(), *conditions):
                 words = _command(folder, run, condition, gymnasium, num_episodes)
                 result = _run_once(Path(output) / "results", words)
@@ -126,6 +127,24 @@ def main(
     write_atomically(Path(output) / "table.md", text)
     print(f"\n{text}\nwrote {Path(output) / 'table.md'} and scores.csv")
     return scored
+
+
+def _export(run: str, folder: str) -> None:
+    """Export the newest policy of a run, unless its folder holds it already.
+
+    Raises:
+        SettingsError: it holds another one.
+    """
+    if not Path(folder).exists():
+        deploy.main(run, folder, platforms=("cpu",))
+        return
+    about = json.loads((Path(folder) / ABOUT).read_text())
+    found = (about["run"], about["checkpoint"])
+    if found != (str(Path(run).absolute()), newest_checkpoint(run)):
+        raise SettingsError(
+            f"{folder} holds checkpoint {found[1]} of {found[0]}, not the newest one of"
+            f" {run}; pass another --output."
+        )
 
 
 def read_conditions(words: Sequence[str]) -> list[Condition]:

@@ -27,9 +27,13 @@ def processes(monkeypatch):
         return subprocess.CompletedProcess(words, 0, f"note\n{text}\n", "")
 
     monkeypatch.setattr(transfer.subprocess, "run", run)
-    monkeypatch.setattr(
-        transfer.deploy, "main", lambda run, out, platforms: Path(out).mkdir()
-    )
+
+    def deploy(run, out, platforms):
+        Path(out).mkdir()
+        about = {"run": str(Path(run).absolute()), "checkpoint": 2}
+        (Path(out) / "policy.json").write_text(json.dumps(about))
+
+    monkeypatch.setattr(transfer.deploy, "main", deploy)
     return started
 
 
@@ -66,6 +70,14 @@ def test_gymnasium_gets_the_flags_of_the_example(processes, world, tmp_path):
     assert changed[2:] == [*plain[2:], "--mass=1.2"]
     flags = Path(plain[0]).read_text()
     assert "--json" in flags and "--delay" in flags and "--action-noise" in flags
+
+
+def test_an_exported_policy_of_another_run_is_not_scored(processes, world, tmp_path):
+    scores(tmp_path, world)
+    path = tmp_path / "policies" / "plain-1" / "policy.json"
+    path.write_text(json.dumps({"run": "/elsewhere", "checkpoint": 2}))
+    with pytest.raises(SettingsError, match="plain-1 holds checkpoint 2 of /elsewhere"):
+        scores(tmp_path, world)
 
 
 def test_a_process_that_fails_is_named(processes, world, tmp_path, monkeypatch):
