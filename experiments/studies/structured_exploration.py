@@ -30,7 +30,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dppo_jax import runtime
-from dppo_jax.demonstrations.dataset import unnormalize_episodes
+from dppo_jax.demonstrations.dataset import thin_episodes, unnormalize_episodes
 from dppo_jax.demonstrations.formats import load_demonstrations
 from dppo_jax.envs.adapters import is_host
 from dppo_jax.errors import SettingsError
@@ -59,6 +59,9 @@ from experiments.studies.planes import (
     in_units,
     project,
 )
+
+# More of them, evenly spaced, would only take longer.
+_MOST_DEMONSTRATIONS = 100
 
 
 class Source(NamedTuple):
@@ -191,7 +194,8 @@ def _check_tasks(sources: Sequence[Source]) -> str:
 
 def _demonstrations(source: Source) -> list[np.ndarray]:
     episodes = unnormalize_episodes(load_demonstrations(source.data))
-    return as_trajectories(episodes)
+    most = min(len(episodes.episode_lengths), _MOST_DEMONSTRATIONS)
+    return as_trajectories(thin_episodes(episodes, most))
 
 
 def explore(source: Source, num_episodes: int) -> tuple[list[np.ndarray], float]:

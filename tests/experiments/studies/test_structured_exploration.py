@@ -66,6 +66,8 @@ def test_the_table_has_means_over_runs_and_shares_over_episodes():
     text = results.make_tables(
         [explored(1.0, [True, False]), explored(3.0, [True] * 2)], PLANES["avoid"], "x"
     )
+    large = results.make_tables([explored(1234.5, [True])], PLANES["avoid"], "x")
+    assert "| 1234 | 1234 |" in large
     assert "| a | 2 | 4 | 2 | 0.75 [0.3, 0.95] | 5: 1 | 0.00 | 2 | 2 |" in text
 
 
