@@ -32,6 +32,17 @@ def env_keys(key: Array, num_envs: int) -> Array:
     return parallel.local_part(jax.random.split(key, num_envs))
 
 
+def restart(env: VecEnv, env_state: Any, keys: Array) -> Any:
+    """Begin new episodes in all environments; returns the state.
+
+    Args:
+        keys: [B] one key per environment.
+    """
+    if env.restart is None:
+        return env.reset(keys)
+    return env.restart(env_state, keys)
+
+
 def rollout(
     env: VecEnv,
     act: BoundAct,

@@ -153,6 +153,8 @@ class VecEnv(NamedTuple):
     keeps_breaks: whether a roll-out keeps what precedes a step that diverged, as a
         `Break`. Only for steps with the metric `diverged` that depend on nothing but
         state and action; a simulator in a host process has more.
+    restart: (state, keys [B]) -> state, as `reset`, but what outlives an episode stays;
+        None: nothing does. `rollout.restart` calls it.
     """
 
     reset: Callable[[Array], Any]
@@ -163,6 +165,7 @@ class VecEnv(NamedTuple):
     num_envs: int
     notes: tuple[str, ...] = ()
     keeps_breaks: bool = False
+    restart: Callable[[Any, Array], Any] | None = None
 
 
 class Algorithm(NamedTuple):

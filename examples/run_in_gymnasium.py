@@ -13,6 +13,7 @@ delay in control steps, and noise in shares of half the range of the data.
 import argparse
 import ast
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--delay", type=int, default=0, help="control steps")
     parser.add_argument("--action-noise", type=float, default=0.0)
     parser.add_argument("--obs-noise", type=float, default=0.0)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     words = parser.parse_intermixed_args()
     pairs = (word.split("=", 1) for word in words.options)
     options = {name: _value(text) for name, text in pairs}
@@ -126,6 +128,10 @@ def main() -> None:
     ]
     returns, lengths = (np.array(x) for x in zip(*played))
     error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else 0.0
+    if words.json:
+        means = {"episode_return": returns.mean(), "episode_length": lengths.mean()}
+        print(json.dumps({**means, "episode_return_stderr": error}))
+        return
     print(
         f"{len(returns)} episodes: return {returns.mean():.1f} +- {error:.1f} "
         f"(standard error), length {lengths.mean():.1f}"

@@ -12,7 +12,7 @@ from experiments import help as helps
 # In the order in which they are used; others follow by name.
 _FIRST = ("demo", "collect", "pretrain", "finetune", "evaluate", "compare", "report")
 # Started by other programs only.
-_INNER = ("__main__", "render")
+_INNER = ("__main__", "render", "studies.play_exported")
 _WIDTH = 88
 
 
@@ -38,10 +38,10 @@ def main() -> None:
 def programs() -> Iterator[tuple[str, str]]:
     """Name and purpose of every program, without importing it."""
     found = {}
-    for path in sorted(helps.FOLDER.glob("*.py")):
-        source = helps.source_of(path.stem)
-        if source is not None and path.stem not in _INNER:
-            found[path.stem] = _purpose(source)
+    for name in helps.names():
+        source = helps.source_of(name)
+        if source is not None and name not in _INNER:
+            found[name] = _purpose(source)
     for name in (*(x for x in _FIRST if x in found), *found):
         if name in found:
             yield name, found.pop(name)

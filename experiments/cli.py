@@ -37,8 +37,7 @@ def main() -> None:
 
 def _unknown(word: str) -> int:
     """Say that there is no such program, and which is similar; the exit status."""
-    programs = [path.stem for path in helps.FOLDER.glob("[a-z]*.py")]
-    known = [name for name in programs if helps.source_of(name) is not None]
+    known = [name for name in helps.names() if not name.startswith("_")]
     alike = difflib.get_close_matches(word.replace("-", "_"), known, n=1)
     hint = f"did you mean {alike[0]}? " if alike else ""
     print(

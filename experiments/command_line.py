@@ -188,6 +188,11 @@ def split_changes(words: Sequence[str]) -> tuple[list[str], list[str]]:
     )
 
 
+def split_values(text: str) -> list[str]:
+    """The values of VALUE,VALUE,... ; a semicolon separates those that have commas."""
+    return [x.strip() for x in text.split(";" if ";" in text else ",")]
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """The positional arguments; the flags get the values of the command line.
 

@@ -70,6 +70,19 @@ def main(arguments: Sequence[str]) -> int:
         SettingsError: a wrong argument or setting; nothing has run then.
     """
     comparison = parse(arguments)
+    runs = run(comparison)
+    scores.save(comparison.output, runs, comparison.metric)
+    say_what_is_left_out(comparison.output, runs)
+    return int(any(run.failure for run in runs))
+
+
+def run(comparison: Comparison) -> list[scores.Run]:
+    """Run what is left to run, each in a process of its own; all runs with their end.
+
+    Raises:
+        SettingsError: a wrong setting, or an output folder of something else; nothing
+            has run then.
+    """
     seeds = {x.label: seed_configs(x) for x in comparison.entries}
     for configs in seeds.values():
         loop_settings(configs[0], "finetune")  # Refuses settings that cannot work.
@@ -83,12 +96,10 @@ def main(arguments: Sequence[str]) -> int:
             if comparison.metric and not failure:
                 # A wrong name should not be found only after hours of runs.
                 scores.check_metric(runs[-1:], comparison.metric)
-    scores.save(comparison.output, runs, comparison.metric)
-    _say_what_is_left_out(comparison.output, runs)
-    return int(any(run.failure for run in runs))
+    return runs
 
 
-def _say_what_is_left_out(output: str, runs: Sequence[scores.Run]) -> None:
+def say_what_is_left_out(output: str, runs: Sequence[scores.Run]) -> None:
     """Name the runs in the folder that are not in the table."""
     shown = {Path(run.run_dir) for run in runs}
     kept = {path.parent.parent for path in Path(output).glob("*/*/checkpoints/*")}

@@ -35,6 +35,11 @@ def default_config() -> ConfigDict:
     )
     config.pretrain = pretrain.default_config()
     config.rollout = rollout_config(num_envs=40, num_chunks=100)
+    # Standard deviation of noise on the actions of fine-tuning, which evaluations do
+    # not have, in units of half the range of an action in the data.
+    config.rollout.action_noise = 0.0
+    config.rollout.action_noise_start = 0  # iterations before it begins
+    config.rollout.action_noise_ramp = 0  # iterations until it is full; 0: at once
     config.algorithm = algorithms.default_config()
     # finetune: how many devices share the environments, 0 for all. If distributed, each
     # host runs a process, see docs/scaling.md. Set the last three only if nothing else

@@ -68,7 +68,7 @@ def training(
         chunk = config.env.executed or num_executable(config.model)
         steps = config.rollout.num_envs * config.rollout.num_chunks * chunk
         plan |= {"env_steps_per_iteration": steps, "env_steps": steps * left}
-    found = _comparable(config, stage, run_dirs[0])
+    found = comparable(config, stage, run_dirs[0])
     if found is not None:
         run_dir, seconds = found
         plan |= {"seconds_per_iteration": seconds, "seconds": seconds * left}
@@ -140,7 +140,7 @@ def _bytes(tree: PyTree) -> int:
     return num_bytes(jax.eval_shape(storable, tree))
 
 
-def _comparable(
+def comparable(
     config: ConfigDict, stage: str, run_dir: str
 ) -> tuple[str, float] | None:
     """A run with the same settings, and the seconds of its last iteration.

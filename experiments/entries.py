@@ -171,11 +171,16 @@ def seed_configs(entry: Entry) -> list[ConfigDict]:
     return configs
 
 
-def prepare(output: str, entries: Sequence[Entry]) -> list[Entry]:
+def prepare(
+    output: str, entries: Sequence[Entry], *, write: bool = True
+) -> list[Entry]:
     """Mark the folder as that of this comparison, and find what its entries start from.
 
     Entries whose settings of cloning agree share one cloned policy, in the folder of
     the first of them. So do demonstrations, if none are named or in `data/<name>`.
+
+    Args:
+        write: False: only find out, and leave the folder as it is.
 
     Raises:
         SettingsError: the folder holds something else, or an entry with other settings.
@@ -202,7 +207,8 @@ def prepare(output: str, entries: Sequence[Entry]) -> list[Entry]:
     data = {label: _find_data(label, known, output) for label in known}
     policies = _find_policies(known, data, output)
     plain = {label: directories.as_json(config) for label, config in known.items()}
-    write_atomically(record, json.dumps({"entries": plain}, indent=2) + "\n")
+    if write:
+        write_atomically(record, json.dumps({"entries": plain}, indent=2) + "\n")
     return [
         entry._replace(data=data[entry.label], policy=policies.get(entry.label, ""))
         for entry in entries

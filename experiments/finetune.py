@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dppo_jax.algorithms import find_acting, find_algorithm, make_algorithm
 from dppo_jax.demonstrations.dataset import Episodes
 from dppo_jax.deploy import LoadedPolicy
+from dppo_jax.envs.action_noise import disturb_actions
 from dppo_jax.envs.build import make_env
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import Evaluation, summarize
@@ -20,7 +21,7 @@ from dppo_jax.policies import num_executable
 from dppo_jax.training import parallel
 from dppo_jax.training.checkpoint import load_critic
 from dppo_jax.training.trees import check_matches
-from dppo_jax.types import Algorithm, PyTree
+from dppo_jax.types import Act, Algorithm, Array, PyTree
 from experiments import (
     command_line,
     console,
@@ -132,6 +133,33 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     return list(final)
 
 
+def first_policy(
+    config: ConfigDict, checkpoint: int | str = "latest"
+) -> tuple[Act, PyTree, Normalizer]:
+    """What explores in the first iteration of fine-tuning: act, parameters and bounds.
+
+    It has what fine-tuning adds to the policy that it starts from, such as the noise
+    network of a flow.
+
+    Args:
+        config: with the policy to start from; new networks cannot be asked for.
+        checkpoint: which one of that policy.
+    """
+    pretrained = inputs.find_policy(config, "pretrain", checkpoint)
+    data = None
+    if find_algorithm(config.algorithm.name).uses_data:
+        data = inputs.as_observed(inputs.load_data(config), pretrained.normalizer)
+    algorithm = _make_algorithm(config, pretrained.normalizer, data)
+    start = _start_from(config, pretrained, algorithm, checkpoint)
+
+    @jax.jit
+    def first(key: Array, *start: PyTree) -> PyTree:
+        return algorithm.params(algorithm.init(key, *start))
+
+    params = first(jax.random.key(config.seed), *start)
+    return algorithm.act, params, pretrained.normalizer
+
+
 def _make_algorithm(
     config: ConfigDict, normalizer: Normalizer, data: Episodes | None = None
 ) -> Algorithm:
@@ -141,6 +169,13 @@ def _make_algorithm(
         normalizer=normalizer,
         chunk=num_executable(config.model),
         num_envs=config.rollout.num_envs,
+    )
+    env = disturb_actions(
+        env,
+        scale=config.rollout.action_noise,
+        start=config.rollout.action_noise_start,
+        ramp=config.rollout.action_noise_ramp,
+        num_chunks=config.rollout.num_chunks,
     )
     return make_algorithm(env, policy, config, data)
 

@@ -37,10 +37,21 @@ def of(source: str) -> str:
     return f"{text}\n{_SETTINGS}\n{flags}"
 
 
+def names() -> list[str]:
+    """All programs, such as "finetune" and "studies.ablations"."""
+    found = [
+        ".".join(path.relative_to(FOLDER).with_suffix("").parts)
+        for folder in (FOLDER, FOLDER / "studies")
+        for path in sorted(folder.glob("*.py"))
+    ]
+    return [name for name in found if source_of(name) is not None]
+
+
 def source_of(name: str) -> str | None:
     """The source of a program, such as "finetune"; None if there is no such one."""
-    path = FOLDER / f"{name}.py"
-    if not name.isidentifier() or not path.is_file():
+    parts = name.split(".")
+    path = FOLDER.joinpath(*parts).with_suffix(".py")
+    if not all(part.isidentifier() for part in parts) or not path.is_file():
         return None
     source = path.read_text(encoding="utf-8")
     return source if _MAIN.search(source) else None

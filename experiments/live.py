@@ -14,7 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dppo_jax.training import parallel
-from dppo_jax.training.metric_names import EVALUATION, about, in_time, in_words
+from dppo_jax.training.metric_names import (
+    EVALUATION,
+    SCORES,
+    about,
+    in_time,
+    in_words,
+)
 from experiments import intervals
 
 # Values that a trend compares: the mean of the newer half with that of the older one.
@@ -27,8 +33,6 @@ _SHOWN = (
     *("eval/success", "success", "eval/episode_return", "episode_return"),
     *("loss", "approx_kl", "clip_fraction", "explained_variance"),
 )
-# Metrics whose rise or fall is good news.
-_SCORES = ("success", "episode_return")
 
 
 def is_possible() -> bool:
@@ -136,7 +140,7 @@ class LiveTable:
     def _cells(self, name: str) -> Sequence[Text | str]:
         plain = name.removeprefix(EVALUATION)
         mode = ""
-        if plain in _SCORES:
+        if plain in SCORES:
             mode = ", evaluation" if name != plain else ", exploring"
         return (
             about(name).label + mode,
@@ -177,7 +181,7 @@ class LiveTable:
         if abs(change) <= _LEAST_CHANGE * max(abs(older), abs(newer)):
             return Text("→")
         style = ""
-        if name.removeprefix(EVALUATION) in _SCORES:
+        if name.removeprefix(EVALUATION) in SCORES:
             style = "green" if change > 0 else "red"
         return Text("↑" if change > 0 else "↓", style=style)
 

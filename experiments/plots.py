@@ -29,8 +29,8 @@ _EPISODES_SHOWN = 50
 _LEGEND_INSIDE = 6
 
 
-def draw_avoid(ax: Axes, evaluation: Evaluation, options: Mapping[str, object]) -> None:
-    """Trajectories among the cylinders, seen from above (the paper's figure).
+def draw_avoid_scene(ax: Axes, options: Mapping[str, object]) -> None:
+    """The cylinders, the lines and the start, seen from above.
 
     Args:
         options: of the task, of which `rewarded_gap` is marked.
@@ -53,6 +53,18 @@ def draw_avoid(ax: Axes, evaluation: Evaluation, options: Mapping[str, object]) 
     ax.axhline(avoid.REWARD_Y, color="tab:green", linewidth=1)
     for height, text in ((avoid.FINISH_Y, "finish"), (avoid.REWARD_Y, "reward")):
         ax.text(0.84, height + 0.005, text, ha="right", fontsize=8, color="0.4")
+    ax.plot(*avoid.START, "o", color="black", markersize=5, label="start")
+    ax.set(xlim=(0.15, 0.85), ylim=(-0.32, 0.6), xlabel="x (m)", ylabel="y (m)")
+    ax.set_aspect("equal")
+
+
+def draw_avoid(ax: Axes, evaluation: Evaluation, options: Mapping[str, object]) -> None:
+    """Trajectories among the cylinders, seen from above (the paper's figure).
+
+    Args:
+        options: as of `draw_avoid_scene`.
+    """
+    draw_avoid_scene(ax, options)
     paths = np.asarray(evaluation.traces["position"])[:_EPISODES_SHOWN]
     success = np.asarray(evaluation.metrics["success"])
     start = np.broadcast_to(avoid.START, (len(paths), 1, 2))
@@ -61,10 +73,7 @@ def draw_avoid(ax: Axes, evaluation: Evaluation, options: Mapping[str, object]) 
         ax.plot(path[:, 0], path[:, 1], color=color, linewidth=0.8, alpha=0.6)
     for color, label in ((_SUCCESS, "success"), (_FAILURE, "failure")):
         ax.plot([], [], color=color, label=label)
-    ax.plot(*avoid.START, "o", color="black", markersize=5, label="start")
     ax.legend(loc="lower left", fontsize="small")
-    ax.set(xlim=(0.15, 0.85), ylim=(-0.32, 0.6), xlabel="x (m)", ylabel="y (m)")
-    ax.set_aspect("equal")
     ax.set_title(f"success {100 * success.mean():.1f} % of {success.size}")
 
 
@@ -73,6 +82,17 @@ _Draws = Callable[[Axes, Evaluation, Mapping[str, object]], None]
 _DRAWINGS: dict[str, tuple[tuple[str, ...], _Draws]] = {
     "avoid": (("position",), draw_avoid)
 }
+_SCENES = {"avoid": draw_avoid_scene}
+
+
+def draw_scene(ax: Axes, task: str, options: Mapping[str, object]) -> None:
+    """What stands still in a task, if that can be drawn.
+
+    Args:
+        options: those of the task, `config.env.options`.
+    """
+    if task in _SCENES:
+        _SCENES[task](ax, options)
 
 
 def traced_metrics(task: str) -> tuple[str, ...]:

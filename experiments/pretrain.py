@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import clone as pretrain
-from dppo_jax.demonstrations.dataset import summary, windows
+from dppo_jax.demonstrations.dataset import summary, thin_episodes, windows
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import summarize
 from dppo_jax.networks.build_encoder import image_shape
@@ -27,6 +27,8 @@ def main(config: ConfigDict) -> list[str]:
             "cloning has no actions before the present one in its chunks; use 0."
         )
     episodes = inputs.load_data(config)
+    if config.pretrain.num_episodes is not None:
+        episodes = thin_episodes(episodes, config.pretrain.num_episodes)
     assert episodes.normalizer is not None  # `load_data` normalises.
     coef, kind = config.pretrain.clone_entropy_coef, config.model.kind
     if coef and kind not in ("gaussian", "gmm"):

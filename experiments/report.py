@@ -25,8 +25,9 @@ from matplotlib import pyplot as plt
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.config_file import runs_inside
+from dppo_jax.training.metric_names import EVALUATION, SCORES
 from dppo_jax.training.metrics import read_metrics
-from experiments import command_line, plots, processes
+from experiments import command_line, plots, processes, tables
 from experiments.directories import read_groups
 from experiments.reports import comparison, run_page
 
@@ -44,10 +45,7 @@ _OVER = flags.DEFINE_list(
     ["iteration"],
     f"what to draw the metrics over, one or more of {', '.join(plots.AXES)}.",
 )
-_DEFAULTS = (
-    *(("success", "eval/success"), ("episode_return", "eval/episode_return")),
-    ("loss", "average_loss"),
-)
+_DEFAULTS = (*((x, EVALUATION + x) for x in SCORES), ("loss", "average_loss"))
 
 
 def main(
@@ -123,15 +121,14 @@ def _print_table(groups: dict[str, list[str]], metrics: Sequence[str]) -> None:
         for label, dirs in groups.items()
         for metric in metrics
     }
-    print("| group | seeds | metric | first | last | each seed |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for (label, metric), seeds in curves.items():
         first, last = (np.array([curve[i] for curve in seeds]) for i in (0, -1))
+        means = [f"{x.mean():.3f}" for x in (first, last)]
         each = ", ".join(f"{x:.3f}" for x in last)
-        print(
-            f"| {label} | {len(seeds)} | {metric} | {first.mean():.3f} | "
-            f"{last.mean():.3f} | {each} |"
-        )
+        rows.append([label, str(len(seeds)), metric, *means, each])
+    header = ("group", "seeds", "metric", "first", "last", "each seed")
+    print(tables.markdown(header, rows))
 
 
 def _save_picture(

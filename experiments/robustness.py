@@ -16,8 +16,6 @@ values that contain commas, --checkpoint=best takes another checkpoint, and
 can be changed. It writes FOLDER/table.md, scores.csv and scores.png.
 """
 
-import csv
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,9 +31,10 @@ from dppo_jax.envs import randomize
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import summarize
 from dppo_jax.training.config_file import write_atomically
+from dppo_jax.training.metric_names import SCORES
 from dppo_jax.training.run_directory import check_folder
-from experiments import inputs, intervals, plots, processes
-from experiments.command_line import Parser, split_changes
+from experiments import inputs, intervals, plots, processes, tables
+from experiments.command_line import Parser, split_changes, split_values
 from experiments.directories import config_of_run, read_groups
 from experiments.evaluate import make_score
 from experiments.settings import override
@@ -44,8 +43,6 @@ from experiments.settings import override
 _READ = ("env.", "evaluate.")
 # They decide what the networks read, or how many episodes there are.
 _NOT = ("env.task", "env.history", "evaluate.until_width")
-# The score of a policy: the first of these that its task has.
-_METRICS = ("success", "episode_return")
 COLUMNS = (
     *("label", "run", "checkpoint", "setting", "value"),
     *("metric", "score", "low", "high", "num_episodes"),
@@ -130,7 +127,7 @@ def read_conditions(words: Sequence[str]) -> list[Condition]:
     conditions = []
     for word in words:
         setting, _, text = word.partition("=")
-        values = [x.strip() for x in text.split(";" if ";" in text else ",")]
+        values = split_values(text)
         if not setting or not all(values):
             raise SettingsError(
                 f"--over={word} names no values; write --over=SETTING=VALUE,VALUE,..."
@@ -151,13 +148,13 @@ def make_tables(scored: Sequence[Scored]) -> str:
     for setting in dict.fromkeys(x.condition.setting for x in scored):
         own = [x for x in scored if x.condition.setting == setting]
         values = list(dict.fromkeys(x.condition.value for x in own))
-        parts += [f"`{setting}`\n", f"| {metric} | runs | {' | '.join(values)} |"]
-        parts.append("|---" * (2 + len(values)) + "|")
+        rows = []
         for label in labels:
             cells = list(_cells(own, label).values())
-            found = " | ".join(map(_cell, cells))
-            parts.append(f"| {label} | {len(cells[0])} | {found} |")
-        parts.append("")
+            found = [tables.with_interval(*_spread(cell)) for cell in cells]
+            rows.append([label, str(len(cells[0])), *found])
+        table = tables.markdown([metric, "runs", *values], rows)
+        parts += [f"`{setting}`\n", table, ""]
     return "\n".join(parts) + (
         f"\n{scored[0].num_episodes} episodes of each run. Of several runs: the mean, "
         "the least and the most; of one run: its 95 % interval.\n"
@@ -207,7 +204,7 @@ def _score(
     assert policy.act is not None  # Its run has a configuration.
     result = summarize(make_score(config, policy.act, policy.normalizer)(policy.params))
     count = config.evaluate.num_episodes
-    metric = next(name for name in _METRICS if name in result)
+    metric = next(name for name in SCORES if name in result)
     ends = intervals.of_score(result, count).get(metric)
     print(
         f"{label} {run}  {condition.setting}={condition.value}: {metric} "
@@ -217,11 +214,6 @@ def _score(
     return Scored(
         label, run, policy.iteration, condition, metric, result[metric], ends, count
     )
-
-
-def _cell(cell: Sequence[Scored]) -> str:
-    mean, ends = _spread(cell)
-    return f"{mean:.4g}" + (f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends else "")
 
 
 def _spread(cell: Sequence[Scored]) -> tuple[float, tuple[float, float] | None]:
@@ -241,14 +233,11 @@ def _cells(scored: Sequence[Scored], label: str) -> dict[str, list[Scored]]:
 
 
 def _rows(scored: Sequence[Scored]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for x in scored:
-        ends = ["", ""] if x.interval is None else [f"{end:.6g}" for end in x.interval]
-        numbers = [x.metric, f"{x.score:.6g}", *ends, x.num_episodes]
-        writer.writerow([x.label, x.run, x.checkpoint, *x.condition, *numbers])
-    return text.getvalue()
+        numbers = [x.metric, x.score, *(x.interval or ("", "")), x.num_episodes]
+        rows.append([x.label, x.run, x.checkpoint, *x.condition, *numbers])
+    return tables.comma_separated(COLUMNS, rows)
 
 
 def _draw(path: Path, scored: Sequence[Scored]) -> None:

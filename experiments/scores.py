@@ -1,7 +1,5 @@
 """The scores of a comparison: a file, a table and curves."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +10,9 @@ from ml_collections import ConfigDict
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.config_file import write_atomically
+from dppo_jax.training.metric_names import EVALUATION, SCORES
 from dppo_jax.training.metrics import read_metrics
-from experiments import plots, statistics
+from experiments import plots, statistics, tables
 from experiments.directories import run_path
 from experiments.inputs import NO_POLICY
 
@@ -21,7 +20,7 @@ COLUMNS = (
     *("label", "seed", "iteration", "env_steps", "seconds"),
     *("metric", "score", "num_episodes"),
 )
-_DEFAULTS = ("eval/success", "eval/episode_return")
+_DEFAULTS = tuple(EVALUATION + name for name in SCORES)
 
 
 class Run(NamedTuple):
@@ -66,15 +65,15 @@ def save(output: str, runs: Sequence[Run], metric: str = "") -> None:
         SettingsError: a run without this metric.
     """
     done = [run for run in runs if not run.failure]
-    metric = metric or _default_metric(done)
+    metric = metric or default_metric(done)
     check_metric(done, metric)
-    _save_scores(Path(output) / "scores.csv", done, metric)
+    save_scores(Path(output) / "scores.csv", done, metric)
     text = make_table(runs, metric)
     write_atomically(Path(output) / "table.md", text)
     print(f"\n{text}", flush=True)
     print(f"wrote {Path(output) / 'table.md'} and scores.csv")
     if done:
-        _save_curves(Path(output) / "curves.png", done, metric)
+        save_curves(Path(output) / "curves.png", done, metric)
 
 
 def check_metric(runs: Sequence[Run], metric: str) -> None:
@@ -89,6 +88,17 @@ def check_metric(runs: Sequence[Run], metric: str) -> None:
 
 def make_table(runs: Sequence[Run], metric: str) -> str:
     """The comparison in Markdown, and below it what its columns mean."""
+    return f"{compare_runs(runs, metric)}\n{notes(runs)}"
+
+
+def compare_runs(
+    runs: Sequence[Run], metric: str, *, target: float | None = None
+) -> str:
+    """The comparison in Markdown, and the runs that failed.
+
+    Args:
+        target: a score; when evaluations first reach it is told too. None: no columns.
+    """
     groups = _groups(runs)
     finals = {
         label: [_final(run, metric) for run in group if not run.failure]
@@ -96,26 +106,55 @@ def make_table(runs: Sequence[Run], metric: str) -> str:
     }
     base = next(iter(groups))
     sure = f"{100 * statistics.CONFIDENCE:.0f} %"
-    lines = [
-        f"| entry | seeds | final {metric}: IQM [{sure} interval] | highest: IQM "
-        "| environment steps | seconds per iteration "
-        f"| P(better than {base}) [{sure} interval] |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header = ["entry", "seeds", f"final {metric}: IQM [{sure} interval]"]
+    header += ["highest: IQM", "environment steps", "seconds per iteration"]
+    header += [f"P(better than {base}) [{sure} interval]"]
+    if target is not None:
+        header += [f"environment steps to {target:g}", f"seconds to {target:g}"]
+    rows = []
     for label, ended in finals.items():
         count, total = len(ended), len(groups[label])
         cells = [label, str(count) if count == total else f"{count} of {total}"]
         cells += _cells(ended, [] if label == base else finals[base])
-        lines.append(f"| {' | '.join(cells)} |")
+        if target is not None:
+            done = [run for run in groups[label] if not run.failure]
+            cells += _until(done, metric, target)
+        rows.append(cells)
+    table = tables.markdown(header, rows)
     failed = [
         f"- failed: {run.label}, seed {run.config.seed}: {run.failure}"
         for run in runs
         if run.failure
     ]
-    return "\n".join([*lines, "", *failed, *([""] if failed else []), _notes(runs)])
+    return "\n".join([table, "", *failed, *([""] if failed else [])])
 
 
-def _notes(runs: Sequence[Run]) -> str:
+def reached(run: Run, metric: str, target: float) -> tuple[float, float] | None:
+    """Environment steps and seconds of training up to the first score of `target`.
+
+    The seconds are those of the curves, without evaluations. None: never.
+    """
+    steps, seconds = (
+        plots.curve(run.rows(), metric, axis) for axis in ("env_steps", "seconds")
+    )
+    for iteration, (place, score) in sorted(steps.items()):
+        if score >= target:
+            return place, seconds[iteration][0]
+    return None
+
+
+def _until(runs: Sequence[Run], metric: str, target: float) -> list[str]:
+    places = [reached(run, metric, target) for run in runs]
+    found = [place for place in places if place is not None]
+    if not found:
+        return ["-", "-"]
+    steps, seconds = np.median(found, axis=0)
+    few = "" if len(found) == len(runs) else f" ({len(found)} of {len(runs)})"
+    return [f"{steps:.0f}{few}", f"{seconds:.3g}{few}"]
+
+
+def notes(runs: Sequence[Run], *, target: float | None = None) -> str:
+    """What the columns of `compare_runs` mean."""
     evaluation = runs[0].config.evaluate
     mode = "deterministic" if evaluation.deterministic else "exploring"
     start = ""
@@ -133,8 +172,16 @@ def _notes(runs: Sequence[Run]) -> str:
         "seeds make them too narrow, and one seed has none. P(better): the "
         "probability that a run scores higher than one of the first entry, ties "
         "counted half (Agarwal et al. 2021, arXiv 2108.13264). Environment steps and "
-        f"seconds are medians; the time of the curves includes compiling.{start}\n"
+        f"seconds are medians; the time of the curves includes compiling.{start}"
+        f"{_NOTE_ON_TARGETS if target is not None else ''}\n"
     )
+
+
+_NOTE_ON_TARGETS = (
+    " Steps and seconds to a score: until the first evaluation that reaches it, "
+    "without the time of evaluations; medians over the seeds that reach it, whose "
+    "number is given if not all do."
+)
 
 
 def _cells(ended: Sequence[Final], base: Sequence[Final]) -> list[str]:
@@ -146,7 +193,7 @@ def _cells(ended: Sequence[Final], base: Sequence[Final]) -> list[str]:
     highest = statistics.interquartile_mean(np.array([x.highest for x in ended]))
     seconds = np.median([x for final in ended for x in final.seconds] or [np.nan])
     cells = [
-        _with_interval(score, ends),
+        tables.with_interval(score, ends),
         f"{float(highest):.4g}",
         f"{np.median([final.env_steps for final in ended]):.0f}",
         f"{seconds:.3g}",
@@ -156,11 +203,7 @@ def _cells(ended: Sequence[Final], base: Sequence[Final]) -> list[str]:
     others = [final.score for final in base]
     chance = float(statistics.improvement(np.array(values), np.array(others)))
     ends = statistics.interval(statistics.improvement, values, others)
-    return [*cells, _with_interval(chance, ends)]
-
-
-def _with_interval(value: float, ends: tuple[float, float] | None) -> str:
-    return f"{value:.4g}" + (f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends else "")
+    return [*cells, tables.with_interval(chance, ends)]
 
 
 def _final(run: Run, metric: str) -> Final:
@@ -187,28 +230,27 @@ def _names(run: Run) -> set[str]:
     return {name for row in run.rows() for name in row}
 
 
-def _default_metric(runs: Sequence[Run]) -> str:
+def default_metric(runs: Sequence[Run]) -> str:
+    """The success if all runs have evaluated it, or else the return."""
     logged = [_names(run) for run in runs]
     shared = set.intersection(*logged) if logged else set()
     return next(filter(shared.__contains__, _DEFAULTS), _DEFAULTS[-1])
 
 
-def _save_scores(path: Path, runs: Sequence[Run], metric: str) -> None:
+def save_scores(path: Path, runs: Sequence[Run], metric: str) -> None:
     """Write one row for each evaluation."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    found = []
     for run in runs:
         rows = run.rows()
         seconds = plots.curve(rows, metric, "seconds")
         for iteration, (steps, score) in plots.curve(rows, metric, "env_steps").items():
-            place = [int(iteration), f"{steps:.0f}", f"{seconds[iteration][0]:.6g}"]
-            result = [metric, f"{score:.6g}", run.config.evaluate.num_episodes]
-            writer.writerow([run.label, run.config.seed, *place, *result])
-    write_atomically(path, text.getvalue())
+            place = [int(iteration), f"{steps:.0f}", seconds[iteration][0]]
+            result = [metric, score, run.config.evaluate.num_episodes]
+            found.append([run.label, run.config.seed, *place, *result])
+    write_atomically(path, tables.comma_separated(COLUMNS, found))
 
 
-def _save_curves(path: Path, runs: Sequence[Run], metric: str) -> None:
+def save_curves(path: Path, runs: Sequence[Run], metric: str) -> None:
     """Draw the scores over environment steps and over training time."""
     groups = {
         label: [run.run_dir for run in group] for label, group in _groups(runs).items()

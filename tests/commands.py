@@ -22,10 +22,11 @@ from benchmarks import timing
 from dppo_jax.errors import SettingsError
 from experiments import command_line, compare, convert, replay, report
 from experiments.configs import avoid
+from experiments.studies import ablations
 from tests.conftest import REPOSITORY
 
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
-PROGRAM = re.compile(r"(?:experiments|benchmarks)\.\w+")
+PROGRAM = re.compile(r"(?:experiments(?:\.studies)?|benchmarks)\.\w+")
 
 # A fenced block with its language, or a command in the text.
 _PIECE = re.compile(
@@ -187,8 +188,8 @@ def _patches(module: ModuleType) -> list[Any]:
         )
     if module in (convert, replay):
         main = module._parse
-    if module is compare:
-        main = lambda argv: start(compare.parse(argv))  # noqa: E731
+    if module in (compare, ablations):
+        main = lambda argv: start(module.parse(argv))  # noqa: E731
     config = avoid.get_config().lock()
     return [
         mock.patch.object(module, "main", main),

@@ -355,6 +355,12 @@ def test_nearly_all_commands_are_checked():
         ("make bench JSN=1", "does not use JSN"),
         ("python -m experiments.finetun --config=avoid.py", "No module named"),
         ("python -m experiments.plots", "experiments.plots is no program"),
+        ("python -m experiments.studies.plan", "experiments.studies.plan is no prog"),
+        ("python -m experiments.studies.ablations --preset=ant", "ant is unknown"),
+        (
+            "python -m experiments.studies.structured_exploration a=b --dim=1",
+            "unrecognized arguments: --dim=1",
+        ),
         ("python -m experiments.finetune $C:m9", "avoid.py:m9 is unknown"),
         ("python -m experiments.finetune $C --config.sed=1", "did you mean seed"),
         ("python -m experiments.finetune $C --config.seed=x", "must be of type int"),

@@ -355,10 +355,16 @@ def tiny_squashed_policy() -> SquashedPolicy:
 
 
 @shared
-def make_tiny_sac(env: VecEnv | None = None, *, num_chunks: int = 4, **changes: Any):
+def make_tiny_sac(
+    env: VecEnv | None = None,
+    *,
+    num_chunks: int = 4,
+    reset_at_iteration: bool = False,
+    **changes: Any,
+):
     """SAC on `point_env`: 16 transitions and 16 updates of 32 rows per iteration."""
     config = ConfigDict()
-    config.rollout = dict(num_chunks=num_chunks, reset_at_iteration=False)
+    config.rollout = dict(num_chunks=num_chunks, reset_at_iteration=reset_at_iteration)
     config.critic = dict(hidden_sizes=(32,), activation="relu")
     config.algorithm = dict(sac=sac.default_config())
     settings = config.algorithm.sac

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from dppo_jax.demonstrations.dataset import Windows, gather
 from dppo_jax.errors import SettingsError
@@ -47,6 +48,8 @@ def default_config() -> ConfigDict:
     # The decay of average n is at most (1 + n) / (10 + n), so that few updates suffice
     # for the average to forget where it started. False: the reference's rule.
     config.ema_warmup = True
+    # Demonstrations to clone from, evenly spaced among all; None: all of them.
+    config.num_episodes = placeholder(int)
     config.clone_entropy_coef = 0.0  # Gaussians and mixtures only
     # Pixels that images are shifted by at most, at random; 4 in the paper, 0: none.
     config.random_shift = 0

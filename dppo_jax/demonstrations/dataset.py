@@ -172,6 +172,23 @@ def select_episodes(episodes: Episodes, indices: np.ndarray) -> Episodes:
     )
 
 
+def thin_episodes(episodes: Episodes, num: int) -> Episodes:
+    """Select `num` episodes, evenly spaced, so that an order in the data stays.
+
+    Data sets may hold one kind of episode after the other.
+
+    Raises:
+        SettingsError: there are not as many.
+    """
+    total = len(episodes.episode_lengths)
+    if not 1 <= num <= total:
+        raise SettingsError(
+            f"pretrain.num_episodes={num} must lie between 1 and the {total} episodes "
+            "that there are; None takes all."
+        )
+    return select_episodes(episodes, np.arange(num) * total // num)
+
+
 def split_episodes(
     episodes: Episodes, fraction: float, seed: int
 ) -> tuple[Episodes, Episodes]:

@@ -1,6 +1,7 @@
 """Make environments from a configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -23,6 +24,9 @@ from dppo_jax.envs.wrappers import (
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer, normalize_action
 from dppo_jax.types import Env, VecEnv
+
+# The argument of tasks for `env.randomization.initial_state`.
+_INITIAL = "initial_noise"
 
 
 def default_config() -> ConfigDict:
@@ -56,10 +60,36 @@ def make_single(config: ConfigDict) -> Env:
         SettingsError: a task that runs in host processes, or a task or wrapper that
             cannot be made.
     """
-    env = make_task(config.task, engine=config.engine, **_options(config))
+    return _make_wrapped(config, _options(config))
+
+
+def _make_wrapped(config: ConfigDict, options: Mapping[str, Any]) -> Env:
+    env = make_task(config.task, engine=config.engine, **options)
     for wrapper in config.wrappers:
         env = apply_wrapper(env, wrapper)
     return env
+
+
+def _make_disturbed(config: ConfigDict) -> Env:
+    """As `make_single`, with noise on the initial state if `env.randomization` has it.
+
+    Only the task can add it, because observations and more follow from that state.
+    """
+    randomize.check_config(config.randomization)
+    spread = config.randomization.initial_state
+    if not spread:
+        return make_single(config)
+    try:
+        options = {**_options(config), _INITIAL: spread}
+        return _make_wrapped(config, options)
+    except SettingsError as error:
+        if _INITIAL not in str(error):
+            raise
+        raise SettingsError(
+            f"env.randomization.initial_state={spread} is passed to the task as "
+            f"{_INITIAL}, which {config.task} does not take; leave it at 0, or add the "
+            "argument to a task of yours."
+        ) from None
 
 
 def make_env(
@@ -104,7 +134,7 @@ def make_env(
             normalizer=normalizer,
             trace=trace,
         )
-    single = make_single(config)
+    single = _make_disturbed(config)
     env = normalize(quarantine(single), normalizer)
     idle = normalize_action(normalizer, np.zeros(env.action_shape, np.float32))
     env = randomize.randomize(env, config.randomization, idle)

@@ -44,6 +44,10 @@ def default_config() -> ConfigDict:
     # range of an entry in the data, so that 0.01 is half a percent of the range.
     config.action_noise = 0.0  # of all entries of an action
     config.obs_noise = 0.0  # of all entries of the state
+    # Noise on the state in which an episode starts, added to that of the task. avoid:
+    # at most so many metres in x and y; the runners: at most so much on every position
+    # and velocity; the arms: standard deviation of the angles of their joints.
+    config.initial_state = 0.0
     return config
 
 
@@ -126,7 +130,7 @@ def randomize(env: Env, config: ConfigDict, idle: Array | np.ndarray) -> Env:
 
 
 def is_on(config: ConfigDict) -> bool:
-    """Whether valid settings change anything."""
+    """Whether valid settings change anything but the initial state, see `build`."""
     return (
         any(tuple(config[name]) != (1.0, 1.0) for name in FACTORS)
         or config.delay[1] > 0
@@ -137,7 +141,7 @@ def is_on(config: ConfigDict) -> bool:
 def check_off(config: ConfigDict, task: str) -> None:
     """Raise a SettingsError if `config` randomises a task that cannot be randomised."""
     check_config(config)
-    if is_on(config):
+    if is_on(config) or config.initial_state > 0:
         raise SettingsError(
             f"env.randomization does not work with {task}, which runs in host "
             "processes; leave it out, and randomise the simulator itself."
@@ -159,7 +163,7 @@ def check_config(config: ConfigDict) -> None:
             f"env.randomization.delay={(shortest, longest)} must be two numbers of "
             "control steps, the lower one first; (0, 0) delays nothing."
         )
-    for name in _NOISES:
+    for name in (*_NOISES, "initial_state"):
         if not 0 <= config[name] < math.inf:
             raise SettingsError(
                 f"env.randomization.{name}={config[name]} must be 0 or positive."

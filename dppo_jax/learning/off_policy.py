@@ -16,7 +16,7 @@ from dppo_jax.learning.learner import Learner
 from dppo_jax.learning.quarantine import cut_newest, sound_transitions
 from dppo_jax.learning.rounds import make_rounds, with_extras
 from dppo_jax.replay import Replay
-from dppo_jax.rollout import env_keys, episode_means, rollout
+from dppo_jax.rollout import env_keys, episode_means, restart, rollout
 from dppo_jax.training import parallel
 from dppo_jax.types import (
     OF_ENVIRONMENT,
@@ -189,7 +189,8 @@ def off_policy(
         """Run the first phase of an iteration."""
         key, reset_key, act_key = jax.random.split(state.key, 3)
         if reset_at_iteration:
-            state = state._replace(env=env.reset(env_keys(reset_key, num_envs)))
+            keys = env_keys(reset_key, num_envs)
+            state = state._replace(env=restart(env, state.env, keys))
         env_state, transitions, metrics = collect(
             state.learner, state.env, env_keys(act_key, num_envs), state.iteration
         )

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from dppo_jax.learning import returns
 from dppo_jax.learning.quarantine import without_diverged
 from dppo_jax.policies import PolicyParams
-from dppo_jax.rollout import BoundAct, env_keys, episode_means, rollout
+from dppo_jax.rollout import BoundAct, env_keys, episode_means, restart, rollout
 from dppo_jax.training import parallel
 from dppo_jax.types import (
     OF_ENVIRONMENT,
@@ -96,7 +96,7 @@ def collect(
     reset_key, act_key = jax.random.split(key)
     if reset_at_iteration:
         state = state._replace(
-            env=env.reset(env_keys(reset_key, env.num_envs)),
+            env=restart(env, state.env, env_keys(reset_key, env.num_envs)),
             first=jnp.ones_like(state.first),
         )
 

@@ -11,7 +11,7 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.learning.optimizers import Trained, Trainer
 from dppo_jax.learning.quarantine import sound_transitions
 from dppo_jax.policies import ChainPolicy, PolicyParams
-from dppo_jax.rollout import env_keys, episode_means, rollout
+from dppo_jax.rollout import env_keys, episode_means, restart, rollout
 from dppo_jax.types import (
     OF_ENVIRONMENT,
     Algorithm,
@@ -151,7 +151,7 @@ def weighted_regression(
         key, reset_key, act_key = jax.random.split(state.key, 3)
         env_state = state.env
         if reset_at_iteration:
-            env_state = env.reset(env_keys(reset_key, num_envs))
+            env_state = restart(env, env_state, env_keys(reset_key, num_envs))
         env_state, rows, metrics = collect(
             acting(state), env_state, env_keys(act_key, num_envs)
         )

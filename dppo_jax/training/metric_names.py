@@ -7,6 +7,8 @@ import math
 from typing import NamedTuple
 
 EVALUATION = "eval/"
+# What a policy is judged by: the first of these that its task has.
+SCORES = ("success", "episode_return")
 # Seconds of an iteration, as `train` logs them.
 ITERATION_SECONDS, ROLLOUT_SECONDS = "seconds", "rollout_seconds"
 EVALUATION_SECONDS, CHECKPOINT_SECONDS = "evaluation_seconds", "checkpoint_seconds"
@@ -37,6 +39,7 @@ _ROLLOUT = {
     "episode_return": ("return", "", "mean sum of the rewards of an episode"),
     "episode_return_stderr": ("error of return", "", "standard error of the return"),
     "episode_length": ("episode length", "control steps", "mean length of an episode"),
+    "action_noise": ("noise on actions", "", "standard deviation in the roll-outs"),
     "num_episodes": ("episodes", "", "episodes that ended in an iteration"),
     "reward": ("reward of a chunk", "", "mean over the chunks of an iteration"),
     "reward_std": ("spread of rewards", "", "standard deviation over chunks"),

@@ -78,6 +78,7 @@ ADDED = {
         "action_noise": 0.0,
         "obs_noise": 0.0,
     },
+    "env.randomization.initial_state": 0.0,
     **{
         f"{section}{name}": value
         for section in ("", "collect.")
@@ -134,6 +135,10 @@ ADDED = {
         )
     },
     "rollout.random_steps": 20_000,
+    "rollout.action_noise": 0.0,
+    "rollout.action_noise_start": 0,
+    "rollout.action_noise_ramp": 0,
+    "pretrain.num_episodes": None,
     "loop.pretrain.max_skipped": 3,
     "loop.finetune.max_skipped": 3,
     "loop.pretrain.keep_best": "",

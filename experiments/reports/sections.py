@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dppo_jax.training.metric_names import EVALUATION, in_time
+from dppo_jax.training.metric_names import EVALUATION, SCORES, about, in_time
 from experiments import directories, intervals, settings_table
 from experiments.reports import html
 from experiments.reports.axes import short
@@ -14,8 +14,6 @@ from experiments.reports.run import Facts, Row, scores
 from experiments.reports.times import Times
 from experiments.settings import as_flag
 
-# Scores that are shown large: the metric, its name, and whether it is a share.
-_SCORES = (("success", "Success", True), ("episode_return", "Return", False))
 # Settings that only name a run or its sources, which are shown elsewhere.
 _NOT_SHOWN = ("name", "run_dir", "policy", "data", "num_seeds", "seed")
 _PICTURES = (
@@ -67,10 +65,10 @@ def when(facts: Facts) -> str:
 def headline(facts: Facts, times: Times) -> Iterator[tuple[str, str, str]]:
     """Scores before and after with their intervals, steps and time."""
     scored = [row for row in facts.rows if any(x.startswith(EVALUATION) for x in row)]
-    for name, label, is_share in _SCORES:
+    for name in SCORES:
         rows = [row for row in scored if EVALUATION + name in row]
         if rows:
-            yield _score_card(facts, rows, name, label, is_share)
+            yield _score_card(facts, rows, name)
     own = _own_evaluation(facts.run_dir)
     if own:
         yield own
@@ -88,11 +86,9 @@ def headline(facts: Facts, times: Times) -> Iterator[tuple[str, str, str]]:
         yield "Best checkpoint", str(facts.best), "--checkpoint=best reads it"
 
 
-def _score_card(
-    facts: Facts, rows: Sequence[Row], name: str, label: str, is_share: bool
-) -> tuple[str, str, str]:
+def _score_card(facts: Facts, rows: Sequence[Row], name: str) -> tuple[str, str, str]:
     shown = [rows[0], rows[-1]] if len(rows) > 1 else [rows[-1]]
-    factor, unit = (100, " %") if is_share else (1, "")
+    label, factor, unit = _shown(name)
     values = [_number(factor * row[EVALUATION + name]) for row in shown]
     count = facts.evaluation.get("num_episodes")
     below = f"{facts.iterations[:-1]} "
@@ -104,6 +100,13 @@ def _score_card(
         if all(ends):
             below += f"; 95 % in {' → '.join(ends)}"
     return label, " → ".join(values) + unit, below
+
+
+def _shown(name: str) -> tuple[str, int, str]:
+    """What a score is called, and the factor and the unit with which it is shown."""
+    metric = about(name)
+    factor, unit = (100, " %") if metric.unit == "%" else (1, "")
+    return metric.label.capitalize(), factor, unit
 
 
 def _ends(row: Row, name: str, count: int, factor: int) -> str:
@@ -125,8 +128,8 @@ def _own_evaluation(run_dir: Path) -> tuple[str, str, str] | None:
     try:
         found = json.loads((run_dir / "evaluation.json").read_text())
         metrics, ends = found["metrics"], found["intervals"]
-        name, label, is_share = next(x for x in _SCORES if x[0] in metrics)
-        factor, unit = (100, " %") if is_share else (1, "")
+        name = next(x for x in SCORES if x in metrics)
+        label, factor, unit = _shown(name)
         below = f"checkpoint {found['checkpoint']}, {found['num_episodes']} episodes"
         if ends.get(name):
             low, high = (factor * x for x in ends[name])

@@ -16,6 +16,8 @@ from dppo_jax.demonstrations import (
     unnormalize_episodes,
     windows,
 )
+from dppo_jax.demonstrations.dataset import thin_episodes
+from dppo_jax.errors import SettingsError
 from tests.demonstrations.raw import RAW, assert_same
 
 # Two episodes of 3 and 2 steps; state i is [i], action i is [10 i].
@@ -141,6 +143,22 @@ def test_concatenating_undoes_selecting():
         concatenate([RAW, EPISODES], "parts")
     with pytest.raises(ValueError, match="parts holds no episodes"):
         concatenate([], "parts")
+
+
+@pytest.mark.parametrize("num, kept", [(1, [1]), (3, [1, 3, 5]), (7, range(1, 8))])
+def test_a_part_of_the_episodes_is_evenly_spaced(num, kept):
+    """Seven episodes of 1 to 7 steps."""
+    lengths = np.arange(1, 8)
+    steps = np.repeat(lengths, lengths).astype(np.float32)[:, None]
+    part = thin_episodes(Episodes({"state": steps}, steps, lengths), num)
+    assert part.episode_lengths.tolist() == list(kept)
+    np.testing.assert_array_equal(part.actions[:, 0], np.repeat(kept, kept))
+
+
+@pytest.mark.parametrize("num", [0, 3])
+def test_more_episodes_than_there_are_are_refused(num):
+    with pytest.raises(SettingsError, match=f"num_episodes={num} must .* the 2 epis"):
+        thin_episodes(RAW, num)
 
 
 def split_ids(fraction, seed, total=10):

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from dppo_jax.envs import make_task, randomize, vectorize
+from dppo_jax.envs import build, make_task, randomize, vectorize
 from dppo_jax.envs.build import default_config, make_env
 from dppo_jax.envs.physics import PhysicsState
 from dppo_jax.errors import SettingsError
@@ -150,9 +150,53 @@ def test_configurations_reach_the_environment_and_idle_is_zero_in_task_units():
     np.testing.assert_allclose(moved, np.array([[0.02, 0.022]] * 3), rtol=1e-3)
 
 
+def starts(task, **changes):
+    """Positions of the physics at the start of 32 episodes."""
+    config = default_config()
+    config.task, config.engine = task, "mujoco"
+    config.randomization.update(changes)
+    env = build._make_disturbed(config)
+    states = jax.jit(jax.vmap(env.reset))(jax.random.split(KEY, 32))
+    return np.asarray(physics_of(states).qpos)
+
+
+@pytest.mark.parametrize(
+    "task, part, plain, noisy",
+    [
+        # Half-widths of uniform noise: the largest deviation is nearly as large.
+        ("avoid", slice(0, 2), 0.0, 0.02),
+        ("hopper", slice(2, 6), 5e-3, 0.05 + 5e-3),
+    ],
+)
+def test_noise_on_the_initial_state_is_added_to_that_of_the_task(
+    task, part, plain, noisy
+):
+    width = noisy - plain
+    middle = starts(task, initial_state=0.0).mean(axis=0)
+    for spread, largest in ((0.0, plain), (width, noisy)):
+        away = np.abs(starts(task, initial_state=spread) - middle)[:, part].max()
+        assert 0.9 * largest <= away <= 1.15 * largest + 1e-6
+
+
+def test_noise_on_the_initial_state_turns_the_joints_of_an_arm():
+    """The standard deviation of seven joints: 0.1 and the 0.02 of the task itself."""
+    free_can = 7
+    turned = starts("can", initial_state=0.1)[:, free_can : free_can + 7]
+    np.testing.assert_allclose(turned.std(axis=0).mean(), 0.12, rtol=0.1)
+
+
+def test_tasks_that_know_no_noise_on_the_initial_state_say_so():
+    config = default_config()
+    config.task, config.randomization.initial_state = f"{tiny.__file__}:point_task", 0.1
+    with pytest.raises(SettingsError, match="initial_noise, which .* does not take"):
+        build._make_disturbed(config)
+    build.make_single(config)  # Demonstrations are collected without it.
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        (dict(initial_state=-0.1), "initial_state=-0.1 must be 0 or positive"),
         (dict(mass=(0.0, 1.0)), r"mass=\(0.0, 1.0\) must be two positive numbers"),
         (dict(mass=(2.0, 1.0)), "the lower one first"),
         (dict(friction=(1.0,)), "friction=(.*) must be two numbers"),

@@ -81,7 +81,7 @@ class QuickPrograms(Programs):
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
     """Quick programs, in an empty folder with a quick configuration `tiny.py`."""
-    monkeypatch.setattr(scores, "_save_curves", lambda path, *_: path.touch())
+    monkeypatch.setattr(scores, "save_curves", lambda path, *_: path.touch())
     return prepare(tmp_path, monkeypatch, QuickPrograms())
 
 

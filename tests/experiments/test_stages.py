@@ -88,6 +88,38 @@ def test_an_entropy_bonus_for_a_fixed_entropy_is_refused(world):
         pretrain.main(config)
 
 
+def test_cloning_may_read_a_part_of_the_demonstrations(world, monkeypatch):
+    class Read(Exception):
+        pass
+
+    def stop(episodes, **settings):
+        raise Read(episodes.episode_lengths.tolist())
+
+    monkeypatch.setattr(pretrain, "windows", stop)
+    found = []
+    for num in (None, 1):
+        with pytest.raises(Read) as read:
+            pretrain.main(make_config(world, "pretrain", pretrain__num_episodes=num))
+        found += read.value.args
+    assert len(found[0]) == 2 and found[1] == found[0][:1]
+
+
+def test_noise_on_actions_reaches_the_environments_of_fine_tuning(world, monkeypatch):
+    seen = {}
+
+    def disturb(env, **settings):
+        seen.update(settings)
+        return env
+
+    monkeypatch.setattr(finetune, "disturb_actions", disturb)
+    noise = dict(action_noise=0.2, action_noise_start=3, action_noise_ramp=4)
+    changes = {f"rollout__{name}": value for name, value in noise.items()}
+    config = make_config(world, "finetune", **changes)
+    normalizer = inputs.find_policy(config, "pretrain").normalizer
+    finetune._make_algorithm(config, normalizer)
+    assert seen == dict(scale=0.2, start=3, ramp=4, num_chunks=2)
+
+
 def test_an_unknown_variant_is_refused():
     with pytest.raises(ValueError, match="avoid.py:m4 is unknown; use m1, m2, m3"):
         avoid.get_config("m4")

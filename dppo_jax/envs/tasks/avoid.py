@@ -10,6 +10,7 @@ fitted to the 96 recorded human episodes (`dppo_jax.envs.tasks.avoid_servo`).
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
@@ -176,7 +177,9 @@ def reward(position: Array, gaps: Array, collision: Array, rewarded_gap: int) ->
     return jnp.where(penalized, -0.1, earned)
 
 
-def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
+def make_avoid(
+    *, engine: str = "auto", rewarded_gap: int = 5, initial_noise: float = 0.0
+) -> Env:
     """Make the avoidance task; its time limit is `time_limit(env, MAX_STEPS)`.
 
     Action [2]: change of the desired position in metres, clipped to +- `MAX_ACTION`;
@@ -192,6 +195,7 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
         engine: physics engine; "auto" is C MuJoCo on CPU, because MJX runs its contact
             solver for the whole batch as soon as one rod touches a cylinder.
         rewarded_gap: code of the rewarded gap in row 3, 5 to 8.
+        initial_noise: half-width in metres of uniform noise on the start, in x and y.
 
     Raises:
         SettingsError: a gap that row 3 does not have, or an engine that cannot run.
@@ -210,8 +214,11 @@ def make_avoid(*, engine: str = "auto", rewarded_gap: int = 5) -> Env:
         return {"state": jnp.concatenate([desired, position])}
 
     def reset(key: Array) -> AvoidState:
-        del key  # The task always starts at the same point.
         start = jnp.array(START, jnp.float32)
+        if initial_noise:  # The task itself always starts at the same point.
+            start += jax.random.uniform(
+                key, (2,), minval=-initial_noise, maxval=initial_noise
+            )
         return AvoidState(
             physics=physics.reset(start, jnp.zeros(2)),
             obs=observe(start, start),

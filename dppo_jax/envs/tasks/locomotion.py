@@ -181,7 +181,12 @@ def mjcf(name: str, *, version: str = "v4", margins: str = "sum") -> str:
 
 
 def make_runner(
-    name: str, *, engine: str = "auto", version: str = "v4", margins: str = "sum"
+    name: str,
+    *,
+    engine: str = "auto",
+    version: str = "v4",
+    margins: str = "sum",
+    initial_noise: float = 0.0,
 ) -> Env:
     """Make the task of one runner; Gymnasium's limit is `time_limit(env, MAX_STEPS)`.
 
@@ -201,6 +206,7 @@ def make_runner(
         version: "v4" gives the healthy reward also for the step that ends the episode,
             "v5" does not; see also `mjcf`.
         margins: see `mjcf`.
+        initial_noise: added to `Runner.reset_noise`.
 
     Raises:
         SettingsError: an engine that cannot run here, or as `mjcf`.
@@ -222,7 +228,7 @@ def make_runner(
 
     def reset(key: Array) -> LocomotionState:
         qpos_key, qvel_key = jax.random.split(key)
-        noise = runner.reset_noise
+        noise = runner.reset_noise + initial_noise
         qpos = jax.random.uniform(qpos_key, (model.nq,), minval=-noise, maxval=noise)
         if runner.normal_velocities:
             qvel = noise * jax.random.normal(qvel_key, (model.nv,))

@@ -103,6 +103,7 @@ def make_table_env(
     action_scale: tuple[float, float] = control.ACTION_SCALE,
     response: float = control.RESPONSE,
     end_on_success: bool = False,
+    initial_noise: float = 0.0,
 ) -> Env:
     """Make a task; its time limit is set by `time_limit`.
 
@@ -122,6 +123,8 @@ def make_table_env(
         response: share of the way to the goal that the hand covers in a control step.
         end_on_success: terminate an episode as soon as it is solved; its return is
             then 1. False: episodes go on to the time limit, as in the paper.
+        initial_noise: added to `RESET_NOISE`, the standard deviation of the angles of
+            the joints at the start, in radians.
 
     Raises:
         SettingsError: a scale or response that is not positive, or an engine that
@@ -142,9 +145,10 @@ def make_table_env(
     def reset(key: Array) -> TableState:
         arm_key, object_key = jax.random.split(key)
         noise = jax.random.normal(arm_key, (len(task.arms), panda.NUM_JOINTS))
+        spread = RESET_NOISE + initial_noise
         qpos = jnp.asarray(model.qpos0, jnp.float32)
         for joints, fingers, turn in zip(layout.joints, layout.fingers, noise):
-            qpos = qpos.at[joints].set(jnp.array(panda.HOME) + RESET_NOISE * turn)
+            qpos = qpos.at[joints].set(jnp.array(panda.HOME) + spread * turn)
             qpos = qpos.at[fingers].set(panda.FINGER_OPEN)
         for name, body in task.place(object_key).items():
             pose = jnp.concatenate([body.position, body.quaternion])

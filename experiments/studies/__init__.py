@@ -1,0 +1,1 @@
+"""The analyses of the DPPO paper as programs; docs/studies.md describes them."""

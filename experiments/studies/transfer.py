@@ -1,0 +1,293 @@
+"""Take policies to simulations that they were not trained in:
+
+python -m experiments.studies.transfer --output=FOLDER [--over=NAME=VALUE,...] RUN ...
+
+Exports every policy as experiments.deploy does, and scores what was exported in
+processes of their own, as trained and with each value of mass, friction, damping, gain,
+delay, action_noise, obs_noise or initial_state (as in env.randomization). An example:
+
+  python -m experiments.studies.transfer --output=runs/transfer/hopper \\
+      --gymnasium=Hopper-v4 --over=mass=0.8,1.2 --over=delay=1 \\
+      plain=runs/h/plain/seed_0,runs/h/plain/seed_1 randomized=runs/h/random/seed_0
+
+With --gymnasium=NAME that is Gymnasium's own environment, which knows nothing of this
+package (examples/run_in_gymnasium.py); without, the task of the runs on C MuJoCo, one
+simulation and one control step at a time. --episodes=N of each run and condition
+(default: 20). Results that are there already are kept, so the same command goes on
+after an interruption.
+
+It writes FOLDER/table.md, scores.csv, and the exported policies in FOLDER/policies.
+"""
+
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dppo_jax import runtime
+from dppo_jax.envs import randomize
+from dppo_jax.errors import SettingsError
+from dppo_jax.exported import ABOUT
+from dppo_jax.training.checkpoint import newest_checkpoint
+from dppo_jax.training.config_file import write_atomically
+from dppo_jax.training.metric_names import SCORES
+from dppo_jax.training.run_directory import check_folder
+from experiments import deploy, intervals, processes, tables
+from experiments.command_line import Parser, split_values
+from experiments.directories import config_of_run, read_groups
+from experiments.settings import as_flag
+
+_EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "run_in_gymnasium.py"
+_SECTION = "env.randomization"
+# What `_EXAMPLE` cannot change.
+_NOT_IN_GYMNASIUM = ("initial_state",)
+AS_TRAINED = "as trained"
+COLUMNS = (
+    *("label", "run", "condition"),
+    *("metric", "score", "low", "high", "num_episodes"),
+)
+
+
+class Condition(NamedTuple):
+    """One change of a simulation; an empty name is none."""
+
+    name: str = ""
+    value: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value}" if self.name else AS_TRAINED
+
+
+class Scored(NamedTuple):
+    """The score of one run under one condition, with its 95 % interval."""
+
+    label: str
+    run: str
+    condition: Condition
+    metric: str
+    score: float
+    interval: intervals.Interval | None
+    num_episodes: int
+
+
+def main(
+    groups: Mapping[str, Sequence[str]],
+    conditions: Sequence[Condition],
+    output: str,
+    *,
+    gymnasium: str = "",
+    num_episodes: int = 20,
+) -> list[Scored]:
+    """Run the program.
+
+    Args:
+        groups: label -> run directories.
+        conditions: beside that of no change.
+        gymnasium: name of an environment; empty: the task of the runs.
+
+    Raises:
+        SettingsError: a wrong argument, or a process that failed.
+    """
+    if not output:
+        raise SettingsError("no folder to write to; pass --output=runs/transfer/NAME.")
+    if num_episodes < 1:
+        raise SettingsError(f"--episodes={num_episodes} must be at least 1.")
+    check_folder(output)
+    if gymnasium and not _EXAMPLE.is_file():
+        raise SettingsError(
+            f"--gymnasium={gymnasium} needs {_EXAMPLE}, which an installed package has "
+            "not; start the command in a clone of the repository."
+        )
+    for condition in conditions:
+        _check(condition, gymnasium)
+    tasks = {config_of_run(run).env.task for runs in groups.values() for run in runs}
+    if len(tasks) > 1:
+        raise SettingsError(
+            f"the runs are of the tasks {', '.join(sorted(tasks))}, whose scores are "
+            "not the same; compare runs of one task."
+        )
+    scored: list[Scored] = []
+    for label, runs in groups.items():
+        for number, run in enumerate(runs):
+            folder = str(Path(output) / "policies" / f"{label}-{number}")
+            _export(run, folder)
+            for condition in (Condition(), *conditions):
+                words = _command(folder, run, condition, gymnasium, num_episodes)
+                result = _run_once(Path(output) / "results", words)
+                scored.append(_scored(label, run, condition, result, num_episodes))
+                print(f"{label} {run}, {condition}: {scored[-1].score:.4g}", flush=True)
+    text = make_table(scored)
+    write_atomically(Path(output) / "scores.csv", _rows(scored))
+    write_atomically(Path(output) / "table.md", text)
+    print(f"\n{text}\nwrote {Path(output) / 'table.md'} and scores.csv")
+    return scored
+
+
+def _export(run: str, folder: str) -> None:
+    """Export the newest policy of a run, unless its folder holds it already.
+
+    Raises:
+        SettingsError: it holds another one.
+    """
+    if not Path(folder).exists():
+        deploy.main(run, folder, platforms=("cpu",))
+        return
+    about = json.loads((Path(folder) / ABOUT).read_text())
+    found = (about["run"], about["checkpoint"])
+    if found != (str(Path(run).absolute()), newest_checkpoint(run)):
+        raise SettingsError(
+            f"{folder} holds checkpoint {found[1]} of {found[0]}, not the newest one of"
+            f" {run}; pass another --output."
+        )
+
+
+def read_conditions(words: Sequence[str]) -> list[Condition]:
+    """The conditions that NAME=VALUE,VALUE,... name.
+
+    Raises:
+        SettingsError: no such name, or no value.
+    """
+    known = [x for x in randomize.default_config() if x != "shared"]
+    found = []
+    for word in words:
+        name, _, text = word.partition("=")
+        values = split_values(text)
+        if name not in known or not all(values):
+            raise SettingsError(
+                f"--over={word}: write NAME=VALUE,... with one of {', '.join(known)}."
+            )
+        found += [Condition(name, value) for value in values]
+    return list(dict.fromkeys(found))
+
+
+def make_table(scored: Sequence[Scored]) -> str:
+    """A row for each condition and a column for each label, in Markdown."""
+    labels = list(dict.fromkeys(x.label for x in scored))
+    rows = []
+    for condition in dict.fromkeys(x.condition for x in scored):
+        cells = [str(condition)]
+        for label in labels:
+            own = [x for x in scored if (x.label, x.condition) == (label, condition)]
+            cells.append(_cell([x.score for x in own], own[0].interval))
+        rows.append(cells)
+    return tables.markdown([scored[0].metric.replace("_", " "), *labels], rows) + (
+        f"\n\n{scored[0].num_episodes} episodes of each run by its exported policy. Of "
+        "several runs: the mean, the least and the most; of one run: its 95 % "
+        "interval.\n"
+    )
+
+
+def _cell(scores: Sequence[float], interval: intervals.Interval | None) -> str:
+    ends = (min(scores), max(scores)) if len(scores) > 1 else interval
+    return tables.with_interval(float(np.mean(scores)), ends)
+
+
+def _check(condition: Condition, gymnasium: str) -> None:
+    if gymnasium and condition.name in _NOT_IN_GYMNASIUM:
+        raise SettingsError(
+            f"--over={condition.name}: examples/run_in_gymnasium.py cannot change it; "
+            "leave out --gymnasium."
+        )
+    try:
+        (float if condition.name != "delay" else int)(condition.value)
+    except ValueError:
+        raise SettingsError(
+            f"--over={condition.name}={condition.value} must be a number."
+        ) from None
+
+
+def _command(
+    folder: str, run: str, condition: Condition, gymnasium: str, num_episodes: int
+) -> list[str]:
+    """The words of the process that scores an exported policy."""
+    if gymnasium:
+        words = [str(_EXAMPLE), folder, gymnasium, f"--episodes={num_episodes}"]
+        flag = condition.name.replace("_", "-")
+        change = [f"--{flag}={condition.value}"] if condition.name else []
+        return [*words, "--json", *change]
+    module = "experiments.studies.play_exported"
+    words = ["-m", module, folder, run, str(num_episodes)]
+    # What the run varied in training would hide the one condition.
+    changes = dict(randomize.default_config())
+    if condition.name:
+        number = float(condition.value)
+        if condition.name == "delay":
+            changes[condition.name] = (int(number),) * 2
+        elif isinstance(changes[condition.name], tuple):
+            changes[condition.name] = (number, number)
+        else:
+            changes[condition.name] = number
+    flags = " ".join(as_flag(f"{_SECTION}.{name}", x) for name, x in changes.items())
+    return [*words, *shlex.split(flags)]
+
+
+def _run_once(folder: Path, words: Sequence[str]) -> dict[str, float]:
+    """What a process printed, now or when the same command ran before."""
+    name = hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+    path = folder / f"{name}.json"
+    if path.is_file():
+        found: dict[str, float] = json.loads(path.read_text())["result"]
+        return found
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise SettingsError(
+            f"python {' '.join(words)} failed: {said.removeprefix('error: ')}"
+        )
+    found = json.loads(lines[-1])
+    write_atomically(path, json.dumps({"command": list(words), "result": found}) + "\n")
+    return found
+
+
+def _scored(
+    label: str,
+    run: str,
+    condition: Condition,
+    result: Mapping[str, float],
+    num_episodes: int,
+) -> Scored:
+    metric = next(x for x in SCORES if x in result)
+    ends = intervals.of_score(result, num_episodes).get(metric)
+    return Scored(label, run, condition, metric, result[metric], ends, num_episodes)
+
+
+def _rows(scored: Sequence[Scored]) -> str:
+    rows: list[list[Any]] = []
+    for x in scored:
+        numbers = [x.metric, x.score, *(x.interval or ("", "")), x.num_episodes]
+        rows.append([x.label, x.run, x.condition, *numbers])
+    return tables.comma_separated(COLUMNS, rows)
+
+
+def _parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """The arguments of `main` on the command line."""
+    parser = Parser("experiments.studies.transfer", __doc__)
+    add = parser.add_argument
+    add("runs", metavar="LABEL=RUN,RUN", nargs="*", help="policies to export")
+    add("--output", default="", metavar="FOLDER", help="where to write (required)")
+    over = "what to change, and to which values; may be repeated"
+    add("--over", action="append", default=[], metavar="NAME=VALUE,...", help=over)
+    add("--gymnasium", default="", metavar="NAME", help="environment, as Hopper-v4")
+    add("--episodes", type=int, default=20, metavar="N", help="(default: 20)")
+    options = parser.parse_intermixed_args(arguments)
+    return dict(
+        groups=read_groups(options.runs),
+        conditions=read_conditions(options.over),
+        output=options.output,
+        gymnasium=options.gymnasium,
+        num_episodes=options.episodes,
+    )
+
+
+if __name__ == "__main__":
+    with processes.errors_in_one_line():
+        given = _parse(sys.argv[1:])
+        runtime.configure()
+        main(**given)
