@@ -35,6 +35,7 @@ from dppo_jax.training.config_file import write_atomically
 from experiments import compare, processes, scores
 from experiments.command_line import Parser, split_changes, split_values
 from experiments.entries import ALL, prepare, read_entries
+from experiments.inputs import NO_POLICY
 from experiments.settings import load_config, override
 from experiments.studies import plan
 from experiments.studies.axes import find_axis, settings_for
@@ -203,7 +204,9 @@ def _others(spec: str, preset: Preset, changes: Sequence[str]) -> list[Base]:
         Base(f"{axis}-{value}", spec, settings_for(config, axis, value))
         for value in preset.tuned_steps
     ]
-    return [*chains, *(Base(x.strip("_"), spec + x) for x in preset.others)]
+    # A policy that was given is of the first configuration.
+    own = {} if config.policy in ("", NO_POLICY) else {"policy": ""}
+    return [*chains, *(Base(x.strip("_"), spec + x, own) for x in preset.others)]
 
 
 if __name__ == "__main__":

@@ -178,6 +178,11 @@ def test_policies_under_noise_are_diffusion_with_three_k_and_other_heads(monkeyp
     assert noisy.model.sampling.num_tuned_steps == 20
     assert noisy.algorithm.ppo.batch_size == 12500 and noisy.rollout.action_noise == 0.2
     assert entries["gmm-action_noise-0_1"].model.kind == "gmm"
+    given = ["--preset=avoid:action_noise", "--config.policy=runs/x"]
+    found_given = ablations.parse(["--output=out", *given]).comparison.entries
+    policies = {x.label: x.config.policy for x in found_given}
+    assert policies["tuned_steps-4"] == policies["base-action_noise-0_1"] == "runs/x"
+    assert policies["gaussian"] == policies["gmm-action_noise-0_2"] == ""
     assert list(found.tables[0].rows)[:4] == [
         *("base, 0 (base)", "base, 0.1", "base, 0.2", "tuned_steps-4, 0 (base)")
     ]
