@@ -38,14 +38,14 @@ def describe(entries: Sequence[Entry], settings: Mapping[str, str]) -> str:
     """
     measured = {x.label: _measure(x.config) for x in entries}
     known = [x for x in measured.values() if x is not None]
-    rows, total, missing = [], 0.0, ""
+    rows, total, unknown = [], 0.0, False
     for entry in entries:
         config, own = entry.config, measured[entry.label]
         last = config.loop.finetune.num_iterations
         done = [_iterations_done(x, last) for x in seed_configs(entry)]
         left, time = sum(last - x for x in done), "-"
         if left and not known:
-            time, missing = "unknown", " and more"
+            time, unknown = "unknown", True
         elif left:
             seconds = left * (own or estimate(known[0], config)).seconds
             total += seconds
@@ -56,11 +56,14 @@ def describe(entries: Sequence[Entry], settings: Mapping[str, str]) -> str:
         rows.append([entry.label, settings[entry.label] or "-", state, *sizes])
     header = ["variant", "changes", "iterations of each seed"]
     header += ["control steps of an iteration", "of a run", "time left", "starts from"]
-    return (
-        f"dry run: nothing is written\n\n{tables.markdown(header, rows)}\n\n"
-        f"~: estimated from another variant. In all {in_time(total)}{missing}, without "
-        "compiling, evaluations and cloning.\n"
+    in_all = (
+        f"~: estimated from another variant. In all {in_time(total)}, without "
+        "compiling, evaluations and cloning."
     )
+    if unknown:
+        in_all = "How long they take is unknown: no run with such settings is here."
+    text = f"{tables.markdown(header, rows)}\n\n{in_all}"
+    return f"dry run: nothing is written\n\n{text}\n"
 
 
 def _iterations_done(config: ConfigDict, last: int) -> int:
