@@ -22,9 +22,9 @@ from dppo_jax.types import (
 BoundAct = Callable[[Array, Obs], tuple[Array, PyTree]]
 Record = TypeVar("Record")
 
-# Metrics of which a roll-out reports the greatest of all steps, not the mean at the
-# ends of episodes (`envs.quarantine`, `envs.action_noise`).
-_GREATEST = ("contacts_full", "constraints_full", "action_noise")
+# Metrics of `envs.quarantine` and `envs.action_noise` whose greatest value is reported,
+# over the steps of a roll-out or the episodes of an evaluation, instead of the mean.
+GREATEST = ("contacts_full", "constraints_full", "action_noise")
 
 
 def env_keys(key: Array, num_envs: int) -> Array:
@@ -166,7 +166,7 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     reports which simulations diverged (`envs.quarantine`), `diverged` is the number of
     these steps; their episodes and rewards do not count, and if nothing else was left,
     `reward` and `reward_std` are NaN. The entry `BREAK` is passed on. Of the
-    metrics in `_GREATEST` the greatest of all steps counts.
+    metrics in `GREATEST` the greatest of all steps counts.
 
     Args:
         done: [T, B] 1 where an episode ended.
@@ -177,7 +177,7 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     metrics = dict(metrics)
     diverged = metrics.pop("diverged", None)
     counts: Metrics = {BREAK: metrics.pop(BREAK)} if BREAK in metrics else {}
-    for name in _GREATEST:
+    for name in GREATEST:
         if name in metrics:
             counts[name] = parallel.greatest(metrics.pop(name).max())
     mean_reward, variance = parallel.moments(reward)
