@@ -11,8 +11,8 @@ delay, action_noise, obs_noise or initial_state (as in env.randomization). An ex
       plain=runs/h/plain/seed_0,runs/h/plain/seed_1 randomized=runs/h/random/seed_0
 
 With --gymnasium=NAME that is Gymnasium's own environment, which knows nothing of this
-package (examples/run_in_gymnasium.py); without, the task of the runs on a CPU, one simulation
-and one control step at a time. --episodes=N of each run and condition
+package (examples/run_in_gymnasium.py); without, the task of the runs on a CPU, one
+simulation and one control step at a time. --episodes=N of each run and condition
 (default: 20). Results that are there already are kept, so the same command goes on
 after an interruption.
 

@@ -23,3 +23,8 @@ def test_floats_have_six_digits_and_texts_with_commas_are_quoted():
 def test_intervals_follow_their_value():
     assert tables.with_interval(0.5, (0.25, 2 / 3)) == "0.5 [0.25, 0.6667]"
     assert tables.with_interval(0.5, None) == "0.5"
+
+
+def test_large_numbers_are_written_in_full():
+    assert tables.with_interval(12345.6, (-10000.0, 2e4)) == "12346 [-10000, 20000]"
+    assert tables.number(1234.5, 3) == "1234" and tables.number(123.45, 3) == "123"
