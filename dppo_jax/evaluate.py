@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.rollout import first_episodes
+from dppo_jax.rollout import GREATEST, first_episodes
 from dppo_jax.types import Act, Array, Metrics, PyTree, VecEnv
 
 
@@ -95,9 +95,12 @@ def _until_end(trace: Array, last: Array) -> Array:
 
 
 def summarize(evaluation: Evaluation, *, prefix: str = "") -> dict[str, float]:
-    """Mean of every metric, and the standard error of the mean return."""
+    """The mean of every metric, and the standard error of the mean return.
+
+    Of the metrics in `rollout.GREATEST` it is the greatest value instead.
+    """
     means = {
-        f"{prefix}{name}": float(np.mean(values))
+        f"{prefix}{name}": float((np.max if name in GREATEST else np.mean)(values))
         for name, values in evaluation.metrics.items()
     }
     returns = np.asarray(evaluation.metrics["episode_return"])

@@ -22,6 +22,10 @@ from dppo_jax.types import (
 BoundAct = Callable[[Array, Obs], tuple[Array, PyTree]]
 Record = TypeVar("Record")
 
+# Metrics of `envs.quarantine` and `envs.action_noise` whose greatest value is reported,
+# over the steps of a roll-out or the episodes of an evaluation, instead of the mean.
+GREATEST = ("contacts_full", "constraints_full", "action_noise")
+
 
 def env_keys(key: Array, num_envs: int) -> Array:
     """Split one key per environment and return those of this device.
@@ -162,7 +166,7 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     reports which simulations diverged (`envs.quarantine`), `diverged` is the number of
     these steps; their episodes and rewards do not count, and if nothing else was left,
     `reward` and `reward_std` are NaN. The entry `BREAK` is passed on. Of the
-    metrics that end with `_full`, the greatest of all steps counts.
+    metrics in `GREATEST` the greatest of all steps counts.
 
     Args:
         done: [T, B] 1 where an episode ended.
@@ -173,8 +177,9 @@ def episode_means(done: Array, reward: Array, obs: Obs, metrics: Metrics) -> Met
     metrics = dict(metrics)
     diverged = metrics.pop("diverged", None)
     counts: Metrics = {BREAK: metrics.pop(BREAK)} if BREAK in metrics else {}
-    for name in [name for name in metrics if name.endswith("_full")]:
-        counts[name] = parallel.greatest(metrics.pop(name).max())
+    for name in GREATEST:
+        if name in metrics:
+            counts[name] = parallel.greatest(metrics.pop(name).max())
     mean_reward, variance = parallel.moments(reward)
     if diverged is not None:
         done = done * (1 - diverged)

@@ -131,9 +131,10 @@ def main() -> None:
     robot = Robot(policy.description)
     began = time.perf_counter()
     late = control(robot, policy, steps=words.steps, most_late=words.most_late)
+    last = robot.actions[-1].tolist() if robot.actions else "none"
     print(
         f"{words.steps} control steps in {time.perf_counter() - began:.2f} s, {late} "
-        f"late; the last action is {robot.actions[-1].tolist()}"
+        f"late; the last action is {last}"
     )
     policy.close()
 

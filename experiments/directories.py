@@ -42,7 +42,7 @@ _UNREAD = {
     ),
     "pretrain": (
         *("algorithm.", "rollout.", "critic.", "collect.", "model.noise."),
-        "policy",
+        *("env.limit_terminates", "policy"),
     ),
     "finetune": ("pretrain.", "collect.", "data"),
 }

@@ -65,8 +65,7 @@ def training(
         "checkpoint_bytes": _bytes(state) + _bytes(params),
     }
     if stage == "finetune":
-        chunk = config.env.executed or num_executable(config.model)
-        steps = config.rollout.num_envs * config.rollout.num_chunks * chunk
+        steps = env_steps(config)
         plan |= {"env_steps_per_iteration": steps, "env_steps": steps * left}
     found = comparable(config, stage, run_dirs[0])
     if found is not None:
@@ -138,6 +137,16 @@ def _count(tree: PyTree) -> int:
 
 def _bytes(tree: PyTree) -> int:
     return num_bytes(jax.eval_shape(storable, tree))
+
+
+def executed(config: ConfigDict) -> int:
+    """Control steps of a chunk."""
+    return config.env.executed or num_executable(config.model)
+
+
+def env_steps(config: ConfigDict) -> int:
+    """Control steps of an iteration of fine-tuning, of all environments together."""
+    return config.rollout.num_envs * config.rollout.num_chunks * executed(config)
 
 
 def comparable(

@@ -28,11 +28,14 @@ _SAME = ("env.task", "env.options", "env.max_steps", "evaluate.")
 # Settings that the comparison itself chooses, and by which argument.
 _OWN = {"run_dir": "--output", "num_seeds": "--seeds"}
 # Settings that may change when a comparison is resumed.
-_MAY_CHANGE = ("loop.finetune.", "mesh.", *_OWN)
+_MAY_CHANGE = ("loop.finetune.", "mesh.", "wandb.", *_OWN)
 # Settings that neither a demonstrator nor the parameters of a cloned policy depend on.
 _NOT_READ = {
-    "collect": ("env.history", "env.executed"),
-    "pretrain": ("env.executed", "model.sampling.", "model.noise."),
+    "collect": ("env.history", "env.executed", "env.randomization."),
+    "pretrain": (
+        *("env.executed", "env.randomization."),
+        *("model.sampling.", "model.noise."),
+    ),
 }
 
 
@@ -289,7 +292,9 @@ def _find_policies(
     for label in (label for label, config in known.items() if not config.policy):
         key = (_reads(known[label], "pretrain"), data[label])
         same = [owner for owner, other in owners.items() if other == key]
-        owner = same[0] if same else label
+        # Runs of an older comparison may have started from a clone of their own.
+        has_own = (Path(output) / label / "pretrain").exists()
+        owner = same[0] if same and not has_own else label
         owners.setdefault(owner, key)
         found[label] = str(Path(output) / owner / "pretrain")
     return found

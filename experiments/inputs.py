@@ -63,6 +63,8 @@ _WORTH_A_LINE = (
     *("model.sampling.flow_steps", "model.sampling.mean_clip"),
     *("model.noise.std_min", "model.noise.std_max"),
 )
+# Settings of an environment that only learning reads.
+NOT_SCORED = ("env.limit_terminates",)
 
 
 def check_task(config: ConfigDict, stage: str) -> None:
@@ -269,7 +271,7 @@ def find_policy(
                 f"{run_dir} was trained with {name}={saved!r}, but the config says "
                 f"{now!r}; {cure}."
             )
-        if name.startswith(_WORTH_A_LINE):
+        if name.startswith(_WORTH_A_LINE) and name not in NOT_SCORED:
             print(f"note: the policy was trained with {name}={saved!r}, not {now!r}")
     # Use the present settings: no weight depends on those that differ.
     name, acting = config.algorithm.name, None

@@ -166,7 +166,7 @@ def _configs(
 ) -> dict[Condition, ConfigDict]:
     for setting in (*(x.setting for x in conditions), *changes):
         name = setting.partition("=")[0]
-        if not name.startswith(_READ) or name in _NOT:
+        if not name.startswith(_READ) or name in (*_NOT, *inputs.NOT_SCORED):
             raise SettingsError(
                 f"{name} does not change the score of a policy that is trained, or "
                 "would not suit it; change other settings of env and evaluate."

@@ -29,6 +29,11 @@ def comma_separated(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
     return text.getvalue()
 
 
+def number(value: float, digits: int = 4) -> str:
+    """So many significant digits; all of those before the point."""
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
 def with_interval(value: float, ends: tuple[float, float] | None) -> str:
     """Such as "0.5 [0.4, 0.6]"; the value alone without an interval."""
-    return f"{value:.4g}" + (f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends else "")
+    return number(value) + (f" [{number(ends[0])}, {number(ends[1])}]" if ends else "")

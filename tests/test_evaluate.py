@@ -101,10 +101,12 @@ def test_a_summary_holds_means_and_the_standard_error_of_the_return():
     evaluation = evaluate(env, num_episodes=3)
     returns = jnp.array([1.0, 2.0, 6.0])
     metrics = evaluation.metrics | {"episode_return": returns}
+    metrics["contacts_full"] = jnp.array([0.0, 48.0, 0.0])
     numbers = summarize(evaluation._replace(metrics=metrics), prefix="eval/")
     assert numbers["eval/episode_return"] == pytest.approx(3.0)
     # The variance of 1, 2, 6 is (4 + 1 + 9) / 2 = 7.
     assert numbers["eval/episode_return_stderr"] == pytest.approx(np.sqrt(7 / 3))
+    assert numbers["eval/contacts_full"] == 48
     single = evaluation._replace(metrics={"episode_return": returns[:1]})
     assert summarize(single)["episode_return_stderr"] == 0
 

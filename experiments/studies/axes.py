@@ -9,8 +9,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from dppo_jax.errors import SettingsError
-from dppo_jax.policies import num_executable
 from dppo_jax.training.old_settings import flatten
+from experiments.dry_run import executed
 from experiments.settings import as_flag, override
 
 # An axis: (configuration, value as on the command line) changes the configuration.
@@ -61,11 +61,11 @@ def _clip(config: ConfigDict, text: str) -> None:
 
 def _chunk(config: ConfigDict, text: str) -> None:
     """An iteration keeps its control steps, up to a part of a chunk."""
-    steps = config.rollout.num_chunks * num_executable(config.model)
+    steps = config.rollout.num_chunks * executed(config)
     with _same_share_of_pairs(config):
         override(config, [f"model.chunk={text}"])
         if config.model.chunk >= 1:
-            config.rollout.num_chunks = math.ceil(steps / num_executable(config.model))
+            config.rollout.num_chunks = math.ceil(steps / executed(config))
 
 
 def _num_envs(config: ConfigDict, text: str) -> None:
@@ -91,11 +91,11 @@ def _same_share_of_pairs(config: ConfigDict) -> Iterator[None]:
             "minibatch of ppo; vary plain settings instead, such as "
             "--axis=rollout.num_envs=20,40."
         )
-    share = ppo.batch_size / _pairs(config)
+    share = ppo.batch_size / pairs(config)
     yield
     # A minibatch of chains holds all of their moves.
     unit = _moves(config) if ppo.minibatch == "chain" else 1
-    ppo.batch_size = max(round(share * _pairs(config) / unit), 1) * unit
+    ppo.batch_size = max(round(share * pairs(config) / unit), 1) * unit
 
 
 def _moves(config: ConfigDict) -> int:
@@ -104,7 +104,8 @@ def _moves(config: ConfigDict) -> int:
     return max(config.model.sampling.num_tuned_steps, 1) if chain else 1
 
 
-def _pairs(config: ConfigDict) -> int:
+def pairs(config: ConfigDict) -> int:
+    """Pairs of a chunk and a tuned step that an iteration collects."""
     rollout = config.rollout
     return max(rollout.num_envs * rollout.num_chunks * _moves(config), 1)
 

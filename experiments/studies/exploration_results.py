@@ -61,7 +61,7 @@ def _cells(group: Sequence[Explored]) -> list[str]:
     count = sum(len(x.paths) for x in group)
     scores = [x.score for x in group if x.score is not None]
     cells = [group[0].label, str(len(group)), str(count)]
-    cells.append(_short(float(np.mean(scores))) if scores else "-")
+    cells.append(tables.number(float(np.mean(scores)), 3) if scores else "-")
     routes = [x.routes for x in group if x.routes is not None]
     if routes:
         hits = float(np.mean(np.concatenate([x.collision for x in routes])))
@@ -71,12 +71,7 @@ def _cells(group: Sequence[Explored]) -> list[str]:
         cells.append(", ".join(f"{mode}: {x:.2g}" for mode, x in modes.items()))
         cells.append(f"{entropy_of_routes([y for x in routes for y in x.route]):.2f}")
     means = Exploration(*np.mean([x.numbers for x in group], axis=0))
-    return cells + [_short(x) for x in means]
-
-
-def _short(value: float) -> str:
-    """Three digits; all of those before the point."""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return cells + [tables.number(x, 3) for x in means]
 
 
 def entropy_of_routes(routes: Sequence[str]) -> float:

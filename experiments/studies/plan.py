@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from dppo_jax.policies import num_executable
 from dppo_jax.training.checkpoint import newest_checkpoint
 from dppo_jax.training.metric_names import ITERATION_SECONDS, ROLLOUT_SECONDS, in_time
 from dppo_jax.training.metrics import read_metrics
@@ -14,6 +13,7 @@ from experiments import dry_run, tables
 from experiments.directories import run_path
 from experiments.entries import Entry, seed_configs
 from experiments.inputs import NO_POLICY
+from experiments.studies.axes import pairs
 
 
 class Measured(NamedTuple):
@@ -50,7 +50,7 @@ def describe(entries: Sequence[Entry], settings: Mapping[str, str]) -> str:
             seconds = left * (own or estimate(known[0], config)).seconds
             total += seconds
             time = ("" if own else "~") + in_time(seconds)
-        steps = env_steps(config)
+        steps = dry_run.env_steps(config)
         sizes = [f"{steps:,}", f"{steps * last:,}", time, _start(entry)]
         state = f"{', '.join(map(str, done))} of {last}"
         rows.append([entry.label, settings[entry.label] or "-", state, *sizes])
@@ -79,19 +79,14 @@ def _start(entry: Entry) -> str:
     return policy if exists else f"{policy} (to be cloned)"
 
 
-def env_steps(config: ConfigDict) -> int:
-    """Control steps of an iteration of fine-tuning."""
-    chunk = config.env.executed or num_executable(config.model)
-    return config.rollout.num_envs * config.rollout.num_chunks * chunk
-
-
 def estimate(measured: Measured, config: ConfigDict) -> Measured:
     """The time of an iteration from that of another configuration.
 
     Roll-outs are taken to cost in proportion to control steps, and updates of PPO in
     proportion to pairs of chunks and tuned steps, and to epochs.
     """
-    rollout = measured.rollout * env_steps(config) / env_steps(measured.config)
+    steps, known = (dry_run.env_steps(x) for x in (config, measured.config))
+    rollout = measured.rollout * steps / known
     updates = (measured.seconds - measured.rollout) * (
         _work(config) / _work(measured.config)
     )
@@ -99,10 +94,7 @@ def estimate(measured: Measured, config: ConfigDict) -> Measured:
 
 
 def _work(config: ConfigDict) -> float:
-    chunks = config.rollout.num_envs * config.rollout.num_chunks
-    chain = config.model.kind in ("diffusion", "flow")
-    moves = config.model.sampling.num_tuned_steps if chain else 1
-    return float(chunks * moves * config.algorithm.ppo.epochs)
+    return float(pairs(config) * config.algorithm.ppo.epochs)
 
 
 def _measure(config: ConfigDict) -> Measured | None:

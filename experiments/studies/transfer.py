@@ -11,7 +11,7 @@ delay, action_noise, obs_noise or initial_state (as in env.randomization). An ex
       plain=runs/h/plain/seed_0,runs/h/plain/seed_1 randomized=runs/h/random/seed_0
 
 With --gymnasium=NAME that is Gymnasium's own environment, which knows nothing of this
-package (examples/run_in_gymnasium.py); without, the task of the runs on C MuJoCo, one
+package (examples/run_in_gymnasium.py); without, the task of the runs on a CPU, one
 simulation and one control step at a time. --episodes=N of each run and condition
 (default: 20). Results that are there already are kept, so the same command goes on
 after an interruption.
@@ -21,6 +21,7 @@ It writes FOLDER/table.md, scores.csv, and the exported policies in FOLDER/polic
 
 import hashlib
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -136,10 +137,15 @@ def _export(run: str, folder: str) -> None:
         SettingsError: it holds another one.
     """
     if not Path(folder).exists():
-        deploy.main(run, folder, platforms=("cpu",))
+        deploy.main(run, folder)
         return
-    about = json.loads((Path(folder) / ABOUT).read_text())
-    found = (about["run"], about["checkpoint"])
+    try:
+        about = json.loads((Path(folder) / ABOUT).read_text())
+        found = (about["run"], about["checkpoint"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise SettingsError(
+            f"{folder} holds no exported policy; pass another --output."
+        ) from None
     if found != (str(Path(run).absolute()), newest_checkpoint(run)):
         raise SettingsError(
             f"{folder} holds checkpoint {found[1]} of {found[0]}, not the newest one of"
@@ -194,11 +200,13 @@ def _check(condition: Condition, gymnasium: str) -> None:
             f"--over={condition.name}: examples/run_in_gymnasium.py cannot change it; "
             "leave out --gymnasium."
         )
+    is_count = condition.name == "delay"
+    what = "a whole number of control steps" if is_count else "a number"
     try:
-        (float if condition.name != "delay" else int)(condition.value)
+        (int if is_count else float)(condition.value)
     except ValueError:
         raise SettingsError(
-            f"--over={condition.name}={condition.value} must be a number."
+            f"--over={condition.name}={condition.value} must be {what}."
         ) from None
 
 
@@ -234,7 +242,13 @@ def _run_once(folder: Path, words: Sequence[str]) -> dict[str, float]:
     if path.is_file():
         found: dict[str, float] = json.loads(path.read_text())["result"]
         return found
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    # One simulation at a time is no work for an accelerator.
+    done = subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

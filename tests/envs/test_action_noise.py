@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dppo_jax.envs import chunk_actions, time_limit, vectorize
-from dppo_jax.envs.action_noise import disturb_actions
+from dppo_jax.envs.action_noise import DisturbedState, disturb_actions
 from dppo_jax.errors import SettingsError
 from dppo_jax.rollout import env_keys, restart
+from dppo_jax.training import parallel
 from tests import tiny
 from tests.envs.conftest import make_counter
 from tests.tiny_regression import make_tiny_drwr
@@ -66,7 +67,8 @@ def test_new_episodes_go_on_with_the_level_and_new_environments_begin(played):
     np.testing.assert_array_equal(going_on.age, 8)
     np.testing.assert_array_equal(going_on.obs["state"], 0)
     np.testing.assert_array_equal(env.reset(keys()).age, 0)
-    assert restart(vectorize(make_counter(), NUM_ENVS), state, keys(1)).obs is not None
+    plain = vectorize(make_counter(), NUM_ENVS)
+    assert tiny.same(restart(plain, None, keys(1)), plain.reset(keys(1)))
 
 
 def test_without_a_ramp_the_noise_is_full_at_once():
@@ -117,3 +119,14 @@ def test_every_kind_of_iteration_restarts(make):
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     with pytest.raises(Restarted):
         jax.eval_shape(algorithm.step, state)
+
+
+def test_devices_share_its_state_as_the_environments():
+    """Every leaf has the environments as its leading axis."""
+    env = disturb_actions(tiny.point_env(), scale=0.1, start=0, ramp=0, num_chunks=4)
+    algorithm = tiny.make_tiny_ppo(env=env)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    specs = algorithm.split(state, 1).env
+    assert isinstance(specs, DisturbedState)
+    assert all(spec == parallel.SPLIT for spec in jax.tree.leaves(specs))
+    assert {x.shape[0] for x in jax.tree.leaves(state.env)} == {env.num_envs}

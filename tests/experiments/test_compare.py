@@ -247,6 +247,20 @@ def test_entries_share_what_their_settings_agree_in(programs):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("a=tiny.py", "b=tiny.py", "--b.env.randomization.initial_state=0.1"),
+        (f"a={AVOID}:m2", f"b={AVOID}:m2_idql", "--config.data=out/a/data"),
+    ],
+)
+def test_what_only_fine_tuning_reads_changes_neither_data_nor_clones(programs, words):
+    """Unless a clone is there: runs of the entry may have started from it."""
+    assert found(*words) == [("out/a/data", "out/a/pretrain")] * 2
+    Path("out/b/pretrain").mkdir(parents=True)
+    assert found(*words)[1] == ("out/a/data", "out/b/pretrain")
+
+
+@pytest.mark.parametrize(
     "spec", [f"{HOPPER}:sac", f"{HOPPER}:fast", f"{AVOID}:m3_gmm", "tiny.py:m1_flow"]
 )
 def test_recorded_settings_are_those_of_the_configuration(programs, spec):
@@ -332,6 +346,12 @@ def test_a_comparison_resumes_after_settings_were_added(programs):
         del section["model"]["sampling"]["ddim_spacing"]
     record.write_text(json.dumps(saved))
     assert found(*words) == before
+
+
+def test_a_comparison_resumes_with_metrics_sent_elsewhere(programs):
+    assert compare.main(["--output=out", "--seeds=1", "a=tiny.py"]) == 0
+    sent = found("a=tiny.py", "--config.wandb.project=dppo")
+    assert sent == [("out/a/data", "out/a/pretrain")]
 
 
 def test_a_metric_that_no_run_logged_is_refused(programs):

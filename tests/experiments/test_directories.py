@@ -110,6 +110,14 @@ def test_only_a_fine_tuned_policy_refuses_another_number_of_tuned_steps(world):
     inputs.find_policy(make_config(world, "finetune", **changes), "pretrain")
 
 
+def test_settings_that_change_the_score_get_a_note(world, capsys):
+    config = make_config(world, "finetune", env__max_steps=5)
+    config.env.limit_terminates = not config.env.limit_terminates
+    inputs.find_policy(config, "pretrain")
+    said = [x for x in capsys.readouterr().out.splitlines() if x.startswith("note")]
+    assert said == ["note: the policy was trained with env.max_steps=8, not 5"]
+
+
 def test_a_fine_tuned_policy_refuses_other_denoising_steps(world):
     """Each of its networks must run the denoising steps that it was trained for."""
     config = make_config(world, "evaluate", model__sampling__ddim_steps=2)

@@ -105,6 +105,7 @@ def test_wrong_conditions_are_refused(over, message):
             "env.history does not change the score of a policy .* or would",
         ),
         ("model.sampling.ddim_steps=5", "ddim_steps does not change the score"),
+        ("env.limit_terminates=True", "limit_terminates does not change the score"),
         ("env.randomization.obs_noise=x", "the value must be of type float"),
     ],
 )

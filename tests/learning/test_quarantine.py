@@ -102,16 +102,20 @@ def test_broken_episodes_are_counted_and_not_averaged():
     def means(diverged):
         metrics = {"score": jnp.array([[5.0, 9.0], [9.0, 7.0]]), "diverged": diverged}
         metrics["contacts_full"] = jnp.array([[0.0, 0.0], [48.0, 0.0]])
+        metrics["action_noise"] = jnp.full((2, 2), 0.25)
+        metrics["bin_full"] = jnp.array([[1.0, 9.0], [9.0, 0.0]])  # Of a task.
         return episode_means(done, reward, obs, metrics)
 
     found = means(broken)
     assert found["diverged"] == 1 and found["num_episodes"] == 2
     # Also of an episode that goes on.
     assert found["contacts_full"] == 48
+    assert found["bin_full"] == 0.5
     assert found["score"] == 6.0 and found["reward"] == 3.0
     np.testing.assert_allclose(found["reward_std"], np.std([4.0, 2.0, 3.0]), rtol=1e-6)
     nothing = means(jnp.ones((2, 2)))
     assert nothing["num_episodes"] == 0 and np.isnan(nothing["reward"])
+    assert nothing["action_noise"] == 0.25 and np.isnan(nothing["bin_full"])
 
 
 def is_sound(state):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dppo_jax.envs.action_noise import disturb_actions
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.quarantine import quarantine
 from dppo_jax.envs.tasks.locomotion import make_runner
@@ -84,6 +85,30 @@ def test_the_state_and_the_action_are_those_of_the_roll_out():
     expected = jax.tree.map(lambda x: x[first], before)
     expected = expected._replace(key=jax.random.key_data(expected.key))
     assert tiny.same(broken.state, expected)
+
+
+def test_a_step_under_noise_on_actions_is_repeated_with_its_noise(tmp_path):
+    def make(bounds, num_envs=1):
+        env = breaking.breaking_env(num_envs, **WORLD)
+        return disturb_actions(env, scale=0.5, start=0, ramp=0, num_chunks=1)
+
+    env, keys = make(None, 8), env_keys(jax.random.key(1), 8)
+
+    def act(keys, obs):
+        return jnp.full((8, *env.action_shape), 0.25), ()
+
+    start = tiny.start(env, jax.random.key(0))
+    _, chunks, metrics = jax.jit(lambda x: rollout(env, act, x, keys, 2))(start)
+    broken = jax.device_get(metrics[BREAK])
+    path = save_break(tmp_path, 1, broken, BOUNDS)
+    again, before, action = load_break(path, make)
+    np.testing.assert_array_equal(action, 0.25)
+    _, outcome = jax.jit(again.step)(before, action)
+    assert outcome.metrics["diverged"] == 1 and outcome.metrics["action_noise"] == 0.5
+    # The first action of the chunk, before it broke, as the environment saw it.
+    seen = outcome.obs["state"][0]
+    np.testing.assert_array_equal(seen, chunks.next_obs["state"][1, int(broken.env)])
+    assert abs(seen[0, 0] - 0.25) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ def test_an_iteration_keeps_its_control_steps_with_other_chunks(chunk, chunks):
     assert found["algorithm.ppo.batch_size"] == str(50 * chunks * 10 // 2)
 
 
+def test_longer_chunks_of_which_as_many_actions_are_executed_need_no_other_number():
+    found = settings_for(avoid("env.executed=4"), "chunk", "8")
+    assert found == {"model.chunk": "8"}
+
+
 def test_all_steps_of_ddim_are_tuned_if_there_are_fewer():
     assert settings_for(avoid(), "ddim_steps", "5") == {
         "model.sampling.ddim_steps": "5",

@@ -19,7 +19,8 @@ def processes(monkeypatch):
     """Processes that find a return of 100, less 10 for every change; their words."""
     started = []
 
-    def run(words, **settings):
+    def run(words, *, env, **settings):
+        assert env["JAX_PLATFORMS"] == "cpu" and "PATH" in env
         started.append(words[1:])
         changed = any("=1.2" in x or "(1.2,1.2)" in x for x in words)
         result = {"episode_return": 90.0 if changed else 100.0}
@@ -28,7 +29,7 @@ def processes(monkeypatch):
 
     monkeypatch.setattr(transfer.subprocess, "run", run)
 
-    def deploy(run, out, platforms):
+    def deploy(run, out):
         Path(out).mkdir()
         about = {"run": str(Path(run).absolute()), "checkpoint": 2}
         (Path(out) / "policy.json").write_text(json.dumps(about))
@@ -78,6 +79,10 @@ def test_an_exported_policy_of_another_run_is_not_scored(processes, world, tmp_p
     path.write_text(json.dumps({"run": "/elsewhere", "checkpoint": 2}))
     with pytest.raises(SettingsError, match="plain-1 holds checkpoint 2 of /elsewhere"):
         scores(tmp_path, world)
+    for text in ("[]", "{", '{"run": "/elsewhere"}'):
+        path.write_text(text)
+        with pytest.raises(SettingsError, match="plain-1 holds no exported policy"):
+            scores(tmp_path, world)
 
 
 def test_a_process_that_fails_is_named(processes, world, tmp_path, monkeypatch):
@@ -109,7 +114,8 @@ def test_numbers_for_ranges_and_other_kinds_of_changes():
         (["--output=out"], "no runs given"),
         (["--output=out", "--over=weight=1", "a=x"], "one of action_noise, damping"),
         (["--output=out", "--over=mass=", "a=x"], "one of action_noise, damping"),
-        (["--output=out", "--over=delay=0.5", "a=x"], "must be a number"),
+        (["--output=out", "--over=delay=0.5", "a=x"], "must be a whole number"),
+        (["--output=out", "--over=gain=x", "a=x"], "gain=x must be a number"),
         (["--output=out", "--episodes=0", "a=x"], "must be at least 1"),
         (
             ["--output=out", "--gymnasium=A-v1", "--over=initial_state=1", "a=x"],
