@@ -33,6 +33,7 @@ errors <- expansion <- normalize, demonstrations, interop, training.orbax_manage
 zip_archive <- normalize, interop
 training.old_settings <- training.config_file <- training.checkpoint
 types <- training.trees, training.left_out <- training.checkpoint
+training.trees <- training.added_leaves <- training.checkpoint
 errors <- training.provenance <- training.orbax_manager <- training.checkpoint
 normalize <- training.checkpoint <- training, interop, deploy
 """

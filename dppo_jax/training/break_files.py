@@ -17,6 +17,7 @@ import numpy as np
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer, read_npz
+from dppo_jax.training.added_leaves import is_added
 from dppo_jax.training.trees import check_matches, named_leaves
 from dppo_jax.types import Array, Break, VecEnv
 
@@ -85,6 +86,11 @@ def load_break(
         if name.startswith(_STATE)
     }
     names = named_leaves(jax.tree.map(_as_saved, like))
+    found |= {
+        name: np.zeros(x.shape, x.dtype)
+        for name, x in names.items()
+        if name not in found and is_added(name)
+    }
     check_matches(
         {"action": arrays["action"], **found},
         {"action": np.zeros(env.action_shape), **names},

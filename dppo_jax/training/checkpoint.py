@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from dppo_jax.errors import SettingsError
 from dppo_jax.normalize import Normalizer
-from dppo_jax.training import left_out
+from dppo_jax.training import added_leaves, left_out
 from dppo_jax.training.config_file import CONFIG_FILE, load_config, runs_inside
 from dppo_jax.training.orbax_manager import (
     naming,
@@ -183,6 +183,9 @@ class Checkpoints:
         if missing:
             left_out.note(str(self._manager.directory / str(step)), missing)
             like, _ = left_out.leave_out(like, list(missing))
+        whole, is_older = like, added_leaves.are_lacking(saved, storable(like))
+        if is_older:
+            like = added_leaves.without_added(like)
         check_matches(
             saved,
             storable(like),
@@ -195,6 +198,8 @@ class Checkpoints:
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )
         state = from_storable(restored["state"], like)
+        if is_older:
+            state = added_leaves.with_added(state, whole)
         return state._replace(**missing) if missing else state
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dppo_jax.errors import SettingsError
 from dppo_jax.policies import PolicyParams
 from dppo_jax.training.best import Best
 from dppo_jax.training.checkpoint import (
@@ -57,6 +58,24 @@ def test_a_training_state_returns_bit_for_bit(tmp_path):
     assert tiny.same(restored, expected)
     drawn, wanted = (jax.random.normal(s["other"]) for s in (restored, expected))
     assert drawn == wanted
+
+
+def test_a_state_from_before_warp_told_about_its_space_is_read(tmp_path):
+    """What was left out then is not known, so the space of a new state holds."""
+    older = {"env": [{"qacc": jnp.arange(2.0)}], "key": jax.random.key(1)}
+    space = {"contacts": jnp.zeros(2), "constraints": jnp.full(2, 7.0)}
+    like = older | {"env": [{"qacc": jnp.zeros(2), "full": space}]}
+    for iteration, state in ((1, older), (2, like)):
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(iteration, state, PARAMS, tiny.NORMALIZER)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(like, 1)
+        assert tiny.same(restored["env"], [{"qacc": jnp.arange(2.0), "full": space}])
+        assert tiny.same(restored["key"], older["key"])
+        other = {"qacc": jnp.zeros(2), "more": jnp.zeros(2), "full": space}
+        with pytest.raises(SettingsError, match="env/0/full.*shape none"):
+            checkpoints.restore(like | {"env": [other]}, 1)
+        assert tiny.same(checkpoints.restore(like, 2), like)
 
 
 def test_too_little_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
