@@ -272,7 +272,8 @@ def test_the_space_of_warp_is_part_of_the_engine():
     assert split_engine(full) == ("mjx-warp", {"contacts": 64, "constraints": 256})
     assert split_engine("mjx-warp") == ("mjx-warp", {})
     assert split_engine("mujoco") == ("mujoco", {})
-    for wrong in ("contacts", "contacts=0", "contacts=x", "bodies=3", "contacts=1;2"):
+    twice = "contacts=1,contacts=2"
+    for wrong in ("", "contacts", "contacts=0", "contacts=x", "bodies=3", twice):
         with pytest.raises(SettingsError, match="mjx-warp:contacts=64,constr"):
             split_engine(f"mjx-warp:{wrong}")
     with pytest.raises(SettingsError, match="Only 'mjx-warp' has one"):

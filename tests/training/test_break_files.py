@@ -111,6 +111,18 @@ def test_a_step_under_noise_on_actions_is_repeated_with_its_noise(tmp_path):
     assert abs(seen[0, 0] - 0.25) > 1e-3
 
 
+def test_an_older_file_lacks_what_was_added_later(run, tmp_path, monkeypatch):
+    path, arrays = tmp_path / "1.npz", dict(np.load(files(run)[0]))
+    (name,) = [name for name in arrays if name.endswith("/breaks")]
+    del arrays[name]
+    np.savez(path, **arrays)
+    with pytest.raises(SettingsError, match="breaks has shape none"):
+        load_break(path, one)
+    monkeypatch.setattr(break_files, "is_added", lambda x: name.endswith(x))
+    _, state, _ = load_break(path, one)
+    assert not state.env.env.env.breaks.any()
+
+
 @pytest.mark.parametrize(
     "engine", ["mujoco", pytest.param("mjx", marks=pytest.mark.slow)]
 )

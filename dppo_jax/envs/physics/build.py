@@ -115,17 +115,18 @@ def split_engine(engine: str) -> tuple[str, dict[str, int]]:
     Raises:
         SettingsError: an unknown engine, or a wrong space.
     """
-    name, _, text = engine.partition(":")
+    name, colon, text = engine.partition(":")
     if name not in ENGINES:
         raise SettingsError(
             f"Unknown engine {engine!r}; choose 'auto' or one of {list(ENGINES)}."
         )
-    space = {}
-    for entry in text.split(",") if text else ():
+    space: dict[str, int] = {}
+    for entry in text.split(",") if colon else ():
         what, _, number = entry.partition("=")
         if (
             name != "mjx-warp"
             or what not in ("contacts", "constraints")
+            or what in space
             or not (number.isdecimal() and int(number))
         ):
             raise SettingsError(
