@@ -38,14 +38,14 @@ def describe(entries: Sequence[Entry], settings: Mapping[str, str]) -> str:
     """
     measured = {x.label: _measure(x.config) for x in entries}
     known = [x for x in measured.values() if x is not None]
-    rows, total, missing = [], 0.0, ""
+    rows, total, missing = [], 0.0, False
     for entry in entries:
         config, own = entry.config, measured[entry.label]
         last = config.loop.finetune.num_iterations
         done = [_iterations_done(x, last) for x in seed_configs(entry)]
         left, time = sum(last - x for x in done), "-"
         if left and not known:
-            time, missing = "unknown", " and more"
+            time, missing = "unknown", True
         elif left:
             seconds = left * (own or estimate(known[0], config)).seconds
             total += seconds
@@ -54,11 +54,12 @@ def describe(entries: Sequence[Entry], settings: Mapping[str, str]) -> str:
         sizes = [f"{steps:,}", f"{steps * last:,}", time, _start(entry)]
         state = f"{', '.join(map(str, done))} of {last}"
         rows.append([entry.label, settings[entry.label] or "-", state, *sizes])
+    duration = "an unknown time" if missing else in_time(total)
     header = ["variant", "changes", "iterations of each seed"]
     header += ["control steps of an iteration", "of a run", "time left", "starts from"]
     return (
         f"dry run: nothing is written\n\n{tables.markdown(header, rows)}\n\n"
-        f"~: estimated from another variant. In all {in_time(total)}{missing}, without "
+        f"~: estimated from another variant. In all {duration}, without "
         "compiling, evaluations and cloning.\n"
     )
 
