@@ -212,10 +212,7 @@ def prepare(
         SettingsError: the folder holds something else, or an entry with other
             settings; or an entry that has not begun names what does not exist.
     """
-    try:
-        check_folder(output)
-    except SettingsError as error:
-        raise SettingsError(about_output(error)) from None
+    check_folder(output, flag="--output")
     record = Path(output) / RECORD
     if record.is_file():
         saved = _saved(record)

@@ -1,6 +1,7 @@
 """Exported policies in other simulations: conditions, processes and the table."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -80,6 +81,17 @@ def test_an_exported_policy_of_another_run_is_not_scored(processes, world, tmp_p
         scores(tmp_path, world)
 
 
+def test_a_policy_that_is_exported_again_is_scored_again(processes, world, tmp_path):
+    scores(tmp_path, world)
+    path = tmp_path / "policies" / "plain-1"
+    (path / "policy.json").write_text("{")
+    with pytest.raises(SettingsError, match="missing or damaged .*; remove .*plain-1"):
+        scores(tmp_path, world)
+    shutil.rmtree(path)
+    scores(tmp_path, world)
+    assert len(processes) == 6 + 2  # Two conditions of the one policy.
+
+
 def test_a_process_that_fails_is_named(processes, world, tmp_path, monkeypatch):
     def fails(words, **settings):
         return subprocess.CompletedProcess(words, 2, "", "a line\nerror: it is wrong\n")
@@ -109,7 +121,8 @@ def test_numbers_for_ranges_and_other_kinds_of_changes():
         (["--output=out"], "no runs given"),
         (["--output=out", "--over=weight=1", "a=x"], "one of action_noise, damping"),
         (["--output=out", "--over=mass=", "a=x"], "one of action_noise, damping"),
-        (["--output=out", "--over=delay=0.5", "a=x"], "must be a number"),
+        (["--output=out", "--over=delay=0.5", "a=x"], "must be a whole number"),
+        (["--output=out", "--over=mass=-1", "a=x"], "mass=(-1.0, -1.0) must be two"),
         (["--output=out", "--episodes=0", "a=x"], "must be at least 1"),
         (
             ["--output=out", "--gymnasium=A-v1", "--over=initial_state=1", "a=x"],
