@@ -50,7 +50,7 @@ class ExportedPolicy:
         runtime: str = "jax",
     ) -> None:
         path = Path(__file__).parent if folder is None else Path(folder)
-        self.about = json.loads((path / "policy.json").read_text())
+        self.about = _read(path / "policy.json", json.loads)
         load = {"jax": _load_stablehlo, "onnx": _load_onnx}.get(runtime)
         if load is None:
             raise ValueError(f"runtime={runtime!r} must be 'jax' or 'onnx'.")
@@ -103,12 +103,26 @@ class ExportedPolicy:
         return np.asarray(self._call(seed, dict(obs)))
 
 
+def _read(path: Path, parse: Callable[[bytes], Any]) -> Any:
+    """What `parse` makes of a file; ValueError if it is missing or damaged."""
+    try:
+        return parse(path.read_bytes())
+    except Exception as error:  # JAX raises many kinds for damaged programs.
+        reason = "is damaged" if path.is_file() else "is missing"
+        raise ValueError(
+            f"{path} {reason} ({type(error).__name__}: {error}); copy the whole folder "
+            "that experiments.deploy wrote again."
+        ) from error
+
+
 def _load_stablehlo(path: Path, about: dict) -> Program:
     import jax
     from jax import export
 
-    content = (path / "policy.stablehlo").read_bytes()
-    call = jax.jit(export.deserialize(bytearray(content)).call)
+    def deserialize(content: bytes) -> Any:
+        return export.deserialize(bytearray(content))
+
+    call = jax.jit(_read(path / "policy.stablehlo", deserialize).call)
     return lambda seed, obs: call(np.uint32(seed), obs)
 
 

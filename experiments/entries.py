@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import find_algorithm
 from dppo_jax.demonstrations.formats.dppo_npz import NORMALIZER_FILE
+from dppo_jax.envs import randomize
+from dppo_jax.envs.action_noise import check_noise
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.old_settings import flatten, updated
@@ -129,6 +131,10 @@ def _read(
     except SettingsError as error:
         raise SettingsError(f"{label}: {error}") from None
     inputs.check_task(config, "compare")
+    try:
+        _check_early(config)
+    except SettingsError as error:
+        raise SettingsError(f"{label}: {error}") from None
     if config.mesh.distributed:
         raise SettingsError(
             f"{label}: mesh.distributed=True, but a comparison starts its runs on one "
@@ -137,6 +143,24 @@ def _read(
     config.update(run_dir=str(folder), num_seeds=num_seeds)
     flags = (f"--config.{setting}" for setting in chosen)
     return Entry(label, (f"--config={spec}", *flags), config)
+
+
+def _check_early(config: ConfigDict) -> None:
+    """Refuse what would otherwise end a run after hours of those before it.
+
+    Raises:
+        SettingsError: a policy, noise or randomisation that cannot be.
+    """
+    if config.model.chunk < 1:
+        raise SettingsError(f"model.chunk={config.model.chunk} must be at least 1.")
+    if ":" not in config.model.network.kind:
+        # No setting of a policy of this package depends on the size of its actions.
+        inputs.build_policy(config, action_dim=1)
+    rollout = config.rollout
+    check_noise(
+        rollout.action_noise, rollout.action_noise_start, rollout.action_noise_ramp
+    )
+    randomize.check_config(config.env.randomization)
 
 
 def _check_same(entries: Sequence[Entry]) -> None:
@@ -186,12 +210,10 @@ def prepare(
         write: False: only find out, and leave the folder as it is.
 
     Raises:
-        SettingsError: the folder holds something else, or an entry with other settings.
+        SettingsError: the folder holds something else, or an entry with other
+            settings; or an entry that has not begun names what does not exist.
     """
-    try:
-        check_folder(output)
-    except SettingsError as error:
-        raise SettingsError(about_output(error)) from None
+    check_folder(output, flag="--output")
     record = Path(output) / RECORD
     if record.is_file():
         saved = _saved(record)
@@ -205,6 +227,7 @@ def prepare(
     for entry in entries:
         if entry.label in saved:
             _check_unchanged(entry, saved[entry.label], output)
+        _check_paths(entry, output)
     # Recorded entries come first, so that a new one changes nothing for them.
     known = saved | {entry.label: entry.config for entry in entries}
     data = {label: _find_data(label, known, output) for label in known}
@@ -238,8 +261,26 @@ def _saved(record: Path) -> dict[str, ConfigDict]:
         ) from None
 
 
+def _has_begun(entry: Entry, output: str) -> bool:
+    return any((Path(output) / entry.label).glob("**/checkpoints"))
+
+
+def _check_paths(entry: Entry, output: str) -> None:
+    """Refuse data or a policy that are named but missing, unless runs may have ended.
+
+    Those of a finished comparison may have been moved since.
+    """
+    for name in ("data", "policy"):
+        path = entry.config[name]
+        missing = path and path != inputs.NO_POLICY and not Path(path).exists()
+        if missing and not _has_begun(entry, output):
+            raise SettingsError(
+                f"{entry.label}: {name}={path} does not exist; check the path."
+            )
+
+
 def _check_unchanged(entry: Entry, saved: ConfigDict, output: str) -> None:
-    if not any((Path(output) / entry.label).glob("**/checkpoints")):
+    if not _has_begun(entry, output):
         return  # Nothing was trained with these settings, so they may be corrected.
     before, now = (directories.as_json(x) for x in (saved, entry.config))
     for name, values in sorted(directories.differences(before, now).items()):

@@ -16,7 +16,7 @@ _PLAIN = "command_line.parse_flags("
 _SETTINGS = """
 --config=FILE.py[:VARIANT] names a configuration, such as those of experiments/configs.
 --config.KEY=VALUE sets a setting; `python -m experiments.settings` lists them all, and
-README.md has examples."""
+docs/stages.md has examples."""
 # What stages accept; docs/reports.md says more.
 _FLAGS = {
     "takes_checkpoint=True": "--checkpoint=best, =latest or an iteration chooses what "

@@ -91,7 +91,7 @@ def main(
         raise SettingsError(
             "no folder to write to; pass --output=runs/robustness/NAME."
         )
-    check_folder(output)
+    check_folder(output, flag="--output")
     planned = [
         (label, run, _configs(run, conditions, changes))
         for label, runs in groups.items()

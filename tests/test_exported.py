@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 
@@ -45,6 +46,19 @@ def test_the_program_acts_as_the_policy_for_the_same_seed(diffusion, folder):
         wanted = diffusion(SEEN, jax.random.key(seed))
         np.testing.assert_allclose(policy.chunk(obs, seed), wanted, rtol=1e-5)
     assert np.any(policy.chunk(obs, 0) != policy.chunk(obs, 1))
+
+
+@pytest.mark.parametrize("name", [exported.PROGRAM, exported.ABOUT])
+def test_a_file_that_is_cut_or_missing_is_named(folder, tmp_path, name):
+    damaged = tmp_path / "copy"
+    shutil.copytree(folder, damaged)
+    content = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"{name} is damaged .*; copy the whole"):
+        reader(folder)(str(damaged))
+    (damaged / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing .*; copy the whole"):
+        reader(folder)(str(damaged))
 
 
 def test_it_runs_where_the_package_is_not_found(folder, tmp_path):

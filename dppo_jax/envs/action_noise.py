@@ -30,6 +30,17 @@ class DisturbedState(NamedTuple):
     key: Array
 
 
+def check_noise(scale: float, start: int, ramp: int) -> None:
+    """Raise a SettingsError that names a negative or infinite setting."""
+    if not 0 <= scale < math.inf:
+        raise SettingsError(f"rollout.action_noise={scale} must be 0 or positive.")
+    for name, value in (("start", start), ("ramp", ramp)):
+        if value < 0:
+            raise SettingsError(
+                f"rollout.action_noise_{name}={value} must not be negative."
+            )
+
+
 def disturb_actions(
     env: VecEnv, *, scale: float, start: int, ramp: int, num_chunks: int
 ) -> VecEnv:
@@ -54,13 +65,7 @@ def disturb_actions(
     Raises:
         SettingsError: a negative or infinite number.
     """
-    if not 0 <= scale < math.inf:
-        raise SettingsError(f"rollout.action_noise={scale} must be 0 or positive.")
-    for name, value in (("start", start), ("ramp", ramp)):
-        if value < 0:
-            raise SettingsError(
-                f"rollout.action_noise_{name}={value} must not be negative."
-            )
+    check_noise(scale, start, ramp)
     if not scale:
         return env
 

@@ -84,15 +84,19 @@ class Run:
                     closing.callback(part.close)
 
 
-def check_folder(folder: str | os.PathLike) -> None:
-    """Raise SettingsError if nothing can be written to this folder, made or not."""
+def check_folder(folder: str | os.PathLike, *, flag: str = "--config.run_dir") -> None:
+    """Raise SettingsError if nothing can be written to this folder, made or not.
+
+    Args:
+        flag: which argument names the folder.
+    """
     path = Path(folder).absolute()
     found = next(x for x in (path, *path.parents) if x.exists())
     if not found.is_dir() or not os.access(found, os.W_OK):
         reason = "is write-protected" if found.is_dir() else "is a file"
         raise SettingsError(
             f"nothing can be written to {folder}, because {found} {reason}; pass "
-            "another --config.run_dir."
+            f"another {flag}."
         )
 
 

@@ -112,7 +112,7 @@ def main(
         raise SettingsError(
             f"--episodes={num_episodes} must be at least 2, to compare trajectories."
         )
-    check_folder(output)
+    check_folder(output, flag="--output")
     sources = [
         find_source(label, run, data, changes)
         for label, runs in groups.items()

@@ -99,7 +99,7 @@ def main(
         raise SettingsError("no folder to write to; pass --output=runs/transfer/NAME.")
     if num_episodes < 1:
         raise SettingsError(f"--episodes={num_episodes} must be at least 1.")
-    check_folder(output)
+    check_folder(output, flag="--output")
     if gymnasium and not _EXAMPLE.is_file():
         raise SettingsError(
             f"--gymnasium={gymnasium} needs {_EXAMPLE}, which an installed package has "
@@ -117,7 +117,7 @@ def main(
     for label, runs in groups.items():
         for number, run in enumerate(runs):
             folder = str(Path(output) / "policies" / f"{label}-{number}")
-            _export(run, folder)
+            _export(run, folder, Path(output) / "results")
             for condition in (Condition(), *conditions):
                 words = _command(folder, run, condition, gymnasium, num_episodes)
                 result = _run_once(Path(output) / "results", words)
@@ -130,27 +130,36 @@ def main(
     return scored
 
 
-def _export(run: str, folder: str) -> None:
+def _export(run: str, folder: str, results: Path) -> None:
     """Export the newest policy of a run, unless its folder holds it already.
 
     Raises:
         SettingsError: it holds another one.
     """
     if not Path(folder).exists():
+        _forget(results, folder)
         deploy.main(run, folder)
         return
     try:
         about = json.loads((Path(folder) / ABOUT).read_text())
         found = (about["run"], about["checkpoint"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise SettingsError(
-            f"{folder} holds no exported policy; pass another --output."
+            f"{folder}/{ABOUT} is missing or damaged ({error}); remove {folder} to "
+            "export the policy again."
         ) from None
     if found != (str(Path(run).absolute()), newest_checkpoint(run)):
         raise SettingsError(
             f"{folder} holds checkpoint {found[1]} of {found[0]}, not the newest one of"
             f" {run}; pass another --output."
         )
+
+
+def _forget(results: Path, folder: str) -> None:
+    """Remove the scores of what a folder held before somebody removed it."""
+    for path in results.glob("*.json"):
+        if folder in json.loads(path.read_text())["command"]:
+            path.unlink()
 
 
 def read_conditions(words: Sequence[str]) -> list[Condition]:
@@ -208,6 +217,23 @@ def _check(condition: Condition, gymnasium: str) -> None:
         raise SettingsError(
             f"--over={condition.name}={condition.value} must be {what}."
         ) from None
+    config = randomize.default_config()
+    config.update(_changes(condition))
+    randomize.check_config(config)
+
+
+def _changes(condition: Condition) -> dict[str, Any]:
+    """The settings of `env.randomization` under a condition."""
+    changes: dict[str, Any] = dict(randomize.default_config())
+    if condition.name:
+        number = float(condition.value)
+        if condition.name == "delay":
+            changes[condition.name] = (int(number),) * 2
+        elif isinstance(changes[condition.name], tuple):
+            changes[condition.name] = (number, number)
+        else:
+            changes[condition.name] = number
+    return changes
 
 
 def _command(
@@ -222,15 +248,7 @@ def _command(
     module = "experiments.studies.play_exported"
     words = ["-m", module, folder, run, str(num_episodes)]
     # What the run varied in training would hide the one condition.
-    changes = dict(randomize.default_config())
-    if condition.name:
-        number = float(condition.value)
-        if condition.name == "delay":
-            changes[condition.name] = (int(number),) * 2
-        elif isinstance(changes[condition.name], tuple):
-            changes[condition.name] = (number, number)
-        else:
-            changes[condition.name] = number
+    changes = _changes(condition)
     flags = " ".join(as_flag(f"{_SECTION}.{name}", x) for name, x in changes.items())
     return [*words, *shlex.split(flags)]
 

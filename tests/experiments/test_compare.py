@@ -241,6 +241,8 @@ def test_entries_share_what_their_settings_agree_in(programs):
     ]
     Path("data/avoid_m2").mkdir(parents=True)
     assert found(*words[4:5]) == [("data/avoid_m2", own("e"))]
+    for path in ("some/data", "runs/x"):
+        Path(path).mkdir(parents=True)
     assert found("g=tiny.py:m2", "--g.data=some/data")[0][0] == "some/data"
     given = found("h=tiny.py", "i=tiny.py", "--h.policy=runs/x", "--i.policy=none")
     assert given == [("", ""), ("", "")]
@@ -287,6 +289,10 @@ def test_recorded_settings_are_those_of_the_configuration(programs, spec):
         (["a=tiny.py", "--seeds=x"], "invalid int value"),
         (["a=tiny.py", "--colour=red"], "unrecognized arguments: --colour=red"),
         (["a=tiny.py", "--a.seed=-1"], "a: seed=-1 must be between"),
+        (["a=tiny.py", "--a.data=gone"], "a: data=gone does not exist"),
+        (["a=tiny.py", "--a.policy=gone"], "a: policy=gone does not exist"),
+        (["a=tiny.py", "--a.model.chunk=0"], "a: model.chunk=0 must be at least 1"),
+        (["a=tiny.py", "--a.rollout.action_noise=-1"], "a: rollout.action_noise=-1.0"),
         (
             ["a=tiny.py", "--config.loop.finetune.num_iterations=0"],
             "num_iterations=0 must be at least 1",
@@ -338,6 +344,7 @@ def test_an_output_folder_is_needed_and_must_be_of_the_same_comparison(programs)
 def test_a_comparison_resumes_after_settings_were_added(programs):
     """Also those of a demonstrator, whose sections have no defaults of their own."""
     hopper = Path(__file__).parents[2] / "experiments/configs/hopper.py"
+    Path("demos").mkdir()
     words = (f"a={hopper}:cpu", "--config.data=demos")
     before = found(*words)
     record = Path("out/compare.json")
@@ -352,6 +359,14 @@ def test_a_comparison_resumes_with_metrics_sent_elsewhere(programs):
     assert compare.main(["--output=out", "--seeds=1", "a=tiny.py"]) == 0
     sent = found("a=tiny.py", "--config.wandb.project=dppo")
     assert sent == [("out/a/data", "out/a/pretrain")]
+
+
+def test_a_finished_comparison_needs_no_data_any_more(programs):
+    Path("demos").mkdir()
+    words = ["--output=out", "--seeds=1", "a=tiny.py", "--config.data=demos"]
+    assert compare.main(words) == 0
+    Path("demos").rmdir()
+    assert compare.main(words) == 0
 
 
 def test_a_metric_that_no_run_logged_is_refused(programs):

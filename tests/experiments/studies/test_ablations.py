@@ -56,6 +56,13 @@ def test_finished_runs_are_not_repeated_and_values_may_be_added(programs):
     assert "`chunk`: actions of a chunk" in Path("out/table.md").read_text()
 
 
+def test_variants_of_the_initial_state_share_a_clone(programs):
+    words = ["--output=out", "--config=tiny.py", "--seeds=1"]
+    assert ablations.main([*words, "--axis=initial_state=0,0.01"]) == 0
+    cloned = [run for stage, run in programs.stages if stage == "pretrain"]
+    assert cloned == ["out/base/pretrain"]
+
+
 def test_a_dry_run_lists_what_is_left_and_writes_nothing(programs, capsys):
     assert ablations.main([*WORDS, "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -119,6 +126,14 @@ def test_the_first_evaluation_that_reaches_a_score_counts(tmp_path):
         (["--output=out", "--config=tiny.py", "--axis=clip"], "names no values"),
         (["--output=out", "--config=tiny.py", "--axis=clip=1,,"], "names no values"),
         (["--output=out", "--config=tiny.py", "--axis=clp=1"], "clp is unknown"),
+        (
+            ["--output=out", "--config=tiny.py", "--axis=tuned_steps=99"],
+            "tuned_steps-99: num_tuned_steps=99 must lie between",
+        ),
+        (
+            ["--output=out", "--config=tiny.py", "--axis=initial_state=-1"],
+            "env.randomization.initial_state=-1.0 must be 0 or positive",
+        ),
         (["--output=out", "--preset=avoid", "--seeds=0"], "--seeds=0 must be"),
         (["--output=out", "--preset=avoid", "--config.sed=1"], "did you mean seed"),
     ],

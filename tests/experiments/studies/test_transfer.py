@@ -1,6 +1,7 @@
 """Exported policies in other simulations: conditions, processes and the table."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -81,8 +82,21 @@ def test_an_exported_policy_of_another_run_is_not_scored(processes, world, tmp_p
         scores(tmp_path, world)
     for text in ("[]", "{", '{"run": "/elsewhere"}'):
         path.write_text(text)
-        with pytest.raises(SettingsError, match="plain-1 holds no exported policy"):
+        with pytest.raises(
+            SettingsError, match="missing or damaged .*; remove .*plain-1"
+        ):
             scores(tmp_path, world)
+
+
+def test_a_policy_that_is_exported_again_is_scored_again(processes, world, tmp_path):
+    scores(tmp_path, world)
+    path = tmp_path / "policies" / "plain-1"
+    (path / "policy.json").write_text("{")
+    with pytest.raises(SettingsError, match="missing or damaged .*; remove .*plain-1"):
+        scores(tmp_path, world)
+    shutil.rmtree(path)
+    scores(tmp_path, world)
+    assert len(processes) == 6 + 2  # Two conditions of the one policy.
 
 
 def test_a_process_that_fails_is_named(processes, world, tmp_path, monkeypatch):
