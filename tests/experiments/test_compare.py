@@ -249,17 +249,23 @@ def test_entries_share_what_their_settings_agree_in(programs):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "words, data",
     [
-        ("a=tiny.py", "b=tiny.py", "--b.env.randomization.initial_state=0.1"),
-        (f"a={AVOID}:m2", f"b={AVOID}:m2_idql", "--config.data=out/a/data"),
+        (
+            ("a=tiny.py", "b=tiny.py", "--b.env.randomization.initial_state=0.1"),
+            "out/a/data",
+        ),
+        ((f"a={AVOID}:m2", f"b={AVOID}:m2_idql", "--config.data=demos"), "demos"),
     ],
 )
-def test_what_only_fine_tuning_reads_changes_neither_data_nor_clones(programs, words):
+def test_what_only_fine_tuning_reads_changes_neither_data_nor_clones(
+    programs, words, data
+):
     """Unless a clone is there: runs of the entry may have started from it."""
-    assert found(*words) == [("out/a/data", "out/a/pretrain")] * 2
+    Path("demos").mkdir()
+    assert found(*words) == [(data, "out/a/pretrain")] * 2
     Path("out/b/pretrain").mkdir(parents=True)
-    assert found(*words)[1] == ("out/a/data", "out/b/pretrain")
+    assert found(*words)[1] == (data, "out/b/pretrain")
 
 
 @pytest.mark.parametrize(
