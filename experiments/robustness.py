@@ -32,7 +32,7 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import summarize
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.metric_names import SCORES
-from dppo_jax.training.run_directory import check_folder
+from dppo_jax.training.run_directory import check_folder, make_folder
 from experiments import inputs, intervals, plots, processes, tables
 from experiments.command_line import Parser, split_changes, split_values
 from experiments.directories import config_of_run, read_groups
@@ -103,6 +103,7 @@ def main(
             f"the runs are of the tasks {', '.join(sorted(tasks))}, whose scores are "
             "not the same; compare runs of one task."
         )
+    make_folder(output, flag="--output")
     scored: list[Scored] = []
     for label, run, configs in planned:
         policy = inputs.find_policy(config_of_run(run), "finetune", checkpoint)

@@ -100,6 +100,24 @@ def check_folder(folder: str | os.PathLike, *, flag: str = "--config.run_dir") -
         )
 
 
+def make_folder(folder: str | os.PathLike, *, flag: str) -> None:
+    """Make a folder for results before they are computed, so that none is lost.
+
+    Args:
+        flag: which argument names the folder.
+
+    Raises:
+        SettingsError: it cannot be made.
+    """
+    check_folder(folder, flag=flag)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # Some file systems refuse what permissions allow.
+        raise SettingsError(
+            f"{folder} cannot be made ({error.strerror}); pass another {flag}."
+        ) from None
+
+
 def check_run_dir(run_dir: str | os.PathLike) -> None:
     """Refuse to train where something else than a run has left results.
 

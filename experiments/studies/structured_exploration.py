@@ -37,7 +37,7 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.training.checkpoint import read_policy
 from dppo_jax.training.config_file import load_config, write_atomically
 from dppo_jax.training.metric_names import SCORES
-from dppo_jax.training.run_directory import check_folder
+from dppo_jax.training.run_directory import check_folder, make_folder
 from experiments import finetune, inputs, processes
 from experiments.command_line import Parser, split_changes
 from experiments.directories import config_of_run, read_groups
@@ -122,6 +122,7 @@ def main(
     demonstrations = {source.data: _demonstrations(source) for source in sources}
     num_entries = next(iter(demonstrations.values()))[0].shape[-1]
     plane = find_plane(task, dims, num_entries)
+    make_folder(output, flag="--output")
     found: list[Explored] = []
     for path, episodes in demonstrations.items():
         known = _known(plane, path, project(plane, episodes))

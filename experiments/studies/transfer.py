@@ -38,7 +38,7 @@ from dppo_jax.exported import ABOUT
 from dppo_jax.training.checkpoint import newest_checkpoint
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.metric_names import SCORES
-from dppo_jax.training.run_directory import check_folder
+from dppo_jax.training.run_directory import check_folder, make_folder
 from experiments import deploy, intervals, processes, tables
 from experiments.command_line import Parser, split_values
 from experiments.directories import config_of_run, read_groups
@@ -113,6 +113,7 @@ def main(
             f"the runs are of the tasks {', '.join(sorted(tasks))}, whose scores are "
             "not the same; compare runs of one task."
         )
+    make_folder(output, flag="--output")
     scored: list[Scored] = []
     for label, runs in groups.items():
         for number, run in enumerate(runs):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,21 @@ def test_runs_are_scored_with_every_value_and_0_is_the_plain_score(world, tmp_pa
     assert {row["checkpoint"] for row in rows} == {"2"}
     assert "| dppo | 1 |" in (tmp_path / "out" / "table.md").read_text()
     assert (tmp_path / "out" / "scores.png").exists()
+
+
+def test_a_folder_that_cannot_be_made_costs_no_scores(world, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(robustness, "_score", None)
+    message = "out cannot be made .No such file or directory.; pass another --output"
+    with pytest.raises(SettingsError, match=message):
+        robustness.main(
+            {"dppo": [str(world / "finetune")]},
+            [Condition("env.randomization.mass", "1")],
+            str(tmp_path / "out"),
+        )
 
 
 def test_what_a_run_varied_in_training_is_off(world, tmp_path):
