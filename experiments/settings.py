@@ -194,6 +194,16 @@ def _hint(name: str, config: ConfigDict) -> str:
     known += {x.rpartition(".")[0] for x in known} - {""}
     if new_name(name) != name and new_name(name) in known:
         return f"it is called {new_name(name)} now; "
+    section, _, key = name.rpartition(".")
+    if section == "model.network":
+        owners = [
+            kind
+            for kind in networks.NETWORKS
+            if key in flatten(networks.default_config(kind).to_dict())
+        ]
+        if owners:
+            own = config.model.network.kind
+            return f"kind={' and '.join(owners)} has it, and kind={own} has not; "
     keys = {x.rpartition(".")[2]: x for x in reversed(known)}
     alike = difflib.get_close_matches(name, known, n=1) or [
         keys[key]

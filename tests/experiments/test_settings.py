@@ -206,6 +206,13 @@ def test_a_present_configuration_is_not_changed():
 UNET = ["model.network.dim=8", "model.network.kind=unet", "model.chunk=8"]
 
 
+def test_a_setting_of_another_kind_of_network_is_told_by_its_kind():
+    config = avoid.get_config("m1")
+    message = "kind=mlp.* has it, and kind=unet has not"
+    with pytest.raises(SettingsError, match=message):
+        override(config, ["model.network.kind=unet", "model.network.hidden_sizes=(8,)"])
+
+
 def test_a_kind_of_network_brings_its_settings_wherever_it_stands():
     config = avoid.get_config("m1")
     override(config, UNET)
