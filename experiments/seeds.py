@@ -119,9 +119,16 @@ def wandb_options(config: ConfigDict, stage: str) -> dict[str, Any] | None:
     """The argument `wandb` of `train`.
 
     Raises:
-        SettingsError: the package is missing, or an unknown mode.
+        SettingsError: the package is missing, an unknown mode, or settings without a
+            project.
     """
     if config.wandb.project is None:
+        idle = [name for name, value in config.wandb.items() if value is not None]
+        if idle:
+            raise SettingsError(
+                f"wandb.{idle[0]}={config.wandb[idle[0]]!r} needs wandb.project, "
+                "without which nothing is sent."
+            )
         return None
     modes = (None, "online", "offline")
     if config.wandb.mode not in modes:

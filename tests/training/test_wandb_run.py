@@ -134,7 +134,10 @@ def test_settings_become_arguments(wandb):
     assert wandb_options(config, "finetune") == wanted
     config.wandb.mode = "offline"
     assert wandb_options(config, "finetune") == {**wanted, "mode": "offline"}
-    config.wandb.mode = "ofline"
+    config.wandb.project = None
+    with pytest.raises(SettingsError, match="mode='offline' needs wandb.project"):
+        wandb_options(config, "finetune")
+    config.wandb.project, config.wandb.mode = "dppo", "ofline"
     with pytest.raises(SettingsError, match="wandb.mode='ofline' must be"):
         wandb_options(config, "finetune")
 
