@@ -93,6 +93,8 @@ def load_data(config: ConfigDict) -> Episodes:
             f"no demonstrations at {data}; run experiments.collect first, or pass "
             "--config.data=<file or folder>, see docs/data.md."
         )
+    if not Path(data).exists():
+        raise SettingsError(f"--config.data={data} does not exist; check the path.")
     episodes = load_demonstrations(data)
     encoder = config.model.network.encoder
     if "rgb" in episodes.observations and image_shape(encoder) is None:

@@ -42,6 +42,13 @@ def test_images_that_no_encoder_reads_are_refused_with_a_cure(tmp_path):
     assert "rgb" in load(tmp_path, images=True, changes=[cure]).observations
 
 
+def test_missing_data_are_named_with_their_setting(tmp_path):
+    absent = f"{tmp_path}/absent"
+    message = f"--config.data={absent} does not exist"
+    with pytest.raises(SettingsError, match=message):
+        load(tmp_path, changes=[f"data={absent}"])
+
+
 def test_huge_rewards_are_warned_of(tmp_path, capsys):
     load(tmp_path)
     assert "warning" not in capsys.readouterr().out
