@@ -1,9 +1,11 @@
 """Intervals that contain the expected score of a policy in 95 of 100 evaluations."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from scipy import special
+
+from dppo_jax.training.metric_names import SCORES
 
 CONFIDENCE = 0.95
 Interval = tuple[float, float]
@@ -52,6 +54,22 @@ def of_score(metrics: Mapping[str, float], num_episodes: int) -> dict[str, Inter
         value, error = metrics["episode_return"], metrics["episode_return_stderr"]
         found["episode_return"] = mean_interval(value, error, num_episodes)
     return {name: ends for name, ends in found.items() if ends is not None}
+
+
+def headline(
+    metrics: Mapping[str, float], num_episodes: int
+) -> tuple[str, float, Interval | None]:
+    """What a policy is judged by: the first of `SCORES`, its mean, and its interval."""
+    name = next(x for x in SCORES if x in metrics)
+    return name, metrics[name], of_score(metrics, num_episodes).get(name)
+
+
+def spread(
+    scores: Sequence[float], interval: Interval | None
+) -> tuple[float, Interval | None]:
+    """The mean over runs and their range; of one run its score and its interval."""
+    ends = (min(scores), max(scores)) if len(scores) > 1 else interval
+    return sum(scores) / len(scores), ends
 
 
 def in_words(ends: Interval | None) -> str:

@@ -31,7 +31,6 @@ from dppo_jax.envs import randomize
 from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import summarize
 from dppo_jax.training.config_file import write_atomically
-from dppo_jax.training.metric_names import SCORES
 from dppo_jax.training.run_directory import check_folder, make_folder
 from experiments import inputs, intervals, plots, processes, tables
 from experiments.command_line import Parser, split_changes, split_values
@@ -205,23 +204,17 @@ def _score(
     assert policy.act is not None  # Its run has a configuration.
     result = summarize(make_score(config, policy.act, policy.normalizer)(policy.params))
     count = config.evaluate.num_episodes
-    metric = next(name for name in SCORES if name in result)
-    ends = intervals.of_score(result, count).get(metric)
+    metric, score, ends = intervals.headline(result, count)
     print(
         f"{label} {run}  {condition.setting}={condition.value}: {metric} "
-        f"{result[metric]:.4g}  {intervals.in_words(ends)}".rstrip(),
+        f"{score:.4g}  {intervals.in_words(ends)}".rstrip(),
         flush=True,
     )
-    return Scored(
-        label, run, policy.iteration, condition, metric, result[metric], ends, count
-    )
+    return Scored(label, run, policy.iteration, condition, metric, score, ends, count)
 
 
 def _spread(cell: Sequence[Scored]) -> tuple[float, tuple[float, float] | None]:
-    """The mean of runs, and their range; of one run its interval."""
-    scores = [x.score for x in cell]
-    ends = (min(scores), max(scores)) if len(cell) > 1 else cell[0].interval
-    return float(np.mean(scores)), ends
+    return intervals.spread([x.score for x in cell], cell[0].interval)
 
 
 def _cells(scored: Sequence[Scored], label: str) -> dict[str, list[Scored]]:

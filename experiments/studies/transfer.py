@@ -29,15 +29,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dppo_jax import runtime
 from dppo_jax.envs import randomize
 from dppo_jax.errors import SettingsError
 from dppo_jax.exported import ABOUT
 from dppo_jax.training.checkpoint import newest_checkpoint
 from dppo_jax.training.config_file import write_atomically
-from dppo_jax.training.metric_names import SCORES
 from dppo_jax.training.run_directory import check_folder, make_folder
 from experiments import deploy, intervals, processes, tables
 from experiments.command_line import Parser, split_values
@@ -190,18 +187,14 @@ def make_table(scored: Sequence[Scored]) -> str:
         cells = [str(condition)]
         for label in labels:
             own = [x for x in scored if (x.label, x.condition) == (label, condition)]
-            cells.append(_cell([x.score for x in own], own[0].interval))
+            mean, ends = intervals.spread([x.score for x in own], own[0].interval)
+            cells.append(tables.with_interval(mean, ends))
         rows.append(cells)
     return tables.markdown([scored[0].metric.replace("_", " "), *labels], rows) + (
         f"\n\n{scored[0].num_episodes} episodes of each run by its exported policy. Of "
         "several runs: the mean, the least and the most; of one run: its 95 % "
         "interval.\n"
     )
-
-
-def _cell(scores: Sequence[float], interval: intervals.Interval | None) -> str:
-    ends = (min(scores), max(scores)) if len(scores) > 1 else interval
-    return tables.with_interval(float(np.mean(scores)), ends)
 
 
 def _check(condition: Condition, gymnasium: str) -> None:
@@ -286,9 +279,8 @@ def _scored(
     result: Mapping[str, float],
     num_episodes: int,
 ) -> Scored:
-    metric = next(x for x in SCORES if x in result)
-    ends = intervals.of_score(result, num_episodes).get(metric)
-    return Scored(label, run, condition, metric, result[metric], ends, num_episodes)
+    found = intervals.headline(result, num_episodes)
+    return Scored(label, run, condition, *found, num_episodes)
 
 
 def _rows(scored: Sequence[Scored]) -> str:
