@@ -104,7 +104,12 @@ def check_tables(group: h5py.Group, source: str) -> None:
             if isinstance(found, h5py.Group):
                 groups.append((f"{where}/{name}", found))
             elif isinstance(found, h5py.Dataset) and found.shape is not None:
-                size = math.prod(found.shape) * found.dtype.itemsize
+                try:
+                    size = math.prod(found.shape) * found.dtype.itemsize
+                except TypeError as error:  # A type that h5py does not know.
+                    raise SettingsError(
+                        f"{where}: {name} is damaged ({error})."
+                    ) from error
                 stored = found.id.get_storage_size()
                 check_expansion(size, stored, f"{where}: {name}")
 
