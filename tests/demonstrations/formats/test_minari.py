@@ -3,10 +3,13 @@
 import json
 import sys
 
+import h5py
 import numpy as np
 import pytest
 
 from dppo_jax.demonstrations import load_minari, save_minari
+from dppo_jax.demonstrations.formats.tables import check_tables
+from dppo_jax.errors import SettingsError
 from tests.demonstrations.raw import ACTIONS, LENGTHS, RAW, REWARDS, STATE, assert_same
 
 minari = pytest.importorskip("minari", reason="needs dppo_jax[minari]")
@@ -150,3 +153,16 @@ def test_a_missing_package_is_named_with_the_cure(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"minari, .*'dppo_jax\[minari\]'"):
             call()
     assert not (tmp_path / "other").exists()
+
+
+def test_a_type_that_hdf5_cannot_name_is_refused(tmp_path, monkeypatch):
+    """As in a file whose code of a string's encoding was changed."""
+
+    def unknown(_):
+        raise TypeError("Unknown string encoding (value 2)")
+
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["actions"] = np.zeros(3)
+        monkeypatch.setattr(h5py.Dataset, "dtype", property(unknown))
+        with pytest.raises(SettingsError, match="a: actions is damaged .Unknown str"):
+            check_tables(file, "a")
