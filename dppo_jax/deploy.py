@@ -117,6 +117,31 @@ def chunk_in_task_units(act: Any) -> Callable[..., Array]:
     return run
 
 
+def with_constants(
+    policy: LoadedPolicy, *, deterministic: bool
+) -> Callable[[Array, Obs], Array]:
+    """Make (key, obs [To, ...]) -> actions [n, Da] in task units, to be exported.
+
+    The parameters are NumPy arrays, so they become constants of the program.
+
+    Raises:
+        SettingsError: a policy without `act`.
+    """
+    if policy.act is None:
+        raise SettingsError(
+            "this run was written without a configuration, so nothing describes the "
+            "function of its policy; pass load_policy the policy that was trained."
+        )
+    sample = chunk_in_task_units(policy.act)
+    params = jax.tree.map(np.asarray, policy.params)
+
+    def run(key: Array, obs: Obs) -> Array:
+        chunk = sample(params, policy.normalizer, key, obs, deterministic=deterministic)
+        return chunk[: policy.num_actions]
+
+    return run
+
+
 @functools.lru_cache(maxsize=8)
 def _chunk_program(act: Any) -> Callable[..., Array]:
     """Compile `chunk_in_task_units`, once for each policy."""

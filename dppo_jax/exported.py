@@ -24,7 +24,7 @@ from jax import export
 
 from dppo_jax import onnx_file
 from dppo_jax.compared import Difference, compare
-from dppo_jax.deploy import LoadedPolicy, chunk_in_task_units
+from dppo_jax.deploy import LoadedPolicy, with_constants
 from dppo_jax.errors import SettingsError
 from dppo_jax.interop.safetensors_file import save_safetensors
 from dppo_jax.types import Array
@@ -67,19 +67,11 @@ def export_policy(
             "JAX writes exported programs with the package flatbuffers, which is not "
             'installed; run: pip install -e ".[deploy]" -c constraints.txt'
         )
-    if policy.act is None:
-        raise SettingsError(
-            "this run was written without a configuration, so nothing describes the "
-            "function of its policy; pass load_policy the policy that was trained."
-        )
-    sample = chunk_in_task_units(policy.act)
-    # Constants of the program, also those that are NumPy arrays now.
-    params = jax.tree.map(np.asarray, policy.params)
+    act = with_constants(policy, deterministic=deterministic)
 
     def run(seed: Array, obs: Mapping[str, Array]) -> Array:
         key = jax.random.key(seed, impl="threefry2x32")
-        chunk = sample(params, policy.normalizer, key, obs, deterministic=deterministic)
-        return chunk[: policy.num_actions]
+        return act(key, dict(obs))
 
     return export.export(jax.jit(run), platforms=tuple(platforms))(
         jax.ShapeDtypeStruct((), np.uint32), dict(policy.reads)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from dppo_jax.compared import Difference, compare
-from dppo_jax.deploy import LoadedPolicy, chunk_in_task_units
+from dppo_jax.deploy import LoadedPolicy, with_constants
 from dppo_jax.errors import SettingsError
 from dppo_jax.noise_inputs import Opened, open_draws
 from dppo_jax.types import Array
@@ -65,18 +65,7 @@ def to_onnx(policy: LoadedPolicy, *, deterministic: bool = True) -> OnnxProgram:
             converted, or whose file acts otherwise than the policy.
     """
     check_installed()
-    if policy.act is None:
-        raise SettingsError(
-            "this run was written without a configuration, so nothing describes the "
-            "function of its policy; pass load_policy the policy that was trained."
-        )
-    sample = chunk_in_task_units(policy.act)
-    params = jax.tree.map(np.asarray, policy.params)
-
-    def act(key: Array, obs: Mapping[str, Array]) -> Array:
-        chunk = sample(params, policy.normalizer, key, obs, deterministic=deterministic)
-        return chunk[: policy.num_actions]
-
+    act = with_constants(policy, deterministic=deterministic)
     opened = open_draws(act, dict(policy.reads))
     single = len(opened.shapes) == 1
     names = ["noise"] if single else [f"noise_{i}" for i in range(len(opened.shapes))]
