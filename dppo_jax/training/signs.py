@@ -160,10 +160,13 @@ def _far_outside(rows: Rows, settings: Settings) -> str | None:
     share = _recent(rows, "obs_outside")
     if not share or min(share) <= MOST_OUTSIDE:
         return None
+    shorter = max(settings.get("env.max_steps", 200) // 2, 1)
     return (
         f"{share[-1]:.0%} of the entries of normalised observations lie outside "
-        "[-2, 2], where the policy has seen no data. Expect that if failures lead "
-        "there, such as objects that fall; else use bounds and data of the same task, "
+        "[-2, 2], where the policy has seen no data. If failures lead there, such as "
+        "objects that fall, learning from what follows them can make the policy worse; "
+        f"then end episodes sooner, {settings.flag('env.max_steps', shorter)}, but not "
+        "before the longest demonstration. Else use bounds and data of the same task, "
         "version and units"
     )
 
