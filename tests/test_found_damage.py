@@ -81,6 +81,19 @@ def columns(**changes):
     return demonstrations.lerobot(demonstrations.COLUMNS | changes)
 
 
+def required(name):
+    """The schema says that no row is missing, but not the statistics of the column.
+
+    The package ends the process if it is asked for the metadata of that column.
+    """
+    content = demonstrations.lerobot()["data/chunk-000/file-000.parquet"]
+    # Optional, then the length of the name: as Thrift writes an entry of the schema.
+    optional = b"5\x02\x18" + bytes([len(name)]) + name.encode()
+    assert content.count(optional) == 1
+    changed = content.replace(optional, optional.replace(b"5\x02", b"5\x00"))
+    return demonstrations.lerobot() | {"data/chunk-000/file-000.parquet": changed}
+
+
 def two_sizes():
     name = "data/chunk-000/file-001.parquet"
     other = columns(**{"observation.state": [[1.0]] * 5, "episode_index": [2] * 5})
@@ -232,6 +245,10 @@ CASES = {
     "two rewards for a step": (
         *("lerobot", lambda: columns(**{"next.reward": [[1.0, 2.0]] * 5})),
         r"next.reward \(5, 2\) must have one entry",
+    ),
+    "a column whose statistics fit another schema": (
+        *("lerobot", lambda: required("action")),
+        "file-000.parquet is not a readable Parquet file .Definition level histogram",
     ),
     "files of two tasks": ("lerobot", two_sizes, "2 different sizes"),
     "a number that stands for a billion": (
