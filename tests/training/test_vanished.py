@@ -1,7 +1,8 @@
-"""A directory that vanishes while a run writes to it ends the run, not its past."""
+"""A directory that vanishes or a disk that fills up ends a run, but not its past."""
 
 import contextlib
 import os
+import resource
 import shutil
 import time
 
@@ -68,3 +69,24 @@ def test_a_directory_that_cannot_be_written_any_more_ends_a_run(tmp_path, monkey
     monkeypatch.undo()
     assert read_policy(tmp_path).iteration == 2
     assert count(tmp_path, 3)["x"] == 2.0**3
+
+
+def test_a_run_whose_disk_is_full_ends_and_resumes_when_there_is_space(tmp_path):
+    """The limit of a file's size stands for it; rows and events grow until it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def evaluate(params, run_dir, iteration):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        return {"score": float(iteration)}
+
+    settings = dict(evaluate_every=10, checkpoint_every=10)
+    try:
+        with pytest.raises(OSError) as raised:
+            count(tmp_path, 400, evaluate=evaluate, **settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path) in str(raised.value)
+    before = iterations(tmp_path)
+    assert 10 <= read_policy(tmp_path).iteration <= before[-1] < 100
+    assert count(tmp_path, before[-1] + 5)["x"] == 2.0 ** (before[-1] + 5)
+    assert iterations(tmp_path) == [*before, *range(before[-1] + 1, before[-1] + 6)]
