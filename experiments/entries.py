@@ -252,7 +252,12 @@ def _check_episodes(entries: Sequence[Entry]) -> None:
     totals: dict[str, int] = {}
     for label, _, config, data, policy in entries:
         num = config.pretrain.num_episodes
-        if num is None or not policy or Path(policy).exists() or not Path(data).exists():
+        if (
+            num is None
+            or not policy
+            or Path(policy).exists()
+            or not Path(data).exists()
+        ):
             continue
         if data not in totals:
             totals[data] = len(load_demonstrations(data).episode_lengths)

@@ -76,7 +76,7 @@ def load_minari(
         rewarded = not dataset.storage.metadata.get(_NO_REWARDS, False)
         indices = dataset.episode_indices[:max_episodes]
         episodes = iter(dataset.iterate_episodes(indices))
-    parts = []
+    parts: list[Episodes] = []
     while True:
         with _trusting(folder):
             episode = next(episodes, None)
@@ -111,7 +111,9 @@ def _check_arrow_files(folder: Path) -> None:
             continue  # The package does not read them as tables.
         if not path.is_file():
             raise SettingsError(f"{path} is no file; copy the data again.")
-        ipc = import_extra("pyarrow.ipc", "lerobot", f"{path} is an Arrow file; reading")
+        ipc = import_extra(
+            "pyarrow.ipc", "lerobot", f"{path} is an Arrow file; reading"
+        )
         with _trusting(path):
             with ipc.open_file(path) as file:
                 for index in range(file.num_record_batches):

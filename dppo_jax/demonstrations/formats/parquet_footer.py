@@ -46,9 +46,9 @@ def read_footer(path: Path) -> list[list[ColumnChunk]]:
         return [
             [
                 ColumnChunk(
-                    num_values=column[_ABOUT][_VALUES],
-                    num_rows=group[_ROWS],
-                    stored=column[_ABOUT][_COMPRESSED],
+                    num_values=int(column[_ABOUT][_VALUES]),
+                    num_rows=int(group[_ROWS]),
+                    stored=int(column[_ABOUT][_COMPRESSED]),
                 )
                 for column in group[_COLUMNS]
             ]
@@ -81,7 +81,7 @@ class _Compact:
         """Fields by number; those that nobody needs have no value."""
         fields: dict[int, Any] = {}
         number = 0
-        while head := self._natural(width=1):
+        while head := self._byte():
             # A number that is far from the last one follows on its own.
             number = number + (head >> 4) if head >> 4 else self._integer()
             kind = head & 15
@@ -92,19 +92,18 @@ class _Compact:
     def _value(self, kind: int) -> Any:
         if kind in _INTS:
             return self._integer()
-        if kind == _BINARY:
-            return self._skip(self._natural())
         if kind == _STRUCT:
             return self.struct()
         if kind in (_LIST, _SET):
-            head = self._natural(width=1)
+            head = self._byte()
             count = head >> 4 if head >> 4 < 15 else self._natural()
             return [self._value(head & 15) for _ in range(count)]
         if kind == _MAP:
             count = self._natural()
-            kinds = self._natural(width=1) if count else 0
+            kinds = self._byte() if count else 0
             return [self._value(x) for _ in range(count) for x in divmod(kinds, 16)]
-        return self._skip(_WIDTHS[kind])
+        self._skip(self._natural() if kind == _BINARY else _WIDTHS[kind])
+        return None
 
     def _skip(self, length: int) -> None:
         self._place += length
@@ -115,18 +114,16 @@ class _Compact:
         number = self._natural()
         return -(number >> 1) - 1 if number & 1 else number >> 1
 
-    def _natural(self, width: int = 0) -> int:
-        """A number of `width` bytes; 0: of as many as it says, at most ten."""
-        byte = self._content[self._place]
-        self._place += 1
-        if byte < 128 or width:
-            return byte
-        number, shift = byte & 127, 7
-        while byte >= 128:
-            byte = self._content[self._place]
-            self._place += 1
+    def _natural(self) -> int:
+        """A number of at most ten bytes, seven bits of each, the last bits first."""
+        number = 0
+        for shift in range(0, 70, 7):
+            byte = self._byte()
             number |= (byte & 127) << shift
-            shift += 7
-            if shift > 70:
-                raise IndexError(number)
-        return number
+            if byte < 128:
+                return number
+        raise IndexError(number)
+
+    def _byte(self) -> int:
+        self._place += 1
+        return self._content[self._place - 1]
