@@ -110,6 +110,26 @@ def torch(instructions):
     return {"a.pt": damage.zipped(members)}
 
 
+def not_utf8(content, name, index):
+    """An archive whose name is no text: in front of its bytes (0), or in the list (1)."""
+    before, *after = content.split(name.encode())
+    assert len(after) == 2
+    names = [name.encode(), name.encode()]
+    names[index] = name.encode().replace(b"\xc3", b"\xff")
+    return before + names[0] + after[0] + names[1] + after[1]
+
+
+def torch_not_utf8(index):
+    content = damage.zipped([("é/data.pkl", b"\x80\x02}.")])
+    return {"a.pt": not_utf8(content, "é/data.pkl", index)}
+
+
+def npz_not_utf8():
+    case = npz()
+    members = [*damage.unzipped(case["train.npz"]), ("é", b"")]
+    return case | {"train.npz": not_utf8(damage.zipped(members), "é", 1)}
+
+
 def repeated(size):
     """A tensor [size] with a stride of 0, so that one number stands for all."""
     storage = b"(" + policies.STORAGE + b"K\x06tQ"
@@ -155,6 +175,18 @@ CASES = {
     "zeros that fill the memory": (
         *("dppo_npz", lambda: npz(states=np.zeros((2_000_000, 2)))),
         "states would take .* GB",
+    ),
+    "an archive in whose list a name is no text": (
+        *("dppo_npz", npz_not_utf8),
+        "train.npz is not a readable .*utf-8",
+    ),
+    "a checkpoint in whose list a name is no text": (
+        *("torch", lambda: torch_not_utf8(1)),
+        "a.pt is not a readable .*utf-8",
+    ),
+    "a checkpoint of which an entry is named by no text": (
+        *("torch", lambda: torch_not_utf8(0)),
+        "a.pt is not a readable .*utf-8",
     ),
     "an array without axes": (
         *("dppo_npz", lambda: npz(actions=np.float32(1))),
