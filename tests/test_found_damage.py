@@ -111,7 +111,7 @@ def torch(instructions):
 
 
 def not_utf8(content, name, index):
-    """An archive whose name is no text: in front of its bytes (0), or in the list (1)."""
+    """An archive with a name that is no text: before its bytes (0), or listed (1)."""
     before, *after = content.split(name.encode())
     assert len(after) == 2
     names = [name.encode(), name.encode()]

@@ -102,13 +102,10 @@ class _Compact:
             count = self._natural()
             kinds = self._byte() if count else 0
             return [self._value(x) for _ in range(count) for x in divmod(kinds, 16)]
-        self._skip(self._natural() if kind == _BINARY else _WIDTHS[kind])
-        return None
-
-    def _skip(self, length: int) -> None:
+        length = self._natural() if kind == _BINARY else _WIDTHS[kind]
+        # Beyond the end there is no next byte, which every structure needs.
         self._place += length
-        if self._place > len(self._content):
-            raise IndexError(length)
+        return None
 
     def _integer(self) -> int:
         number = self._natural()
