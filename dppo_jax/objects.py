@@ -125,6 +125,16 @@ def takes(function: Any, argument: str) -> bool:
     )
 
 
+def accepts(function: Any, argument: str) -> bool:
+    """Whether `function` can be called with the keyword `argument`."""
+    if not callable(function):
+        return False
+    parameters = inspect.signature(function).parameters.values()
+    return takes(function, argument) or any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters
+    )
+
+
 def _module(name: str, reference: str, hint: str) -> ModuleType:
     try:
         return importlib.import_module(name)

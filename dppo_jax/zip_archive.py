@@ -6,11 +6,11 @@ import zipfile
 import zlib
 from typing import IO
 
-# What `zipfile` raises of damaged archives; the last one is of kinds of compression or
-# encryption that it does not know.
+# What `zipfile` raises of damaged archives; the last two are of kinds of compression or
+# encryption that it does not know, and of names that are no text.
 UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
-    NotImplementedError,
+    *(NotImplementedError, UnicodeDecodeError),
 )
 
 

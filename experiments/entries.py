@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import find_algorithm
+from dppo_jax.demonstrations import load_demonstrations
 from dppo_jax.demonstrations.formats.dppo_npz import NORMALIZER_FILE
 from dppo_jax.envs import randomize
 from dppo_jax.envs.action_noise import check_noise
@@ -17,7 +18,7 @@ from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.old_settings import flatten, updated
 from dppo_jax.training.run_directory import check_folder
 from experiments import directories, inputs
-from experiments.seeds import check_seed
+from experiments.seeds import check_seed, wandb_options
 from experiments.settings import as_flag, load_config, override, settings_of
 
 # The file that marks the folder of a comparison; it holds the settings of its entries.
@@ -149,8 +150,10 @@ def _check_early(config: ConfigDict) -> None:
     """Refuse what would otherwise end a run after hours of those before it.
 
     Raises:
-        SettingsError: a policy, noise or randomisation that cannot be.
+        SettingsError: a policy, noise or randomisation that cannot be, or metrics that
+            cannot be sent.
     """
+    wandb_options(config, "finetune")
     if config.model.chunk < 1:
         raise SettingsError(f"model.chunk={config.model.chunk} must be at least 1.")
     if ":" not in config.model.network.kind:
@@ -211,7 +214,8 @@ def prepare(
 
     Raises:
         SettingsError: the folder holds something else, or an entry with other
-            settings; or an entry that has not begun names what does not exist.
+            settings; or an entry that has not begun names what does not exist, or
+            clones from more demonstrations than there are.
     """
     check_folder(output, flag="--output")
     record = Path(output) / RECORD
@@ -232,13 +236,36 @@ def prepare(
     known = saved | {entry.label: entry.config for entry in entries}
     data = {label: _find_data(label, known, output) for label in known}
     policies = _find_policies(known, data, output)
-    plain = {label: directories.as_json(config) for label, config in known.items()}
-    if write:
-        write_atomically(record, json.dumps({"entries": plain}, indent=2) + "\n")
-    return [
+    found = [
         entry._replace(data=data[entry.label], policy=policies.get(entry.label, ""))
         for entry in entries
     ]
+    _check_episodes(found)
+    plain = {label: directories.as_json(config) for label, config in known.items()}
+    if write:
+        write_atomically(record, json.dumps({"entries": plain}, indent=2) + "\n")
+    return found
+
+
+def _check_episodes(entries: Sequence[Entry]) -> None:
+    """Refuse to clone from more demonstrations than the data have."""
+    totals: dict[str, int] = {}
+    for label, _, config, data, policy in entries:
+        num = config.pretrain.num_episodes
+        if (
+            num is None
+            or not policy
+            or Path(policy).exists()
+            or not Path(data).exists()
+        ):
+            continue
+        if data not in totals:
+            totals[data] = len(load_demonstrations(data).episode_lengths)
+        if not 1 <= num <= totals[data]:
+            raise SettingsError(
+                f"{label}: pretrain.num_episodes={num} must lie between 1 and the "
+                f"{totals[data]} episodes in {data}; None takes all."
+            )
 
 
 def about_output(message: Exception | str) -> str:

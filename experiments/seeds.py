@@ -20,16 +20,17 @@ from experiments import console, directories, dry_run, latest
 
 
 def check_seeds(config: ConfigDict, *, steps_env: bool) -> None:
-    """Refuse a number of seeds that cannot be trained.
+    """Refuse before anything is built what `train_seeds` could not do.
 
     Args:
         steps_env: whether training steps environments; for several seeds these must
             be pure.
 
     Raises:
-        SettingsError: less than one seed, several with host environments, or numbers
-            that are no seeds.
+        SettingsError: less than one seed, several with host environments, numbers
+            that are no seeds, or metrics that cannot be sent, see `wandb_options`.
     """
+    wandb_options(config, "")
     if config.num_seeds < 1:
         raise SettingsError(f"num_seeds={config.num_seeds} must be at least 1.")
     check_seed("seed", config.seed, last=config.seed + config.num_seeds - 1)

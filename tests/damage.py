@@ -278,6 +278,10 @@ class Watch:
     """Notes what a reader does beside reading; use as a context manager.
 
     An audit hook cannot be removed, so there is one for all, which looks only within.
+
+    Args:
+        seconds: after which reading raises `Hang`; 0: never, for callers that have an
+            alarm of their own.
     """
 
     _now: "Watch | None" = None
@@ -296,13 +300,15 @@ class Watch:
             sys.addaudithook(Watch._audit)
             Watch._hooked = True
         Watch._now = self
-        self._before = signal.signal(signal.SIGALRM, self._stop)
-        signal.alarm(self._seconds)
+        if self._seconds:
+            self._before = signal.signal(signal.SIGALRM, self._stop)
+            signal.alarm(self._seconds)
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, self._before)
+        if self._seconds:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, self._before)
         Watch._now = None
 
     @staticmethod

@@ -81,6 +81,19 @@ def columns(**changes):
     return demonstrations.lerobot(demonstrations.COLUMNS | changes)
 
 
+def required(name):
+    """The schema says that no row is missing, but not the statistics of the column.
+
+    The package ends the process if it is asked for the metadata of that column.
+    """
+    content = demonstrations.lerobot()["data/chunk-000/file-000.parquet"]
+    # Optional, then the length of the name: as Thrift writes an entry of the schema.
+    optional = b"5\x02\x18" + bytes([len(name)]) + name.encode()
+    assert content.count(optional) == 1
+    changed = content.replace(optional, optional.replace(b"5\x02", b"5\x00"))
+    return demonstrations.lerobot() | {"data/chunk-000/file-000.parquet": changed}
+
+
 def two_sizes():
     name = "data/chunk-000/file-001.parquet"
     other = columns(**{"observation.state": [[1.0]] * 5, "episode_index": [2] * 5})
@@ -95,6 +108,26 @@ def torch(instructions):
     storage = np.arange(6, dtype=np.float32).tobytes()
     members = [("a/data.pkl", b"\x80\x02" + instructions + b"."), ("a/data/0", storage)]
     return {"a.pt": damage.zipped(members)}
+
+
+def not_utf8(content, name, index):
+    """An archive with a name that is no text: before its bytes (0), or listed (1)."""
+    before, *after = content.split(name.encode())
+    assert len(after) == 2
+    names = [name.encode(), name.encode()]
+    names[index] = name.encode().replace(b"\xc3", b"\xff")
+    return before + names[0] + after[0] + names[1] + after[1]
+
+
+def torch_not_utf8(index):
+    content = damage.zipped([("é/data.pkl", b"\x80\x02}.")])
+    return {"a.pt": not_utf8(content, "é/data.pkl", index)}
+
+
+def npz_not_utf8():
+    case = npz()
+    members = [*damage.unzipped(case["train.npz"]), ("é", b"")]
+    return case | {"train.npz": not_utf8(damage.zipped(members), "é", 1)}
 
 
 def repeated(size):
@@ -142,6 +175,18 @@ CASES = {
     "zeros that fill the memory": (
         *("dppo_npz", lambda: npz(states=np.zeros((2_000_000, 2)))),
         "states would take .* GB",
+    ),
+    "an archive in whose list a name is no text": (
+        *("dppo_npz", npz_not_utf8),
+        "train.npz is not a readable .*utf-8",
+    ),
+    "a checkpoint in whose list a name is no text": (
+        *("torch", lambda: torch_not_utf8(1)),
+        "a.pt is not a readable .*utf-8",
+    ),
+    "a checkpoint of which an entry is named by no text": (
+        *("torch", lambda: torch_not_utf8(0)),
+        "a.pt is not a readable .*utf-8",
     ),
     "an array without axes": (
         *("dppo_npz", lambda: npz(actions=np.float32(1))),
@@ -232,6 +277,10 @@ CASES = {
     "two rewards for a step": (
         *("lerobot", lambda: columns(**{"next.reward": [[1.0, 2.0]] * 5})),
         r"next.reward \(5, 2\) must have one entry",
+    ),
+    "a column whose statistics fit another schema": (
+        *("lerobot", lambda: required("action")),
+        "file-000.parquet is not a readable Parquet file .Definition level histogram",
     ),
     "files of two tasks": ("lerobot", two_sizes, "2 different sizes"),
     "a number that stands for a billion": (

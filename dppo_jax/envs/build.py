@@ -13,7 +13,7 @@ from dppo_jax.envs.adapters.host import host_vec_env
 from dppo_jax.envs.core import vectorize
 from dppo_jax.envs.outside import apply_wrapper
 from dppo_jax.envs.quarantine import quarantine
-from dppo_jax.envs.tasks import make_task
+from dppo_jax.envs.tasks import make_task, takes_option
 from dppo_jax.envs.wrappers import (
     action_notes,
     chunk_actions,
@@ -79,17 +79,13 @@ def _make_disturbed(config: ConfigDict) -> Env:
     spread = config.randomization.initial_state
     if not spread:
         return make_single(config)
-    try:
-        options = {**_options(config), _INITIAL: spread}
-        return _make_wrapped(config, options)
-    except SettingsError as error:
-        if _INITIAL not in str(error):
-            raise
+    if not takes_option(config.task, _INITIAL):
         raise SettingsError(
             f"env.randomization.initial_state={spread} is passed to the task as "
             f"{_INITIAL}, which {config.task} does not take; leave it at 0, or add the "
             "argument to a task of yours."
-        ) from None
+        )
+    return _make_wrapped(config, {**_options(config), _INITIAL: spread})
 
 
 def make_env(

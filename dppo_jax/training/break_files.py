@@ -99,9 +99,7 @@ def load_break(
     )
     leaves = [jnp.asarray(found[name], x.dtype) for name, x in names.items()]
     saved = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    state = jax.tree.map(
-        lambda x, y: jax.random.wrap_key_data(x) if _is_key(y) else x, saved, like
-    )
+    state = jax.tree.map(_as_before, saved, like)
     return env, state, jnp.asarray(arrays["action"])[None]
 
 
@@ -111,3 +109,12 @@ def _is_key(x: Any) -> bool:
 
 def _as_saved(x: Any) -> Any:
     return jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
+
+
+def _as_before(saved: Any, like: Any) -> Any:
+    """Undo `_as_saved`, with the generator that the keys of the environment have."""
+    if not _is_key(like):
+        return saved
+    generator: list[Any] = []  # Told of arrays, not of their shapes.
+    jax.eval_shape(lambda key: generator.append(jax.random.key_impl(key)), like)
+    return jax.random.wrap_key_data(saved, impl=generator[0])

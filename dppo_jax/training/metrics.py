@@ -3,6 +3,7 @@
 They also go to Weights & Biases if that is asked for (`wandb_run`).
 """
 
+import contextlib
 import csv
 import math
 import os
@@ -72,7 +73,8 @@ class MetricsWriter:
         """Flush and close the files."""
         try:
             if self._events is not None:
-                self._events.close()
+                with _naming(self._path.parent):
+                    self._events.close()
         finally:
             if self._wandb is not None:
                 self._wandb.close()
@@ -88,6 +90,10 @@ class MetricsWriter:
         Raises:
             OSError: a file cannot be written, for example because the disk is full.
         """
+        with _naming(self._path.parent):
+            self._write(iteration, metrics)
+
+    def _write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         # First, and last so that a task's metric of this name does not replace it.
         first = {"iteration": float(iteration)}
         row = first | {k: float(v) for k, v in metrics.items()} | first
@@ -115,6 +121,17 @@ class MetricsWriter:
                 writer.writeheader()
             writer.writerows(_printable(row) for row in self._rows)
         temporary.replace(self._path)
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Adds to an error of writing where that was; a full disk does not say it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 class _Events:

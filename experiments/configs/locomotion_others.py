@@ -128,8 +128,9 @@ def use_sac(config: ConfigDict) -> None:
     # An evaluation is ten episodes, as many steps as 40 iterations collect.
     config.evaluate.num_episodes = config.evaluate.num_envs = 10
     loop.log_every, loop.evaluate_every = 10, 40
-    # Every checkpoint holds the replay buffer, 112 bytes for a transition of Hopper.
-    loop.checkpoint_every = 100
+    # Every checkpoint holds the replay buffer, 112 bytes for a transition of Hopper,
+    # and takes as long as a dozen iterations.
+    loop.checkpoint_every = 1000
 
 
 def use_demonstrations(config: ConfigDict, name: str) -> None:

@@ -193,6 +193,31 @@ def test_tasks_that_know_no_noise_on_the_initial_state_say_so():
     build.make_single(config)  # Demonstrations are collected without it.
 
 
+def fails(*, initial_noise=0.0):
+    raise SettingsError(f"initial_noise={initial_noise} is too large for this task.")
+
+
+def takes_any(**options):
+    raise SettingsError(f"got {options}")
+
+
+@pytest.mark.parametrize(
+    "task, message",
+    [
+        # What a task says about its own argument is not replaced.
+        (f"{__file__}:fails", "initial_noise=0.1 is too large for this task"),
+        (f"{__file__}:takes_any", "got {'initial_noise': 0.1}"),
+        ("brax:ant", "initial_noise, which brax:ant does not take"),
+        ("hoper", "Unknown task 'hoper'"),
+    ],
+)
+def test_only_a_task_without_the_argument_is_said_to_lack_it(task, message):
+    config = default_config()
+    config.task, config.randomization.initial_state = task, 0.1
+    with pytest.raises(SettingsError, match=message):
+        build._make_disturbed(config)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dppo_jax.demonstrations import save_dppo_npz
 from dppo_jax.errors import SettingsError
+from dppo_jax.training import wandb_run
 from dppo_jax.training.metrics import read_metrics
 from experiments import compare, entries, scores
 from experiments.settings import load_config, override
 from tests.conftest import REPOSITORY
+from tests.demonstrations.raw import RAW
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
 
@@ -361,10 +364,24 @@ def test_a_comparison_resumes_after_settings_were_added(programs):
     assert found(*words) == before
 
 
-def test_a_comparison_resumes_with_metrics_sent_elsewhere(programs):
+def test_a_comparison_resumes_with_metrics_sent_elsewhere(programs, monkeypatch):
+    monkeypatch.setattr(wandb_run, "check_installed", lambda: None)
     assert compare.main(["--output=out", "--seeds=1", "a=tiny.py"]) == 0
     sent = found("a=tiny.py", "--config.wandb.project=dppo")
     assert sent == [("out/a/data", "out/a/pretrain")]
+
+
+def test_more_demonstrations_than_there_are_are_refused_before_anything_runs(programs):
+    save_dppo_npz("demos", RAW)
+    words = ("a=tiny.py", "--config.data=demos", "--config.pretrain.num_episodes=3")
+    with pytest.raises(SettingsError, match="a: .*=3 .* the 2 episodes in demos"):
+        found(*words)
+    assert not Path("out").exists()
+    found(*words, "--config.pretrain.num_episodes=2")
+    Path("out/a/pretrain").mkdir(
+        parents=True
+    )  # Once cloned, the data may have changed.
+    found(*words)
 
 
 def test_a_finished_comparison_needs_no_data_any_more(programs):

@@ -161,6 +161,14 @@ def test_a_physics_state_breaks_again(engine, tmp_path, monkeypatch):
     assert outcome.metrics["diverged"] == 1
 
 
+def test_keys_get_back_the_generator_of_their_environment():
+    for generator in ("threefry2x32", "rbg"):
+        key = jax.random.key(3, impl=generator)
+        like = jax.eval_shape(lambda key: key, key)
+        again = break_files._as_before(jax.random.key_data(key), like)
+        assert again.dtype == key.dtype and tiny.same(again, key)
+
+
 def test_of_many_devices_the_first_that_found_a_break_tells_it():
     found = jnp.array([False, True, True])
     tree = {"found": found, "x": jnp.array([jnp.nan, 5, 7]), "env": jnp.arange(3)}

@@ -1,15 +1,19 @@
-"""A directory that vanishes while a run writes to it ends the run, not its past."""
+"""A directory that vanishes or a disk that fills up ends a run, but not its past."""
 
 import contextlib
+import gc
 import os
+import resource
 import shutil
 import time
+import warnings
 
 import pytest
 
 from dppo_jax.training.checkpoint import read_policy
 from tests.counting import count, iterations
 
+SOMETIMES = dict(checkpoint_every=10)
 EVERY = dict(evaluate_every=1, checkpoint_every=1, keep_best="score")
 
 
@@ -68,3 +72,29 @@ def test_a_directory_that_cannot_be_written_any_more_ends_a_run(tmp_path, monkey
     monkeypatch.undo()
     assert read_policy(tmp_path).iteration == 2
     assert count(tmp_path, 3)["x"] == 2.0**3
+
+
+def test_a_run_whose_disk_is_full_ends_and_resumes_when_there_is_space(tmp_path):
+    """The limit of a file's size stands for it; rows and events grow until it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def evaluate(params, run_dir, iteration):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        return {"score": float(iteration)}
+
+    try:
+        with pytest.raises(OSError) as raised:
+            count(tmp_path, 400, evaluate=evaluate, evaluate_every=10, **SOMETIMES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path) in str(raised.value)
+    with warnings.catch_warnings():
+        # TensorBoard's file, which could not be closed.
+        warnings.simplefilter("ignore", ResourceWarning)
+        del raised
+        gc.collect()
+    before = iterations(tmp_path)
+    assert 10 <= read_policy(tmp_path).iteration <= before[-1] < 100
+    last = int(before[-1]) + 5
+    assert count(tmp_path, last, **SOMETIMES)["x"] == 2.0**last
+    assert iterations(tmp_path) == list(range(last + 1))

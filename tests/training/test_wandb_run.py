@@ -15,6 +15,7 @@ from dppo_jax.training import seeds, wandb_run
 from dppo_jax.training.config_file import save_config
 from dppo_jax.training.loop import train
 from dppo_jax.training.metrics import MetricsWriter, read_metrics
+from experiments import entries
 from experiments import seeds as stage_seeds
 from experiments.defaults import default_config
 from experiments.seeds import wandb_options
@@ -140,6 +141,15 @@ def test_settings_become_arguments(wandb):
     config.wandb.project, config.wandb.mode = "dppo", "ofline"
     with pytest.raises(SettingsError, match="wandb.mode='ofline' must be"):
         wandb_options(config, "finetune")
+
+
+def test_wrong_settings_are_found_before_anything_is_built():
+    config = default_config()
+    config.wandb.mode = "offline"
+    with pytest.raises(SettingsError, match="needs wandb.project"):
+        stage_seeds.check_seeds(config, steps_env=True)
+    with pytest.raises(SettingsError, match="needs wandb.project"):
+        entries._check_early(config)
 
 
 def test_a_stage_hands_them_to_training(wandb, tmp_path, monkeypatch):

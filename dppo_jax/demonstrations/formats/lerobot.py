@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dppo_jax.demonstrations.dataset import Episodes, check_episodes
+from dppo_jax.demonstrations.formats.parquet_footer import read_footer
 from dppo_jax.demonstrations.formats.tables import (
     as_float32,
     check_max_episodes,
@@ -238,7 +239,7 @@ def _read_batches(
                 unique = dict.fromkeys((*required, _REWARD, _DONE, _TRUNCATED))
                 names = [name for name in unique if name in there]
                 whole = [name for name in (_EPISODE, _FRAME) if name in there]
-                _check_expansion(file.metadata, [*names, *whole], path)
+                _check_expansion(file.schema, [*names, *whole], path)
                 for batch in file.iter_batches(_BATCH_ROWS, columns=[*names, *whole]):
                     if batch.num_rows:
                         columns = {n: _table(batch.column(n), n, path) for n in names}
@@ -256,19 +257,24 @@ def _read_batches(
             ) from error
 
 
-def _check_expansion(metadata: Any, names: Sequence[str], path: Path) -> None:
-    """Refuse columns that expand too far, as runs of one value do."""
+def _check_expansion(schema: Any, names: Sequence[str], path: Path) -> None:
+    """Refuse columns that expand too far, as runs of one value do.
+
+    Args:
+        schema: the Parquet schema; the columns in the footer have its order.
+    """
     size, stored = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for index in range(metadata.num_columns):
-            column = group.column(index)
+    paths = [schema.column(index).path for index in range(len(schema))]
+    for group in read_footer(path):
+        for column_path, column in zip(paths, group):
             # That of a list is followed by the names of its parts.
             for name in names:
-                if f"{column.path_in_schema}.".startswith(f"{name}."):
-                    size[name] += 8 * max(column.num_values, group.num_rows)
-                    stored[name] += column.total_compressed_size
+                if f"{column_path}.".startswith(f"{name}."):
+                    size[name] += 8 * max(column.num_values, column.num_rows)
+                    stored[name] += column.stored
+    whole = path.stat().st_size
     for name in names:
-        check_expansion(size[name], stored[name], f"{path}: {name}")
+        check_expansion(size[name], min(stored[name], whole), f"{path}: {name}")
 
 
 def _whole(column: Any, name: str, path: Path) -> np.ndarray:

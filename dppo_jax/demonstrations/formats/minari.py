@@ -5,10 +5,11 @@ A data set is a folder, such as `~/.minari/datasets/mujoco/hopper/medium-v0`. It
 observations.
 """
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,26 +66,58 @@ def load_minari(
     for path in sorted(folder.glob("*.hdf5")):
         with open_hdf5(path) as file:
             check_tables(file, str(path))
+    _check_arrow_files(folder)
     minari = import_extra(
         "minari", "minari", f"{folder} is a Minari data set; reading it"
     )
-    try:
+    with _trusting(folder):
         dataset = minari.MinariDataset(folder)
         space = dataset.action_space
         rewarded = not dataset.storage.metadata.get(_NO_REWARDS, False)
         indices = dataset.episode_indices[:max_episodes]
-        parts = [
-            _read(episode, obs_keys, space, rewarded, f"{folder}: episode {episode.id}")
-            for episode in dataset.iterate_episodes(indices)
-        ]
-    except SettingsError:
+        episodes = iter(dataset.iterate_episodes(indices))
+    parts: list[Episodes] = []
+    while True:
+        with _trusting(folder):
+            episode = next(episodes, None)
+        if episode is None:
+            return concatenate(parts, str(folder))
+        source = f"{folder}: episode {episode.id}"
+        parts.append(_read(episode, obs_keys, space, rewarded, source))
+
+
+@contextlib.contextmanager
+def _trusting(folder: Path) -> Iterator[None]:
+    """Runs the package, which trusts its files and fails anyhow if they are damaged."""
+    try:
+        yield
+    except (SettingsError, MemoryError):
         raise
-    except Exception as error:  # The package trusts its files.
+    except Exception as error:
         raise SettingsError(
             f"{folder} is not a readable Minari data set ({error!r}); download it "
             "again."
         ) from error
-    return concatenate(parts, str(folder))
+
+
+def _check_arrow_files(folder: Path) -> None:
+    """Check the files of a data set that is stored in Arrow's format.
+
+    Their buffers are used as they are, so that wrong positions in them would be read
+    from elsewhere in memory.
+    """
+    for path in sorted(folder.glob("*/*")):
+        if path.name == _METADATA or path.name.startswith((".", "_")):
+            continue  # The package does not read them as tables.
+        if not path.is_file():
+            raise SettingsError(f"{path} is no file; copy the data again.")
+        ipc = import_extra(
+            "pyarrow.ipc", "lerobot", f"{path} is an Arrow file; reading"
+        )
+        with _trusting(path):
+            with ipc.open_file(path) as file:
+                for index in range(file.num_record_batches):
+                    file.get_batch(index).validate(full=True)
 
 
 def save_minari(folder: str | os.PathLike, episodes: Episodes) -> None:

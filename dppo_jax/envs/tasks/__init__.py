@@ -12,7 +12,7 @@ from dppo_jax.envs.tasks.avoid import make_avoid
 from dppo_jax.envs.tasks.locomotion import RUNNERS, make_runner
 from dppo_jax.envs.tasks.tabletop import make_table_env
 from dppo_jax.errors import SettingsError
-from dppo_jax.objects import is_reference
+from dppo_jax.objects import accepts, is_reference, load_object
 from dppo_jax.types import Env
 
 TASKS: dict[str, Callable[..., Env]] = {
@@ -58,3 +58,15 @@ def make_task(name: str, /, *, engine: str = "auto", **options: Any) -> Env:
                 f"{', '.join(x for x in known if x != 'engine') or 'none'}."
             )
     return TASKS[name](engine=engine, **options)
+
+
+def takes_option(name: str, option: str) -> bool:
+    """Whether a task has this option. Those of other libraries have none of ours.
+
+    Raises:
+        SettingsError: no such function outside the package.
+    """
+    if is_reference(name) and not is_library(name):
+        return accepts(load_object(name), option)
+    # An unknown name is for `make_task` to refuse.
+    return ":" not in name and (name not in TASKS or accepts(TASKS[name], option))

@@ -21,10 +21,12 @@ UNBOUNDED = Box(-np.inf, np.inf, (2,), np.float32)
 ACTION = Box(-4.0, 4.0, (1,), np.float32)
 
 
-def write(folder, space=UNBOUNDED, action_space=ACTION, *, observe=None, act=ACTIONS):
+def write(
+    folder, space=UNBOUNDED, action_space=ACTION, *, observe=None, act=ACTIONS, **stored
+):
     """Write a data set with the package; `observe` maps [T, 2] to observations."""
     folder.mkdir()
-    storage = MinariStorage.new(folder / "data", space, action_space)
+    storage = MinariStorage.new(folder / "data", space, action_space, **stored)
     storage.update_metadata(
         {"dataset_id": "tiny-v0", "minari_version": minari.__version__}
     )
@@ -52,6 +54,38 @@ def test_the_observation_after_the_last_action_is_left_out(tmp_path):
     assert_same(load_minari(folder), RAW)
     assert_same(load_minari(folder / "data"), RAW)
     assert load_minari(folder, 1).episode_lengths.tolist() == [3]
+
+
+def test_arrow_files_are_read_and_their_damage_is_named(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    folder = write(tmp_path / "tiny", data_format="arrow")
+    assert_same(load_minari(folder), RAW)
+    path, other = sorted(folder.glob("data/*/*.arrow"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-200])
+    with pytest.raises(SettingsError, match=f"{path} is not a readable"):
+        load_minari(folder)
+    # Texts that end outside of the file: Arrow would read what is in memory there.
+    ends = np.array([0, 4, 8], np.int32)
+    table = arrow.record_batch({"infos": arrow.array(["text", "word"])})
+    with arrow.ipc.new_file(path, table.schema) as file:
+        file.write_batch(table)
+    content = path.read_bytes()
+    assert content.count(ends.tobytes()) == 1
+    path.write_bytes(content.replace(ends.tobytes(), (10**6 * ends).tobytes()))
+    with pytest.raises(SettingsError, match=f"{path} is not a readable .*offset"):
+        load_minari(folder)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(SettingsError, match=f"{path} is no file"):
+        load_minari(folder)
+
+
+def test_a_fault_of_this_reader_is_not_taken_for_damage(tmp_path, monkeypatch):
+    folder = write(tmp_path / "tiny")
+    monkeypatch.setattr("dppo_jax.demonstrations.formats.minari._entries", None)
+    with pytest.raises(TypeError, match="not callable"):
+        load_minari(folder)
 
 
 def test_dictionaries_of_observations_need_keys(tmp_path):
