@@ -110,7 +110,9 @@ def label_row(frames: list[Image.Image], title: str) -> Image.Image:
     row = Image.fromarray(
         np.concatenate([np.asarray(frames[place]) for place in places], axis=1)
     )
-    ImageDraw.Draw(row).text((4, 4), title, fill="white", stroke_width=1, stroke_fill=0)
+    # A report shows the row at about half its size.
+    style = dict(fill="white", stroke_width=2, stroke_fill=0, font_size=row.height / 8)
+    ImageDraw.Draw(row).text((8, 6), title, **style)
     return row
 
 
