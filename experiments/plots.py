@@ -61,13 +61,15 @@ def draw_avoid_scene(ax: Axes, options: Mapping[str, object]) -> None:
     ax.set_aspect("equal")
 
 
-def draw_avoid(ax: Axes, evaluation: Evaluation, options: Mapping[str, object]) -> None:
+def draw_avoid(
+    ax: Axes, evaluation: Evaluation, options: Mapping[str, object] | None = None
+) -> None:
     """Trajectories among the cylinders, seen from above (the paper's figure).
 
     Args:
-        options: as of `draw_avoid_scene`.
+        options: as of `draw_avoid_scene`; None: the defaults of the task.
     """
-    draw_avoid_scene(ax, options)
+    draw_avoid_scene(ax, options or {})
     paths = np.asarray(evaluation.traces["position"])[:_EPISODES_SHOWN]
     success = np.asarray(evaluation.metrics["success"])
     start = np.broadcast_to(avoid.START, (len(paths), 1, 2))
