@@ -30,7 +30,8 @@ def main() -> None:
         lines = textwrap.wrap(", ".join(variants), _WIDTH - 21, break_on_hyphens=False)
         print(*(f"{'':21s}{line}" for line in lines), sep="\n", end="\n" * bool(lines))
     print(
-        "\n--config.KEY=VALUE sets a setting; python -m experiments.settings lists them."
+        "\n--config.KEY=VALUE sets a setting; python -m experiments.settings lists "
+        "them."
     )
     # An installed package has no such file.
     if (helps.FOLDER.parent / "README.md").is_file():

@@ -76,7 +76,7 @@ details { margin: 14px 0; } summary { cursor: pointer; color: var(--soft); }
   .stacked tr { display: block; padding: 7px 0; border-bottom: 1px solid var(--line); }
   .stacked tr:has(th), .stacked td:empty { display: none; }
   .stacked td { border: 0; padding: 1px 0; overflow-wrap: anywhere; }
-  .stacked td[data-name]::before { content: attr(data-name) ": "; color: var(--soft); } }
+  .stacked [data-name]::before { content: attr(data-name) ": "; color: var(--soft); } }
 fieldset.axis { border: 0; padding: 0; margin: 0 0 10px; }
 .axis label { margin-right: 14px; cursor: pointer; } .axis { color: var(--soft); }
 """.strip()

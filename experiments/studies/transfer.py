@@ -177,8 +177,8 @@ def make_table(scored: Sequence[Scored]) -> str:
 def _check(condition: Condition, gymnasium: str) -> None:
     if gymnasium and condition.setting in _NOT_IN_GYMNASIUM:
         raise SettingsError(
-            f"--over={condition.setting}: examples/run_in_gymnasium.py cannot change it; "
-            "leave out --gymnasium."
+            f"--over={condition.setting}: examples/run_in_gymnasium.py cannot change "
+            "it; leave out --gymnasium."
         )
     is_count = condition.setting == "delay"
     what = "a whole number of control steps" if is_count else "a number"
