@@ -110,9 +110,17 @@ def label_row(frames: list[Image.Image], title: str) -> Image.Image:
     row = Image.fromarray(
         np.concatenate([np.asarray(frames[place]) for place in places], axis=1)
     )
-    # A report shows the row at about half its size.
-    style = dict(fill="white", stroke_width=2, stroke_fill=0, font_size=row.height / 8)
-    ImageDraw.Draw(row).text((8, 6), title, **style)
+    # Large, because a report shows the row at about half its size; and below, where a
+    # robot seldom is.
+    size = row.height / 10
+    ImageDraw.Draw(row).text(
+        (8, row.height - 1.6 * size),
+        title,
+        fill="white",
+        stroke_width=2,
+        stroke_fill=0,
+        font_size=size,
+    )
     return row
 
 

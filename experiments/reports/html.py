@@ -75,7 +75,8 @@ details { margin: 14px 0; } summary { cursor: pointer; color: var(--soft); }
 @media (max-width: 640px) { .stacked, .stacked tbody, .stacked td { display: block; }
   .stacked tr { display: block; padding: 7px 0; border-bottom: 1px solid var(--line); }
   .stacked tr:has(th), .stacked td:empty { display: none; }
-  .stacked td { border: 0; padding: 1px 0; overflow-wrap: anywhere; }
+  .stacked td { border: 0; padding: 1px 0; overflow-wrap: anywhere;
+    white-space: normal; }
   .stacked [data-name]::before { content: attr(data-name) ": "; color: var(--soft); } }
 fieldset.axis { border: 0; padding: 0; margin: 0 0 10px; }
 .axis label { margin-right: 14px; cursor: pointer; } .axis { color: var(--soft); }
