@@ -54,7 +54,7 @@ def draw_avoid_scene(ax: Axes, options: Mapping[str, object]) -> None:
     for height, text in ((avoid.FINISH_Y, "finish"), (avoid.REWARD_Y, "reward")):
         # Paths may cross the words.
         ground = dict(facecolor="white", alpha=0.8, linewidth=0, pad=0.5)
-        where = (0.84, height + 0.005)
+        where = (0.84, height + 0.012)
         ax.text(*where, text, ha="right", fontsize=8, color="0.4", bbox=ground)
     ax.plot(*avoid.START, "o", color="black", markersize=5, label="start")
     ax.set(xlim=(0.15, 0.85), ylim=(-0.32, 0.6), xlabel="x (m)", ylabel="y (m)")
