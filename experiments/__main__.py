@@ -23,16 +23,25 @@ def main() -> None:
         "more:\n"
     )
     for name, purpose in programs():
-        print(f"  {name:18s} {purpose}")
+        print(_entry(name, purpose))
     print("\nConfigurations, --config=experiments/configs/FILE.py:VARIANT:\n")
     for name, purpose, variants in configurations():
-        print(f"  {name + '.py':18s} {purpose}")
+        print(_entry(f"{name}.py", purpose))
         lines = textwrap.wrap(", ".join(variants), _WIDTH - 21, break_on_hyphens=False)
         print(*(f"{'':21s}{line}" for line in lines), sep="\n", end="\n" * bool(lines))
     print(
         "\n--config.KEY=VALUE sets a setting; python -m experiments.settings lists "
-        "them.\nREADME.md begins with the first steps."
+        "them."
     )
+    # An installed package has no such file.
+    if (helps.FOLDER.parent / "README.md").is_file():
+        print("README.md begins with the first steps.")
+
+
+def _entry(name: str, purpose: str) -> str:
+    """Name and purpose in two columns; below each other if the name is too long."""
+    gap = " " if len(name) <= 18 else f"\n{'':21s}"
+    return f"  {name:18s}{gap}{purpose}"
 
 
 def programs() -> Iterator[tuple[str, str]]:

@@ -43,7 +43,8 @@ def training(
 ) -> dict[str, Any]:
     """What `pretrain` or `finetune` would do.
 
-    It traces an iteration, so that wrong shapes are found, and compiles nothing.
+    It traces an iteration, so that wrong shapes are found, and compiles nothing. Sizes
+    and numbers of steps are those of one seed.
 
     Args:
         algorithm: on one device.
@@ -57,6 +58,7 @@ def training(
     left = max(num_iterations - start, 0)
     plan: dict[str, Any] = {
         "run_dirs": list(run_dirs),
+        "num_seeds": len(run_dirs),
         "starts_at": start,
         "num_iterations": num_iterations,
         "parameters": {name: _count(tree) for name, tree in _parts(params)},
@@ -92,6 +94,10 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _lines_of_training(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for run_dir in plan["run_dirs"]:
         yield "would write to", run_dir
+    seeds = plan["num_seeds"]
+    each_seed = " for each seed" if seeds > 1 else ""
+    if seeds > 1:
+        yield "seeds", f"{seeds} in one program"
     total, start = plan["num_iterations"], plan["starts_at"]
     left = max(total - start, 0)
     if start:
@@ -100,18 +106,23 @@ def _lines_of_training(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "iterations", f"{total}"
     if "env_steps" in plan:
         each = plan["env_steps_per_iteration"]
-        yield "environment steps", f"{plan['env_steps']:,}, {each:,} in an iteration"
+        steps = f"{plan['env_steps']:,}, {each:,} in an iteration{each_seed}"
+        yield "environment steps", steps
     for name, count in plan["parameters"].items():
         yield f"parameters, {name}", f"{count:,}"
     parts = ", ".join(f"{k} {in_bytes(x)}" for k, x in plan["state_parts"].items())
-    yield "training state", f"{in_bytes(plan['state_bytes'])} ({parts})"
-    yield "a checkpoint", f"at most {in_bytes(plan['checkpoint_bytes'])}"
+    state = plan["state_bytes"]
+    whole = f"{in_bytes(seeds * state)}, " if seeds > 1 else ""
+    yield "training state", f"{whole}{in_bytes(state)}{each_seed} ({parts})"
+    checkpoint = in_bytes(plan["checkpoint_bytes"])
+    yield "a checkpoint", f"at most {checkpoint}{each_seed}"
     if "seconds" in plan:
         each = in_time(plan["seconds_per_iteration"])
         yield (
             "time",
             f"about {in_time(plan['seconds'])}, {each} for an iteration as in "
-            f"{plan['measured_in']}; compiling and evaluations come on top",
+            f"{plan['measured_in']}; compiling and evaluations come on top"
+            + ("; another number of seeds takes another time" if seeds > 1 else ""),
         )
     else:
         yield "time", "unknown: no run with these settings is here"

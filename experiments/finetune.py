@@ -46,10 +46,8 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     mesh = processes.join_mesh(config)
     inputs.check_task(config, "finetune")
     pretrained = None
-    data = None
     about: dict[str, Any] = {}
-    if find_algorithm(config.algorithm.name).uses_data:
-        data = inputs.load_data(config)
+    data = _load_data(config)
     if config.policy == inputs.NO_POLICY:
         if checkpoint != "latest":
             raise SettingsError(
@@ -73,11 +71,7 @@ def main(config: ConfigDict, checkpoint: int | str = "latest") -> list[str]:
     if data is not None:
         about["data"] = inputs.about_data(config, data)
         origin["data"] = about["data"]["digest"]
-        data = inputs.as_observed(data, normalizer)
-    algorithm = _make_algorithm(config, normalizer, data)
-    start: tuple[PyTree, ...] = ()
-    if pretrained is not None:
-        start = _start_from(config, pretrained, algorithm, checkpoint)
+    algorithm, start = _prepare(config, normalizer, data, pretrained, checkpoint)
     score = make_score(config, algorithm.act, normalizer)
     # Only the first and the last evaluation of each run, because only these are drawn.
     scored: dict[str, dict[int, Evaluation]] = collections.defaultdict(dict)
@@ -146,11 +140,10 @@ def first_policy(
         checkpoint: which one of that policy.
     """
     pretrained = inputs.find_policy(config, "pretrain", checkpoint)
-    data = None
-    if find_algorithm(config.algorithm.name).uses_data:
-        data = inputs.as_observed(inputs.load_data(config), pretrained.normalizer)
-    algorithm = _make_algorithm(config, pretrained.normalizer, data)
-    start = _start_from(config, pretrained, algorithm, checkpoint)
+    data = _load_data(config)
+    algorithm, start = _prepare(
+        config, pretrained.normalizer, data, pretrained, checkpoint
+    )
 
     @jax.jit
     def first(key: Array, *start: PyTree) -> PyTree:
@@ -158,6 +151,29 @@ def first_policy(
 
     params = first(jax.random.key(config.seed), *start)
     return algorithm.act, params, pretrained.normalizer
+
+
+def _load_data(config: ConfigDict) -> Episodes | None:
+    """Demonstrations, if the algorithm learns from them."""
+    if not find_algorithm(config.algorithm.name).uses_data:
+        return None
+    return inputs.load_data(config)
+
+
+def _prepare(
+    config: ConfigDict,
+    normalizer: Normalizer,
+    data: Episodes | None,
+    pretrained: LoadedPolicy | None,
+    checkpoint: int | str,
+) -> tuple[Algorithm, tuple[PyTree, ...]]:
+    """The algorithm, and the arguments of its `init` after the key."""
+    if data is not None:
+        data = inputs.as_observed(data, normalizer)
+    algorithm = _make_algorithm(config, normalizer, data)
+    if pretrained is None:
+        return algorithm, ()
+    return algorithm, _start_from(config, pretrained, algorithm, checkpoint)
 
 
 def _make_algorithm(

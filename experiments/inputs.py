@@ -251,6 +251,7 @@ def find_policy(
     if not (_is_tuned_whole(trained["model"]) and _is_tuned_whole(settings["model"])):
         tuned_must_match += _SPLIT
     found = differences(trained, settings)
+    notes = []
     for name, (saved, now) in sorted(found.items()):
         must_match = name.startswith(_MUST_MATCH) and not name.startswith(_MAY_DIFFER)
         if name == "env.task" and not saved:
@@ -274,7 +275,9 @@ def find_policy(
                 f"{now!r}; {cure}."
             )
         if name.startswith(_WORTH_A_LINE) and name not in NOT_SCORED:
-            print(f"note: the policy was trained with {name}={saved!r}, not {now!r}")
+            notes.append(f"the policy was trained with {name}={saved!r}, not {now!r}")
+    for note in notes:  # Only now, because an error would make them worthless.
+        print(f"note: {note}")
     # Use the present settings: no weight depends on those that differ.
     name, acting = config.algorithm.name, None
     if name in config.algorithm and name == trained.get("algorithm", {}).get("name"):

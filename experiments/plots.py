@@ -52,19 +52,24 @@ def draw_avoid_scene(ax: Axes, options: Mapping[str, object]) -> None:
     ax.axhline(avoid.FINISH_Y, color="0.5", linestyle="--", linewidth=1)
     ax.axhline(avoid.REWARD_Y, color="tab:green", linewidth=1)
     for height, text in ((avoid.FINISH_Y, "finish"), (avoid.REWARD_Y, "reward")):
-        ax.text(0.84, height + 0.005, text, ha="right", fontsize=8, color="0.4")
+        # Paths may cross the words.
+        ground = dict(facecolor="white", alpha=0.8, linewidth=0, pad=0.5)
+        where = (0.84, height + 0.012)
+        ax.text(*where, text, ha="right", fontsize=8, color="0.4", bbox=ground)
     ax.plot(*avoid.START, "o", color="black", markersize=5, label="start")
     ax.set(xlim=(0.15, 0.85), ylim=(-0.32, 0.6), xlabel="x (m)", ylabel="y (m)")
     ax.set_aspect("equal")
 
 
-def draw_avoid(ax: Axes, evaluation: Evaluation, options: Mapping[str, object]) -> None:
+def draw_avoid(
+    ax: Axes, evaluation: Evaluation, options: Mapping[str, object] | None = None
+) -> None:
     """Trajectories among the cylinders, seen from above (the paper's figure).
 
     Args:
-        options: as of `draw_avoid_scene`.
+        options: as of `draw_avoid_scene`; None: the defaults of the task.
     """
-    draw_avoid_scene(ax, options)
+    draw_avoid_scene(ax, options or {})
     paths = np.asarray(evaluation.traces["position"])[:_EPISODES_SHOWN]
     success = np.asarray(evaluation.metrics["success"])
     start = np.broadcast_to(avoid.START, (len(paths), 1, 2))

@@ -110,7 +110,17 @@ def label_row(frames: list[Image.Image], title: str) -> Image.Image:
     row = Image.fromarray(
         np.concatenate([np.asarray(frames[place]) for place in places], axis=1)
     )
-    ImageDraw.Draw(row).text((4, 4), title, fill="white", stroke_width=1, stroke_fill=0)
+    # Large, because a report shows the row at about half its size; and below, where a
+    # robot seldom is.
+    size = row.height / 10
+    ImageDraw.Draw(row).text(
+        (8, row.height - 1.6 * size),
+        title,
+        fill="white",
+        stroke_width=2,
+        stroke_fill=0,
+        font_size=size,
+    )
     return row
 
 

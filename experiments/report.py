@@ -42,9 +42,11 @@ _METRICS = flags.DEFINE_list(
 )
 _OVER = flags.DEFINE_list(
     "over",
-    ["iteration"],
-    f"what to draw the metrics over, one or more of {', '.join(plots.AXES)}.",
+    None,
+    f"what to draw the metrics over, one or more of {', '.join(plots.AXES)} (default: "
+    "iteration).",
 )
+_PAGES = (".html", ".htm")
 _DEFAULTS = (*((x, EVALUATION + x) for x in SCORES), ("loss", "average_loss"))
 
 
@@ -52,7 +54,7 @@ def main(
     words: Sequence[str],
     output: str = "",
     metrics: Sequence[str] | None = None,
-    over: Sequence[str] = ("iteration",),
+    over: Sequence[str] | None = None,
 ) -> None:
     """Write the report of each run, or compare groups of runs.
 
@@ -60,19 +62,19 @@ def main(
         words: RUN, or LABEL=DIR,DIR.
         output: page or picture of a comparison; empty: report.png.
         metrics: columns to compare; None: those of the scores.
-        over: axes of a picture.
+        over: axes of a picture; None: iterations.
 
     Raises:
         SettingsError: a wrong argument, a directory without a run, or one that lacks a
             metric.
     """
-    groups = parse(words, output, over)
+    groups = parse(words, output, over, metrics)
     if not groups:
         for folder in words:
             _write(folder)
         return
     path = Path(output or "report.png")
-    is_page = path.suffix in (".html", ".htm")
+    is_page = path.suffix in _PAGES
     if not is_page and not plots.can_write(path):
         raise SettingsError(
             f"--output={output} is no page or picture; use .html or .png."
@@ -82,7 +84,7 @@ def main(
     if is_page:
         comparison.write(path, groups, metrics)
     else:
-        _save_picture(path, groups, metrics, over)
+        _save_picture(path, groups, metrics, over or ("iteration",))
 
 
 def _write(folder: str) -> None:
@@ -97,21 +99,36 @@ def _write(folder: str) -> None:
 
 
 def parse(
-    words: Sequence[str], output: str = "", over: Sequence[str] = ()
+    words: Sequence[str],
+    output: str = "",
+    over: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
 ) -> dict[str, list[str]]:
     """Label -> run directories of a comparison; empty for reports of single runs.
 
     Raises:
-        SettingsError: no runs, a label without runs or one that is given twice, or an
-            axis that is not known.
+        SettingsError: no runs, a label without runs or one that is given twice, an
+            axis that is not known, or a choice that would do nothing.
     """
-    for axis in over:
+    for axis in over or ():
         if axis not in plots.AXES:
             raise SettingsError(
                 f"--over={axis} is unknown; use one of {', '.join(plots.AXES)}."
             )
     if words and not output and not any("=" in word for word in words):
+        for name, value in (("metrics", metrics), ("over", over)):
+            if value is not None:
+                raise SettingsError(
+                    f"--{name}={','.join(value)} chooses what a comparison shows, and "
+                    "the report of a run shows everything; leave it out, or pass "
+                    "--output=FILE.png."
+                )
         return {}
+    if over is not None and Path(output).suffix in _PAGES:
+        raise SettingsError(
+            f"--over={','.join(over)}: a page has all axes to choose from; leave it "
+            "out, or pass --output=FILE.png."
+        )
     return read_groups(words)
 
 

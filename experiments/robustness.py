@@ -19,7 +19,7 @@ can be changed. It writes FOLDER/table.md, scores.csv and scores.png.
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -32,8 +32,10 @@ from dppo_jax.errors import SettingsError
 from dppo_jax.evaluate import summarize
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.run_directory import check_folder, make_folder
+from experiments import conditions as under
 from experiments import inputs, intervals, plots, processes, tables
-from experiments.command_line import Parser, split_changes, split_values
+from experiments.command_line import Parser, split_changes
+from experiments.conditions import Condition, Scored
 from experiments.directories import config_of_run, read_groups
 from experiments.evaluate import make_score
 from experiments.settings import override
@@ -42,30 +44,6 @@ from experiments.settings import override
 _READ = ("env.", "evaluate.")
 # They decide what the networks read, or how many episodes there are.
 _NOT = ("env.task", "env.history", "evaluate.until_width")
-COLUMNS = (
-    *("label", "run", "checkpoint", "setting", "value"),
-    *("metric", "score", "low", "high", "num_episodes"),
-)
-
-
-class Condition(NamedTuple):
-    """One value of a setting, as on the command line."""
-
-    setting: str
-    value: str
-
-
-class Scored(NamedTuple):
-    """The score of one run under one condition, with its 95 % interval."""
-
-    label: str
-    run: str
-    checkpoint: int
-    condition: Condition
-    metric: str
-    score: float
-    interval: tuple[float, float] | None
-    num_episodes: int
 
 
 def main(
@@ -96,12 +74,7 @@ def main(
         for label, runs in groups.items()
         for run in runs
     ]
-    tasks = {next(iter(x.values())).env.task for _, _, x in planned}
-    if len(tasks) > 1:
-        raise SettingsError(
-            f"the runs are of the tasks {', '.join(sorted(tasks))}, whose scores are "
-            "not the same; compare runs of one task."
-        )
+    under.check_one_task(next(iter(x.values())).env.task for _, _, x in planned)
     make_folder(output, flag="--output")
     scored: list[Scored] = []
     for label, run, configs in planned:
@@ -109,7 +82,7 @@ def main(
         for condition, config in configs.items():
             scored.append(_score(label, run, policy, condition, config))
             # What is done stays, however the program ends.
-            write_atomically(Path(output) / "scores.csv", _rows(scored))
+            write_atomically(Path(output) / "scores.csv", under.rows(scored))
     text = make_tables(scored)
     write_atomically(Path(output) / "table.md", text)
     print(f"\n{text}", flush=True)
@@ -126,13 +99,12 @@ def read_conditions(words: Sequence[str]) -> list[Condition]:
     """
     conditions = []
     for word in words:
-        setting, _, text = word.partition("=")
-        values = split_values(text)
-        if not setting or not all(values):
+        found = under.read(word)
+        if not found:
             raise SettingsError(
                 f"--over={word} names no values; write --over=SETTING=VALUE,VALUE,..."
             )
-        conditions += [Condition(setting, value) for value in values]
+        conditions += found
     if not conditions:
         raise SettingsError(
             "nothing to vary; pass --over=SETTING=VALUE,VALUE,..., such as "
@@ -151,14 +123,11 @@ def make_tables(scored: Sequence[Scored]) -> str:
         rows = []
         for label in labels:
             cells = list(_cells(own, label).values())
-            found = [tables.with_interval(*_spread(cell)) for cell in cells]
+            found = [tables.with_interval(*under.over_runs(cell)) for cell in cells]
             rows.append([label, str(len(cells[0])), *found])
         table = tables.markdown([metric, "runs", *values], rows)
         parts += [f"`{setting}`\n", table, ""]
-    return "\n".join(parts) + (
-        f"\n{scored[0].num_episodes} episodes of each run. Of several runs: the mean, "
-        "the least and the most; of one run: its 95 % interval.\n"
-    )
+    return "\n".join([*parts, f"{under.in_words(scored)}\n"])
 
 
 def _configs(
@@ -213,10 +182,6 @@ def _score(
     return Scored(label, run, policy.iteration, condition, metric, score, ends, count)
 
 
-def _spread(cell: Sequence[Scored]) -> tuple[float, tuple[float, float] | None]:
-    return intervals.spread([x.score for x in cell], cell[0].interval)
-
-
 def _cells(scored: Sequence[Scored], label: str) -> dict[str, list[Scored]]:
     """Value -> the runs of a label that were scored with it."""
     cells: dict[str, list[Scored]] = {}
@@ -224,14 +189,6 @@ def _cells(scored: Sequence[Scored], label: str) -> dict[str, list[Scored]]:
         if x.label == label:
             cells.setdefault(x.condition.value, []).append(x)
     return cells
-
-
-def _rows(scored: Sequence[Scored]) -> str:
-    rows = []
-    for x in scored:
-        numbers = [x.metric, x.score, *(x.interval or ("", "")), x.num_episodes]
-        rows.append([x.label, x.run, x.checkpoint, *x.condition, *numbers])
-    return tables.comma_separated(COLUMNS, rows)
 
 
 def _draw(path: Path, scored: Sequence[Scored]) -> None:
@@ -246,7 +203,7 @@ def _draw(path: Path, scored: Sequence[Scored]) -> None:
         numbers = [_number(value) for value in values]
         places = [i if None in numbers else numbers[i] for i in range(len(values))]
         for label in dict.fromkeys(x.label for x in own):
-            means, ends = zip(*map(_spread, _cells(own, label).values()))
+            means, ends = zip(*map(under.over_runs, _cells(own, label).values()))
             (line,) = ax.plot(places, means, "o-", markersize=3, label=label)
             bands = [x or (mean, mean) for mean, x in zip(means, ends)]
             ax.fill_between(

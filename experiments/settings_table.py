@@ -15,7 +15,7 @@ import io
 import re
 import textwrap
 import tokenize
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +87,7 @@ def rows(config: ConfigDict, *, all_algorithms: bool = False) -> list[Row]:
 def lines(config: ConfigDict) -> Iterator[str]:
     """The rows as text; `*` marks those that the configuration changes."""
     section = ""
-    for row in rows(config):
+    for row in said_once(rows(config)):
         if row.name.rpartition(".")[0] != section:
             section = row.name.rpartition(".")[0]
             yield ""
@@ -99,6 +99,16 @@ def lines(config: ConfigDict) -> Iterator[str]:
         yield from textwrap.wrap(
             about, _WIDTH, initial_indent=6 * " ", subsequent_indent=6 * " "
         )
+
+
+def said_once(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows; a long meaning of several settings stands at the first of them."""
+    first: dict[str, str] = {}
+    for row in rows:
+        known = first.setdefault(row.meaning, row.name)
+        if known != row.name and len(row.meaning) > _WIDTH:
+            row = row._replace(meaning=f"see {known}")
+        yield row
 
 
 def _sources(config: ConfigDict) -> dict[str, tuple[str, str]]:

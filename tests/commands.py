@@ -183,8 +183,8 @@ def _patches(module: ModuleType) -> list[Any]:
         return patches
     main: Any = start
     if module is report:
-        main = lambda words, output="", over=(), **_: start(  # noqa: E731
-            report.parse(words, output, over)
+        main = lambda *words, **chosen: start(  # noqa: E731
+            report.parse(*words, **chosen)
         )
     if module in (convert, replay):
         main = module._parse

@@ -1,5 +1,7 @@
 """The notebooks in `examples/` keep small outputs, and run from beginning to end."""
 
+import ast
+import inspect
 import json
 import os
 import re
@@ -46,6 +48,43 @@ def test_code_has_no_unknown_names(notebook, capsys):
         api.check(source, notebook, show) for source in (*files, "\n".join(cells))
     )
     assert wrong == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_functions_of_the_project_are_called_as_they_are_defined(notebook):
+    """So that a change of a signature is noticed without running the notebook."""
+    names, checked = {}, 0
+    for source in code_of(notebook):
+        nodes = list(ast.walk(ast.parse(re.sub(r"\A%%.*\n", "", source))))
+        imports = [node for node in nodes if _is_import_of_the_project(node)]
+        exec(compile(ast.Module(imports, []), notebook, "exec"), names)
+        for call in (node for node in nodes if isinstance(node, ast.Call)):
+            function = _named(call.func, names)
+            keywords = {x.arg: x.value for x in call.keywords}
+            # *args and **settings may be anything.
+            is_open = None in keywords or ast.Starred in map(type, call.args)
+            if callable(function) and not is_open:
+                inspect.signature(function).bind(*call.args, **keywords)
+                checked += 1
+    assert checked >= 5
+
+
+def _is_import_of_the_project(node):
+    parts = {"dppo_jax", "experiments"}
+    if isinstance(node, ast.ImportFrom):
+        return (node.module or "").split(".")[0] in parts
+    if isinstance(node, ast.Import):
+        return all(x.name.split(".")[0] in parts for x in node.names)
+    return False
+
+
+def _named(node, names):
+    """What an expression such as `module.function` stands for; None if not known."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        return getattr(_named(node.value, names), node.attr, None)
+    return None
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)

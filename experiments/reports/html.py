@@ -72,6 +72,12 @@ td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 img { max-width: 100%; display: block; margin: 0 auto; border-radius: 4px; }
 figure.whole img { background: #fff; max-height: 600px; }
 details { margin: 14px 0; } summary { cursor: pointer; color: var(--soft); }
+@media (max-width: 640px) { .stacked, .stacked tbody, .stacked td { display: block; }
+  .stacked tr { display: block; padding: 7px 0; border-bottom: 1px solid var(--line); }
+  .stacked tr:has(th), .stacked td:empty { display: none; }
+  .stacked td { border: 0; padding: 1px 0; overflow-wrap: anywhere;
+    white-space: normal; }
+  .stacked [data-name]::before { content: attr(data-name) ": "; color: var(--soft); } }
 fieldset.axis { border: 0; padding: 0; margin: 0 0 10px; }
 .axis label { margin-right: 14px; cursor: pointer; } .axis { color: var(--soft); }
 """.strip()
@@ -129,12 +135,19 @@ def cards(items: Iterable[tuple[str, str, str]]) -> str:
     return f'<div class="cards">\n{"".join(boxes)}\n</div>' if boxes else ""
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], code: int = -1) -> str:
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    code: int = -1,
+    *,
+    stacked: bool = False,
+) -> str:
     """A table of plain text; empty if it has no rows.
 
     Args:
         head: names of the columns; empty for none.
         code: index of a column that holds code.
+        stacked: on a narrow screen the cells of a row stand below each other.
     """
 
     def cell(i: int, text: str) -> str:
@@ -142,7 +155,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], code: int = -1) ->
         if i == code and text:
             inside = f"<code>{inside}</code>"
         is_number = text[:1].isdigit() or text[:1] == "-"
-        return f"<td{' class=number' * is_number}>{inside}</td>"
+        named = f' data-name="{escape(head[i])}"' if stacked and head and i else ""
+        return f"<td{' class=number' * is_number}{named}>{inside}</td>"
 
     body = [
         f"<tr>{''.join(cell(i, text) for i, text in enumerate(row))}</tr>"
@@ -152,7 +166,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], code: int = -1) ->
         return ""
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
     lines = "\n".join([f"<tr>{names}</tr>"] * bool(head) + body)
-    return f'<div class="wide"><table>\n{lines}\n</table></div>'
+    kind = ' class="stacked"' * stacked
+    return f'<div class="wide"><table{kind}>\n{lines}\n</table></div>'
 
 
 def figure(title: str, charts: Mapping[str, Chart], about: str = "") -> str:

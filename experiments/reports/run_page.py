@@ -10,10 +10,6 @@ from experiments.reports import html, panels, run, sections
 from experiments.reports.times import times
 
 FILE = "report.html"
-_LEGEND = (
-    "Bars and bands are 95 % intervals. Exploring: the episodes of the roll-outs, with "
-    "exploration noise. Point at a title for the meaning of its metric."
-)
 
 
 def write(run_dir: str | Path) -> Path:
@@ -84,7 +80,7 @@ def make(run_dir: str | Path) -> str:
                     charts,
                     html.details("All other metrics", others),
                 ),
-                (html.paragraph(_LEGEND, "soft") if charts else ""),
+                html.paragraph(sections.legend(facts), "soft") if charts else "",
             ),
             html.section("Episodes", sections.media_section(facts.run_dir)),
             html.section("Where the time went", sections.times_section(spent)),

@@ -2,12 +2,14 @@
 
 import datetime
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dppo_jax.training.metric_names import EVALUATION, SCORES, about, in_time
 from experiments import directories, intervals, settings_table
+from experiments.dry_run import executed
 from experiments.reports import html
 from experiments.reports.axes import short
 from experiments.reports.run import Facts, Row, scores
@@ -22,6 +24,10 @@ _PICTURES = (
 )
 # Bytes of videos inside of a page; more are named only.
 _MOST_BYTES = 8_000_000
+_EARLY = (
+    "An episode may take several iterations, so the exploring scores of the first ones "
+    "are those of episodes that ended early."
+)
 _STAGES = {"pretrain": "behaviour cloning", "collect": "demonstrator, trained by PPO"}
 
 
@@ -160,18 +166,36 @@ def times_section(times: Times) -> str:
     )
 
 
+def legend(facts: Facts) -> str:
+    """What stands below the curves of a run."""
+    text = (
+        "Bars and bands are 95 % intervals. Exploring: the episodes of the roll-outs, "
+        "with exploration noise. Point at a title for the meaning of its metric."
+    )
+    config = facts.config
+    if config is None or facts.stage != "finetune" or config.rollout.reset_at_iteration:
+        return text
+    if config.rollout.num_chunks * executed(config) >= (config.env.max_steps or 0):
+        return text
+    return f"{text} {_EARLY}"
+
+
 def settings_section(facts: Facts) -> str:
     """The settings of the stage that differ from their defaults."""
     if facts.config is None:
         return ""
-    rows = [
-        (as_flag(row.name, row.value), _default(row), row.meaning)
+    changed = [
+        row
         for row in settings_table.rows(facts.config)
         if row.is_changed and _is_shown(row.name, facts.stage)
     ]
+    rows = [
+        (as_flag(row.name, row.value), _default(row), row.meaning)
+        for row in settings_table.said_once(changed)
+    ]
     if not rows:
         return html.paragraph("None: all settings have their defaults.", "soft")
-    return html.table(("setting", "default", "meaning"), rows, code=0)
+    return html.table(("setting", "default", "meaning"), rows, code=0, stacked=True)
 
 
 def _is_shown(name: str, stage: str) -> bool:
@@ -199,11 +223,16 @@ def media_section(run_dir: Path) -> str:
         if size > _MOST_BYTES:
             left.append(str(path.relative_to(run_dir)))
             continue
-        parts.append(html.picture(path, path.stem.replace("_", " ")))
+        parts.append(html.picture(path, _title_of(path)))
     text = f"Not shown here, because of their size: {', '.join(left)}."
     return (f'<div class="media">{"".join(parts)}</div>' if parts else "") + (
         html.paragraph(text, "soft") if left else ""
     )
+
+
+def _title_of(video: Path) -> str:
+    """Such as "episode 3: success" for episode_3_success.gif."""
+    return re.sub(r"^(\w+ \d+) ", r"\1: ", video.stem.replace("_", " "))
 
 
 def provenance_section(facts: Facts) -> str:
@@ -224,7 +253,7 @@ def provenance_section(facts: Facts) -> str:
                 f"seed {evaluate.get('seed')}",
             )
         )
-    return html.table((), rows)
+    return html.table((), rows, stacked=True)
 
 
 def _written(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

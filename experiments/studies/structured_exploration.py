@@ -79,10 +79,6 @@ class Source(NamedTuple):
     checkpoint: int | str
     data: str
 
-    @property
-    def data_name(self) -> str:
-        return Path(self.data).name
-
 
 def main(
     groups: Mapping[str, Sequence[str]],
@@ -124,8 +120,9 @@ def main(
     plane = find_plane(task, dims, num_entries)
     make_folder(output, flag="--output")
     found: list[Explored] = []
+    names = _names(list(demonstrations))
     for path, episodes in demonstrations.items():
-        known = _known(plane, path, project(plane, episodes))
+        known = _known(plane, path, names[path], project(plane, episodes))
         found.append(known)
         for source in (x for x in sources if x.data == path):
             trajectories, score = explore(source, num_episodes)
@@ -216,10 +213,19 @@ def explore(source: Source, num_episodes: int) -> tuple[list[np.ndarray], float]
     )
 
 
-def _known(plane: Plane, path: str, paths: list[np.ndarray]) -> Explored:
+def _names(paths: Sequence[str]) -> dict[str, str]:
+    """Path -> its last parts, as many as make the names of all paths different."""
+    parts = [Path(path).absolute().parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-count:]) for own in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(paths, names))
+    return dict(zip(paths, paths))  # The same folder, written in two ways.
+
+
+def _known(plane: Plane, path: str, name: str, paths: list[np.ndarray]) -> Explored:
     numbers = measure_demonstrations(in_units(plane, paths, paths), cell=plane.cell)
     routes = plane.routes(paths) if plane.routes else None
-    name = Path(path).name
     return Explored(DEMONSTRATIONS, path, name, paths, numbers, routes, None)
 
 
@@ -232,9 +238,7 @@ def _measured(
         cell=plane.cell,
     )
     routes = plane.routes(paths) if plane.routes else None
-    return Explored(
-        source.label, source.run, source.data_name, paths, numbers, routes, score
-    )
+    return Explored(source.label, source.run, known.data, paths, numbers, routes, score)
 
 
 def _in_words(x: Explored) -> str:

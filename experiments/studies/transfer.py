@@ -12,9 +12,10 @@ delay, action_noise, obs_noise or initial_state (as in env.randomization). An ex
 
 With --gymnasium=NAME that is Gymnasium's own environment, which knows nothing of this
 package (examples/run_in_gymnasium.py); without, the task of the runs on a CPU, one
-simulation and one control step at a time. --episodes=N of each run and condition
-(default: 20). Results that are there already are kept, so the same command goes on
-after an interruption.
+simulation and one control step at a time, and --config.env.KEY=VALUE changes a setting
+of that task, such as --config.env.engine=mujoco for runs that were trained with another
+one. --episodes=N of each run and condition (default: 20). Results that are there
+already are kept, so the same command goes on after an interruption.
 
 It writes FOLDER/table.md, scores.csv, and the exported policies in FOLDER/policies.
 """
@@ -27,7 +28,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from dppo_jax import runtime
 from dppo_jax.envs import randomize
@@ -36,42 +39,19 @@ from dppo_jax.exported import ABOUT
 from dppo_jax.training.checkpoint import newest_checkpoint
 from dppo_jax.training.config_file import write_atomically
 from dppo_jax.training.run_directory import check_folder, make_folder
+from experiments import conditions as under
 from experiments import deploy, intervals, processes, tables
-from experiments.command_line import Parser, split_values
+from experiments.command_line import Parser, split_changes
+from experiments.conditions import Condition, Scored
 from experiments.directories import config_of_run, read_groups
-from experiments.settings import as_flag
+from experiments.settings import as_flag, override
 
 _EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "run_in_gymnasium.py"
 _SECTION = "env.randomization"
 # What `_EXAMPLE` cannot change.
 _NOT_IN_GYMNASIUM = ("initial_state",)
-AS_TRAINED = "as trained"
-COLUMNS = (
-    *("label", "run", "condition"),
-    *("metric", "score", "low", "high", "num_episodes"),
-)
-
-
-class Condition(NamedTuple):
-    """One change of a simulation; an empty name is none."""
-
-    name: str = ""
-    value: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.value}" if self.name else AS_TRAINED
-
-
-class Scored(NamedTuple):
-    """The score of one run under one condition, with its 95 % interval."""
-
-    label: str
-    run: str
-    condition: Condition
-    metric: str
-    score: float
-    interval: intervals.Interval | None
-    num_episodes: int
+# An exported policy suits one task; it keeps the history and executes chunks itself.
+_NOT_CHANGED = ("env.task", "env.history", "env.executed")
 
 
 def main(
@@ -81,6 +61,7 @@ def main(
     *,
     gymnasium: str = "",
     num_episodes: int = 20,
+    changes: Sequence[str] = (),
 ) -> list[Scored]:
     """Run the program.
 
@@ -88,6 +69,7 @@ def main(
         groups: label -> run directories.
         conditions: beside that of no change.
         gymnasium: name of an environment; empty: the task of the runs.
+        changes: KEY=VALUE of the task of the runs.
 
     Raises:
         SettingsError: a wrong argument, or a process that failed.
@@ -104,12 +86,10 @@ def main(
         )
     for condition in conditions:
         _check(condition, gymnasium)
-    tasks = {config_of_run(run).env.task for runs in groups.values() for run in runs}
-    if len(tasks) > 1:
-        raise SettingsError(
-            f"the runs are of the tasks {', '.join(sorted(tasks))}, whose scores are "
-            "not the same; compare runs of one task."
-        )
+    configs = [config_of_run(run) for runs in groups.values() for run in runs]
+    under.check_one_task(config.env.task for config in configs)
+    for config in configs:
+        _check_changes(config, changes, gymnasium)
     make_folder(output, flag="--output")
     scored: list[Scored] = []
     for label, runs in groups.items():
@@ -117,12 +97,14 @@ def main(
             folder = str(Path(output) / "policies" / f"{label}-{number}")
             _export(run, folder, Path(output) / "results")
             for condition in (Condition(), *conditions):
-                words = _command(folder, run, condition, gymnasium, num_episodes)
+                words = _command(
+                    folder, run, condition, gymnasium, num_episodes, changes
+                )
                 result = _run_once(Path(output) / "results", words)
                 scored.append(_scored(label, run, condition, result, num_episodes))
                 print(f"{label} {run}, {condition}: {scored[-1].score:.4g}", flush=True)
     text = make_table(scored)
-    write_atomically(Path(output) / "scores.csv", _rows(scored))
+    write_atomically(Path(output) / "scores.csv", under.rows(scored))
     write_atomically(Path(output) / "table.md", text)
     print(f"\n{text}\nwrote {Path(output) / 'table.md'} and scores.csv")
     return scored
@@ -169,13 +151,12 @@ def read_conditions(words: Sequence[str]) -> list[Condition]:
     known = [x for x in randomize.default_config() if x != "shared"]
     found = []
     for word in words:
-        name, _, text = word.partition("=")
-        values = split_values(text)
-        if name not in known or not all(values):
+        conditions = under.read(word)
+        if not conditions or conditions[0].setting not in known:
             raise SettingsError(
                 f"--over={word}: write NAME=VALUE,... with one of {', '.join(known)}."
             )
-        found += [Condition(name, value) for value in values]
+        found += conditions
     return list(dict.fromkeys(found))
 
 
@@ -187,64 +168,82 @@ def make_table(scored: Sequence[Scored]) -> str:
         cells = [str(condition)]
         for label in labels:
             own = [x for x in scored if (x.label, x.condition) == (label, condition)]
-            mean, ends = intervals.spread([x.score for x in own], own[0].interval)
-            cells.append(tables.with_interval(mean, ends))
+            cells.append(tables.with_interval(*under.over_runs(own)))
         rows.append(cells)
-    return tables.markdown([scored[0].metric.replace("_", " "), *labels], rows) + (
-        f"\n\n{scored[0].num_episodes} episodes of each run by its exported policy. Of "
-        "several runs: the mean, the least and the most; of one run: its 95 % "
-        "interval.\n"
-    )
+    table = tables.markdown([scored[0].metric.replace("_", " "), *labels], rows)
+    return f"{table}\n\nScores of the exported policies. {under.in_words(scored)}\n"
 
 
 def _check(condition: Condition, gymnasium: str) -> None:
-    if gymnasium and condition.name in _NOT_IN_GYMNASIUM:
+    if gymnasium and condition.setting in _NOT_IN_GYMNASIUM:
         raise SettingsError(
-            f"--over={condition.name}: examples/run_in_gymnasium.py cannot change it; "
-            "leave out --gymnasium."
+            f"--over={condition.setting}: examples/run_in_gymnasium.py cannot change "
+            "it; leave out --gymnasium."
         )
-    is_count = condition.name == "delay"
+    is_count = condition.setting == "delay"
     what = "a whole number of control steps" if is_count else "a number"
     try:
         (int if is_count else float)(condition.value)
     except ValueError:
         raise SettingsError(
-            f"--over={condition.name}={condition.value} must be {what}."
+            f"--over={condition.setting}={condition.value} must be {what}."
         ) from None
     config = randomize.default_config()
     config.update(_changes(condition))
     randomize.check_config(config)
 
 
+def _check_changes(config: ConfigDict, changes: Sequence[str], gymnasium: str) -> None:
+    """Refuse changes that the processes would refuse, or that would do nothing."""
+    for change in changes:
+        name = change.partition("=")[0]
+        if gymnasium:
+            raise SettingsError(
+                f"--config.{name} changes the task of the runs, not {gymnasium}; leave "
+                "out one of them."
+            )
+        if not name.startswith("env.") or name in _NOT_CHANGED:
+            raise SettingsError(
+                f"--config.{name} does not change the task of an exported policy, or "
+                "would not suit it; change other settings of env."
+            )
+    override(config.copy_and_resolve_references().lock(), changes, "--config.")
+
+
 def _changes(condition: Condition) -> dict[str, Any]:
     """The settings of `env.randomization` under a condition."""
     changes: dict[str, Any] = dict(randomize.default_config())
-    if condition.name:
+    if condition.setting:
         number = float(condition.value)
-        if condition.name == "delay":
-            changes[condition.name] = (int(number),) * 2
-        elif isinstance(changes[condition.name], tuple):
-            changes[condition.name] = (number, number)
+        if condition.setting == "delay":
+            changes[condition.setting] = (int(number),) * 2
+        elif isinstance(changes[condition.setting], tuple):
+            changes[condition.setting] = (number, number)
         else:
-            changes[condition.name] = number
+            changes[condition.setting] = number
     return changes
 
 
 def _command(
-    folder: str, run: str, condition: Condition, gymnasium: str, num_episodes: int
+    folder: str,
+    run: str,
+    condition: Condition,
+    gymnasium: str,
+    num_episodes: int,
+    changes: Sequence[str] = (),
 ) -> list[str]:
     """The words of the process that scores an exported policy."""
     if gymnasium:
         words = [str(_EXAMPLE), folder, gymnasium, f"--episodes={num_episodes}"]
-        flag = condition.name.replace("_", "-")
-        change = [f"--{flag}={condition.value}"] if condition.name else []
+        flag = condition.setting.replace("_", "-")
+        change = [f"--{flag}={condition.value}"] if condition.setting else []
         return [*words, "--json", *change]
     module = "experiments.studies.play_exported"
     words = ["-m", module, folder, run, str(num_episodes)]
     # What the run varied in training would hide the one condition.
-    changes = _changes(condition)
-    flags = " ".join(as_flag(f"{_SECTION}.{name}", x) for name, x in changes.items())
-    return [*words, *shlex.split(flags)]
+    own = _changes(condition).items()
+    flags = " ".join(as_flag(f"{_SECTION}.{name}", x) for name, x in own)
+    return [*words, *(f"--config.{x}" for x in changes), *shlex.split(flags)]
 
 
 def _run_once(folder: Path, words: Sequence[str]) -> dict[str, float]:
@@ -280,19 +279,13 @@ def _scored(
     num_episodes: int,
 ) -> Scored:
     found = intervals.headline(result, num_episodes)
-    return Scored(label, run, condition, *found, num_episodes)
-
-
-def _rows(scored: Sequence[Scored]) -> str:
-    rows: list[list[Any]] = []
-    for x in scored:
-        numbers = [x.metric, x.score, *(x.interval or ("", "")), x.num_episodes]
-        rows.append([x.label, x.run, x.condition, *numbers])
-    return tables.comma_separated(COLUMNS, rows)
+    checkpoint = newest_checkpoint(run) or 0
+    return Scored(label, run, checkpoint, condition, *found, num_episodes)
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     """The arguments of `main` on the command line."""
+    changes, words = split_changes(arguments)
     parser = Parser("experiments.studies.transfer", __doc__)
     add = parser.add_argument
     add("runs", metavar="LABEL=RUN,RUN", nargs="*", help="policies to export")
@@ -301,13 +294,14 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     add("--over", action="append", default=[], metavar="NAME=VALUE,...", help=over)
     add("--gymnasium", default="", metavar="NAME", help="environment, as Hopper-v4")
     add("--episodes", type=int, default=20, metavar="N", help="(default: 20)")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(words)
     return dict(
         groups=read_groups(options.runs),
         conditions=read_conditions(options.over),
         output=options.output,
         gymnasium=options.gymnasium,
         num_episodes=options.episodes,
+        changes=changes,
     )
 
 

@@ -52,6 +52,20 @@ def test_fine_tuning_says_its_sizes(world, compiled_once, dry, tmp_path, capsys)
     assert "unknown: no run with these settings is here" in said
 
 
+def test_the_state_of_several_seeds_is_that_of_all(capsys):
+    plan = dict(run_dirs=["a/seed_0", "a/seed_1"], num_seeds=2, starts_at=0)
+    plan |= dict(num_iterations=3, parameters={}, state_bytes=2**20, state_parts={})
+    plan |= dict(checkpoint_bytes=2**20, env_steps=30, env_steps_per_iteration=10)
+    dry_run.tell("finetune", plan)
+    said = capsys.readouterr().out
+    assert "seeds                  2 in one program" in said
+    assert "30, 10 in an iteration for each seed" in said
+    assert "training state         2.1 MB, 1.0 MB for each seed" in said
+    assert "at most 1.0 MB for each seed" in said
+    dry_run.tell("finetune", plan | dict(run_dirs=["a"], num_seeds=1))
+    assert "seed" not in capsys.readouterr().out
+
+
 def test_a_run_with_the_same_settings_says_how_long_it_takes(world, compiled_once, dry):
     """Another seed and more iterations do not change the time of one."""
     changes = dict(seed=5, run_dir=str(world / "more" / "seed_5"))

@@ -28,6 +28,19 @@ def test_every_program_and_configuration_is_listed(capsys):
     for variant in ("m1_ogpo", "v0_8", "paper"):
         assert variant in said
     assert max(map(len, said.splitlines())) <= 96
+    # Purposes stand in a column of their own.
+    purpose = "Show how policies explore before fine-tuning"
+    assert f"  studies.structured_exploration\n{'':21s}{purpose}\n" in said
+    assert "README.md begins" in said
+
+
+def test_an_installed_package_names_no_file_that_it_lacks(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(listing.helps, "FOLDER", tmp_path / "experiments")
+    monkeypatch.setattr(listing, "programs", lambda: ())
+    listing.main()
+    assert "README" not in capsys.readouterr().out
 
 
 def test_purposes_end_where_the_command_begins():

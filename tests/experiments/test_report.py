@@ -68,6 +68,27 @@ def test_a_report_says_what_a_run_was_and_what_it_reached(tmp_path):
     assert picture.startswith("data:image/png;base64,")
 
 
+def test_scores_of_episodes_that_end_early_are_explained(tmp_path):
+    """An iteration has 25 chunks of 4 control steps, and an episode at most 100."""
+    whole = dict(rollout__reset_at_iteration=False)
+    for name, changes, told in (
+        ("reset", dict(env__max_steps=200), False),
+        ("whole", whole, False),
+        ("parts", whole | dict(env__max_steps=200), True),
+    ):
+        text = page_of(make_run(tmp_path / name, **changes)).text
+        assert ("episodes that ended early" in text) == told, name
+
+
+def test_on_a_narrow_screen_a_setting_stands_above_its_meaning(tmp_path):
+    run_dir = make_run(tmp_path / "run", algorithm__ppo__epochs=7)
+    page = run_page.make(run_dir)
+    assert '<table class="stacked">\n<tr><th>setting</th>' in page
+    assert '<td data-name="meaning">passes over the data of an iteration</td>' in page
+    # A row without names of columns has none in its cells either.
+    assert "<td>directory</td><td>" in page
+
+
 def test_a_report_says_where_the_time_went(tmp_path):
     """An iteration takes 4 s, 3 of them for its roll-out; the first compiles for 10."""
     text = page_of(make_run(tmp_path)).text
@@ -251,6 +272,9 @@ def test_a_comparison_over_several_axes(tmp_path, monkeypatch):
         ([], "no runs given"),
         (["a=b", "--over=steps"], "--over=steps is unknown; use one of iteration, env"),
         (["/nowhere", "--output=c.txt"], "c.txt is no page or picture; use .html or"),
+        (["a", "--metrics=success"], "--metrics=success chooses what a comparison sho"),
+        (["a", "--over=seconds"], "--over=seconds chooses what a comparison shows"),
+        (["a=b", "--output=c.html", "--over=seconds"], "a page has all axes to choose"),
     ],
 )
 def test_a_report_of_nothing_is_refused(arguments, said):

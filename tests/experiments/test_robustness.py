@@ -9,7 +9,7 @@ import pytest
 
 from dppo_jax.errors import SettingsError
 from experiments import evaluate, robustness
-from experiments.robustness import Condition, Scored
+from experiments.conditions import Condition, Scored
 from tests import commands
 from tests.stages import make_config
 

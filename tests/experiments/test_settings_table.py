@@ -96,6 +96,16 @@ def test_changed_settings_are_marked_and_other_algorithms_left_out():
     )
 
 
+def test_a_long_meaning_of_several_settings_is_said_once():
+    long = "coef: of the mean; limit: " + "more about both. " * 5
+    rows = [
+        settings_table.Row(name, 1, 1, meaning, "here:1")
+        for name, meaning in (("a", long), ("b", long), ("c", "short"), ("d", "short"))
+    ]
+    said = [row.meaning for row in settings_table.said_once(rows)]
+    assert said == [long, "see a", "short", "short"]
+
+
 def test_the_program_refuses_a_folder_without_a_run(tmp_path):
     status, said = commands.end("experiments.settings", [str(tmp_path)])
     assert status == 2 and said.count("\n") == 1

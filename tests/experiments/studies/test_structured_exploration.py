@@ -56,6 +56,25 @@ def test_data_that_moved_are_found_by_their_name(world, tmp_path):
         study.find_source("a", run, "nowhere", [])
 
 
+def test_data_sets_of_folders_with_the_same_name_are_apart(still, world, tmp_path):
+    copy, run = tmp_path / "other" / "data", tmp_path / "run"
+    shutil.copytree(world / "data", copy)
+    shutil.copytree(world / "pretrain", run)
+    monkey = study.find_source
+
+    def find(label, path, data, changes):
+        found = monkey(label, str(world / "pretrain"), data, changes)
+        return found._replace(data=str(copy)) if path == str(run) else found
+
+    study.find_source, groups = find, {"a": [str(world / "pretrain"), str(run)]}
+    try:
+        found = study.main(groups, str(tmp_path / "out"))
+    finally:
+        study.find_source = monkey
+    assert {x.data for x in found} == {f"{world.name}/data", "other/data"}
+    assert study._names(["a/b", "/c"]) == {"a/b": "b", "/c": "c"}
+
+
 def test_the_table_has_means_over_runs_and_shares_over_episodes():
     def explored(number, hits):
         routes = Routes(np.array(hits), ["5"] * len(hits), ["1-3-5"] * len(hits))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dppo_jax.errors import SettingsError
+from experiments.conditions import Condition
 from experiments.studies import play_exported, transfer
-from experiments.studies.transfer import Condition
 from tests import commands
 from tests.stages import make_config
 
@@ -55,7 +55,9 @@ def test_every_policy_is_scored_as_trained_and_with_each_change(
     # Of one run the interval, 2.093 standard errors of 20 episodes around the mean.
     assert "| as trained | 100 [100, 100] | 100 [95.81, 104.2] |" in table
     assert "| mass 1.2 | 90 [90, 90] | 90 [85.81, 94.19] |" in table
-    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 7
+    first, *rows = (tmp_path / "scores.csv").read_text().splitlines()
+    assert first.startswith("label,run,checkpoint,setting,value,metric,score")
+    assert len(rows) == 6 and ",2,mass,1.2,episode_return,90," in rows[1]
     # Three policies, two conditions; what the run varied in training is off.
     assert len(processes) == 6
     assert "--config.env.randomization.mass=(1.2,1.2)" in processes[1]
@@ -72,6 +74,22 @@ def test_gymnasium_gets_the_flags_of_the_example(processes, world, tmp_path):
     assert changed[2:] == [*plain[2:], "--mass=1.2"]
     flags = Path(plain[0]).read_text()
     assert "--json" in flags and "--delay" in flags and "--action-noise" in flags
+
+
+def test_settings_of_the_task_may_be_changed(processes, world, tmp_path):
+    scores(tmp_path, world, changes=["env.engine=mujoco", "env.max_steps=5"])
+    for words in processes:
+        given = [x for x in words if x.startswith("--config.")]
+        assert given[:2] == ["--config.env.engine=mujoco", "--config.env.max_steps=5"]
+    wrong = (
+        (["env.history=2"], "", "env.history does not change the task"),
+        (["evaluate.seed=2"], "", "evaluate.seed does not change the task"),
+        (["env.engin=mujoco"], "", "did you mean env.engine"),
+        (["env.engine=mujoco"], "Hopper-v4", "not Hopper-v4; leave out one of them"),
+    )
+    for changes, gymnasium, said in wrong:
+        with pytest.raises(SettingsError, match=said):
+            scores(tmp_path, world, changes=changes, gymnasium=gymnasium)
 
 
 def test_an_exported_policy_of_another_run_is_not_scored(processes, world, tmp_path):
