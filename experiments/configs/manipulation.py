@@ -174,14 +174,15 @@ def _insert(config: ConfigDict) -> None:
     # and learning from them makes the policy worse.
     config.env.max_steps = 200
     config.env.limit_terminates = True
-    config.loop.finetune.num_iterations = num_iterations = 120
+    config.loop.finetune.num_iterations = 160
     ppo = config.algorithm.ppo
     # With 0.99 the hand takes short cuts, on which the nut touches the peg.
     ppo.discount = 0.995
-    # Noise that is needed at first drops one nut of ten in the end.
-    ppo.min_std_end, ppo.min_std_steps = 0.05, 100
+    # Noise that is needed at first drops one nut of ten in the end. If the rate falls
+    # faster, the success stops at 0.85.
+    ppo.min_std_end, ppo.min_std_steps = 0.05, 140
     for settings in (ppo.actor, ppo.critic):
-        settings.cycle_steps = num_iterations
+        settings.cycle_steps = 200
     ppo.actor.min_learning_rate = 2e-5
 
 
