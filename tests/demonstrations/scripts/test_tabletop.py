@@ -18,6 +18,7 @@ from dppo_jax.envs.robots.kinematics import Pose
 from dppo_jax.envs.tasks import lift
 from dppo_jax.errors import SettingsError
 from dppo_jax.types import Env, TimeStep
+from experiments.configs.manipulation import make_config
 
 REACH = reach_of({})
 
@@ -153,9 +154,10 @@ def test_the_way_to_a_goal_is_full_speed_or_all_of_the_way():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_scripts_hardly_ever_fail(name):
+def test_scripts_hardly_ever_fail_within_the_time_limits_of_fast(name):
+    max_steps = make_config(name, "fast").env.max_steps
     played = scripted_episodes(
-        make_task(name, engine="mujoco"), SCRIPTS[name], 64, 3, max_steps=800
+        make_task(name, engine="mujoco"), SCRIPTS[name], 64, 3, max_steps=max_steps
     )
     assert played.num_solved >= 0.95 * played.num_tried
     assert len(np.unique(played.styles)) == SCRIPTS[name].num_styles
