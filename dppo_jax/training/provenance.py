@@ -81,7 +81,8 @@ def _git_revision() -> str | None:
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(package), *words],
+                # Reading must lock no index: a full disk or a signal would leave the lock.
+                ["git", "--no-optional-locks", "-C", str(package), *words],
                 capture_output=True,
                 text=True,
                 timeout=10,
