@@ -81,7 +81,7 @@ def _git_revision() -> str | None:
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                # No lock of the index, which a full disk or a signal would leave behind.
+                # Without a lock of the index, which a full disk would leave behind.
                 ["git", "--no-optional-locks", "-C", str(package), *words],
                 capture_output=True,
                 text=True,
