@@ -81,7 +81,8 @@ def _git_revision() -> str | None:
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(package), *words],
+                # Without a lock of the index, which a full disk would leave behind.
+                ["git", "--no-optional-locks", "-C", str(package), *words],
                 capture_output=True,
                 text=True,
                 timeout=10,

@@ -378,9 +378,8 @@ def test_more_demonstrations_than_there_are_are_refused_before_anything_runs(pro
         found(*words)
     assert not Path("out").exists()
     found(*words, "--config.pretrain.num_episodes=2")
-    Path("out/a/pretrain").mkdir(
-        parents=True
-    )  # Once cloned, the data may have changed.
+    # Once cloned, the data may have changed.
+    Path("out/a/pretrain").mkdir(parents=True)
     found(*words)
 
 

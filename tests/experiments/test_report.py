@@ -10,7 +10,7 @@ from PIL import Image
 from dppo_jax.errors import SettingsError
 from dppo_jax.training.run_lock import locked
 from experiments import curves, plots, report
-from experiments.reports import run_page
+from experiments.reports import html, run_page
 from tests import commands
 from tests.runs_on_paper import ROWS, make_run
 
@@ -85,8 +85,11 @@ def test_on_a_narrow_screen_a_setting_stands_above_its_meaning(tmp_path):
     page = run_page.make(run_dir)
     assert '<table class="stacked">\n<tr><th>setting</th>' in page
     assert '<td data-name="meaning">passes over the data of an iteration</td>' in page
+    # What comes first in a row needs no name.
+    assert 'data-name="setting"' not in page
     # A row without names of columns has none in its cells either.
     assert "<td>directory</td><td>" in page
+    assert "data-name" not in html.table(("a", "b"), [("x", "y")])
 
 
 def test_a_report_says_where_the_time_went(tmp_path):

@@ -1,6 +1,7 @@
 """What a checkpoint says of itself."""
 
 import functools
+import os
 import subprocess
 
 import jax
@@ -133,3 +134,18 @@ def test_a_copy_that_git_does_not_track_has_no_revision(tmp_path, monkeypatch):
     copy.parent.mkdir(parents=True)
     monkeypatch.setattr(module, "__file__", str(copy))
     assert module._git_revision.__wrapped__() is None
+
+
+def test_the_checkout_is_only_read(tmp_path, monkeypatch):
+    """Git would write what it learns of changed times into the index."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    package = tmp_path / "dppo_jax"
+    (package / "training").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a"]):
+        subprocess.run([*git, *words], check=True)
+    os.utime(package / "__init__.py", (0, 0))
+    before = (tmp_path / ".git" / "index").read_bytes()
+    monkeypatch.setattr(module, "__file__", str(package / "training" / "provenance.py"))
+    assert len(module._git_revision.__wrapped__()) == 40
+    assert (tmp_path / ".git" / "index").read_bytes() == before

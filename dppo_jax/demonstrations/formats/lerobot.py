@@ -266,6 +266,8 @@ def _check_expansion(schema: Any, names: Sequence[str], path: Path) -> None:
     size, stored = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     paths = [schema.column(index).path for index in range(len(schema))]
     for group in read_footer(path):
+        if len(group) != len(paths):
+            raise ValueError("its footer is damaged")
         for column_path, column in zip(paths, group):
             # That of a list is followed by the names of its parts.
             for name in names:

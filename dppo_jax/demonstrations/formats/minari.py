@@ -106,7 +106,8 @@ def _check_arrow_files(folder: Path) -> None:
     Their buffers are used as they are, so that wrong positions in them would be read
     from elsewhere in memory.
     """
-    for path in sorted(folder.glob("*/*")):
+    # The package reads folders that are named by the number of an episode.
+    for path in sorted(folder.glob("[0-9]*/*")):
         if path.name == _METADATA or path.name.startswith((".", "_")):
             continue  # The package does not read them as tables.
         if not path.is_file():

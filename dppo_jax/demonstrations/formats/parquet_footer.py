@@ -42,8 +42,7 @@ def read_footer(path: Path) -> list[list[ColumnChunk]]:
     """
     content = _footer(path)
     try:
-        groups = _Compact(content).struct()[_ROW_GROUPS]
-        return [
+        groups = [
             [
                 ColumnChunk(
                     num_values=int(column[_ABOUT][_VALUES]),
@@ -52,10 +51,14 @@ def read_footer(path: Path) -> list[list[ColumnChunk]]:
                 )
                 for column in group[_COLUMNS]
             ]
-            for group in groups
+            for group in _Compact(content).struct()[_ROW_GROUPS]
         ]
     except (KeyError, IndexError, TypeError, RecursionError) as error:
         raise ValueError("its footer is damaged") from error
+    # A negative number would hide in a sum how far other groups expand.
+    if any(number < 0 for group in groups for column in group for number in column):
+        raise ValueError("its footer is damaged")
+    return groups
 
 
 def _footer(path: Path) -> bytes:
@@ -103,7 +106,9 @@ class _Compact:
             kinds = self._byte() if count else 0
             return [self._value(x) for _ in range(count) for x in divmod(kinds, 16)]
         length = self._natural() if kind == _BINARY else _WIDTHS[kind]
-        # Beyond the end there is no next byte, which every structure needs.
+        # Checked here, because a list may state more of these than memory can hold.
+        if length > len(self._content) - self._place:
+            raise IndexError(length)
         self._place += length
         return None
 

@@ -8,6 +8,8 @@ import pytest
 
 from dppo_jax import expansion
 from dppo_jax.demonstrations import load_lerobot
+from dppo_jax.demonstrations.formats import lerobot
+from dppo_jax.errors import SettingsError
 from tests.demonstrations.raw import ACTIONS, RAW, REWARDS, STATE, assert_same
 
 arrow = pytest.importorskip("pyarrow", reason="needs dppo_jax[lerobot]")
@@ -82,6 +84,15 @@ def test_many_small_groups_of_rows_are_no_expansion(tmp_path, monkeypatch):
     table = arrow.table(columns)
     parquet.write_table(table, tmp_path / FIRST, row_group_size=100)
     assert load_lerobot(folder).episode_lengths.tolist() == [rows]
+
+
+def test_a_footer_with_fewer_columns_than_the_schema_is_refused(tmp_path, monkeypatch):
+    """How far the missing ones expand would be unknown."""
+    read = lerobot.read_footer
+    fewer = lambda path: [group[:-1] for group in read(path)]  # noqa: E731
+    monkeypatch.setattr(lerobot, "read_footer", fewer)
+    with pytest.raises(SettingsError, match="its footer is damaged"):
+        load_lerobot(write(tmp_path))
 
 
 def test_the_first_episodes_or_those_of_a_split(tmp_path):

@@ -59,6 +59,8 @@ def test_the_observation_after_the_last_action_is_left_out(tmp_path):
 def test_arrow_files_are_read_and_their_damage_is_named(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     folder = write(tmp_path / "tiny", data_format="arrow")
+    # As programs leave them that download data.
+    (folder / "data" / ".cache" / "downloads").mkdir(parents=True)
     assert_same(load_minari(folder), RAW)
     path, other = sorted(folder.glob("data/*/*.arrow"))
     content = path.read_bytes()

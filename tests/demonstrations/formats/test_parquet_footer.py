@@ -1,5 +1,7 @@
 """The footer of Parquet files, as it is and damaged."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,10 @@ def test_damage_is_refused_or_harmless(path, tmp_path):
     assert refused > 30
 
 
+def write(path, footer):
+    path.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+
+
 @pytest.mark.parametrize(
     "footer",
     [
@@ -70,6 +76,9 @@ def test_damage_is_refused_or_harmless(path, tmp_path):
         b"\x16" + 100 * b"\xff",  # A number of 700 bits.
         b"\x18\xff\xff\xff\xff\x0f",  # A text of four gigabytes.
         b"\x1b\xff\xff\xff\xff\x0f\x88",  # A table of four billion texts.
+        b"\x19\xf1\x80\x89\x7a",  # A list of two million truths.
+        b"\x19\xf7\x80\x89\x7a",  # The same of real numbers.
+        b"\x1b\x80\x89\x7a\x33",  # A table of two million bytes.
         b"\x1e",  # A type that does not exist.
         b"\x00",  # No fields.
         b"",
@@ -77,6 +86,30 @@ def test_damage_is_refused_or_harmless(path, tmp_path):
 )
 def test_a_footer_that_states_too_much_is_refused(footer, tmp_path):
     path = tmp_path / "file.parquet"
-    path.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    write(path, footer)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="its footer is damaged"):
+            read_footer(path)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("number", [5, -5])
+def test_negative_numbers_are_refused(place, number, tmp_path):
+    """A footer with one column of one group, whose numbers are 5 but for one."""
+    numbers = [5, 5, 5]
+    numbers[place] = number
+    values, rows, stored = (bytes([2 * x if x >= 0 else -2 * x - 1]) for x in numbers)
+    # Field 4: a list of one group, with field 1: a list of one column, with field 3.
+    column = b"\x3c" + b"\x56" + values + b"\x26" + stored + b"\x00" + b"\x00"
+    group = b"\x19\x1c" + column + b"\x26" + rows + b"\x00"
+    path = tmp_path / "file.parquet"
+    write(path, b"\x49\x1c" + group + b"\x00")
+    if number > 0:
+        assert read_footer(path) == [[(5, 5, 5)]]
+        return
     with pytest.raises(ValueError, match="its footer is damaged"):
         read_footer(path)

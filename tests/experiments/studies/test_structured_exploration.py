@@ -56,21 +56,21 @@ def test_data_that_moved_are_found_by_their_name(world, tmp_path):
         study.find_source("a", run, "nowhere", [])
 
 
-def test_data_sets_of_folders_with_the_same_name_are_apart(still, world, tmp_path):
+def test_data_sets_of_folders_with_the_same_name_are_apart(
+    still, world, tmp_path, monkeypatch
+):
     copy, run = tmp_path / "other" / "data", tmp_path / "run"
     shutil.copytree(world / "data", copy)
     shutil.copytree(world / "pretrain", run)
-    monkey = study.find_source
+    find_source = study.find_source
 
     def find(label, path, data, changes):
-        found = monkey(label, str(world / "pretrain"), data, changes)
+        found = find_source(label, str(world / "pretrain"), data, changes)
         return found._replace(data=str(copy)) if path == str(run) else found
 
-    study.find_source, groups = find, {"a": [str(world / "pretrain"), str(run)]}
-    try:
-        found = study.main(groups, str(tmp_path / "out"))
-    finally:
-        study.find_source = monkey
+    monkeypatch.setattr(study, "find_source", find)
+    groups = {"a": [str(world / "pretrain"), str(run)]}
+    found = study.main(groups, str(tmp_path / "out"))
     assert {x.data for x in found} == {f"{world.name}/data", "other/data"}
     assert study._names(["a/b", "/c"]) == {"a/b": "b", "/c": "c"}
 
