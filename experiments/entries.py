@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from dppo_jax.algorithms import find_algorithm
 from dppo_jax.demonstrations import load_demonstrations
+from dppo_jax.demonstrations.dataset import Episodes, thin_episodes
 from dppo_jax.demonstrations.formats.dppo_npz import NORMALIZER_FILE
 from dppo_jax.envs import randomize
 from dppo_jax.envs.action_noise import check_noise
@@ -249,23 +250,18 @@ def prepare(
 
 def _check_episodes(entries: Sequence[Entry]) -> None:
     """Refuse to clone from more demonstrations than the data have."""
-    totals: dict[str, int] = {}
+    known: dict[str, Episodes] = {}
     for label, _, config, data, policy in entries:
         num = config.pretrain.num_episodes
-        if (
-            num is None
-            or not policy
-            or Path(policy).exists()
-            or not Path(data).exists()
-        ):
+        needs_none = not policy or Path(policy).exists()
+        if num is None or needs_none or not Path(data).exists():
             continue
-        if data not in totals:
-            totals[data] = len(load_demonstrations(data).episode_lengths)
-        if not 1 <= num <= totals[data]:
-            raise SettingsError(
-                f"{label}: pretrain.num_episodes={num} must lie between 1 and the "
-                f"{totals[data]} episodes in {data}; None takes all."
-            )
+        if data not in known:
+            known[data] = load_demonstrations(data)
+        try:
+            thin_episodes(known[data], num)
+        except SettingsError as error:
+            raise SettingsError(f"{label}, {data}: {error}") from error
 
 
 def about_output(message: Exception | str) -> str:

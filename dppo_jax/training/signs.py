@@ -156,18 +156,16 @@ def _kl_stops_at_once(rows: Rows, settings: Settings) -> str | None:
     )
 
 
-def _far_outside(rows: Rows, settings: Settings) -> str | None:
+def _far_outside(rows: Rows, _: Settings) -> str | None:
     share = _recent(rows, "obs_outside")
     if not share or min(share) <= MOST_OUTSIDE:
         return None
-    shorter = max(settings.get("env.max_steps", 200) // 2, 1)
     return (
         f"{share[-1]:.0%} of the entries of normalised observations lie outside "
         "[-2, 2], where the policy has seen no data. If failures lead there, such as "
         "objects that fall, learning from what follows them can make the policy worse; "
-        f"then end episodes sooner, {settings.flag('env.max_steps', shorter)}, but not "
-        "before the longest demonstration. Else use bounds and data of the same task, "
-        "version and units"
+        "then lower env.max_steps to little more than the longest demonstration. Else "
+        "use bounds and data of the same task, version and units"
     )
 
 

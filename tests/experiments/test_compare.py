@@ -374,7 +374,7 @@ def test_a_comparison_resumes_with_metrics_sent_elsewhere(programs, monkeypatch)
 def test_more_demonstrations_than_there_are_are_refused_before_anything_runs(programs):
     save_dppo_npz("demos", RAW)
     words = ("a=tiny.py", "--config.data=demos", "--config.pretrain.num_episodes=3")
-    with pytest.raises(SettingsError, match="a: .*=3 .* the 2 episodes in demos"):
+    with pytest.raises(SettingsError, match="a, demos: .*=3 .* the 2 episodes"):
         found(*words)
     assert not Path("out").exists()
     found(*words, "--config.pretrain.num_episodes=2")
