@@ -236,6 +236,12 @@ def read_policy(
             f"{run_dir} is not a run directory (no {CONFIG_FILE}); {cure}."
         )
     item, step, about = _load_item(run_dir, "policy", checkpoint)
+    there = set(item.get("normalizer", ()))
+    if "params" not in item or there != set(Normalizer._fields):
+        raise SettingsError(
+            f"checkpoint {step} of {run_dir} is damaged: its policy lacks parameters "
+            "or bounds; remove it to use the checkpoint before it, if there is one."
+        )
     return SavedPolicy(
         params=item["params"],
         normalizer=Normalizer(**item["normalizer"]),

@@ -86,7 +86,7 @@ def open_manager(
             options=ocp.CheckpointManagerOptions(**options),
             item_handlers={name: ocp.StandardCheckpointHandler() for name in items},
         )
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise SettingsError(
             f"a checkpoint in {folder} is damaged; remove it to use the others: {error}"
         ) from error

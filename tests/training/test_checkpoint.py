@@ -250,6 +250,28 @@ def test_a_damaged_policy_is_an_error_that_names_its_checkpoint(tmp_path, damage
         read_policy(tmp_path)
 
 
+def test_metadata_nested_too_deeply_are_named(tmp_path):
+    save(tmp_path, 1)
+    metadata = tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA"
+    metadata.write_text(10_000 * "[")
+    with pytest.raises(SettingsError, match="a checkpoint in .*checkpoints is damaged"):
+        read_policy(tmp_path)
+
+
+def test_a_policy_without_one_of_its_bounds_is_refused(tmp_path):
+    save(tmp_path, 1)
+    path = tmp_path / "checkpoints" / "1" / "policy" / "_METADATA"
+    metadata = json.loads(path.read_text())
+    tree = metadata["tree_metadata"]
+    [bound] = [name for name in tree if "action_min" in name]
+    del tree[bound]
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(
+        SettingsError, match="checkpoint 1 of .* lacks .* bounds; remove"
+    ):
+        read_policy(tmp_path)
+
+
 @pytest.mark.parametrize("damage", [remove_state, remove_metadata, cut_arrays])
 def test_a_damaged_state_is_an_error_that_names_its_checkpoint(tmp_path, damage):
     save(tmp_path, 1)
