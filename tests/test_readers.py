@@ -5,6 +5,7 @@
 
 import collections
 import importlib.util
+import logging
 import os
 import traceback
 import warnings
@@ -22,6 +23,14 @@ INPUTS = int(os.environ.get("INPUTS", "10000"))
 FEW = 30
 # A case may be large itself, and libraries keep caches.
 MOST_MEMORY = 400e6
+
+
+@pytest.fixture(autouse=True)
+def no_logging():
+    """Orbax logs what is in a damaged file, and pytest keeps what is logged."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def check(name: str, folder: Path, case: damage.Folder, outcomes: collections.Counter):
@@ -100,6 +109,8 @@ def test_damaged_files_are_read_or_refused(name, tmp_path):
     assert outcomes["refused"] >= FEW / 10
 
 
+# Where Orbax stops at a damaged file, it leaves coroutines that nothing awaits.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_many_damaged_files_are_read_or_refused(name, tmp_path):

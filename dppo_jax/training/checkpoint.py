@@ -357,7 +357,8 @@ def _load_item(
         if name != "state":
             return restore_plain(manager, step, name), step, about
         with naming(manager, step):
-            # Any number of devices may have saved it.
+            # Any number of devices may have saved it. A replay buffer that is still
+            # empty takes far less in the file, so no expansion is too large here.
             like = _on_one_device(manager.item_metadata(step)[name])
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             return manager.restore(step, args=args)[name], step, about
