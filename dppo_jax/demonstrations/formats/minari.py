@@ -225,18 +225,30 @@ def _read(
     _check_range(actions, space, source)
     parts = _chosen(_entries(episode.observations), obs_keys, source)
     for name, part in parts.items():
+        _check_numbers(part, name, source)
         if len(part) != len(actions) + 1:
             raise SettingsError(
                 f"{source}: {name} has {len(part)} rows; {len(actions)} actions need "
                 f"{len(actions) + 1}; write the data set again."
             )
+    rewards, ends = np.asarray(episode.rewards), np.asarray(episode.terminations)
+    _check_numbers(rewards, "rewards", source)
+    _check_numbers(ends, "terminations", source)
     return one_episode(
         {name: part[:-1] for name, part in parts.items()},
         actions,
         source,
-        rewards=np.asarray(episode.rewards) if rewarded else None,
-        ended=bool(np.asarray(episode.terminations)[-1:].any()),
+        rewards=rewards if rewarded else None,
+        ended=bool(ends[-1:].any()),
     )
+
+
+def _check_numbers(values: np.ndarray, name: str, source: str) -> None:
+    if values.dtype.kind not in "fiub" or values.ndim == 0:
+        raise SettingsError(
+            f"{source}: {name} {values.dtype} {values.shape} must be numbers with a "
+            "row for each step; download the data set again."
+        )
 
 
 def _entries(observations: Any, prefix: str = "") -> dict[str, np.ndarray]:

@@ -166,6 +166,25 @@ def test_damage_is_named_in_one_line_with_the_folder(tmp_path):
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("rewards", np.array([b"a"] * 3)),
+        ("terminations", np.zeros(3, [("a", np.float32)])),
+        ("observations", np.float32(1)),
+    ],
+)
+def test_entries_that_are_no_numbers_are_named(tmp_path, name, values):
+    folder = write(tmp_path / "tiny")
+    with h5py.File(folder / "data" / "main_data.hdf5", "r+") as file:
+        del file["episode_0"][name]
+        file["episode_0"][name] = values
+    with pytest.raises(
+        SettingsError, match="tiny.*: episode 0: .* must be numbers with"
+    ):
+        load_minari(folder)
+
+
 def test_the_environment_that_a_file_names_is_not_built(tmp_path):
     """Without spaces in a file the package would build the environment it names."""
     folder = write(tmp_path / "tiny")
