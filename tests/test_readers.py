@@ -23,8 +23,8 @@ INPUTS = int(os.environ.get("INPUTS", "10000"))
 FEW = 30
 # A case may be large itself, and libraries keep caches.
 MOST_MEMORY = 400e6
-# Bytes for each input: Orbax keeps 0.17 MB of every checkpoint that it has read, and two
-# items are read.
+# Bytes for each input: Orbax keeps 0.17 MB of every checkpoint that it has read, and
+# two items are read.
 KEPT = {"checkpoint": 0.4e6}
 
 
